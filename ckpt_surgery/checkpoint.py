@@ -1,0 +1,191 @@
+"""What a checkpoint holds, described without holding it: names, shapes, types, places of bytes.
+
+Nothing here reads a tensor. A reader makes a `Checkpoint`, a plan makes another from it, a writer
+writes one; none of them knows the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+from ckpt_surgery.dtypes import DType
+from ckpt_surgery.fileio import ByteSource, SourceFile
+
+Role = Literal["parameter", "buffer", "unknown"]
+StateDictKind = Literal["model", "ema"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Storage:
+    """A run of bytes that tensors view; two storages are equal if they are one object.
+
+    `dtype` is the type that the file stores them as (``uint8`` for an untyped one), `device` where
+    they lay when they were saved, `key` their name in the file they come from.
+    """
+
+    key: str
+    dtype: DType
+    device: str
+    data: ByteSource
+    untyped: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def numel(self) -> int:
+        """What a persistent id counts: elements, or bytes if untyped."""
+        return self.nbytes if self.untyped else self.nbytes // self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """How a tensor's elements lie in its storage.
+
+    `stride` and `offset` count elements of `dtype`. A tensor whose elements are not one strided
+    view (sparse, nested, a wrapper subclass, meta) has no `storage`; `parts` are then the tensors
+    that it is made of. `node` is the graph node that rebuilds exactly this tensor.
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType
+    stride: tuple[int, ...]
+    offset: int = 0
+    storage: Storage | None = None
+    layout: str = "strided"
+    device: str = "cpu"
+    requires_grad: bool = False
+    is_parameter: bool = False
+    parts: tuple[Tensor, ...] = ()
+    node: object = field(default=None, compare=False, repr=False)
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements: a strided tensor's own, otherwise those of its parts."""
+        if self.storage is not None:
+            return self.dtype.nbytes(self.numel)
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def extent(self) -> int:
+        """Elements from the first to the last that it touches, both counted."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
+
+    @property
+    def is_contiguous(self) -> bool:
+        expected = 1
+        for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if n != 1 and step != expected:
+                return False
+            expected *= max(n, 1)
+        return True
+
+    def strided_parts(self) -> Iterator[Tensor]:
+        """The strided tensors that this one is made of, itself if it is one."""
+        if self.storage is not None:
+            yield self
+        for part in self.parts:
+            yield from part.strided_parts()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in a state dict. `tensor` is None for a value that is no tensor (an extra state)."""
+
+    name: str
+    tensor: Tensor | None
+    role: Role = "unknown"
+    node: object = field(default=None, compare=False, repr=False)
+    key_node: object = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StateDict:
+    """A mapping of names to tensors. `path` joins nested keys with ``/``; the top level is ``""``.
+
+    `metadata` is ``_metadata``: module path to the node of what is stored for it (None: the
+    mapping has none). `node` is the graph node it was read from, and that writing it replaces.
+    """
+
+    path: str
+    kind: StateDictKind
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, object] | None = None
+    node: object = field(default=None, compare=False, repr=False)
+
+    @property
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((e.name, e.tensor) for e in self.entries if e.tensor is not None)
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.entries]
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Anything in the file beside its state dicts: an epoch, an optimizer, the arguments.
+
+    `type` is the qualified name of its class, `value` its value if that is a plain scalar or a
+    short text. `tensors` are those below it.
+    """
+
+    path: str
+    type: str
+    value: Any = None
+    tensors: tuple[Tensor, ...] = ()
+    node: object = field(default=None, compare=False, repr=False)
+    parent: object = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole file, described: its state dicts, what lies beside them, and the graph of both.
+
+    The graph (`root`) is what the reader found and is never changed. What differs from it is said
+    here, and carried out by the writer: state dicts whose entries differ from their node's items,
+    `dropped` paths of other entries, and `moved` tensors, by the identity of their node.
+    """
+
+    format: str
+    file: SourceFile
+    root: object
+    state_dicts: tuple[StateDict, ...]
+    others: tuple[Other, ...] = ()
+    globals: tuple[str, ...] = ()
+    container: object = None
+    notes: tuple[str, ...] = ()
+    dropped: frozenset[str] = frozenset()
+    moved: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file that tensor bytes would come from; the description stays usable."""
+        self.file.close()
+
+    @property
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor of every state dict, as ``path/name`` (``name`` at the top level)."""
+        for state_dict in self.state_dicts:
+            for name, tensor in state_dict.tensors:
+                yield join_path(state_dict.path, name), tensor
+
+
+def join_path(path: str, key: str) -> str:
+    """`key` below `path`; the top level is the empty path."""
+    return f"{path}/{key}" if path else key

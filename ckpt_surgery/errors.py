@@ -1,0 +1,96 @@
+"""Every way `ckpt` can refuse or fail.
+
+CkptError
+├── UsageError              options contradict each other; a rule matches nothing
+├── ReadError
+│   ├── UnknownFormatError      nobody recognises the file
+│   ├── DamagedFileError        recognised, but breaks its format's rules
+│   └── LimitExceededError      larger or deeper than `Limits` allow
+├── PlanError
+│   ├── NameCollisionError      two entries would get one name
+│   └── LossyEditError          the target cannot hold something
+├── WriteError              output exists, is the input, no space, not permitted
+└── MissingDependencyError  this command needs torch or torchvision
+
+The library raises these; only the command line turns them into messages and exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PathLike = str | os.PathLike[str]
+
+
+class CkptError(Exception):
+    """What went wrong, where, and what to do about it.
+
+    `path` is the file and `entry` the record, key or byte position inside it; `hint` is one
+    sentence of advice. The message is lower case, without a full stop, with names in quotes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: PathLike | None = None,
+        entry: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = None if path is None else Path(path)
+        self.entry = entry
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = " ".join(
+            part
+            for part in (
+                f"'{self.path}'" if self.path is not None else "",
+                f"({self.entry})" if self.entry is not None else "",
+            )
+            if part
+        )
+        return f"{where}: {self.message}" if where else self.message
+
+
+class UsageError(CkptError):
+    """The request makes no sense: options contradict each other, or a rule matches nothing."""
+
+
+class ReadError(CkptError):
+    """The input cannot be read."""
+
+
+class UnknownFormatError(ReadError):
+    """The content is of no known checkpoint format."""
+
+
+class DamagedFileError(ReadError):
+    """The format is recognised, but the file breaks its rules: truncated, corrupt or hostile."""
+
+
+class LimitExceededError(ReadError):
+    """The file is larger or deeper than `Limits` allow."""
+
+
+class PlanError(CkptError):
+    """The edits cannot be carried out on this checkpoint."""
+
+
+class NameCollisionError(PlanError):
+    """Two entries would get the same name."""
+
+
+class LossyEditError(PlanError):
+    """The target cannot hold something that the source has."""
+
+
+class WriteError(CkptError):
+    """The output cannot be written: it exists, it is the input, no space, not permitted."""
+
+
+class MissingDependencyError(CkptError):
+    """A package that the command needs is not installed."""

@@ -1,0 +1,148 @@
+"""A pickle as an inert graph.
+
+Nothing here can run code: a class or function is only its name, a call is only a record of what
+would be called. A node is one of
+
+========================  ===========================================================
+``None``, ``bool``,       themselves (a pickle's integers of every width are ``int``)
+``int``, ``float``
+``str``, ``bytes``        text, and the byte strings of protocols 3 and later
+`ByteString`              a Python-2 ``str``: bytes that may or may not be text
+``tuple``, ``list``       themselves, holding nodes; identity is kept, cycles are allowed
+`Dict`                    a dictionary as its items in order; keys are never hashed
+`Global`                  the name of a class or function
+`Object`                  a call that would make an object, and what would be done to it
+`PersistentId`            a reference to something outside the pickle (a storage)
+`Extension`               an ``EXT`` opcode's registry code
+========================  ===========================================================
+
+Two references to one object of the pickle are two references to one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Literal, TypeAlias
+
+# A union of everything above would be recursive and would have to be narrowed at each use; the
+# `isinstance` checks that readers need anyway narrow `object` just as well.
+Node: TypeAlias = object
+
+ObjectOp: TypeAlias = Literal["REDUCE", "NEWOBJ", "OBJ"]
+
+
+class _NoState:
+    """The type of `NO_STATE`; a pickled state may be None, so None cannot say "none"."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NO_STATE"
+
+
+NO_STATE: Final = _NoState()
+
+
+class Global:
+    """The name of a class or function: ``module`` and (dotted) ``name`` as the file spells them."""
+
+    __slots__ = ("module", "name")
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    def __repr__(self) -> str:
+        return f"Global({self.qualified!r})"
+
+
+class ByteString:
+    """A byte string written by Python 2 (``STRING``, ``BINSTRING``, ``SHORT_BINSTRING``)."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"ByteString({self.data[:40]!r})"
+
+
+class Dict:
+    """A dictionary: `items` is flat, key, value, key, value, …, in the order of the file."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: list[Node] | None = None) -> None:
+        self.items: list[Node] = [] if items is None else items
+
+    def pairs(self) -> Iterator[tuple[Node, Node]]:
+        return zip(self.items[::2], self.items[1::2], strict=True)
+
+
+class Object:
+    """A call recorded, never made.
+
+    `op` says how: ``REDUCE`` calls `callee` with `args`, ``NEWOBJ`` is ``callee.__new__(callee,
+    *args)``, ``OBJ`` an instance of Python 2. `elements` were appended to the result, `items`
+    (flat, as in `Dict`) set on it, `state` given to its ``__setstate__`` or ``__dict__``, always
+    in this order.
+    """
+
+    __slots__ = ("args", "callee", "elements", "items", "op", "state")
+
+    def __init__(
+        self,
+        op: ObjectOp,
+        callee: Node,
+        args: Node,
+        *,
+        elements: list[Node] | None = None,
+        items: list[Node] | None = None,
+        state: Node = NO_STATE,
+    ) -> None:
+        self.op: ObjectOp = op
+        self.callee = callee
+        self.args = args
+        self.elements = elements
+        self.items = items
+        self.state = state
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the callee, empty if that is not a `Global`."""
+        return self.callee.qualified if isinstance(self.callee, Global) else ""
+
+    def pairs(self) -> Iterator[tuple[Node, Node]]:
+        items = self.items or []
+        return zip(items[::2], items[1::2], strict=True)
+
+    def __repr__(self) -> str:
+        return f"Object({self.op}, {self.name or '?'})"
+
+
+class PersistentId:
+    """A reference to something that the pickle does not hold.
+
+    `pid` is what the pickle says, usually a tuple; `target` is what the reader of the container
+    resolved it to (a `Storage`), None until then.
+    """
+
+    __slots__ = ("pid", "target")
+
+    def __init__(self, pid: Node, target: object = None) -> None:
+        self.pid = pid
+        self.target = target
+
+
+class Extension:
+    """An object named by a code of the `copyreg` extension registry."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        self.code = code
