@@ -1,0 +1,30 @@
+"""What every command is made of: a command that remembers the order of its options."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import click
+
+_ORDER = "ckpt_surgery.cli.order"
+
+
+class Command(click.Command):
+    """A command with ``-h``, whose options can be asked for in the order they were given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+        kwargs["context_settings"] = settings | kwargs.get("context_settings", {})
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[_ORDER] = [parameter.name for parameter in order]
+        return super().parse_args(ctx, args)
+
+
+def in_order(ctx: click.Context, names: Collection[str]) -> list[tuple[str, Any]]:
+    """(name, value) of every use of the repeatable options `names`, in the order of the line."""
+    values = {name: iter(ctx.params.get(name) or ()) for name in names}
+    return [(name, next(values[name])) for name in ctx.meta[_ORDER] if name in values]
