@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Final, Literal
 
 from ckpt_surgery.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_surgery.fileio import CHUNK, ByteRange
+
+
+_WORDS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+"""Formats of a memory view whose elements have so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,8 @@ class Gathered:
         if step == 1:
             return data
         width, stride = self.itemsize, step * self.itemsize
-        formats = {1: "B", 2: "H", 4: "I", 8: "Q"}
-        if width in formats:
-            return memoryview(data).cast(formats[width])[::step].tobytes()
+        if width in _WORDS:
+            return memoryview(data).cast(_WORDS[width])[::step].tobytes()
         return b"".join(data[at : at + width] for at in range(0, len(data), stride))
 
 

@@ -49,7 +49,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class TensorStats:
-    """Statistics over the elements of a tensor; NaN and infinite ones are left out of the first four.
+    """Statistics over the elements of a tensor; the first four are of the finite ones.
 
     None where there is no finite element. `histogram` counts the finite elements in bins of equal
     width from `min` to `max`.

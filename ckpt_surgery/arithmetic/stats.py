@@ -58,7 +58,8 @@ def tensor_stats(tensor: Tensor) -> TensorStats | None:
 
 
 def _pieces(elements: torch.Tensor) -> Iterator[torch.Tensor]:
-    for piece in elements.split(_PIECE):
+    for start in range(0, elements.numel(), _PIECE):
+        piece = elements[start : start + _PIECE]
         yield (piece.abs() if piece.is_complex() else piece).double()
 
 

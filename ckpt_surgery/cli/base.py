@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 import click
 
-_ORDER = "ckpt_surgery.cli.order"
+HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_ORDER: Final = "ckpt_surgery.cli.order"
+
+traceback_option = click.option(
+    "--traceback",
+    is_flag=True,
+    expose_value=False,
+    help="Show where in ckpt an error arose.",
+)
 
 
 class Command(click.Command):
     """A command with ``-h``, whose options can be asked for in the order they were given."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-        kwargs["context_settings"] = settings | kwargs.get("context_settings", {})
+        kwargs["context_settings"] = HELP_SETTINGS | kwargs.get("context_settings", {})
+        # raw docstrings, since examples hold backslashes; Click marks paragraphs with a backspace
+        kwargs["help"] = (kwargs.get("help") or "").replace("\\b\n", "\b\n")
         super().__init__(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -13,10 +13,9 @@ from click.shell_completion import CompletionItem
 
 from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
+from ckpt_surgery.cli.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.rules import near
-
-_COMPLETE: Final = "_CKPT_COMPLETE"
 
 # Name: module, object in it, and its one line of help, which shows without importing it.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -31,10 +30,14 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 class LazyGroup(click.Group):
     """The commands of `COMMANDS`, each imported when it is looked up."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's signature
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - Click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
         module, name, _ = COMMANDS[cmd_name]
@@ -86,9 +89,9 @@ class LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from importlib.metadata import version
+        from ckpt_surgery import __version__
 
-        click.echo(f"ckpt {version('ckpt-surgery')}")
+        click.echo(f"ckpt {__version__}")
         ctx.exit()
 
 
@@ -122,8 +125,6 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> NoReturn:
     """The entry point: completion for a shell that asks for it, otherwise the command line."""
-    if _COMPLETE in os.environ:
-        from ckpt_surgery.cli.completion import answer_shell
-
-        sys.exit(answer_shell(cli, os.environ[_COMPLETE]))
+    if VARIABLE in os.environ:
+        sys.exit(answer_shell(cli, os.environ[VARIABLE]))
     cli.main()

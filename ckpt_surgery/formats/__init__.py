@@ -7,7 +7,7 @@ from typing import Final
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import CkptError, PathLike, UnknownFormatError
 from ckpt_surgery.fileio import SourceFile, looks_like_zip, read_zip
-from ckpt_surgery.formats.assemble import entry_counts, is_training_state
+from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
 from ckpt_surgery.formats.legacy import looks_like_legacy, read_legacy
 from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
 from ckpt_surgery.formats.tar import looks_like_tar, read_tar
@@ -79,4 +79,4 @@ def _unknown(file: SourceFile) -> UnknownFormatError:
     return UnknownFormatError("not a checkpoint of any known format")
 
 
-__all__ = ["entry_counts", "is_training_state", "lay_out_torch_zip", "read"]
+__all__ = ["entry_counts", "holds_optimizer", "is_training_state", "lay_out_torch_zip", "read"]

@@ -61,8 +61,15 @@ def is_training_state(path: str, node: Node) -> bool:
     return bool(_TRAINING_STATE.search(path.rpartition("/")[2].lower()))
 
 
+def holds_optimizer(node: Node) -> bool:
+    """Whether `node` is an optimizer's state dict, or a list of them as Lightning keeps it."""
+    if isinstance(node, list):
+        return any("groups" in entry_counts(child) for child in node)
+    return "groups" in entry_counts(node)
+
+
 def entry_counts(node: Node) -> dict[str, int]:
-    """What there is to count in an entry: an optimizer's groups and states, a container's length."""
+    """What can be counted in an entry: an optimizer's groups and states, a container's length."""
     named = {text(key): value for key, value in mapping_pairs(node) or ()}
     groups, states = named.get("param_groups"), mapping_pairs(named.get("state"))
     if isinstance(groups, list) and states is not None:

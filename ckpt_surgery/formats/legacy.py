@@ -17,7 +17,16 @@ from ckpt_surgery.fileio import ByteRange, SourceFile
 from ckpt_surgery.formats.assemble import assemble
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.formats.storages import StorageId, parse_storage_id, text
-from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node, Object, PersistentId, parse, walk
+from ckpt_surgery.pickles import (
+    DEFAULT_LIMITS,
+    Limits,
+    Node,
+    Object,
+    Parsed,
+    PersistentId,
+    parse,
+    walk,
+)
 
 MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION: Final = 1001
@@ -66,14 +75,35 @@ def read_legacy(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
             raise DamagedFileError(f"the {what} is not {expected}")
     sequence.pickle()  # the writer's system: torch ignores it, tensor bytes are little-endian
     references = _References()
-    root = sequence.pickle(references.load, restart=references.clear).root
+    parsed = sequence.pickle(references.load, restart=references.clear)
     keys = _storage_keys(sequence)
     references.resolve(_find_storages(sequence, keys, references.ids))
-    references.shift_views(root, limits)
-    notes: tuple[str, ...] = ()
+    references.shift_views(parsed.root, limits)
+    return assemble(
+        parsed.root,
+        file=file,
+        format="torch-legacy",
+        notes=_notes(sequence),
+        unwritable=_not_described(sequence, parsed),
+        names=sequence.globals,
+        limits=limits,
+    )
+
+
+def _notes(sequence: PickleSequence) -> tuple[str, ...]:
+    if not sequence.remaining:
+        return ()
+    return (f"{sequence.remaining} bytes follow the last storage and are not read",)
+
+
+def _not_described(sequence: PickleSequence, parsed: Parsed) -> str:
+    """What the file has beside its object and storages, so that writing it would lose it."""
+    beside = len(sequence.globals) - len(parsed.globals)
+    if beside:  # the system and the keys are numbers and text: nothing to call or import
+        return "a pickle beside its object's names classes or functions"
     if sequence.remaining:
-        notes = (f"{sequence.remaining} bytes follow the last storage and are not read",)
-    return assemble(root, file=file, format="torch-legacy", notes=notes, limits=limits)
+        return f"{sequence.remaining} bytes follow its last storage"
+    return sequence.not_in_graphs()
 
 
 def _storage_keys(sequence: PickleSequence) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint import Entry, Role, StateDict, StateDictKind, Tensor, join_path
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.pickles import Global, Limits, Node, Object
+from ckpt_surgery.pickles import Global, Limits, Node, Object, PersistentId
 
 Describe = Callable[[Node], Tensor | None]
 """The tensor that a node rebuilds, None if it rebuilds none."""
@@ -48,6 +48,7 @@ class ModuleTree:
     entries: dict[str, Entry] = field(default_factory=dict)
     metadata: dict[str, Node] = field(default_factory=dict)
     _spent: int = 0
+    _used: set[int] = field(default_factory=set)  # nodes that an entry was made from
 
     def walk(
         self, root: Object, enter: Callable[[Object, str], Iterable[tuple[str, Object]]]
@@ -79,9 +80,11 @@ class ModuleTree:
         self.spend(len(name) + _ENTRY_COST, name)
         tensor = self.describe(value)
         if tensor is not None and isinstance(tensor.node, Object):
-            value = _detached(tensor.node)
+            detached = _detached(tensor.node)
             # What Python code hung on a plain tensor does not survive `detach`.
-            parts = tensor.parts if value is tensor.node else ()
+            parts = tensor.parts if detached is tensor.node else ()
+            value = _copied(detached) if id(tensor.node) in self._used else detached
+            self._used.add(id(tensor.node))
             tensor = replace(
                 tensor, node=value, parts=parts, requires_grad=False, is_parameter=False
             )
@@ -103,7 +106,8 @@ class ModuleTree:
         return StateDict(self.path, kind, tuple(self.entries.values()), self.metadata, node)
 
     def _entry(self, name: str) -> str | None:
-        return join_path(self.path, name[:SHOWN_NAME].removesuffix(".")) or None
+        shown = name[:SHOWN_NAME].removesuffix(".")
+        return (join_path(self.path, shown) if shown else self.path) or None
 
 
 def _detached(node: Object) -> Object:
@@ -128,3 +132,23 @@ def _detached(node: Object) -> Object:
     return Object(
         node.op, node.callee, args, elements=node.elements, items=node.items, state=node.state
     )
+
+
+def _copied(node: Object) -> Object:
+    """`node` again: ``detach`` makes a tensor of its own of each use of a tied parameter.
+
+    The copy shares the storage, and no object that pickle would refer back to.
+    """
+    if node.name not in _STRIDED or not isinstance(node.args, tuple):
+        return node
+    return Object(node.op, node.callee, tuple(_copied_argument(arg) for arg in node.args))
+
+
+def _copied_argument(node: Node) -> Node:
+    if isinstance(node, PersistentId):
+        return PersistentId(_copied_argument(node.pid), node.target)
+    if isinstance(node, tuple):
+        return (*node,)
+    if isinstance(node, Object):  # the hooks, an empty `OrderedDict`
+        return Object(node.op, node.callee, node.args)
+    return node

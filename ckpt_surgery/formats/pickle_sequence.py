@@ -8,7 +8,16 @@ from typing import Final
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, SourceFile
-from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, TruncatedPickleError, parse
+from ckpt_surgery.pickles import (
+    Global,
+    Limits,
+    Node,
+    Object,
+    Parsed,
+    PersistentId,
+    TruncatedPickleError,
+    parse,
+)
 
 _FIRST_WINDOW: Final = 1 << 20
 _GROWTH: Final = 4
@@ -32,6 +41,10 @@ class PickleSequence:
         self._data = b""
         self._base = 0
         self.position = 0
+        # Names of classes and functions in all pickles read so far.
+        self.globals: list[Global] = []
+        # Calls that those pickles make and whose results they throw away.
+        self.lost: list[Object] = []
 
     @property
     def file(self) -> SourceFile:
@@ -78,7 +91,15 @@ class PickleSequence:
                 raise
             else:
                 self.position = self._base + parsed.end
+                self.globals += parsed.globals
+                self.lost += parsed.lost
                 return parsed
+
+    def not_in_graphs(self) -> str:
+        """What of the pickles is not in the graphs made of them; empty if nothing."""
+        if not self.lost:
+            return ""
+        return f"a pickle calls '{self.lost[0].name}' and throws the result away"
 
     def unpack(self, layout: str) -> tuple[int, ...]:
         """Integers in the layout of a `struct` format. Raises `DamagedFileError` if truncated."""

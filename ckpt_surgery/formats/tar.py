@@ -55,10 +55,12 @@ def read_tar(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
         members[name] = data
     for name in sorted(_MEMBERS - members.keys()):
         raise DamagedFileError("the member is missing", entry=name)
-    storages = _Storages(PickleSequence(members["storages"], limits, window=_SMALL_WINDOW))
-    tensors = _read_tensors(
-        PickleSequence(members["tensors"], limits, window=_SMALL_WINDOW), storages
-    )
+    heads = [
+        PickleSequence(members[name], limits, window=_SMALL_WINDOW)
+        for name in ("storages", "tensors")
+    ]
+    storages = _Storages(heads[0])
+    tensors = _read_tensors(heads[1], storages)
 
     def persistent_load(pid: Node) -> Node:
         if isinstance(pid, tuple) and len(pid) == 3:
@@ -70,8 +72,24 @@ def read_tar(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
             return storages.reference(key)
         raise DamagedFileError("a persistent id names no tensor and no storage", entry="pickle")
 
-    root = PickleSequence(members["pickle"], limits).pickle(persistent_load).root
-    return assemble(root, file=file, format="torch-tar", limits=limits)
+    body = PickleSequence(members["pickle"], limits)
+    parsed = body.pickle(persistent_load)
+    sequences = (*heads, body)
+    return assemble(
+        parsed.root,
+        file=file,
+        format="torch-tar",
+        unwritable=next(filter(None, map(_not_described, sequences)), ""),
+        names=[name for sequence in sequences for name in sequence.globals],
+        limits=limits,
+    )
+
+
+def _not_described(sequence: PickleSequence) -> str:
+    """What a member has beside what was read of it, so that writing the rest would lose it."""
+    if sequence.remaining:
+        return f"{sequence.remaining} bytes of a member have no meaning"
+    return sequence.not_in_graphs()
 
 
 def _members(file: SourceFile) -> Iterator[tuple[str, ByteRange]]:

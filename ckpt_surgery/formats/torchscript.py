@@ -31,6 +31,7 @@ MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
 
 _DATA: Final = "data.pkl"
 _CONSTANTS: Final = "constants.pkl"
+_BYTE_ORDER: Final = "byteorder"
 _MAX_CODE: Final = 1 << 26  # bytes of all source files that are read
 _BUILT_IN: Final = "__torch__.torch.classes."  # declared in C++, not in the archive
 
@@ -102,11 +103,12 @@ def _parse(archive: ZipArchive, name: str, limits: Limits) -> Node:
 def _with_storages_of(archive: ZipArchive, name: str) -> ZipArchive:
     """The archive as if the storages of the pickle `name` were the only ones."""
     folder = f"{name.removesuffix('.pkl')}/"
-    records = (
+    records = [
         replace(record, name=f"data/{record.name.removeprefix(folder)}")
         for record in archive.records
         if record.name.startswith(folder)
-    )
+    ]
+    records += [record for record in archive.records if record.name == _BYTE_ORDER]
     return ZipArchive(archive.file, archive.root, tuple(records))
 
 

@@ -190,13 +190,15 @@ class _Writer:
         """Begin to write `call`, which stands for `made`."""
         if call is not made:
             self.kept.append(call)
-        opcode = _CALL[call.op]
+        opcode, batches = _CALL[call.op], _NO_BATCHES
+        if call.elements or call.items or call.state is not NO_STATE:
+            batches = _object_batches(call)
         parts: tuple[Node, ...] = (call.callee, call.args)
         if call.op == "OBJ":
             self.out += b"("
             args = self.replaced.get(id(call.args), call.args)
             parts = (call.callee, *args) if isinstance(args, tuple) else parts
-        return _Level(iter(parts), opcode, made, opcode + b"0", _object_batches(call))
+        return _Level(iter(parts), opcode, made, opcode + b"0", batches)
 
     def _open_container(self, node: Node, opcode: bytes, batches: Iterator[_Batch]) -> _Level:
         self.out += opcode

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles.limits import Limits
 from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Global, Node, Object, children
+
+_MAX_DOTS: Final = 100  # each is a call in protocol 2, so that there must not be a million
 
 
 class TruncatedPickleError(DamagedFileError):
@@ -85,7 +88,7 @@ class Machine:
     def name(self, module: str, name: str) -> Global:
         """A new `Global`. Raises `DamagedFileError` if no GLOBAL opcode could spell it."""
         for part in (module, name):
-            if "\n" in part or not _is_encodable(part):
+            if "\n" in part or part.count(".") > _MAX_DOTS or not _is_encodable(part):
                 raise DamagedFileError(f"no class or function can be named {part[:80]!a}")
         made = Global(module, name)
         self.globals.append(made)

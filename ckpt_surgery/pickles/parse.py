@@ -231,8 +231,8 @@ def _run(machine: Machine) -> Node:
                 (index,) = _UINT32(data, pos + 1)
                 pos += 5
             elif op == 0x71:  # BINPUT
-                index = data[pos + 1]
                 pos += 2
+                index = data[pos - 1]
             else:
                 continue
             if index >= memo_limit:
@@ -252,10 +252,11 @@ def _run(machine: Machine) -> Node:
 def _explain(machine: Machine, error: Exception, at: int, pos: int) -> CkptError:
     """What it means that the opcode at `at` failed with `error` when `pos` was reached."""
     data, entry = machine.data, f"byte {at}"
-    if at >= len(data) or (pos >= len(data) and data[at] != _STOP):
+    no_more = isinstance(error, StructError) or pos >= len(data)
+    if at >= len(data) or (no_more and data[at] != _STOP):
         return TruncatedPickleError("the pickle is truncated", entry=entry)
     if isinstance(error, IndexError):
         return DamagedFileError("an opcode takes more than there is on the stack", entry=entry)
     if isinstance(error, KeyError):
         return DamagedFileError(f"memo entry {error} was never written", entry=entry)
-    return DamagedFileError(f"an opcode cannot be read: {error}", entry=entry)
+    return DamagedFileError(f"an opcode cannot be read: {str(error)[:200]}", entry=entry)

@@ -137,7 +137,7 @@ def _size(machine: Machine) -> int:
 
 def _float(machine: Machine) -> None:
     line = machine.line()
-    if b"_" in line:  # `float` takes what pickle does not
+    if b"_" in line or len(line) > machine.limits.digits:  # `float` takes what pickle does not
         raise DamagedFileError(f"a number is {line[:20]!r}")
     machine.stack.append(float(line))
 
@@ -261,8 +261,7 @@ def _extension(code_bytes: int) -> Opcode:
 
 
 def _persid(machine: Machine) -> None:
-    pid = decode_text(machine.line().decode("ascii").encode())
-    machine.stack.append(machine.persistent_load(pid))
+    machine.stack.append(machine.persistent_load(machine.line().decode("ascii")))
 
 
 def _inst(machine: Machine) -> None:

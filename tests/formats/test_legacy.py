@@ -2,91 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import random
-import struct
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch_oracle import assert_same_tensor, assert_same_tensors, bits, materialise, storage_bytes
+from legacy_files import (
+    FLOATS,
+    MAGIC,
+    THROWN_AWAY,
+    Raw,
+    Reference,
+    dumps,
+    plain,
+    reference,
+    tensor,
+    view_file,
+    write,
+)
+from torch_oracle import assert_same_tensors, storage_bytes
 
 from ckpt_surgery.checkpoint import Checkpoint, Storage
-from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.errors import CkptError, DamagedFileError
+from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats.legacy import looks_like_legacy, read_legacy
-from ckpt_surgery.formats.pickle_sequence import PickleSequence
-from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, PersistentId, walk
-
-MAGIC = 0x1950A86A20F9469CFC6C
-
-
-class Reference:
-    """Pickled as a persistent id."""
-
-    def __init__(self, *pid: Any) -> None:
-        self.pid = pid
-
-
-class Call:
-    """Pickled as a call."""
-
-    def __init__(self, function: Any, *args: Any) -> None:
-        self.function = function
-        self.args = args
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.args
-
-
-class LegacyPickler(pickle.Pickler):
-    def persistent_id(self, obj: Any) -> Any:
-        return obj.pid if isinstance(obj, Reference) else None
-
-
-def dumps(value: Any, protocol: int = 2) -> bytes:
-    buffer = io.BytesIO()
-    LegacyPickler(buffer, protocol).dump(value)
-    return buffer.getvalue()
-
-
-def reference(
-    key: str = "7", numel: Any = 4, *, view: Any = None, kind: Any = torch.FloatStorage
-) -> Reference:
-    return Reference("storage", kind, key, "cpu", numel, view)
-
-
-def tensor(storage: Reference, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Call:
-    hooks: OrderedDict[str, Any] = OrderedDict()
-    args = (storage, offset, size, stride, False, hooks)
-    return Call(torch._utils._rebuild_tensor_v2, *args)
-
-
-def legacy(
-    root: Any, keys: Any, *storages: tuple[int, bytes], magic: Any = MAGIC, version: Any = 1001
-) -> bytes:
-    """A legacy file, each storage given as its element count and its bytes."""
-    heads = [dumps(part) for part in (magic, version, {"little_endian": True}, root, keys)]
-    return b"".join(heads) + b"".join(struct.pack("<q", n) + data for n, data in storages)
-
-
-FLOATS = struct.pack("<4f", 1, 2, 3, 4)
-
-
-def plain(**changes: Any) -> bytes:
-    """A correct file of one tensor of four numbers, but for the `changes`."""
-    parts = {"root": {"w": tensor(reference(), 0, (4,), (1,))}, "keys": ["7"], **changes}
-    count = parts.pop("count", 4)
-    data = parts.pop("data", FLOATS)
-    return legacy(parts.pop("root"), parts.pop("keys"), (count, data), **parts)
-
-
-def write(path: Path, data: bytes) -> SourceFile:
-    path.write_bytes(data)
-    return SourceFile.open(path)
+from ckpt_surgery.pickles import PersistentId, walk
 
 
 def saved(path: Path, value: Any, protocol: int = 2) -> Checkpoint:
@@ -263,112 +206,6 @@ def test_locations_are_those_of_the_file(shared_dir: Path) -> None:
         assert {ours.device for _, ours in checkpoint.tensors} == {"cuda:0"}
 
 
-# Views of storages, as torch 0.3.1 wrote them -------------------------------------------------
-
-
-def view_file(*views: tuple[str, int, int], bare: bool = False) -> bytes:
-    """A file of one storage of four numbers, and one value for each (key, offset, size)."""
-    storages = [reference(view=view) for view in views]
-    if bare:
-        return legacy(storages, ["7"], (4, FLOATS))
-    items = {
-        f"w{index}": tensor(storage, 0, (view[2],), (1,))
-        for index, (storage, view) in enumerate(zip(storages, views, strict=True))
-    }
-    return legacy(items, ["7"], (4, FLOATS))
-
-
-@pytest.mark.parametrize(
-    "views",
-    [
-        [("8", 0, 4)],
-        [("8", 1, 2)],
-        [("8", 1, 2), ("8", 1, 2)],
-        [("8", 0, 2), ("9", 2, 2)],
-        [("8", 0, 3), ("9", 1, 3)],
-        [("8", 4, 0)],
-    ],
-)
-def test_tensors_of_views_equal_what_torch_loads_and_share(
-    tmp_path: Path, views: list[tuple[str, int, int]]
-) -> None:
-    checkpoint = read_legacy(write(tmp_path / "a.pt", view_file(*views)))
-    assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
-    assert len({id(ours.storage) for _, ours in checkpoint.tensors}) == 1
-    assert all(
-        ours.storage is not None and ours.storage.key == "7" for _, ours in checkpoint.tensors
-    )
-
-
-def test_a_view_and_its_root_share(tmp_path: Path) -> None:
-    items = {
-        "root": tensor(reference(), 0, (4,), (1,)),
-        "view": tensor(reference(view=("8", 1, 3)), 1, (2,), (1,)),
-    }
-    checkpoint = read_legacy(write(tmp_path / "a.pt", legacy(items, ["7"], (4, FLOATS))))
-    assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
-    root, view = (ours for _, ours in checkpoint.tensors)
-    assert root.storage is view.storage
-    assert view.offset == 2
-
-
-def test_tensors_of_the_first_versions_are_shifted_too(tmp_path: Path) -> None:
-    storage = reference(view=("8", 1, 3))
-    items = {"w": Call(torch._utils._rebuild_tensor, storage, 1, (2,), (1,))}
-    checkpoint = read_legacy(write(tmp_path / "a.pt", legacy(items, ["7"], (4, FLOATS))))
-    assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
-
-
-def test_bare_views_are_the_bytes_that_torch_loads(tmp_path: Path) -> None:
-    data = view_file(("8", 0, 1), ("9", 1, 3), ("9", 1, 3), ("10", 0, 4), bare=True)
-    checkpoint = read_legacy(write(tmp_path / "a.pt", data))
-    loaded = torch.load(tmp_path / "a.pt")
-    assert isinstance(checkpoint.root, list)
-    ours = [node.target for node in checkpoint.root]
-    assert [target.data.read() for target in ours] == [
-        bytes(storage._untyped_storage.tolist()) for storage in loaded
-    ]
-    assert [target.numel for target in ours] == [1, 3, 3, 4]
-    assert ours[1] is ours[2]
-
-
-@pytest.mark.parametrize(
-    ("view", "message"),
-    [
-        (5, "a view of the storage is malformed"),
-        (("8", 1), "a view of the storage is malformed"),
-        ((8, 1, 2), "a view of the storage is malformed"),
-        (("8", 1.0, 2), "a view of the storage is malformed"),
-        (("8", 1, True), "a view of the storage is malformed"),
-        (("8", -1, 2), "a view reaches outside the storage"),
-        (("8", 1, -1), "a view reaches outside the storage"),
-        (("8", 3, 2), "a view reaches outside the storage"),
-        (("8", 2**63, 2**63), "a view reaches outside the storage"),
-        (("7", 1, 2), "the storage is also a view of one"),
-    ],
-)
-def test_a_wrong_view_is_refused(tmp_path: Path, view: Any, message: str) -> None:
-    data = plain(root={"w": tensor(reference(view=view), 0, (1,), (1,))})
-    with pytest.raises(DamagedFileError, match=message) as caught:
-        read_legacy(write(tmp_path / "a.pt", data))
-    assert caught.value.entry == "storage 7"
-
-
-def test_one_key_for_two_views_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DamagedFileError, match="references to a view of the storage differ"):
-        read_legacy(write(tmp_path / "a.pt", view_file(("8", 0, 2), ("8", 1, 2))))
-
-
-@pytest.mark.parametrize("arguments", [(), (0.5, (1,), (1,))])
-def test_a_tensor_of_a_view_with_wrong_arguments_is_refused(
-    tmp_path: Path, arguments: tuple[Any, ...]
-) -> None:
-    storage = reference(view=("8", 1, 2))
-    items = {"w": Call(torch._utils._rebuild_tensor, storage, *arguments)}
-    with pytest.raises(DamagedFileError):
-        read_legacy(write(tmp_path / "a.pt", legacy(items, ["7"], (4, FLOATS))))
-
-
 # Every way to be wrong ------------------------------------------------------------------------
 
 
@@ -466,6 +303,20 @@ def test_bytes_after_the_last_storage_are_noted(tmp_path: Path) -> None:
     checkpoint = read_legacy(file)
     assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
     assert checkpoint.notes == ("4 bytes follow the last storage and are not read",)
+    assert checkpoint.unwritable == "4 bytes follow its last storage"
+
+
+@pytest.mark.parametrize("part", ["root", "keys", "system"])
+def test_a_call_that_leaves_no_trace_in_the_graph_is_reported(tmp_path: Path, part: str) -> None:
+    values = {"root": {"w": tensor(reference(), 0, (4,), (1,))}, "keys": ["7"], "system": {}}
+    raw = Raw(THROWN_AWAY + dumps(values[part])[2:])
+    honest = read_legacy(write(tmp_path / "a.pt", plain()))
+    hostile = read_legacy(write(tmp_path / "b.pt", plain(**{part: raw})))
+    assert honest.unwritable == ""
+    assert hostile.unwritable == {
+        "root": "a pickle calls 'posix.system' and throws the result away"
+    }.get(part, "a pickle beside its object's names classes or functions")
+    assert set(hostile.globals) - set(honest.globals) == {"posix.system"}
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -487,79 +338,3 @@ def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
             assert not looks_like_legacy(file)
             with pytest.raises(CkptError):
                 read_legacy(file)
-
-
-# Windows --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all reads."""
-    sizes: list[int] = []
-    read_at = SourceFile.read_at
-
-    def counting(self: SourceFile, offset: int, nbytes: int) -> bytes:
-        sizes.append(nbytes)
-        return read_at(self, offset, nbytes)
-
-    monkeypatch.setattr(SourceFile, "read_at", counting)
-    return sizes
-
-
-def test_reading_never_reads_tensor_bytes(tmp_path: Path, bytes_read: list[int]) -> None:
-    saved(tmp_path / "a.pt", {str(n): torch.zeros(1 << 20) for n in range(8)})
-    assert sum(bytes_read) < 3 << 20
-    assert len(bytes_read) < 20
-
-
-def test_a_pickle_longer_than_the_first_window_is_read_whole(
-    tmp_path: Path, bytes_read: list[int]
-) -> None:
-    value = {f"layer.{n}.weight": torch.full((2,), n) for n in range(6000)}
-    value["text"] = "x" * (3 << 20)  # type: ignore[assignment]
-    checkpoint = saved(tmp_path / "a.pt", {"state_dict": value})
-    assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
-    assert max(bytes_read) > 3 << 20
-
-
-def test_a_pickle_at_the_limit_is_read_and_one_above_is_not(tmp_path: Path) -> None:
-    data = plain()
-    longest = len(dumps({"w": tensor(reference(), 0, (4,), (1,))}))
-    read_legacy(write(tmp_path / "a.pt", data), Limits(pickle_bytes=longest))
-    with pytest.raises(LimitExceededError, match=f"longer than {longest - 1} bytes"):
-        read_legacy(write(tmp_path / "a.pt", data), Limits(pickle_bytes=longest - 1))
-
-
-def test_an_error_says_where_in_the_file_it_is(tmp_path: Path) -> None:
-    file = write(tmp_path / "a", b"head" + pickle.dumps([], 2) + b"\x80\x02\xff.")
-    sequence = PickleSequence(ByteRange(file, 4, file.size - 4), DEFAULT_LIMITS)
-    sequence.pickle()
-    with pytest.raises(DamagedFileError) as caught:
-        sequence.pickle()
-    assert caught.value.entry == f"byte {file.size - 2}"
-
-
-@pytest.mark.parametrize("window", [*range(1, 40), 500])
-def test_the_window_changes_nothing(tmp_path: Path, window: int) -> None:
-    values = [{"a": [1, 2, 3]}, "text", 7, ["x" * 100]]
-    parts = [pickle.dumps(value, 2) + struct.pack("<q", n) for n, value in enumerate(values)]
-    file = write(tmp_path / "a", b"head" + b"".join(parts) + b"tail")
-    part = ByteRange(file, 4, file.size - 8)
-    sequence = PickleSequence(part, DEFAULT_LIMITS, window=window)
-    for number in range(len(values)):
-        sequence.pickle()
-        assert sequence.unpack("<q") == (number,)
-    assert sequence.remaining == 0
-    with pytest.raises(DamagedFileError, match="ends inside a pickle"):
-        sequence.pickle()
-    with pytest.raises(DamagedFileError, match="ends inside a header"):
-        sequence.unpack("<q")
-
-
-def test_a_described_file_can_be_described_again(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.pt", view_file(("8", 1, 2)))
-    first, second = read_legacy(file), read_legacy(file)
-    for (name, one), (same_name, other) in zip(first.tensors, second.tensors, strict=True):
-        assert (name, one.shape, one.offset) == (same_name, other.shape, other.offset)
-        assert_same_tensor(one, materialise(other))
-        assert bits(materialise(one)) == FLOATS[4:12]

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from legacy_files import THROWN_AWAY
 from torch_oracle import assert_same_tensors
 
 from ckpt_surgery.checkpoint import Checkpoint, Storage
@@ -257,6 +258,33 @@ def test_a_contradiction_is_refused(
     with pytest.raises(DamagedFileError, match=message) as caught:
         read_tar(Archive(**changes).write(tmp_path / "a.tar"))
     assert caught.value.entry == entry
+
+
+@pytest.mark.parametrize("name", ["pickle", "tensors", "storages"])
+def test_what_a_member_has_beside_its_content_is_reported(tmp_path: Path, name: str) -> None:
+    class Longer(Archive):
+        extra = b"x"
+
+        def member(self, which: str) -> bytes:
+            return super().member(which) + (self.extra if which == name else b"")
+
+    assert check(tmp_path / "a.tar", Archive()).unwritable == ""
+    checkpoint = check(tmp_path / "b.tar", Longer())
+    assert checkpoint.unwritable == "1 bytes of a member have no meaning"
+
+
+@pytest.mark.parametrize("name", ["pickle", "tensors", "storages"])
+def test_a_call_that_leaves_no_trace_in_the_graph_is_reported(tmp_path: Path, name: str) -> None:
+    class Hostile(Archive):
+        def member(self, which: str) -> bytes:
+            data = super().member(which)
+            if which != name:
+                return data
+            return THROWN_AWAY + data[2:]
+
+    checkpoint = read_tar(Hostile().write(tmp_path / "a.tar"))
+    assert checkpoint.unwritable == "a pickle calls 'posix.system' and throws the result away"
+    assert "posix.system" in checkpoint.globals
 
 
 @pytest.mark.parametrize("dimensions", [-1, 1001, 2**31 - 1])

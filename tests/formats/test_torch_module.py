@@ -19,6 +19,7 @@ from ckpt_surgery import formats
 from ckpt_surgery.checkpoint import Checkpoint, StateDict, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.fileio import atomic_output
 from ckpt_surgery.formats.module_versions import saves_itself, version_of
 from ckpt_surgery.formats.torch_module import class_name_of, is_module, read_module
 from ckpt_surgery.pickles import (
@@ -122,7 +123,7 @@ def views() -> nn.Module:
     model.weight = nn.Parameter(base.t())
     model.register_buffer("empty", torch.empty(0, 3))
     model.register_buffer("scalar", torch.tensor(2, dtype=torch.int64))
-    model.half = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    model.bfloat16_weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     return model
 
 
@@ -184,6 +185,31 @@ def test_module_reads_as_its_state_dict(name: str, zipped: bool, tmp_path: Path)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     assert {e.name for e in state_dict.entries if e.role == "parameter"} == parameters
     assert {e.role for e in state_dict.entries} <= {"parameter", "buffer"}
+
+
+WRITTEN = {**MODELS, "with grad": with_grad, "hung with attributes": hung_with_attributes}
+
+
+@pytest.mark.parametrize(
+    ("name", "zipped"), [*((name, True) for name in WRITTEN), ("cnn", False), ("tied", False)]
+)
+def test_written_state_dict_is_what_torch_would_save(
+    name: str, zipped: bool, tmp_path: Path
+) -> None:
+    """The same bytes as ``torch.save(model.state_dict())``."""
+    for folder in ("module", "ours", "torch"):  # the file's name is part of the archive
+        (tmp_path / folder).mkdir()
+    module_path, ours, by_torch = (
+        tmp_path / folder / "archive.pt" for folder in ("module", "ours", "torch")
+    )
+    model = WRITTEN[name]()
+    with (
+        read_back(model, module_path, zipped=zipped) as checkpoint,
+        atomic_output(ours) as sink,
+    ):
+        formats.lay_out_torch_zip(checkpoint).write(sink)
+    torch.save(model.state_dict(), by_torch)
+    assert ours.read_bytes() == by_torch.read_bytes()
 
 
 @pytest.mark.parametrize("make", [with_grad, hung_with_attributes])
@@ -528,7 +554,7 @@ def test_doubling_of_shared_modules_is_bounded() -> None:
 
 def test_deep_nesting_is_bounded() -> None:
     node = module()
-    for _ in range(100_000):
+    for _ in range(10_000):
         node = module(modules=Dict(["a", node]))
     with pytest.raises(LimitExceededError) as caught:
         read(node, limits=Limits(operations=1_000_000))
@@ -557,18 +583,50 @@ def rebuilt(function: str, *args: Node) -> Object:
     return Object("REDUCE", Global("torch._utils", function), args)
 
 
+def test_each_use_of_a_tied_tensor_is_a_tensor_of_its_own() -> None:
+    place = PersistentId(("storage", "0"), "the storage")
+    hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
+    args = (place, 0, (1, 2), (2, 1), False, hooks)
+    node = rebuilt("_rebuild_tensor_v2", *args)
+    tree = module(parameters=Dict(["a", node, "b", node]))
+    first, second = (entry.node for entry in read_any(tree).entries)
+    assert first is node
+    assert isinstance(second, Object)
+    assert isinstance(second.args, tuple)
+    for old, new in zip(args, second.args, strict=True):
+        assert type(new) is type(old)
+        assert new is not old or isinstance(old, (int, bool))
+    copied_place, *_, copied_hooks = second.args
+    assert isinstance(copied_place, PersistentId)
+    assert isinstance(copied_hooks, Object)
+    assert (copied_place.pid, copied_place.target) == (place.pid, place.target)
+    assert copied_place.pid is not place.pid
+    assert copied_hooks.name == hooks.name
+
+
+def test_use_of_a_tied_tensor_that_is_no_plain_one_is_the_same() -> None:
+    node = rebuilt("_rebuild_sparse_tensor", None, ())
+    tree = module(parameters=Dict(["a", node, "b", node]))
+    assert [entry.node for entry in read_any(tree).entries] == [node, node]
+
+
 def from_type(cls: Global, inner: Object, state: Node) -> Object:
     function = Global("torch._tensor", "_rebuild_from_type_v2")
     return Object("REDUCE", function, (inner.callee, cls, inner.args, state))
 
 
-def detached_node(node: Object) -> Node:
+def read_any(node: Object) -> StateDict:
+    """Read a module whose values all count as tensors."""
+
     def describe_any(found: Node) -> Tensor | None:
         parts = (Tensor((), BY_NAME["int8"], ()),)
         return Tensor((), BY_NAME["float32"], (), parts=parts, node=found)
 
-    tree = module(parameters=Dict(["weight", node]))
-    (entry,) = read_module(tree, "", "model", describe_any).state_dict.entries
+    return read_module(node, "", "model", describe_any).state_dict
+
+
+def detached_node(node: Object) -> Node:
+    (entry,) = read_any(module(parameters=Dict(["weight", node]))).entries
     return entry.node
 
 

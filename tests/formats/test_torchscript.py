@@ -12,9 +12,10 @@ import torch
 from state_dict_oracle import assert_same, load
 from torch import nn
 
+from ckpt_surgery import formats
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile, read_zip
+from ckpt_surgery.fileio import SourceFile, atomic_output, read_zip
 from ckpt_surgery.formats import torchscript
 from ckpt_surgery.formats.torchscript import is_torchscript, read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
@@ -30,6 +31,11 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
 def script(model: nn.Module, path: Path) -> Path:
     torch.jit.save(torch.jit.script(model), path)
     return path
+
+
+# A class that was compiled before in this process gets another name.
+LINEAR_CODE = r"code/__torch__/torch/nn/modules/linear(/___torch_mangle_\d+)?\.py"
+LINEAR_CLASS = r"__torch__\.torch\.nn\.modules\.linear(\.___torch_mangle_\d+)?\.Linear"
 
 
 def edited(source: Path, target: Path, edit: Callable[[str, bytes], bytes | None]) -> Path:
@@ -92,7 +98,7 @@ class Odd(nn.Module):
         self.register_buffer("columns", base[:, 2:4])
         self.register_buffer("turned", base.t())
         self.register_buffer("empty", torch.empty(0, 3))
-        self.register_buffer("half", torch.ones(2, dtype=torch.bfloat16))
+        self.register_buffer("short", torch.ones(2, dtype=torch.bfloat16))
         self.list = nn.ParameterList([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(2))])
         self.layers = nn.ModuleList([nn.Linear(1, 1)] * 2)
 
@@ -175,24 +181,53 @@ def test_tied_tensors_share_their_storage(tmp_path: Path) -> None:
     assert first.storage is second.storage
 
 
+class Packed(nn.Module):
+    """Says itself what is saved of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.packed = torch.zeros(3)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[torch.Tensor, bool]:
+        return self.packed, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[torch.Tensor, bool]) -> None:
+        self.packed = state[0]
+        self.weight = state[0]
+        self.training = state[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.packed.sum()
+
+
 def test_module_restored_by_its_own_code_is_named(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = torch.ao.quantization.quantize_dynamic(
-            nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-        )
-    path = script(model, tmp_path / "model.pt")
+    path = script(nn.Sequential(Packed(), nn.BatchNorm1d(2)), tmp_path / "model.pt")
     checkpoint = read(path)
     (state_dict,) = checkpoint.state_dicts
     expected = torch.jit.load(path).state_dict()
-    kept = [name for name in expected if name.startswith("1.")]
-    assert state_dict.names == kept
+    assert state_dict.names == [name for name in expected if name.startswith("1.")]
     assert state_dict.metadata is not None
     assert list(state_dict.metadata) == list(expected._metadata)
-    assert checkpoint.notes == (
-        "'0._packed_params' is restored by its own code: its entries are left out",
-    )
-    assert "0._packed_params" in {other.path for other in checkpoint.others}
+    assert checkpoint.notes == ("'0' is restored by its own code: its entries are left out",)
+    (other,) = checkpoint.others
+    assert other.path == "0"
+    assert [tensor.shape for tensor in other.tensors] == [(3,)]
+
+
+def test_packed_weights_are_others(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 3)))
+    path = script(model, tmp_path / "model.pt")
+    checkpoint = read(path)
+    (state_dict,) = checkpoint.state_dicts
+    assert_same(state_dict, torch.jit.load(path).state_dict())
+    (other,) = checkpoint.others
+    assert other.path == "0._packed_params._packed_params"
+    assert (3, 2) in [tensor.shape for tensor in other.tensors]
 
 
 def test_class_without_declared_buffers_has_none(tmp_path: Path) -> None:
@@ -215,25 +250,35 @@ def test_archive_is_known_by_its_constants(tmp_path: Path) -> None:
             assert is_torchscript(read_zip(file)) is expected
 
 
+@pytest.mark.parametrize("name", SCRIPTED)
+def test_written_state_dict_loads_as_that_of_the_script(name: str, tmp_path: Path) -> None:
+    path = script(SCRIPTED[name](), tmp_path / "model.pt")
+    with read(path) as checkpoint, atomic_output(tmp_path / "plain.pt") as sink:
+        formats.lay_out_torch_zip(checkpoint).write(sink)
+    plain = torch.load(tmp_path / "plain.pt", weights_only=True)
+    expected = torch.jit.load(path).state_dict()
+    assert list(plain) == list(expected)
+    assert plain._metadata == expected._metadata
+    for key, value in plain.items():
+        assert torch.equal(value, expected[key])
+        assert not value.requires_grad
+
+
 def test_globals_are_listed_once(tmp_path: Path) -> None:
     names = read(script(Tied(), tmp_path / "model.pt")).globals
     assert len(set(names)) == len(names)
-    assert "__torch__.torch.nn.modules.linear.Linear" in names
+    assert any(re.fullmatch(LINEAR_CLASS, name) for name in names)
 
 
 # --- damaged archives ---------------------------------------------------------------------------
 
 
 def without(wanted: str) -> Callable[[str, bytes], bytes | None]:
-    return lambda name, data: None if name == wanted else data
+    return lambda name, data: None if re.fullmatch(wanted, name) else data
 
 
 def replaced(wanted: str, content: bytes) -> Callable[[str, bytes], bytes | None]:
-    return lambda name, data: content if name == wanted else data
-
-
-CODE = "code/__torch__/test_torchscript.py"
-LINEAR_CODE = "code/__torch__/torch/nn/modules/linear.py"
+    return lambda name, data: content if re.fullmatch(wanted, name) else data
 
 
 @pytest.mark.parametrize(
@@ -258,7 +303,8 @@ def test_damaged_archive_is_refused(
     path = edited(script(Tied(), tmp_path / "model.pt"), tmp_path / "bad.pt", edit)
     with pytest.raises(DamagedFileError, match=message) as caught:
         read(path)
-    assert caught.value.entry == entry
+    assert caught.value.entry is not None
+    assert re.fullmatch(entry, caught.value.entry)
 
 
 def test_class_that_is_no_module_is_no_root(tmp_path: Path) -> None:
@@ -272,20 +318,23 @@ def test_class_that_is_no_module_is_no_root(tmp_path: Path) -> None:
 
 
 def test_module_that_contains_itself_is_refused(tmp_path: Path) -> None:
-    name = b"c__torch__.torch.nn.modules.linear\nLinear\n"
-    looped = b"\x80\x02" + name + b")\x81q\x00}X\x01\x00\x00\x00ah\x00sb."
-    path = edited(
-        script(Tied(), tmp_path / "model.pt"), tmp_path / "bad.pt", replaced("data.pkl", looped)
+    path = script(Tied(), tmp_path / "model.pt")
+    (linear,) = (name for name in read(path).globals if re.fullmatch(LINEAR_CLASS, name))
+    module, _, name = linear.rpartition(".")
+    looped = b"\x80\x02c%s\n%s\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb." % (
+        module.encode(),
+        name.encode(),
     )
     with pytest.raises(DamagedFileError, match="contains itself") as caught:
-        read(path)
+        read(edited(path, tmp_path / "bad.pt", replaced("data.pkl", looped)))
     assert caught.value.entry == "a"
 
 
 def test_code_is_read_up_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = script(nn.Linear(2, 2), tmp_path / "model.pt")
+    path = script(nn.Sequential(nn.ReLU()), tmp_path / "model.pt")
     with zipfile.ZipFile(path) as archive:
-        size = archive.getinfo(f"model/{LINEAR_CODE}").file_size
+        code = [info for info in archive.infolist() if "/nn/modules/" in info.filename]
+        size = sum(info.file_size for info in code if info.filename.endswith(".py"))
     monkeypatch.setattr(torchscript, "_MAX_CODE", size)
     read(path)
     monkeypatch.setattr(torchscript, "_MAX_CODE", size - 1)
