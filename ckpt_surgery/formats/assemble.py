@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_surgery.checkpoint import (
     Checkpoint,
@@ -165,6 +165,7 @@ class Survey:
     found_module: bool = False
     _found: dict[int, str] = field(default_factory=dict)
     _leading: set[int] = field(default_factory=set)  # nodes that a state dict lies below
+    _counted: set[int] = field(default_factory=set)  # nodes below other entries
 
     def search(self, root: Node) -> None:
         seen: set[int] = set()
@@ -204,8 +205,9 @@ class Survey:
         """Record the state dict at `place`, if there is one."""
         node, path = place.node, place.path
         if is_module(node) and isinstance(node, Object):
-            reading = read_module(node, path, kind_of(path), self.tensors.describe, self.limits)
-            self.state_dicts.append(reading.state_dict)
+            reading = read_module(node, path, "model", self.tensors.describe, self.limits)
+            kind = kind_of(path, reading.state_dict.names)
+            self.state_dicts.append(replace(reading.state_dict, kind=kind))
             self.notes.extend(reading.approximate)
             self.found_module = True
             return True
@@ -266,7 +268,7 @@ class Survey:
 
     def _other(self, path: str, node: Node, parent: Node | None) -> Other:
         tensor = self.tensors.describe(node)
-        tensors = (tensor,) if tensor is not None else tuple(self.tensors.below(node))
+        tensors = tuple(self.tensors.below(node, self._counted))
         kind = "torch.Tensor" if tensor is not None else type_name(node)
         return Other(path, kind, plain_value(node), tensors, node, parent)
 

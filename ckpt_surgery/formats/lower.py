@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, join_path
@@ -20,6 +20,7 @@ from ckpt_surgery.pickles import (
     Object,
     PersistentId,
     emit,
+    walk,
 )
 
 
@@ -84,6 +85,8 @@ class _StorageNaming:
 def lower(checkpoint: Checkpoint) -> Lowered:
     """The graph of an edited checkpoint: what it was read from, with the edits put in."""
     replaced: dict[int, Node] = {}
+    if checkpoint.container is None:
+        replaced.update(_classes_with_source(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():
         if isinstance(tensor.node, Object) and tensor.storage is not None:
             place = PersistentId(None, tensor.storage)
@@ -95,6 +98,18 @@ def lower(checkpoint: Checkpoint) -> Lowered:
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced)
+
+
+def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:
+    """The ids of the legacy container that name a class and quote its source; an archive has none.
+
+    torch uses the source only to warn if it has changed since.
+    """
+    for node in walk(root):
+        if isinstance(node, PersistentId) and node.target is None and isinstance(node.pid, tuple):
+            kind, *rest = node.pid
+            if text(kind) == "module" and rest:
+                yield id(node), rest[0]
 
 
 def _is_unchanged(state_dict: StateDict) -> bool:

@@ -14,6 +14,8 @@ Describe = Callable[[Node], Tensor | None]
 """The tensor that a node rebuilds, None if it rebuilds none."""
 
 SHOWN_NAME: Final = 200  # characters
+# An entry takes far longer than an opcode of a pickle, of which the limit speaks.
+_COST_SHARE: Final = 8
 _ENTRY_COST: Final = 20  # what an entry takes beside its name, in operations of `Limits`
 
 # Where a rebuilding function takes `requires_grad`.
@@ -93,7 +95,7 @@ class ModuleTree:
     def spend(self, amount: int, name: str) -> None:
         """Count `amount` operations; raises `LimitExceededError` beyond the limit."""
         self._spent += amount
-        if self._spent > self.limits.operations:
+        if self._spent > self.limits.operations // _COST_SHARE:
             raise LimitExceededError(
                 "the module is too large: modules are shared or nested too often",
                 entry=self._entry(name),

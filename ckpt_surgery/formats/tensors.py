@@ -26,6 +26,7 @@ from ckpt_surgery.pickles import (
 
 _MAX_DIMENSIONS = 1000  # torch sets no bound; a shape of a million ones is an attack
 _MAX_INT = 2**63 - 1
+_BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
 
 
@@ -57,9 +58,12 @@ class TensorReader:
         self._seen[id(node)] = tensor
         return tensor
 
-    def below(self, node: Node) -> Iterator[Tensor]:
-        """The outermost tensors at or below `node`, each once, in the order of the pickle."""
-        seen: set[int] = set()
+    def below(self, node: Node, seen: set[int] | None = None) -> Iterator[Tensor]:
+        """The outermost tensors at or below `node`, each once, in the order of the pickle.
+
+        What is below a node in `seen` is left out; `seen` grows by what was visited.
+        """
+        seen = set() if seen is None else seen
         waiting = [node]
         while waiting:
             found = waiting.pop()
@@ -225,6 +229,8 @@ def _strided(
     if not isinstance(storage, Storage):
         raise DamagedFileError("a tensor's storage is not a storage")
     shape, steps = sizes(size), sizes(stride)
+    if shape == () and storage.nbytes == 0 and node.name == _BEFORE_SCALARS:
+        shape, steps = (0,), (1,)  # an empty tensor of torch 0.3, which had no scalars
     if type(offset) is not int or offset < 0:
         raise DamagedFileError("a tensor's storage offset is not a number")
     if len(shape) != len(steps):

@@ -267,17 +267,6 @@ DAMAGED = {
         build(Part(descriptor=descriptor(zlib.crc32(PICKLE), 6, 7))),
         "what follows the record contradicts the directory",
     ),
-    "short descriptor of a long record": (
-        build(
-            Part(
-                name=b"a/x",
-                descriptor=b"",
-                local={"extra": zip64_extra(0, 0)},
-                central={"stored": FULL, "nbytes": FULL, "extra": zip64_extra(FULL, FULL)},
-            )
-        ),
-        "the record lies outside the file",
-    ),
     "no descriptor": (build(Part(descriptor=b"")), "what follows the record contradicts"),
     "record in no folder": (build(Part(name=b"data.pkl")), "the record is in no folder"),
     "two folders": (build(Part(), Part(name=b"b/data/0")), "not in the folder 'a' of the others"),
