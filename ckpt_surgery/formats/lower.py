@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
-from ckpt_surgery.formats.assemble import metadata_node
+from ckpt_surgery.formats.assemble import metadata_node, metadata_of
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import build, relocated
@@ -116,6 +116,8 @@ def _is_unchanged(state_dict: StateDict) -> bool:
     pairs = mapping_pairs(state_dict.node)
     if pairs is None or is_module(state_dict.node) or len(pairs) != len(state_dict.entries):
         return False
+    if list(metadata_of(state_dict.node) or ()) != list(state_dict.metadata or ()):
+        return False
     return all(
         text(key) == entry.name and value is entry.node
         for (key, value), entry in zip(pairs, state_dict.entries, strict=True)
@@ -186,25 +188,23 @@ def _drop_others(checkpoint: Checkpoint, replaced: dict[int, Node]) -> None:
     """Leave the dropped entries out of the mappings that hold them."""
     for other in checkpoint.dropped:
         parent = replaced.get(id(other.parent), other.parent)
-        replaced[id(other.parent)] = _without(parent, other.node, other.path)
+        replaced[id(other.parent)] = _without(parent, other)
 
 
-def _without(parent: Node, child: Node, path: str) -> Node:
-    items = parent.items if isinstance(parent, (Dict, Object)) else None
-    if items is None:
-        raise LossyEditError("only an entry of a dictionary can be dropped", entry=path)
-    name = path.rpartition("/")[2]
+def _without(parent: Node, other: Other) -> Node:
+    pairs = mapping_pairs(parent) or []
     kept: list[Node] = []
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if value is not child or join_path("", text(key) or str(key)) != name:
+    for key, value in pairs:
+        if value is not other.node or key is not other.key_node:
             kept += (key, value)
-    if isinstance(parent, Dict):
+    if len(kept) == 2 * len(pairs):
+        raise LossyEditError("only an entry of a dictionary can be dropped", entry=other.path)
+    if not isinstance(parent, Object):
         return Dict(kept)
-    assert isinstance(parent, Object)  # noqa: S101  # narrowed above
     return Object(
         parent.op,
         parent.callee,
-        parent.args,
+        () if parent.items is None else parent.args,
         elements=parent.elements,
         items=kept,
         state=parent.state,

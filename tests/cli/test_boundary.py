@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
@@ -108,6 +110,15 @@ def test_standard_output_that_fails_at_the_end(monkeypatch, stream, code):
     assert boundary.run(lambda: 0) == code
 
 
+def test_output_that_nobody_reads_is_discarded(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert boundary.run(lambda: pipe.write("x") and None) == 0
+        pipe.flush()  # goes nowhere now, as at the interpreter's end
+
+
 def test_error_with_a_broken_standard_output_keeps_its_code(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Broken(BrokenPipeError()))
     assert boundary.run(raising(DamagedFileError("x"))) == 2
@@ -187,6 +198,8 @@ def test_interrupted_run_says_so_and_leaves_nothing(folder, environment, number,
         *("strip", "big.pth", "--compact"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # a test run in the background ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     process.stdout.read(10)  # it is writing now, and waits for someone to read on
     process.send_signal(number)
@@ -225,6 +238,14 @@ def test_closed_standard_streams_are_survived(folder, environment):
     assert b"standard input is closed" in said
     code, said = run("inspect net.pth --keys-from - <&-")
     assert code == 2
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(boundary.run(lambda: 0)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_module_runs_as_the_command(ckpt):

@@ -6,10 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
-from ckpt_surgery.cli.options import FORMATS
+from ckpt_surgery.cli.options import FORMATS, output_of
+from ckpt_surgery.cli.output import report_stream
+from ckpt_surgery.cli.strip import strip
 from ckpt_surgery.ops.editing import OUTPUT_FORMAT
 
 EDITS = (
@@ -155,6 +158,24 @@ def test_report_leaves_standard_output_to_the_checkpoint(folder, ckpt, edit):
     assert invoked.stdout == (folder / "out.pth").read_bytes()
     assert json.loads(invoked.stderr) == json.loads(to_file.stdout) | {"output": "<stdout>"}
     assert to_file.stderr == b""
+
+
+def test_standard_output_is_written_by_its_descriptor(folder, invoke, monkeypatch):
+    context = click.Context(strip, info_name="strip")
+    parsed = {p.name: p.get_default(context) for p in strip.params}
+    context.params = parsed | {"output": None, "in_place": False, "dry_run": False, "record": None}
+    with (folder / "out.pth").open("w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert output_of(context).stream == stream.fileno()
+        assert report_stream(context) is not stream
+
+
+def test_list_of_names_may_not_be_huge(folder, invoke, monkeypatch):
+    monkeypatch.setattr("ckpt_surgery.cli.options._MOST_TEXT", 3)
+    (folder / "keys.txt").write_text("fc.bias")
+    result = invoke("strip", "net.pth", "--keys-from", "keys.txt", "--dry-run")
+    assert result.exit_code == 2
+    assert "too large" in result.stderr
 
 
 def test_commands_pipe_into_each_other(folder, ckpt, invoke):

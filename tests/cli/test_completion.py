@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ckpt_surgery.cli.completion import VARIABLE, answer_shell
-from ckpt_surgery.cli.main import COMMANDS, cli
+from ckpt_surgery.cli.main import COMMANDS, cli, main
 
 
 @pytest.fixture
@@ -103,6 +103,25 @@ def test_bash_completes_with_the_script(folder, environment):
         ["bash", "-c", script], env=environment | {"PATH": path}, capture_output=True, timeout=60
     )
     assert done.stdout == b"blocks\n", done.stderr
+
+
+def test_entry_point_is_the_command_or_answers_the_shell(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ckpt", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("ckpt ")
+    monkeypatch.setenv(VARIABLE, "odd")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+
+
+def test_shell_without_a_script_is_refused(invoke, monkeypatch):
+    monkeypatch.setattr("ckpt_surgery.cli.completion.get_completion_class", lambda _: None)
+    result = invoke("completion", "fish")
+    assert result.exit_code == 2
+    assert "fish" in result.stderr
 
 
 def test_main_answers_the_shell(ckpt, folder):

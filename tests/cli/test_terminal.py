@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
 import struct
 import subprocess
 import sys
-import termios
 
 import pytest
+
+fcntl = pytest.importorskip("fcntl", reason="no terminals of this kind here")
+pty = pytest.importorskip("pty")
+termios = pytest.importorskip("termios")
 
 
 @pytest.fixture
