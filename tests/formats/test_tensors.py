@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import OTHERS, TENSORS, Kind, build
+from torch_checks import assert_same, assert_torch_reads, load, save
+from torch_kinds import OTHERS, TENSORS, Kind, build
 
 from ckpt_surgery import Output, Replace, read, rename, selection, strip
 from ckpt_surgery.checkpoint import Storage, Tensor
@@ -16,7 +17,6 @@ from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.formats.tensors import TensorReader, math_bits, relocated, sizes
 from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Object, PersistentId
-from torch_checks import assert_same, assert_torch_reads, load, save
 
 FLOATS = Storage("0", BY_NAME["float32"], "cuda:0", Bytes(bytes(48)))
 PLACE = PersistentId(("storage", Global("torch", "FloatStorage"), "0", "cuda:0", 12), FLOATS)
