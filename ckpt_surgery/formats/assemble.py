@@ -264,8 +264,11 @@ class Survey:
 
     def _entries(self, node: Node) -> tuple[Entry, ...] | None:
         """The items of a mapping whose keys are all text; None for anything else."""
+        pairs = mapping_pairs(node)
+        if pairs is None:
+            return None
         entries: list[Entry] = []
-        for key, value in mapping_pairs(node) or ():
+        for key, value in pairs:
             name = text(key)
             if name is None:
                 return None

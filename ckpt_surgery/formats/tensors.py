@@ -156,7 +156,8 @@ def _from_type(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Te
 
 def _attributes(reader: TensorReader, tensor: Tensor, state: Node) -> tuple[Tensor, ...]:
     """The tensors in the state of `tensor` that are not its parts already."""
-    return tuple(reader.below(state, {id(part.node) for part in tensor.parts}))
+    known = {id(part.node) for part in tensor.parts}
+    return tuple(part for part in reader.below(state) if id(part.node) not in known)
 
 
 def _sparse(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:

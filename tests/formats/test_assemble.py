@@ -130,6 +130,9 @@ LAYOUTS: dict[str, tuple[Any, list[tuple[str, str]], list[tuple[str, str]]]] = {
         [ENSEMBLE, ENSEMBLE], [("0/net", "model")], [("0/epoch", "int")]
     ),
     "elements of an object": (deque([weights(), 3]), [("0", "model")], [("1", "int")]),
+    "object with metadata": (
+        argparse.Namespace(_metadata=OrderedDict(a=1), x=2), [], [("", "argparse.Namespace")]
+    ),
     "a number": (3, [], [("", "int")]),
     "a tensor": (torch.ones(3), [], [("", "torch.Tensor")]),
     "a list of numbers": ([1, 2], [], [("", "list")]),
