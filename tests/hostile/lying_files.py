@@ -134,6 +134,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "zip: strong encryption": lambda: _patched(
         0, local={6: _short(0x40)}, central={8: _short(0x40)}
     ),
+    "zip: storage marked as a folder": lambda: _patched(1, central={38: _word(0x10)}),
     "zip: method 99": lambda: _patched(0, local={8: _short(99)}, central={10: _short(99)}),
     "zip: size 2^32 - 2": lambda: _patched(1, central={20: _word(2**32 - 2) * 2}),
     "zip: 64-bit size without a field": lambda: _patched(1, central={20: _word(2**32 - 1) * 2}),
