@@ -139,7 +139,7 @@ class Other:
     """Anything in the file beside its state dicts: an epoch, an optimizer, the arguments.
 
     `type` is the qualified name of its class, `value` its value if that is a plain scalar or a
-    short text. `tensors` are those below it.
+    short text. `tensors` are those below it. It stands under `key_node` in the container `parent`.
     """
 
     path: str
@@ -148,6 +148,7 @@ class Other:
     tensors: tuple[Tensor, ...] = ()
     node: object = field(default=None, compare=False, repr=False)
     parent: object = field(default=None, compare=False, repr=False)
+    key_node: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import io
 import os
-import secrets
 import select
 import stat
 import zlib
@@ -296,7 +295,7 @@ def _check_existing(
 
 def _temporary_beside(target: Path) -> Path:
     """A hidden name in the same directory, and so on the same file system."""
-    token = f".{secrets.token_hex(6)}.tmp"
+    token = f".{os.urandom(6).hex()}.tmp"
     stem = os.fsencode(f".{target.name}")[: _NAME_MAX - len(token)].decode("utf-8", "ignore")
     return target.with_name(stem + token)
 

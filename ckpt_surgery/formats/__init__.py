@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint
@@ -38,6 +39,9 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
     subclasses `UnknownFormatError`, `DamagedFileError` and `LimitExceededError`.
     """
     file = source if isinstance(source, SourceFile) else SourceFile.open(source)
+    # Nothing of a description is garbage before it is whole; the collector would only look at it.
+    collecting = gc.isenabled()
+    gc.disable()
     try:
         return _read(file, limits)
     except CkptError as error:
@@ -45,6 +49,9 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
             error.name_file(file.name)
         file.close()
         raise
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _read(file: SourceFile, limits: Limits) -> Checkpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ckpt_surgery.checkpoint import (
     Checkpoint,
@@ -165,6 +165,8 @@ class Survey:
     found_module: bool = False
     _found: dict[int, str] = field(default_factory=dict)
     _leading: set[int] = field(default_factory=set)  # nodes that a state dict lies below
+    _counted: set[int] = field(default_factory=set)  # nodes below other entries
+    _paths: set[str] = field(default_factory=set)  # of the state dicts
 
     def search(self, root: Node) -> None:
         seen: set[int] = set()
@@ -190,7 +192,7 @@ class Survey:
                     continue  # its parameters' dictionaries are no state dicts of their own
             waiting.extend(
                 _Place(path, child, place, place.depth + 1)
-                for path, child in reversed(list(_below(place.path, node)))
+                for path, child, _ in reversed(list(_below(place.path, node)))
                 if self.tensors.describe(child) is None
             )
 
@@ -202,12 +204,14 @@ class Survey:
 
     def _take(self, place: _Place) -> bool:
         """Record the state dict at `place`, if there is one."""
-        node, path = place.node, place.path
+        node, path = place.node, _distinct(place.path, self._paths)
         if is_module(node) and isinstance(node, Object):
-            reading = read_module(node, path, kind_of(path), self.tensors.describe, self.limits)
-            self.state_dicts.append(reading.state_dict)
+            reading = read_module(node, path, "model", self.tensors.describe, self.limits)
+            kind = kind_of(path, reading.state_dict.names)
+            self.state_dicts.append(replace(reading.state_dict, kind=kind))
             self.notes.extend(reading.approximate)
             self.found_module = True
+            self._paths.add(path)
             return True
         pairs = mapping_pairs(node)
         if pairs is None or not self._is_state_dict(place, pairs):
@@ -217,6 +221,7 @@ class Survey:
         names = [entry.name for entry in entries]
         kind = kind_of(path, names)
         self.state_dicts.append(StateDict(path, kind, entries, metadata_of(node), node))
+        self._paths.add(path)
         return True
 
     def _is_state_dict(self, place: _Place, pairs: list[tuple[Node, Node]]) -> bool:
@@ -247,9 +252,10 @@ class Survey:
     def others(self, root: Node) -> Iterator[Other]:
         """Everything beside the state dicts, each at the highest place that leads to none."""
         if not self.state_dicts and not mapping_pairs(root):
-            yield self._other("", root, None)
+            yield self._other("", root)
             return
         seen: set[int] = set()
+        paths: set[str] = set()
         waiting: list[tuple[str, Node]] = [("", root)]
         while waiting:
             path, node = waiting.pop()
@@ -257,38 +263,50 @@ class Survey:
                 continue
             seen.add(id(node))
             inner: list[tuple[str, Node]] = []
-            for below, child in _below(path, node):
+            for below, child, key in _below(path, node):
                 if id(child) in self._leading:
                     inner.append((below, child))
                 elif id(child) not in self._found:
-                    yield self._other(below, child, node)
+                    place = _distinct(below, paths)
+                    paths.add(place)
+                    yield replace(self._other(place, child), parent=node, key_node=key)
             waiting.extend(reversed(inner))
 
-    def _other(self, path: str, node: Node, parent: Node | None) -> Other:
+    def _other(self, path: str, node: Node) -> Other:
         tensor = self.tensors.describe(node)
-        tensors = (tensor,) if tensor is not None else tuple(self.tensors.below(node))
+        tensors = tuple(self.tensors.below(node, self._counted))
         kind = "torch.Tensor" if tensor is not None else type_name(node)
-        return Other(path, kind, plain_value(node), tensors, node, parent)
+        return Other(path, kind, plain_value(node), tensors, node)
 
 
-def _below(path: str, node: Node) -> Iterator[tuple[str, Node]]:
-    """What a container holds, with its path: items, elements, then attributes."""
+def _distinct(path: str, taken: set[str]) -> str:
+    """`path`, numbered if it is taken: keys may hold a slash, or look alike (``1`` and ``"1"``)."""
+    candidate, number = path, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{path}#{number}"
+    return candidate
+
+
+def _below(path: str, node: Node) -> Iterator[tuple[str, Node, Node]]:
+    """What a container holds: path, node and key (or index) of items, elements, attributes."""
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
-            yield join_path(path, str(index)), child
+            yield join_path(path, str(index)), child, index
         return
     for key, child in mapping_pairs(node) or ():
-        name = text(key)
-        yield join_path(path, name if name is not None else _printed(key)), child
+        yield join_path(path, _printed(key)), child, key
     if isinstance(node, Object):
         for index, child in enumerate(node.elements or ()):
-            yield join_path(path, str(index)), child
+            yield join_path(path, str(index)), child, index
         for key, child in mapping_pairs(node.state) or ():
-            if (name := text(key)) != "_metadata":
-                yield join_path(path, name if name is not None else _printed(key)), child
+            if text(key) != "_metadata":
+                yield join_path(path, _printed(key)), child, key
 
 
 def _printed(key: Node) -> str:
+    if (name := text(key)) is not None:
+        return name
     return str(key) if isinstance(key, (int, float)) else type_name(key)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
-from ckpt_surgery.formats.assemble import metadata_node
+from ckpt_surgery.formats.assemble import metadata_node, metadata_of
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import build, relocated
@@ -20,6 +20,7 @@ from ckpt_surgery.pickles import (
     Object,
     PersistentId,
     emit,
+    walk,
 )
 
 
@@ -84,6 +85,8 @@ class _StorageNaming:
 def lower(checkpoint: Checkpoint) -> Lowered:
     """The graph of an edited checkpoint: what it was read from, with the edits put in."""
     replaced: dict[int, Node] = {}
+    if checkpoint.container is None:
+        replaced.update(_classes_with_source(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():
         if isinstance(tensor.node, Object) and tensor.storage is not None:
             place = PersistentId(None, tensor.storage)
@@ -97,9 +100,23 @@ def lower(checkpoint: Checkpoint) -> Lowered:
     return Lowered(checkpoint.root, replaced)
 
 
+def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:
+    """The ids of the legacy container that name a class and quote its source; an archive has none.
+
+    torch uses the source only to warn if it has changed since.
+    """
+    for node in walk(root):
+        if isinstance(node, PersistentId) and node.target is None and isinstance(node.pid, tuple):
+            kind, *rest = node.pid
+            if text(kind) == "module" and rest:
+                yield id(node), rest[0]
+
+
 def _is_unchanged(state_dict: StateDict) -> bool:
     pairs = mapping_pairs(state_dict.node)
     if pairs is None or is_module(state_dict.node) or len(pairs) != len(state_dict.entries):
+        return False
+    if list(metadata_of(state_dict.node) or ()) != list(state_dict.metadata or ()):
         return False
     return all(
         text(key) == entry.name and value is entry.node
@@ -171,25 +188,23 @@ def _drop_others(checkpoint: Checkpoint, replaced: dict[int, Node]) -> None:
     """Leave the dropped entries out of the mappings that hold them."""
     for other in checkpoint.dropped:
         parent = replaced.get(id(other.parent), other.parent)
-        replaced[id(other.parent)] = _without(parent, other.node, other.path)
+        replaced[id(other.parent)] = _without(parent, other)
 
 
-def _without(parent: Node, child: Node, path: str) -> Node:
-    items = parent.items if isinstance(parent, (Dict, Object)) else None
-    if items is None:
-        raise LossyEditError("only an entry of a dictionary can be dropped", entry=path)
-    name = path.rpartition("/")[2]
+def _without(parent: Node, other: Other) -> Node:
+    pairs = mapping_pairs(parent) or []
     kept: list[Node] = []
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if value is not child or join_path("", text(key) or str(key)) != name:
+    for key, value in pairs:
+        if value is not other.node or key is not other.key_node:
             kept += (key, value)
-    if isinstance(parent, Dict):
+    if len(kept) == 2 * len(pairs):
+        raise LossyEditError("only an entry of a dictionary can be dropped", entry=other.path)
+    if not isinstance(parent, Object):
         return Dict(kept)
-    assert isinstance(parent, Object)  # noqa: S101  # narrowed above
     return Object(
         parent.op,
         parent.callee,
-        parent.args,
+        () if parent.items is None else parent.args,
         elements=parent.elements,
         items=kept,
         state=parent.state,

@@ -14,6 +14,8 @@ Describe = Callable[[Node], Tensor | None]
 """The tensor that a node rebuilds, None if it rebuilds none."""
 
 SHOWN_NAME: Final = 200  # characters
+# An entry takes far longer than an opcode of a pickle, of which the limit speaks.
+_COST_SHARE: Final = 8
 _ENTRY_COST: Final = 20  # what an entry takes beside its name, in operations of `Limits`
 
 # Where a rebuilding function takes `requires_grad`.
@@ -81,8 +83,9 @@ class ModuleTree:
         tensor = self.describe(value)
         if tensor is not None and isinstance(tensor.node, Object):
             detached = _detached(tensor.node)
-            # What Python code hung on a plain tensor does not survive `detach`.
-            parts = tensor.parts if detached is tensor.node else ()
+            # What Python code hung on a plain tensor or parameter does not survive `detach`.
+            plain = self.describe(tensor.node) if detached is tensor.node else None
+            parts = () if plain is None else plain.parts
             value = _copied(detached) if id(tensor.node) in self._used else detached
             self._used.add(id(tensor.node))
             tensor = replace(
@@ -93,7 +96,7 @@ class ModuleTree:
     def spend(self, amount: int, name: str) -> None:
         """Count `amount` operations; raises `LimitExceededError` beyond the limit."""
         self._spent += amount
-        if self._spent > self.limits.operations:
+        if self._spent > self.limits.operations // _COST_SHARE:
             raise LimitExceededError(
                 "the module is too large: modules are shared or nested too often",
                 entry=self._entry(name),

@@ -13,7 +13,7 @@ from math import prod
 from ckpt_surgery.checkpoint import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME, DType
 from ckpt_surgery.errors import DamagedFileError
-from ckpt_surgery.formats.storages import text
+from ckpt_surgery.formats.storages import parse_storage_id, text
 from ckpt_surgery.pickles import (
     NO_STATE,
     Dict,
@@ -26,6 +26,7 @@ from ckpt_surgery.pickles import (
 
 _MAX_DIMENSIONS = 1000  # torch sets no bound; a shape of a million ones is an attack
 _MAX_INT = 2**63 - 1
+_BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
 
 
@@ -57,9 +58,12 @@ class TensorReader:
         self._seen[id(node)] = tensor
         return tensor
 
-    def below(self, node: Node) -> Iterator[Tensor]:
-        """The outermost tensors at or below `node`, each once, in the order of the pickle."""
-        seen: set[int] = set()
+    def below(self, node: Node, seen: set[int] | None = None) -> Iterator[Tensor]:
+        """The outermost tensors at or below `node`, each once, in the order of the pickle.
+
+        What is below a node in `seen` is left out; `seen` grows by what was visited.
+        """
+        seen = set() if seen is None else seen
         waiting = [node]
         while waiting:
             found = waiting.pop()
@@ -105,7 +109,8 @@ def _parameter(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Te
     inner = reader.describe(args[0])
     if inner is None:
         raise DamagedFileError(f"'{node.name}' wraps something that is no tensor")
-    return replace(inner, is_parameter=True, requires_grad=args[1] is True)
+    parts = inner.parts + _attributes(reader, inner, args[3]) if len(args) > 3 else inner.parts
+    return replace(inner, is_parameter=True, requires_grad=args[1] is True, parts=parts)
 
 
 def _from_type(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor | None:
@@ -118,8 +123,12 @@ def _from_type(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Te
     tensor = handler(reader, inner_args, Object("REDUCE", function, inner_args))
     if tensor is None:
         return None
-    attributes = tuple(reader.below(state))
-    return replace(tensor, parts=tensor.parts + attributes, node=node)
+    return replace(tensor, parts=tensor.parts + _attributes(reader, tensor, state), node=node)
+
+
+def _attributes(reader: TensorReader, tensor: Tensor, state: Node) -> tuple[Tensor, ...]:
+    """The tensors in the state of `tensor` that are not its parts already."""
+    return tuple(reader.below(state, {id(part.node) for part in tensor.parts}))
 
 
 def _sparse(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
@@ -222,16 +231,18 @@ def _strided(
     """
     storage_node, offset, size, stride = place[:4]
     storage = storage_node.target if isinstance(storage_node, PersistentId) else None
-    if not isinstance(storage, Storage):
+    if not isinstance(storage_node, PersistentId) or not isinstance(storage, Storage):
         raise DamagedFileError("a tensor's storage is not a storage")
     shape, steps = sizes(size), sizes(stride)
+    if shape == () and storage.nbytes == 0 and node.name == _BEFORE_SCALARS:
+        shape, steps = (0,), (1,)  # an empty tensor of torch 0.3, which had no scalars
     if type(offset) is not int or offset < 0:
         raise DamagedFileError("a tensor's storage offset is not a number")
     if len(shape) != len(steps):
         raise DamagedFileError(f"a tensor has {len(shape)} sizes but {len(steps)} strides")
     tensor = Tensor(
         shape,
-        storage.dtype if dtype is None else dtype,
+        _stored_dtype(storage, storage_node.pid) if dtype is None else dtype,
         steps,
         offset,
         storage,
@@ -246,6 +257,26 @@ def _strided(
             entry=f"storage {storage.key}",
         )
     return tensor
+
+
+def _stored_dtype(storage: Storage, pid: Node) -> DType:
+    """The type of a storage's elements; of an empty one each reference may say another."""
+    said = parse_storage_id(pid) if storage.nbytes == 0 else None
+    return storage.dtype if said is None else said.dtype
+
+
+def math_bits(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether torch would read the stored elements as conjugated, and whether as negated."""
+    node = tensor.node
+    if not isinstance(node, Object):
+        return False, False
+    args = node.args
+    if isinstance(args, tuple) and node.name.endswith("._rebuild_from_type_v2"):
+        args = args[2]
+    if not isinstance(args, tuple) or not args or not isinstance(args[-1], Dict):
+        return False, False
+    bits = {text(key): value is True for key, value in args[-1].pairs()}
+    return bits.get("conj", False), bits.get("neg", False)
 
 
 def sizes(node: Node) -> tuple[int, ...]:

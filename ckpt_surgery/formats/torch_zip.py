@@ -116,10 +116,11 @@ def _lost(parsed: Parsed, nbytes: int) -> str:
 
 
 class StorageRecords:
-    """Resolves the persistent ids of an archive's pickle to the records that they mean."""
+    """Resolves the persistent ids of an archive's pickle to the records in `folder`."""
 
-    def __init__(self, archive: ZipArchive) -> None:
+    def __init__(self, archive: ZipArchive, folder: str = _STORAGE_FOLDER) -> None:
         self.archive = archive
+        self.folder = folder
         self.by_key: dict[str, Storage] = {}
         order = archive.get("byteorder")
         self.big_endian = order is not None and order.read(_SMALL) == b"big"
@@ -134,10 +135,10 @@ class StorageRecords:
             raise DamagedFileError("a persistent id names no storage")
         known = self.by_key.get(wanted.key)
         if known is None:
-            record = self.archive.get(_STORAGE_FOLDER + wanted.key)
+            record = self.archive.get(self.folder + wanted.key)
             if record is None:
                 raise DamagedFileError(
-                    f"the record 'data/{wanted.key}' is missing",
+                    f"the record '{self.folder}{wanted.key}' is missing",
                     entry=f"storage {wanted.key}",
                     hint="the file is truncated or was written by an interrupted save",
                 )
@@ -150,7 +151,8 @@ class StorageRecords:
                 big_endian=self.big_endian,
             )
             self.by_key[wanted.key] = known
-        if known.dtype != wanted.dtype or known.untyped != wanted.untyped:
+        alike = known.dtype == wanted.dtype and known.untyped == wanted.untyped
+        if not alike and not known.nbytes == wanted.nbytes == 0:  # torch.save writes empty ones so
             raise DamagedFileError(
                 "two tensors give it different element types", entry=f"storage {wanted.key}"
             )
@@ -216,9 +218,16 @@ def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
         container = MODERN
     lowered = lower(checkpoint)
     pickled = lowered.emit()
-    if set(pickled.storages) == set(container.storages):
+    if container.original and _keep_their_places(container, pickled):
         return _same_storages(container, lowered.emit(_own_keys(pickled)))
     return _new_storages(container, pickled)
+
+
+def _keep_their_places(container: Container, pickled: Pickled) -> bool:
+    """Whether all storages stay, and in the order of visiting where torch relies on that."""
+    if container.promises_layout:
+        return tuple(pickled.storages) == container.storages
+    return set(pickled.storages) == set(container.storages)
 
 
 def _own_keys(pickled: Pickled) -> dict[Storage, str]:

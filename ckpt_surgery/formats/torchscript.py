@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
-from ckpt_surgery.checkpoint import Checkpoint, Other, Tensor
+from ckpt_surgery.checkpoint import Checkpoint, Other
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import SourceFile, ZipArchive
 from ckpt_surgery.formats.assemble import type_name
@@ -24,7 +24,7 @@ from ckpt_surgery.formats.mappings import named_items
 from ckpt_surgery.formats.module_tree import ModuleTree
 from ckpt_surgery.formats.tensors import TensorReader
 from ckpt_surgery.formats.torch_zip import StorageRecords
-from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, children, parse, walk
+from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 
 FORMAT: Final = "torchscript"
 MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
@@ -94,22 +94,10 @@ def _parse(archive: ZipArchive, name: str, limits: Limits) -> Node:
     record = archive.get(name)
     if record is None:
         raise DamagedFileError("the record is missing", path=archive.file.name, entry=name)
-    storages = StorageRecords(_with_storages_of(archive, name))
+    storages = StorageRecords(archive, f"{name.removesuffix('.pkl')}/")
     return parse(
         record.read(limits.pickle_bytes), limits=limits, persistent_load=storages.load
     ).root
-
-
-def _with_storages_of(archive: ZipArchive, name: str) -> ZipArchive:
-    """The archive as if the storages of the pickle `name` were the only ones."""
-    folder = f"{name.removesuffix('.pkl')}/"
-    records = [
-        replace(record, name=f"data/{record.name.removeprefix(folder)}")
-        for record in archive.records
-        if record.name.startswith(folder)
-    ]
-    records += [record for record in archive.records if record.name == _BYTE_ORDER]
-    return ZipArchive(archive.file, archive.root, tuple(records))
 
 
 class _Code:
@@ -210,21 +198,6 @@ def _others(attributes: list[tuple[str, Node]], reader: TensorReader) -> Iterato
     """Those of `attributes` that tensors are in; a tensor counts where it is found first."""
     seen: set[int] = set()
     for path, node in attributes:
-        tensors = tuple(_unseen(node, reader, seen))
+        tensors = tuple(reader.below(node, seen))
         if tensors:
             yield Other(path, type_name(node), None, tensors, node)
-
-
-def _unseen(root: Node, reader: TensorReader, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors at or below `root` whose nodes are not in `seen`, which grows."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or not isinstance(node, (tuple, list, Dict, Object)):
-            continue
-        seen.add(id(node))
-        tensor = reader.describe(node)
-        if tensor is None:
-            waiting.extend(reversed(children(node)))
-        else:
-            yield tensor

@@ -8,6 +8,7 @@ from typing import Final
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles.limits import Limits
 from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Global, Node, Object, children
+from ckpt_surgery.pickles.walk import SCALARS
 
 _MAX_DOTS: Final = 100  # each is a call in protocol 2, so that there must not be a million
 
@@ -117,17 +118,20 @@ def too_many_memos(index: int) -> LimitExceededError:
 def decode_text(data: bytes) -> str:
     """UTF-8 as pickle writes it, surrogates included. Raises `UnicodeDecodeError`."""
     text = data.decode("utf-8", "surrogatepass")
-    return own_digit(text) if len(text) == 1 else text
+    return own_character(text) if len(text) == 1 else text
 
 
-def own_digit(text: str) -> str:
-    """A digit as an object of its own.
+def own_character(text: str) -> str:
+    """The one character of `text` as an object of its own, if it is ASCII.
 
-    CPython shares the one-character strings that it decodes, but ``str(5)`` makes a new one, and
-    torch names its storages so; the pickler writes what are two objects twice. Sharing them here
-    would join them when they are written again.
+    CPython shares the one-character strings that it decodes, but not all others: ``str(5)``, as
+    torch names its storages, and interned names are different objects, which a pickler writes
+    again. Sharing them here would join them when they are written. Changing the case to what it
+    is makes a new string.
     """
-    return str(int(text)) if text in "0123456789" else text
+    if not text.isascii():
+        return text
+    return text.upper() if text.isupper() else text.lower()
 
 
 def add_elements(target: Node, elements: list[Node]) -> None:
@@ -186,7 +190,7 @@ def _reachable(roots: list[Node]) -> list[Node]:
     waiting = list(roots)
     while waiting:
         node = waiting.pop()
-        if id(node) not in seen:
+        if type(node) not in SCALARS and id(node) not in seen:
             seen.add(id(node))
             found.append(node)
             waiting.extend(children(node))

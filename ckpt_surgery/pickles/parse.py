@@ -24,7 +24,7 @@ from ckpt_surgery.pickles.machine import (
     decode_text,
     give_state,
     lost_calls,
-    own_digit,
+    own_character,
     too_many_memos,
 )
 from ckpt_surgery.pickles.nodes import Dict, Global, Node, Object, PersistentId
@@ -127,7 +127,7 @@ def _run(machine: Machine) -> Node:
                 pos += 4 + size
                 value = data[pos - size : pos].decode("utf-8", "surrogatepass")
                 if size == 1:
-                    value = own_digit(value)
+                    value = own_character(value)
             elif op == 0x86:  # TUPLE2
                 last = stack.pop()
                 value = (stack.pop(), last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, groupby
@@ -13,7 +14,7 @@ from ckpt_surgery.report import InspectReport
 Sort = Literal["name", "size", "file"]
 
 _DEEPEST: Final = 64  # levels of a tree; what lies below stays one name
-_LONGEST_SEGMENT: Final = 8  # digits of a number that is folded
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,7}")  # what comes back as it was from an int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def fold(entries: Sequence[Entry]) -> list[Folded]:
 
 def _fold_key(segments: tuple[str, ...], members: tuple[Entry, ...], level: int) -> object:
     number = segments[level] if level < len(segments) else ""
-    if not (number.isascii() and number.isdigit() and len(number) <= _LONGEST_SEGMENT):
+    if not _NUMBER.fullmatch(number):
         return segments, id(members)
     tensor = members[0].tensor
     kind = None if tensor is None else (tensor.shape, tensor.dtype.name, tensor.layout)

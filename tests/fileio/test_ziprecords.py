@@ -76,7 +76,9 @@ VALID = {
     ),
     "a record's comment": build(Part(central={"comment": b"hello"})),
     "compressed source code": build(
-        Part(), Part(name=b"a/code/x.py", data=b"x" * 99, stored=deflated(b"x" * 99), method=8)
+        Part(),
+        Part(name=b"a/constants.pkl"),
+        Part(name=b"a/code/x.py", data=b"x" * 99, stored=deflated(b"x" * 99), method=8),
     ),
     "no checksums": build(
         Part(central={"crc": 0}, descriptor=struct.pack("<4s3I", b"PK\7\10", 0, 6, 6))
@@ -181,6 +183,14 @@ DAMAGED = {
         build(Part(stored=deflated(PICKLE), method=8)),
         "the record is compressed",
     ),
+    "compressed code of no TorchScript": (
+        build(Part(), Part(name=b"a/code/x.py", stored=deflated(PICKLE), method=8)),
+        "the record is compressed",
+    ),
+    "compressed constants": (
+        build(Part(name=b"a/constants.pkl", stored=deflated(PICKLE), method=8)),
+        "the record is compressed",
+    ),
     "stored with two lengths": (
         build(Part(central={"nbytes": 2})),
         "stored as 6 bytes but claims 2",
@@ -266,17 +276,6 @@ DAMAGED = {
     "other length in the descriptor": (
         build(Part(descriptor=descriptor(zlib.crc32(PICKLE), 6, 7))),
         "what follows the record contradicts the directory",
-    ),
-    "short descriptor of a long record": (
-        build(
-            Part(
-                name=b"a/x",
-                descriptor=b"",
-                local={"extra": zip64_extra(0, 0)},
-                central={"stored": FULL, "nbytes": FULL, "extra": zip64_extra(FULL, FULL)},
-            )
-        ),
-        "the record lies outside the file",
     ),
     "no descriptor": (build(Part(descriptor=b"")), "what follows the record contradicts"),
     "record in no folder": (build(Part(name=b"data.pkl")), "the record is in no folder"),

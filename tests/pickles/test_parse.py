@@ -161,10 +161,11 @@ def test_each_opcode_becomes_its_node(name: str) -> None:
     assert parsed.lost == ()
 
 
-@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:invalid:DeprecationWarning")
 def test_every_opcode_of_every_protocol_is_read_or_refused_by_name() -> None:
     """`pickletools` lists them; only the out-of-band buffers of protocol 5 are refused."""
-    said = {op.name for code, _ in OPCODES.values() for op, _, _ in pickletools.genops(code + b".")}
+    codes = [code for name, (code, _) in OPCODES.items() if name != "STRING octal above a byte"]
+    said = {op.name for code in codes for op, _, _ in pickletools.genops(code + b".")}
     unread = {op.name for op in pickletools.opcodes} - said
     assert unread == {"NEXT_BUFFER", "READONLY_BUFFER"}
     for buffer in (b"\x97.", b"N\x98."):
@@ -300,13 +301,14 @@ def test_identity_and_cycles_are_kept(protocol: int) -> None:
     assert root[2] is root
 
 
-def test_two_digits_that_are_two_objects_stay_two() -> None:
+def test_two_equal_characters_that_are_two_objects_stay_two() -> None:
     """torch names storages by ``str(index)``, which CPython does not share with literals."""
-    data = pickle.dumps(["5", str(5), "5"], 2)
-    one, other, again = parse(data).root  # type: ignore[misc]
-    assert one == other == "5"
-    assert one is again
-    assert one is not other
+    for character in map(chr, range(128)):
+        data = b"(X\1\0\0\0%bq\0X\1\0\0\0%bq\1h\0t." % ((character.encode(),) * 2)
+        one, other, again = parse(data).root  # type: ignore[misc]
+        assert one == other == character
+        assert one is again
+        assert one is not other
 
 
 def test_persistent_load_makes_the_node() -> None:
