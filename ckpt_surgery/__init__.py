@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         WriteError,
     )
     from ckpt_surgery.formats import read
+    from ckpt_surgery.models.freezing import FreezePlan
     from ckpt_surgery.ops import Output, convert, inspect, rename, strip
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
@@ -65,6 +66,7 @@ _HOMES = {
         "WriteError",
     ),
     "ckpt_surgery.formats": ("read",),
+    "ckpt_surgery.models.freezing": ("FreezePlan",),
     "ckpt_surgery.ops": ("Output", "convert", "inspect", "rename", "strip"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
@@ -84,6 +86,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "AddPrefix", "Checkpoint", "CkptError", "DamagedFileError", "EditReport", "Entry",
+    "FreezePlan",
     "InspectReport", "LimitExceededError", "Limits", "LossyEditError", "MapNames",
     "MissingDependencyError", "NameCollisionError", "Other", "Output", "Plan", "PlanError",
     "ReadError", "Replace", "Rule", "Selection", "StateDict", "Storage", "StripPrefix",

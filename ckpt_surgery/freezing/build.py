@@ -16,7 +16,8 @@ from ckpt_surgery.freezing.options import (
     parse_options,
 )
 from ckpt_surgery.freezing.schedule import FreezeSchedule, Group, PlannedParameter, PlanWarning
-from ckpt_surgery.freezing.selectors import FirstChildren, Selector, near
+from ckpt_surgery.freezing.selectors import FirstChildren, Selector
+from ckpt_surgery.rules import near
 
 NO_DECAY_DEFAULT: Final = ("bias", "norm")
 _BASE: Final = "base"
@@ -89,7 +90,7 @@ class _Draft:
         if not chosen:
             message = f"'{selector.option}' matches no parameter"
             if not self.allow_unmatched:
-                close = near(selector.label, list(self.inventory.names))
+                close = near(selector.label, self.inventory.names)
                 raise UsageError(message, hint=f"near names: {', '.join(close)}" if close else None)
             self.warn("unmatched-rule", message)
         return chosen

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freezing.schedule import FreezeSchedule, PlannedParameter
 
 _BARE_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
@@ -82,7 +83,10 @@ def to_json(plan: FreezeSchedule) -> str:
 
 
 def to_toml(plan: FreezeSchedule) -> str:
-    """The plan's document as TOML; keys that are null are left out."""
+    """The plan's document as TOML; keys that are null are left out.
+
+    Raises UsageError for a name that is not valid Unicode (half of a surrogate pair).
+    """
     document = plan.to_dict()
     tables = {k: v for k, v in document.items() if _is_tables(v)}
     lines = [f"{key} = {_toml(value)}" for key, value in document.items() if key not in tables]
@@ -90,7 +94,14 @@ def to_toml(plan: FreezeSchedule) -> str:
         for item in items:
             lines.append(f"\n[[{key}]]")
             lines += [f"{_key(k)} = {_toml(v)}" for k, v in item.items() if v is not None]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            "TOML cannot hold a name that is not valid Unicode", hint="--emit json can"
+        ) from error
+    return text
 
 
 def to_python(plan: FreezeSchedule) -> str:

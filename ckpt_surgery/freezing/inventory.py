@@ -13,7 +13,9 @@ from functools import cached_property
 from math import prod
 from typing import Final, Literal
 
+from ckpt_surgery.checkpoint import StateDict
 from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.errors import LimitExceededError
 
 Role = Literal["parameter", "buffer", "unknown"]
 ModuleKind = Literal["norm", "dropout", "other"]
@@ -23,6 +25,7 @@ _STATISTICS: Final = ("running_mean", "running_var")
 _BUFFERS: Final = frozenset({*_STATISTICS, "relative_coords_table"})
 _AUXILIARY: Final = re.compile("aux|dist", re.IGNORECASE)
 _NUMBERED: Final = re.compile(r"\d[a-z]?$")
+LONGEST_NAME: Final = 1024  # characters; a longer one names no module, but could fill the memory
 _PARALLEL: Final = re.compile("branch|path|stream", re.IGNORECASE)
 
 
@@ -104,12 +107,16 @@ class Inventory:
 
     @classmethod
     def of(cls, entries: Iterable[Entry], structure: Structure | None = None) -> Inventory:
-        """Sort entries (in file order) into parameters, each once, and buffers."""
+        """Sort entries (in file order) into parameters, each once, and buffers.
+
+        Raises LimitExceededError for a name of more than 1024 characters.
+        """
         firsts: dict[object, Entry] = {}
         aliases: dict[str, list[str]] = {}
         buffers: list[str] = []
         guessed = 0
         for entry in entries:
+            require_short(entry.name)
             if not _is_parameter(entry):
                 buffers.append(entry.name)
                 continue
@@ -124,6 +131,11 @@ class Inventory:
             for i, entry in enumerate(firsts.values())
         )
         return cls(parameters, tuple(buffers), guessed, structure)
+
+    @classmethod
+    def of_state_dict(cls, state_dict: StateDict, structure: Structure | None = None) -> Inventory:
+        """The inventory of a state dict as it was read from a file."""
+        return cls.of(_entries(state_dict), structure)
 
     @property
     def names(self) -> Iterator[str]:
@@ -205,6 +217,25 @@ class Inventory:
         """Modules that own a weight (not only a bias), but none of two or more dimensions."""
         weighted = {p.module for p in self.parameters if not p.is_bias}
         return frozenset(weighted - {p.module for p in self.parameters if len(p.shape) > 1})
+
+
+def require_short(name: str) -> None:
+    """Refuse a name that is longer than any honest one."""
+    if len(name) > LONGEST_NAME:
+        raise LimitExceededError(
+            f"a parameter's name has {len(name)} characters", entry=f"{name[:40]}…"
+        )
+
+
+def _entries(state_dict: StateDict) -> Iterator[Entry]:
+    for entry in state_dict.entries:
+        tensor = entry.tensor
+        if tensor is None:
+            continue
+        tie = None
+        if tensor.storage is not None and tensor.numel:
+            tie = (tensor.storage, tensor.offset, tensor.shape, tensor.stride, tensor.dtype.name)
+        yield Entry(entry.name, tensor.shape, tensor.dtype.name, entry.role, tie)
 
 
 def _is_parameter(entry: Entry) -> bool:

@@ -34,7 +34,8 @@ from typing import Any, Final, Self
 
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, PathLike, UsageError
-from ckpt_surgery.freezing.options import Options, check_options
+from ckpt_surgery.freezing.inventory import require_short
+from ckpt_surgery.freezing.options import Options, check_number, check_options
 
 SCHEMA: Final = 1
 KIND: Final = "freeze-plan"
@@ -143,6 +144,8 @@ class FreezeSchedule:
 
     def __post_init__(self) -> None:
         names = [name for parameter in self.parameters for name in parameter.names]
+        for name in names:
+            require_short(name)
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UsageError(f"the plan names '{twice}' twice")
@@ -321,8 +324,8 @@ def _read_group(item: object) -> Group:
     name = _text(fields.get("name"), "a group's 'name'")
     options = _mapping(fields.get("options", {}), f"the 'options' of group '{name}'")
     scale = fields.get("lr_scale")
-    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float))):
-        raise UsageError(f"'lr_scale' of group '{name}' is no number")
+    if scale is not None:
+        check_number(scale, f"group {name}: lr_scale")
     return Group(name, check_options(options, f"group {name}"), scale)
 
 
@@ -361,6 +364,6 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
 
 
 def _count(value: object, what: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UsageError(f"{what} must be a whole number of at least 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise UsageError(f"{what} must be a whole number from 0 to 2**63 - 1")
     return value

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Final, Protocol
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freezing.inventory import Inventory, Parameter
+from ckpt_surgery.rules import near
 
 _GLOB_SIGNS: Final = frozenset("*?[")
 _KINDS: Final = ("pattern", "prefix", "glob")
@@ -217,20 +217,6 @@ def parse_selector(text: str, make: Callable[[str, str], Matcher], option: str) 
     return ByName(make(kind, text), text, option)
 
 
-def near(text: str, names: Sequence[str]) -> list[str]:
-    """At most three of `names`, or of the modules in them, that look like `text`."""
-    return get_close_matches(text, known_paths(names), n=3, cutoff=0.5)
-
-
-def known_paths(names: Sequence[str]) -> list[str]:
-    """Every name and every module path above one, each once, in order."""
-    paths: dict[str, None] = {}
-    for name in names:
-        parts = name.split(".")
-        paths.update((".".join(parts[:depth]), None) for depth in range(1, len(parts) + 1))
-    return list(paths)
-
-
 def _names(parameters: Sequence[Parameter]) -> frozenset[str]:
     return frozenset(name for parameter in parameters for name in parameter.names)
 
@@ -255,7 +241,7 @@ def _span(inventory: Inventory, name: str, option: str) -> tuple[int, int]:
     place = _place_of_module(inventory, name)
     if place is not None:
         return place, place
-    close = near(name, list(inventory.names))
+    close = near(name, inventory.names)
     raise UsageError(
         f"'{option}': no module or parameter has this name",
         hint=f"did you mean '{close[0]}'?" if close else "see the names with 'ckpt inspect --keys'",

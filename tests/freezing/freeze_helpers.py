@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ckpt_surgery.freezing.build import Recipe, build
 from ckpt_surgery.freezing.inventory import Entry, Inventory
 from ckpt_surgery.freezing.schedule import FreezeSchedule
 from ckpt_surgery.freezing.selectors import ByName
-
-
-@dataclass(frozen=True)
-class Prefix:
-    text: str
-
-    def matches(self, name: str) -> bool:
-        return name == self.text or name.startswith(f"{self.text}.")
+from ckpt_surgery.rules import Rule as NameRule
 
 
 def prefix(text: str) -> ByName:
-    return ByName(Prefix(text), text, f"--prefix {text}")
+    return ByName(NameRule("prefix", text), text, f"--prefix {text}")
 
 
 def conv(name: str, inputs: int, outputs: int) -> list[Entry]:

@@ -215,3 +215,21 @@ def test_emitted_python_imports_nothing() -> None:
     text = to_python(made())
     assert "import" not in text.replace("needs only the model", "")
     compile(text, "plan.py", "exec")
+
+
+def test_a_name_that_is_no_unicode_goes_through_json_alone(tmp_path: Path) -> None:
+    odd = plan(Recipe(), Inventory.of([Entry("a.\ud800", (1,))]))
+    path = tmp_path / "plan.json"
+    path.write_text(to_json(odd), encoding="utf-8")
+    assert FreezeSchedule.load(path) == odd
+    with pytest.raises(UsageError, match="not valid Unicode"):
+        to_toml(odd)
+
+
+def test_a_name_longer_than_any_honest_one_is_refused() -> None:
+    with pytest.raises(LimitExceededError):
+        plan(Recipe(), Inventory.of([Entry("a." * 5000, (1,))]))
+    with pytest.raises(LimitExceededError):
+        FreezeSchedule.from_dict(with_parameter(name="a." * 5000))
+    with pytest.raises(UsageError, match="whole number"):
+        FreezeSchedule.from_dict(with_parameter(shape=[2**63]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.formats import read
 from ckpt_surgery.freezing.build import GroupRule, Recipe, Rule, Stage
 from ckpt_surgery.freezing.emit import to_json, to_python
 from ckpt_surgery.freezing.inventory import Entry, Inventory
@@ -28,6 +28,7 @@ from ckpt_surgery.freezing.selectors import (
     Until,
 )
 from ckpt_surgery.models.freezing import FreezePlan, inventory_of
+from ckpt_surgery.rules import Rule as NameRule
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),
@@ -38,16 +39,8 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-@dataclass(frozen=True)
-class Prefix:
-    text: str
-
-    def matches(self, name: str) -> bool:
-        return name == self.text or name.startswith(f"{self.text}.")
-
-
 def prefix(text: str) -> ByName:
-    return ByName(Prefix(text), text, f"--prefix {text}")
+    return ByName(NameRule("prefix", text), text, f"--prefix {text}")
 
 
 def freeze(text: str) -> Rule:
@@ -475,3 +468,22 @@ def test_bytes_of_optimizer_state_are_those_that_torch_allocates(net: Net, kind:
     assert Totals.of(plan.trainable).nbytes[kind] == sum(held)
     gradients = sum(p.grad.nbytes for p in net.parameters() if p.grad is not None)
     assert Totals.of(plan.trainable).nbytes["gradients"] == gradients
+
+
+def test_a_plan_from_a_file_that_torch_saved_fits_its_model(net: Net, tmp_path: Path) -> None:
+    net.twin = nn.Linear(6, 3)
+    net.twin.weight = net.fc.weight
+    path = tmp_path / "net.pth"
+    torch.save({"epoch": 3, "state_dict": net.state_dict()}, path)
+    with read(path) as checkpoint:
+        inventory = Inventory.of_state_dict(checkpoint.state_dicts[0])
+    assert [p.name for p in inventory.parameters] == [n for n, _ in net.named_parameters()]
+    assert inventory.parameters[-3].aliases == ("twin.weight",)
+    assert inventory.statistics == ("resnet.1", "resnet.3", "resnet.4", "resnet.8", "added")
+    assert FreezePlan.build(inventory, Recipe([freeze("resnet")])).check(net).ok
+
+
+def test_the_plan_is_a_public_name() -> None:
+    import ckpt_surgery
+
+    assert ckpt_surgery.FreezePlan is FreezePlan
