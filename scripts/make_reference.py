@@ -21,7 +21,6 @@ from ckpt_surgery.cli.main import COMMANDS, cli
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 _BLOCK = re.compile(r"(<!-- options: (\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
-_UNIVERSAL = "--traceback"  # of the group and every command
 
 
 def commands() -> dict[str, click.Command]:
@@ -41,7 +40,7 @@ def describe(option: click.Option) -> tuple[str, str]:
     text = option.help or ""
     if option.show_default:
         text += f" Default: {option.default}."
-    return names.replace("|", "\\|"), text.replace("|", "\\|")
+    return names.replace("|", "\\|"), re.sub(r"[|*\\]", r"\\\g<0>", text)
 
 
 def options_of(command: click.Command) -> list[tuple[str, str]]:

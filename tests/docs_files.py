@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
@@ -21,8 +23,15 @@ def make(folder: Path) -> None:
     _save_training(folder / "train.pth.tar")
     _save_module(folder / "model.pkl")
     _save_rows(folder / "rows.pth")
+    _save_attack(folder / "evil.pth")
     whole = (folder / "rows.pth").read_bytes()
     (folder / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    save_file(
+        {"weight": torch.zeros(5, 8), "bias": torch.zeros(5)},
+        folder / "head.safetensors",
+        metadata={"license": "MIT"},
+    )
+    torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
     (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
 
 
@@ -82,3 +91,15 @@ def _save_rows(path: Path) -> None:
     table = torch.arange(80_000, dtype=torch.float32).reshape(10_000, 8)
     weight = torch.tensor([[1.0, 0.0], [-1.0, float("nan")]])
     torch.save({"table": table[:10], "encoder.weight": weight, "decoder.weight": weight}, path)
+
+
+class _Attack:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch owned",)
+
+
+def _save_attack(path: Path) -> None:
+    """Good weights, and beside them an object that unpickling would run."""
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}, "config": _Attack()}, path)

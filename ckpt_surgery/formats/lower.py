@@ -84,7 +84,7 @@ class _StorageNaming:
 
 def lower(checkpoint: Checkpoint) -> Lowered:
     """The graph of an edited checkpoint: what it was read from, with the edits put in."""
-    replaced: dict[int, Node] = {}
+    replaced: dict[int, Node] = dict(checkpoint.replaced)
     if checkpoint.container is None:
         replaced.update(_classes_with_source(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():

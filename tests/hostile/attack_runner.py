@@ -1,10 +1,10 @@
 """Run command lines on hostile files, each file in a process of its own, and tell what happened.
 
 Standard input is a JSON list of jobs, ``{"name": …, "lines": [[argument, …], …], "writable":
-[folder, …]}``. For each a line of JSON comes out: the exit code of every command line, the seconds
+[folder, …]}``; the first is honest and imports what an honest run imports. For each other a line of JSON comes out: the exit code of every command line, the seconds
 of processor time that the slowest took, the peak of resident memory in bytes, and whatever was
-tried that reading a file never needs (see `_suspicious`). The processes are forked from one that has
-imported everything, which costs milliseconds.
+tried that reading a file never needs (see `_suspicious`). The processes are forked from the one that
+did the honest job, which costs milliseconds.
 """
 
 from __future__ import annotations
@@ -32,26 +32,14 @@ _FORBIDDEN = (
 
 
 def main() -> None:
-    _import_everything()
+    honest, *jobs = json.load(sys.stdin)
+    # Done in this process first, so that whatever is imported later comes from a hostile file.
+    for line in honest["lines"]:
+        _run(line)
     gc.collect()
     gc.freeze()
-    for job in json.load(sys.stdin):
+    for job in jobs:
         print(json.dumps(_isolated(job)), flush=True)
-
-
-def _import_everything() -> None:
-    """All that an honest run imports, so that every later import comes from the file."""
-    import csv  # noqa: F401
-    import tempfile  # noqa: F401
-
-    from ckpt_surgery.cli.main import COMMANDS, cli
-
-    for name in COMMANDS:
-        cli.get_command(None, name)  # type: ignore[arg-type]  # our group needs no context
-    from ckpt_surgery.render import inspection, screen
-
-    sheet = screen.Screen(sys.stderr, color=False)
-    sheet.grid(screen.Grid((inspection._NAME,), [("a",)]))
 
 
 def _isolated(job: dict[str, Any]) -> dict[str, Any]:

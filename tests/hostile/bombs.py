@@ -97,9 +97,8 @@ def archive(pickle: bytes, records: Mapping[str, bytes] | None = None, root: str
     """A zip as Python writes it, which torch and `ckpt` read like one of ``torch.save``."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as out:
-        for key, data in {"data.pkl": pickle, "data/0": FLOATS, "version": b"3\n"}.items() | (
-            records or {}
-        ).items():
+        held = {"data.pkl": pickle, "data/0": FLOATS, "version": b"3\n", **(records or {})}
+        for key, data in held.items():
             out.writestr(zipfile.ZipInfo(f"{root}/{key}"), data)
     return buffer.getvalue()
 

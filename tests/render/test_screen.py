@@ -54,7 +54,7 @@ def test_markup_is_text():
 
 def shown(report: InspectReport) -> str:
     stream = io.StringIO()
-    show(report, {}, View(), Screen(stream))
+    show(report, View(), Screen(stream))
     return stream.getvalue()
 
 
@@ -105,7 +105,7 @@ def test_counts_of_an_entry_are_shown():
 def test_stats_without_numbers_are_dashes():
     from ckpt_surgery.checkpoint import Entry, Tensor
     from ckpt_surgery.dtypes import BY_NAME
-    from ckpt_surgery.render.listing import Place
+    from ckpt_surgery.report import Place
 
     tensor = Tensor((2,), BY_NAME["float32"], (1,), layout="sparse_coo")
     entries = tuple(Entry(name, tensor) for name in ("none", "nan", "some"))
@@ -114,9 +114,10 @@ def test_stats_without_numbers_are_dashes():
         "nan": TensorStats(None, None, None, None, 2, 0, 0),
         "some": TensorStats(-1, 1, 0, 1, 0, 0, 0, (1, 0, 8)),
     }
-    report = inspected(state_dicts=(StateDict("", "model", entries),), stats=stats)
+    places = {entry.name: Place(0, 0) for entry in entries}
+    report = inspected(state_dicts=(StateDict("", "model", entries),), stats=stats, places=places)
     stream = io.StringIO()
-    show(report, {e.name: Place(0, 0) for e in entries}, View(), Screen(stream))
+    show(report, View(), Screen(stream))
     rows = [line.split() for line in stream.getvalue().splitlines()[1:4]]
     assert [row[2:5] for row in rows] == [["(2,)", "float32", "sparse_coo"]] * 3
     assert rows[0][7:] == ["-"] * 8

@@ -29,6 +29,7 @@ class Kind:
     parts: tuple[tuple[tuple[int, ...], str], ...] = ()
     expected: dict[str, Any] = field(default_factory=dict)
     weights_only: bool = True
+    meta: bool = True
 
 
 def matrix() -> torch.Tensor:
@@ -116,9 +117,9 @@ TENSORS: dict[str, Kind] = {
     "sparse csc": Kind(lambda: torch.eye(4).to_sparse_csc(), "sparse_csc", parts=CSR),
     "sparse bsr": Kind(lambda: torch.eye(4).to_sparse_bsr((2, 2)), "sparse_bsr", parts=BSR),
     "sparse bsc": Kind(lambda: torch.eye(4).to_sparse_bsc((2, 2)), "sparse_bsc", parts=BSR),
-    "quantized": Kind(quantized, "quantized"),
+    "quantized": Kind(quantized, "quantized", meta=False),
     "quantized by channel": Kind(
-        quantized_by_channel, "quantized", parts=(((2,), "float64"), ((2,), "int64"))
+        quantized_by_channel, "quantized", parts=(((2,), "float64"), ((2,), "int64")), meta=False
     ),
     "meta": Kind(lambda: torch.empty(3, 2, device="meta"), device="meta"),
     "nested": Kind(
@@ -126,6 +127,7 @@ TENSORS: dict[str, Kind] = {
         "nested",
         parts=NESTED,
         expected={"shape": (2,), "stride": ()},
+        meta=False,
     ),
     "jagged": Kind(
         jagged,
@@ -160,20 +162,20 @@ TENSORS: dict[str, Kind] = {
     },
 }
 
-OTHERS: dict[str, tuple[Callable[[], Any], bool]] = {
-    "size": (lambda: torch.Size([1, 2]), True),
-    "device": (lambda: torch.device("cuda", 1), True),
-    "dtype": (lambda: torch.float16, True),
-    "storage": (lambda: torch.ones(3).storage(), True),
-    "untyped storage": (lambda: torch.ones(3).untyped_storage(), True),
-    "numpy array": (lambda: np.arange(6.0).reshape(2, 3), False),
-    "numpy scalar": (lambda: np.float32(1.5), False),
-    "unknown class": (lambda: argparse.Namespace(lr=0.1, layers=[1, 2]), False),
-    "nothing": (lambda: None, True),
-    "tensors in a list": (lambda: [torch.ones(2), torch.zeros(3)], True),
-    "a set": (lambda: {1, 2}, True),
-    "text": (lambda: "resnet", True),
-    "bytes": (lambda: b"\x00\xff", True),
+OTHERS: dict[str, Kind] = {
+    "size": Kind(lambda: torch.Size([1, 2])),
+    "device": Kind(lambda: torch.device("cuda", 1)),
+    "dtype": Kind(lambda: torch.float16),
+    "storage": Kind(lambda: torch.ones(3).storage()),
+    "untyped storage": Kind(lambda: torch.ones(3).untyped_storage()),
+    "numpy array": Kind(lambda: np.arange(6.0).reshape(2, 3), weights_only=False),
+    "numpy scalar": Kind(lambda: np.float32(1.5), weights_only=False),
+    "unknown class": Kind(lambda: argparse.Namespace(lr=0.1, layers=[1, 2]), weights_only=False),
+    "nothing": Kind(lambda: None),
+    "tensors in a list": Kind(lambda: [torch.ones(2), torch.zeros(3)]),
+    "a set": Kind(lambda: {1, 2}),
+    "text": Kind(lambda: "resnet"),
+    "bytes": Kind(lambda: b"\x00\xff"),
 }
 
 
