@@ -144,7 +144,7 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
     by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
     for path in at:
         if path not in by_path:
-            known = ", ".join(f"'{path}'" for path in by_path)
+            known = ", ".join(f"'{path}'" if path else "the top level ('')" for path in by_path)
             raise UsageError(
                 f"'--at {path}': no state dict there",
                 path=checkpoint.file.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage
@@ -71,7 +71,8 @@ class _StorageNaming:
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[3], str):
             if len(pid) == 5 and pid[2] == key and pid[4] == storage.numel:
                 return pid
-            return ("storage", pid[1], key, pid[3], storage.numel)
+            kind = pid[0] if isinstance(pid[0], str) else "storage"  # one object in all of them
+            return (kind, pid[1], key, pid[3], storage.numel)
         location = self._locations.setdefault(storage.device, storage.device)
         return ("storage", self._class(storage), key, location, storage.numel)
 
@@ -91,7 +92,7 @@ def lower(checkpoint: Checkpoint) -> Lowered:
         if isinstance(tensor.node, Object) and tensor.storage is not None:
             place = PersistentId(None, tensor.storage)
             replaced[node_id] = relocated(tensor.node, place, tensor)
-    if checkpoint.root is None:  # a format without a graph holds nothing but a state dict
+    if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
         return Lowered(lower_state_dict(checkpoint.state_dicts[0]), replaced)
     for state_dict in checkpoint.state_dicts:
         if not _is_unchanged(state_dict):
@@ -186,18 +187,21 @@ def _ordered_dict() -> Global:
 
 def _drop_others(checkpoint: Checkpoint, replaced: dict[int, Node]) -> None:
     """Leave the dropped entries out of the mappings that hold them."""
+    by_parent: dict[int, list[Other]] = {}
     for other in checkpoint.dropped:
-        parent = replaced.get(id(other.parent), other.parent)
-        replaced[id(other.parent)] = _without(parent, other)
+        by_parent.setdefault(id(other.parent), []).append(other)
+    for parent_id, others in by_parent.items():
+        parent = replaced.get(parent_id, others[0].parent)
+        replaced[parent_id] = _without(parent, others)
 
 
-def _without(parent: Node, other: Other) -> Node:
-    pairs = mapping_pairs(parent) or []
+def _without(parent: Node, others: Sequence[Other]) -> Node:
+    left = {(id(other.key_node), id(other.node)): other for other in others}
     kept: list[Node] = []
-    for key, value in pairs:
-        if value is not other.node or key is not other.key_node:
+    for key, value in mapping_pairs(parent) or ():
+        if left.pop((id(key), id(value)), None) is None:
             kept += (key, value)
-    if len(kept) == 2 * len(pairs):
+    for other in left.values():
         raise LossyEditError("only an entry of a dictionary can be dropped", entry=other.path)
     if not isinstance(parent, Object):
         return Dict(kept)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from legacy_files import Call, Raw, Reference, dumps
+from legacy_files import Call, Reference, dumps
 from torch_checks import save
 
 from ckpt_surgery.fileio import Bytes, Derived, SourceFile, atomic_output, lay_out, read_zip
@@ -37,7 +38,7 @@ def write_records(
     """An archive of `records`; the serialization id is made anew."""
     items = [(n, Derived(40, make_id) if n == ID else Bytes(data)) for n, data in records]
     with atomic_output(path, force=True) as sink:
-        lay_out(path.stem if root is None else root, items, alignment=alignment).write(sink)
+        lay_out(path.stem, items).write(sink)
     return path
 
 
@@ -141,9 +142,10 @@ def tensor(storage: Any, *, offset: int = 0, size: Any = (4,), stride: Any = (1,
     return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, {})
 
 
-def archive(path: Path, root: Any, **records: bytes | None) -> Path:
+def archive(
+    path: Path, root: Any, records: Mapping[str, bytes | None] = MappingProxyType({})
+) -> Path:
     """One storage of four numbers and `root`; a record given as None is missing."""
-    data = root if isinstance(root, (bytes, Raw)) else dumps(root)
-    found: dict[str, bytes | None] = {"data.pkl": data, "data/0": bytes(16), "version": b"3\n"}
-    found |= {name.replace("__", "/").replace("_", "."): value for name, value in records.items()}
+    data = root if isinstance(root, bytes) else dumps(root)
+    found = {"data.pkl": data, "data/0": bytes(16), "version": b"3\n", **records}
     return write_records(path, [(name, d) for name, d in found.items() if d is not None])

@@ -10,10 +10,10 @@ import torch
 from torch_checks import assert_same, assert_torch_reads, load, save
 from torch_kinds import OTHERS, TENSORS, Kind, build
 
-from ckpt_surgery import Output, Replace, read, rename, selection, strip
+from ckpt_surgery import Limits, Output, Replace, read, rename, selection, strip
 from ckpt_surgery.checkpoint import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
-from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.formats.tensors import TensorReader, math_bits, relocated, sizes
 from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Object, PersistentId
@@ -417,3 +417,30 @@ def test_kinds_are_all_there() -> None:
     whole = {n for n, d in BY_NAME.items() if d.name == n and not n.strip("u").startswith("int")}
     assert whole - cannot_be_made - set(TENSORS) == set()
     assert isinstance(TENSORS["meta"], Kind)
+
+
+def sparse(indices: Node, values: Node) -> Object:
+    return call(SPARSE, COO, (indices, values, (3,)))
+
+
+def test_tensors_that_share_parts_are_counted_as_often_as_they_occur() -> None:
+    """Thirty that double, one inside the other, would stand for 2**30."""
+    node: Node = strided(*VIEW)
+    for _ in range(30):
+        node = sparse(node, call("torch._utils._rebuild_parameter", node, True, HOOKS))
+    with pytest.raises(LimitExceededError, match="too many others"):
+        describe(node)
+
+
+def test_search_for_parts_is_bounded() -> None:
+    limits = Limits(operations=16 * 50)
+    state = Dict([*range(30)])
+
+    def subclass() -> Object:
+        args = (Global("torch._utils", "_rebuild_tensor_v2"), Global("m", "T"), VIEW, state)
+        return call("torch._tensor._rebuild_from_type_v2", *args)
+
+    reader = TensorReader(limits)
+    assert reader.describe(subclass()) is not None
+    with pytest.raises(LimitExceededError, match="too many objects"):
+        reader.describe(subclass())

@@ -233,13 +233,13 @@ INT = torch.IntStorage
         (GOOD, {"version": b""}, "unknown version"),
         (GOOD, {"byteorder": b"BIG"}, "neither 'little' nor 'big'"),
         (GOOD, {"byteorder": b"little\n"}, "neither 'little' nor 'big'"),
-        (GOOD, {"_storage_alignment": b"0"}, "no alignment"),
-        (GOOD, {"_storage_alignment": b"-64"}, "no alignment"),
-        (GOOD, {"_storage_alignment": b"9" * 9}, "no alignment"),
-        (GOOD, {"_storage_alignment": b"9" * 5000}, "no alignment"),
-        (GOOD, {"data__0": None}, "'data/0' is missing"),
-        (GOOD, {"data__0": bytes(15)}, "15 bytes where the pickle says 16"),
-        (GOOD, {"data__0": bytes(17)}, "17 bytes where the pickle says 16"),
+        (GOOD, {".storage_alignment": b"0"}, "no alignment"),
+        (GOOD, {".storage_alignment": b"-64"}, "no alignment"),
+        (GOOD, {".storage_alignment": b"9" * 9}, "no alignment"),
+        (GOOD, {".storage_alignment": b"9" * 5000}, "no alignment"),
+        (GOOD, {"data/0": None}, "'data/0' is missing"),
+        (GOOD, {"data/0": bytes(15)}, "15 bytes where the pickle says 16"),
+        (GOOD, {"data/0": bytes(17)}, "17 bytes where the pickle says 16"),
         ([tensor(reference()), tensor(reference(numel=3))], {}, "16 bytes where"),
         ([tensor(reference()), tensor(reference(kind=INT))], {}, "different element types"),
         (
@@ -263,7 +263,7 @@ INT = torch.IntStorage
 def test_damaged_archive_is_refused(
     root: Any, records: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    path = archive(tmp_path / "w.pth", root, **records)
+    path = archive(tmp_path / "w.pth", root, records)
     with pytest.raises(DamagedFileError, match=message) as caught:
         read(path)
     assert caught.value.path == path
@@ -277,7 +277,7 @@ def test_archive_that_the_damaged_ones_differ_from_is_read(tmp_path: Path) -> No
 def test_empty_storage_may_have_two_types(tmp_path: Path) -> None:
     """As `torch.save` writes two empty tensors of one storage."""
     root = [tensor(reference(numel=0), size=(0,)), tensor(reference(numel=0, kind=INT), size=(0,))]
-    with read(archive(tmp_path / "w.pth", root, data__0=b"")) as checkpoint:
+    with read(archive(tmp_path / "w.pth", root, {"data/0": b""})) as checkpoint:
         assert [t.dtype.name for t in checkpoint.all_tensors] == ["float32", "int32"]
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
-
 from torch_checks import quiet
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from ckpt_surgery.checkpoint import Other, StateDict
-from ckpt_surgery.render import edits, progress
+from ckpt_surgery.render import edits, progress, screen
 from ckpt_surgery.render.inspection import View, show
 from ckpt_surgery.render.plain import to_json
 from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
@@ -41,6 +41,30 @@ def test_terminal_shows_the_same_table():
     assert [line.split() for line in terminal.getvalue().splitlines()] == [
         line.split() for line in plain.getvalue().splitlines()
     ]
+
+
+@pytest.mark.parametrize("folding", [(), (1,), (1, 2)])
+@pytest.mark.parametrize("width", [8, 20, 30, 37, 38, 39, 60, 120])
+def test_table_looks_as_if_every_row_were_printed_alone(folding, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [
+        Column(name, name == "n", i in folding) for i, name in enumerate(("n", "it", "bytes"))
+    ]
+    names = ["a", "layer4.0.conv1", "a name of words", "x" * 40, "宽" * 9, "", "b.weight", "é" * 18]
+    grid = Grid(columns, [(str(i), name, "7" * (i % 5)) for i, name in enumerate(names * 3)])
+    joined, alone = Terminal(), Terminal()
+    Screen(joined).grid(grid)
+    monkeypatch.setattr(screen, "_blocks", lambda grid, _width: grid.rows)
+    Screen(alone).grid(grid)
+    assert joined.getvalue() == alone.getvalue()
+
+
+def test_rows_that_fit_are_printed_together():
+    names = ["a", "b", "c" * 9, "d"]
+    grid = Grid((Column("n", right=True), Column("name", fold=True)), [(n, n) for n in names[:2]])
+    assert list(screen._blocks(grid, 80)) == [["a\nb", "a\nb"]]
+    grid = Grid((Column("n"), Column("name", fold=True)), [("1", name) for name in names])
+    assert list(screen._blocks(grid, 10)) == [["1\n1", "a\nb"], ("1", "c" * 9), ["1", "d"]]
 
 
 def test_markup_is_text():
