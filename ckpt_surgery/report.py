@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from ckpt_surgery.checkpoint import Entry, Other, StateDict, Tensor, join_path
 
@@ -168,13 +168,52 @@ class InspectReport:
         return found | dict(self.details.get(other.path, {}))
 
 
+Action: TypeAlias = Literal["updated", "kept", "dropped", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerChange:
+    """What became of one optimizer whose model was edited.
+
+    `action`: ``updated``, ``kept`` (as it is, out of step), ``dropped``, ``unknown`` (a layout
+    that cannot be told: carried over as it is). Names are the parameters': those `removed` with
+    their state, `added` without any, `reset` and `resized`; `renamed` counts stored names.
+    `emptied` are positions of groups that have no parameter left.
+    """
+
+    path: str
+    action: Action
+    certainty: str = "none"
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    renamed: int = 0
+    emptied: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"path": self.path, "action": self.action}
+        if self.action == "updated":
+            document |= {
+                "certainty": self.certainty,
+                "removed": list(self.removed),
+                "added": list(self.added),
+                "reset": list(self.reset),
+                "resized": list(self.resized),
+                "renamed": self.renamed,
+                "emptied": list(self.emptied),
+            }
+        return document
+
+
 @dataclass(frozen=True, slots=True)
 class EditReport:
     """What an edit did, or would do. Names are ``path/name``.
 
     `plan` are the edits in order, `rules` each rule as a dictionary with its ``matched`` count,
     `kept`, `removed` and `renamed` entries of state dicts, `carried` and `dropped` the paths of
-    the other entries. `output` is None if nothing was written.
+    the other entries, `optimizers` what became of those whose model changed. `output` is None if
+    nothing was written.
     """
 
     command: str
@@ -188,6 +227,7 @@ class EditReport:
     renamed: tuple[tuple[str, str], ...]
     carried: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    optimizers: tuple[OptimizerChange, ...] = ()
     warnings: tuple[str, ...] = ()
     nbytes_before: int = 0
     nbytes_after: int = 0
@@ -211,6 +251,7 @@ class EditReport:
             "renamed": [list(pair) for pair in self.renamed],
             "carried": list(self.carried),
             "dropped": list(self.dropped),
+            "optimizers": [change.to_dict() for change in self.optimizers],
             "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,

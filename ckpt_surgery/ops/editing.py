@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Progress, Sink, SourceFile, atomic_output, stream_output
 from ckpt_surgery.formats import lay_out_torch_zip, read
-from ckpt_surgery.plan import Drop, DropOther, Planned, Rename, apply
+from ckpt_surgery.plan import Drop, DropOther, DropStateDict, Planned, Rename, apply
 from ckpt_surgery.report import EditReport
 
 OUTPUT_FORMAT = "torch-zip"
@@ -164,7 +164,8 @@ def _report(
             (join_path(e.state_dict, e.old), join_path(e.state_dict, e.new)) for e in renames
         ),
         carried=tuple(other.path for other in after.others),
-        dropped=tuple(e.path for e in edits if isinstance(e, DropOther)),
+        dropped=tuple(e.path for e in edits if isinstance(e, DropOther | DropStateDict)),
+        optimizers=planned.optimizers,
         warnings=(*before.notes, *planned.warnings),
         nbytes_before=before.file.size,
         nbytes_after=nbytes,

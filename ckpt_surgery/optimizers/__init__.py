@@ -14,6 +14,12 @@ from ckpt_surgery.optimizers.edit import (
     remove,
     rename,
 )
+from ckpt_surgery.optimizers.in_step import (
+    InStep,
+    OptimizerChoice,
+    Resize,
+    keep_in_step,
+)
 from ckpt_surgery.optimizers.recognise import (
     Key,
     Moment,
@@ -25,22 +31,29 @@ from ckpt_surgery.optimizers.recognise import (
     find_optimizers,
     read_optimizer,
 )
+from ckpt_surgery.optimizers.survey import FoundOptimizer, find
 
 __all__ = [
     "Certainty",
     "Correspondence",
     "Edited",
+    "FoundOptimizer",
+    "InStep",
     "Key",
     "Moment",
+    "OptimizerChoice",
     "OptimizerState",
     "ParameterGroup",
     "ParameterState",
+    "Resize",
     "Target",
     "TrainingKind",
     "align",
     "classify",
     "correspond",
+    "find",
     "find_optimizers",
+    "keep_in_step",
     "read_optimizer",
     "remove",
     "rename",

@@ -19,7 +19,7 @@ from ckpt_surgery.optimizers.correspond import Correspondence
 from ckpt_surgery.optimizers.recognise import Key, OptimizerState, parse_key
 from ckpt_surgery.pickles import Dict, Node, Object
 
-_HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
+HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def align(
     if correspondence.foreign:
         raise PlanError(
             f"the optimizer also holds '{correspondence.foreign[0]}', which the model has not",
-            hint=_HINT,
+            hint=HINT,
         )
     sources = {target.source for target in targets if target.source is not None}
     for key in optimizer.keys:
@@ -177,7 +177,7 @@ def _home_of_new(
         return neighbours.pop()
     if not old and len(optimizer.groups) == 1:
         return 0
-    raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=_HINT)
+    raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=HINT)
 
 
 def _require_model_order(
@@ -189,7 +189,7 @@ def _require_model_order(
         places = [place[name] for name in names if name in place]
         if places != sorted(places):
             raise PlanError(
-                "the optimizer lists its parameters in another order than the model", hint=_HINT
+                "the optimizer lists its parameters in another order than the model", hint=HINT
             )
 
 
@@ -198,7 +198,7 @@ def _require_claim(correspondence: Correspondence) -> None:
         raise PlanError(
             "which state of the optimizer belongs to which parameter cannot be told:"
             f" {correspondence.reason}",
-            hint=_HINT,
+            hint=HINT,
         )
 
 
@@ -210,7 +210,7 @@ def _refuse_doubt(correspondence: Correspondence, key: Key) -> None:
         f"parameter {key} of the optimizer may be any of {shown}{more}"
         if candidates
         else f"parameter {key} of the optimizer is none of the model's",
-        hint=_HINT,
+        hint=HINT,
     )
 
 
@@ -288,7 +288,7 @@ def _rebuild_states(
         key = parse_key(key_node)
         if key is None or key not in known:
             if key in taken:
-                raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=_HINT)
+                raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=HINT)
             items += (key_node, value)
         elif key in place and not place[key][0].reset:
             member, new_key = place[key]
