@@ -80,11 +80,12 @@ def _is_average_of(average: StateDict, model: StateDict) -> bool:
     own, averaged = _by_bare_name(model), _by_bare_name(average)
     if not averaged or not averaged.keys() <= own.keys():
         return False
-    shapes_agree = all(
-        (entry.tensor and entry.tensor.shape) == (own[name].tensor and own[name].tensor.shape)
-        for name, entry in averaged.items()
-    )
+    shapes_agree = all(_shape(entry) == _shape(own[name]) for name, entry in averaged.items())
     return shapes_agree and all(
         name in averaged or entry.role == "buffer" or entry.tensor is None
         for name, entry in own.items()
     )
+
+
+def _shape(entry: Entry) -> tuple[int, ...] | None:
+    return None if entry.tensor is None else entry.tensor.shape
