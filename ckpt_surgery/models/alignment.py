@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.target import Shape, TensorSpec
 
 _MAX_CELLS = 1_000_000
+_WRITE_A_MAP = "write the pairs that you mean into a map and give it with --rename-map"
 
 
 class AmbiguousMatchError(UsageError):
@@ -68,7 +69,7 @@ def _layers(tensors: Sequence[TensorSpec]) -> list[_Layer]:
 def _weights(
     ours: Sequence[_Layer], theirs: Sequence[_Layer], same: Callable[[str, str], bool]
 ) -> list[list[int]]:
-    """What aligning two layers is worth: tensors first, then names; 0 if their shapes differ."""
+    """What aligning two layers is worth: tensors first, then names; 0 if shapes differ."""
     # no sum of names may outweigh one tensor
     tensor = 1 + sum(len(layer.tensors) for layer in ours)
     return [
@@ -84,7 +85,7 @@ def _weights(
 
 
 def _table(weights: Sequence[Sequence[int]]) -> list[list[int]]:
-    """``table[i][j]``: the best worth of the first `i` of one list against the first `j` of the other."""
+    """``table[i][j]``: the best worth of the first `i` layers against the first `j`."""
     columns = len(weights[0]) if weights else 0
     table = [[0] * (columns + 1)]
     for row in weights:
@@ -100,7 +101,7 @@ def _table(weights: Sequence[Sequence[int]]) -> list[list[int]]:
 def _refuse_ambiguous(
     optimal: Sequence[tuple[int, int]], ours: Sequence[_Layer], theirs: Sequence[_Layer]
 ) -> None:
-    """`optimal` are all pairs of all best alignments: one alignment if each layer is in one pair."""
+    """`optimal` are all pairs of all best alignments: of a single one if they are in order."""
     for j in sorted({j for _, j in optimal}):
         candidates = [ours[i].name for i, other in optimal if other == j]
         if len(candidates) > 1:
@@ -109,6 +110,13 @@ def _refuse_ambiguous(
         candidates = [theirs[j].name for other, j in optimal if other == i]
         if len(candidates) > 1:
             raise ambiguous(ours[i].name, candidates)
+    for (i, j), (after, crossing) in pairwise(optimal):
+        if crossing < j:
+            raise AmbiguousMatchError(
+                f"'{ours[i].name}' as '{theirs[j].name}' and '{ours[after].name}' as "
+                f"'{theirs[crossing].name}' are equally good, but not in the same order",
+                hint=_WRITE_A_MAP,
+            )
 
 
 def ambiguous(name: str, candidates: Sequence[str]) -> AmbiguousMatchError:
@@ -117,7 +125,7 @@ def ambiguous(name: str, candidates: Sequence[str]) -> AmbiguousMatchError:
     more = f" and {len(candidates) - 8} more" if len(candidates) > 8 else ""
     return AmbiguousMatchError(
         f"'{name}' could correspond to {shown}{more}",
-        hint="write the pairs that you mean into a map and give it with --rename-map",
+        hint=_WRITE_A_MAP,
     )
 
 

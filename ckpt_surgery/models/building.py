@@ -72,11 +72,11 @@ def build_module(spec: ModelSpec) -> nn.Module:
 def run_factory(
     spec: ModelSpec, factory: Callable[..., Any], context: AbstractContextManager[Any]
 ) -> nn.Module:
-    """Call `factory` and apply the settings of `spec` inside `context`; raises as `build_module`."""
+    """Call `factory` and apply the settings inside `context`; raises as `build_module` does."""
     with context, _quietly(spec):
         try:
             model = factory(**spec.arguments)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 it is the user's code
+        except (Exception, SystemExit) as error:
             raise _construction_error(spec, error) from error
         if not isinstance(model, nn.Module):
             raise ConstructionError(
@@ -158,7 +158,7 @@ def _import_user_module(spec: ModelSpec) -> Any:
             if all(part.isidentifier() for part in spec.source.split(".")):
                 raise _construction_error(spec, error) from error
             raise UsageError(f"'{spec.source}' is not the name of a module") from error
-        except (Exception, SystemExit) as error:  # noqa: BLE001 it is the user's code
+        except (Exception, SystemExit) as error:
             raise _construction_error(spec, error) from error
 
 
@@ -238,7 +238,7 @@ def read_state_dict(model: nn.Module, title: str) -> dict[str, Any]:
     """``model.state_dict(keep_vars=True)``; raises ConstructionError if the model's hooks raise."""
     try:
         state: dict[str, Any] = model.state_dict(keep_vars=True)
-    except Exception as error:  # noqa: BLE001 hooks are the user's code
+    except Exception as error:
         raise ConstructionError(
             f"the state dict of '{title}' cannot be taken: {type(error).__name__}: {error}"
         ) from error

@@ -47,7 +47,7 @@ class TiedName:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A state dict against a target: `missing` is what only the target has, `unexpected` the reverse.
+    """A state dict against a target: `missing` has only the target, `unexpected` only the other.
 
     `matched` are the names with equal shapes, in the target's order. `renamed` pairs old names
     with those that the model's own code gives them when it loads (an older version of a module).
@@ -85,7 +85,7 @@ class Comparison:
         }
 
     def wording(self, class_name: str) -> str:
-        """The same in torch's own words: its RuntimeError's message, or its word that all is well."""
+        """The same in torch's own words: the message of its error, or that all keys matched."""
         lines = []
         if self.missing:
             lines.append(f"Missing key(s) in state_dict: {_quoted(self.missing)}. ")
@@ -145,7 +145,7 @@ def compare(
 
 
 def loads_into(checkpoint: Shape, model: Shape) -> bool:
-    """Whether torch loads the one shape into the other: equal, or one element of torch 0.3 into a scalar."""
+    """Whether torch loads the one shape into the other: equal, or torch 0.3's (1,) into ()."""
     return checkpoint == model or (model == () and checkpoint == (1,))
 
 

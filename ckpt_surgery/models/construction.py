@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ParametersOnMeta:
-    """Moves parameters to the meta device as modules register them, except chosen ones (`keep`; None: all).
+    """Moves parameters to the meta device as modules register them, except `keep` (None: all).
 
     Unlike ``torch.device("meta")`` it leaves every other tensor that a constructor computes with
     (RegNets compute their widths with tensors) on the CPU. Parameters are known by the ordinal of
@@ -36,7 +36,8 @@ class ParametersOnMeta:
         self._moved: dict[int, tuple[weakref.ref[nn.Parameter], nn.Parameter]] = {}
 
     def __enter__(self) -> ParametersOnMeta:
-        self._handle = register_module_parameter_registration_hook(self._register)
+        hook: Any = self._register  # annotated by torch as returning None, documented otherwise
+        self._handle = register_module_parameter_registration_hook(hook)
         return self
 
     def __exit__(
@@ -47,7 +48,7 @@ class ParametersOnMeta:
     ) -> None:
         self._handle.remove()
 
-    def _register(self, module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter:
+    def _register(self, _module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
         result = parameter
         if not (parameter.is_meta or self._is_kept(len(self.registered))):
             result = self._on_meta(parameter)
@@ -73,7 +74,7 @@ class ParametersOnMeta:
         return moved
 
 
-class SeededOperations(TorchDispatchMode):
+class SeededOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
     """Gives every random operation a stream of its own, from a seed and from what is being drawn.
 
     That is a parameter, known by its registration, or a tensor of some size between two
@@ -83,7 +84,7 @@ class SeededOperations(TorchDispatchMode):
     """
 
     def __init__(self, seed: int, parameters: ParametersOnMeta) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.seed = seed
         self.parameters = parameters
         self._drawn: Counter[str] = Counter()

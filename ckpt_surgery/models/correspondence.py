@@ -2,8 +2,8 @@
 
 Tried from the safest to the boldest, and no bolder than asked:
 
-``name``    equal names, old spellings of them, and what the model's own loading code renames
-``prefix``  one prefix that all names have or lack, and wrappers (``module``, ``_orig_mod``) anywhere
+``name``    equal names, old spellings, and what the model's own loading code renames
+``prefix``  one prefix added or removed, and wrappers (``module``, ``_orig_mod``) anywhere
 ``suffix``  one segment that is inserted everywhere, then each name's longest dotted suffix
 ``order``   the same shapes in the same order, whatever the names
 """
@@ -25,7 +25,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tensor of the checkpoint and the target's that it stands for; `how` says how it was found."""
+    """A tensor of the checkpoint and the target's that it stands for; `how` it was found."""
 
     source: str
     target: str
@@ -100,10 +100,10 @@ class _Finder:
 
     def take(self, pairs: Iterable[tuple[str, str]], how: str) -> None:
         for old, new in pairs:
-            if old in self.source and new in self.target:
-                if old not in self.used and new not in self.found:
-                    self.found[new] = Pair(old, new, how if old != new else "name")
-                    self.used.add(old)
+            known = old in self.source and new in self.target
+            if known and old not in self.used and new not in self.found:
+                self.found[new] = Pair(old, new, how if old != new else "name")
+                self.used.add(old)
 
     def take_by_name(self, upgraded: Mapping[str, str], level: Level) -> None:
         best = _best_rewrite(self.free_source, self.free_target, level, upgraded)
@@ -139,19 +139,23 @@ def _best_rewrite(
     if level == "name" or not (shapes and wanted):
         return exact
     candidates = [_unwrapping(shapes, wanted), *_prefixes(shapes, wanted)]
-    best = _choose([exact, *candidates], shapes, wanted)
+    best = _choose([exact, *candidates], shapes, wanted, preferred=2)
     if level == "suffix":
-        best = _choose([best, *_infixes(shapes, wanted)], shapes, wanted)
+        best = _choose([best, *_infixes(shapes, wanted)], shapes, wanted, preferred=1)
     return best
 
 
 def _choose(
-    candidates: Sequence[_Rewrite], shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]
+    candidates: Sequence[_Rewrite],
+    shapes: Mapping[str, Shape],
+    wanted: Mapping[str, Shape],
+    *,
+    preferred: int,
 ) -> _Rewrite:
-    """The first of the best; raises AmbiguousMatchError if a later one is as good and says otherwise.
+    """The best of `candidates`; the first `preferred` ones win over others that are as good.
 
-    Only the first two are preferred for being first (exact names, then wrappers). Whatever else
-    explains less than half of the smaller side is a coincidence.
+    Raises AmbiguousMatchError if two of the others are best and disagree. One that explains less
+    than half of the smaller side is a coincidence.
     """
     scores = [
         sum(shapes[old] == wanted[new] for old, new in rewrite.renames.items())
@@ -161,18 +165,20 @@ def _choose(
     winner = scores.index(best)
     if winner > 0 and 2 * best < min(len(shapes), len(wanted)):
         return candidates[0]
-    if winner < 2:
-        return candidates[winner]
-    rivals = [c for c, score in zip(candidates, scores, strict=True) if score == best]
-    first = dict(candidates[winner].renames)
-    for rival in rivals:
-        for old, new in rival.renames.items():
-            other = next((o for o, n in first.items() if n == new and o != old), None)
-            if other is not None:
-                raise ambiguous(new, [other, old])
-            if first.get(old, new) != new:
-                raise ambiguous(old, [first[old], new])
+    if winner >= preferred:
+        for rival, score in zip(candidates[winner + 1 :], scores[winner + 1 :], strict=True):
+            if score == best:
+                _refuse_disagreement(candidates[winner].renames, rival.renames)
     return candidates[winner]
+
+
+def _refuse_disagreement(one: Mapping[str, str], other: Mapping[str, str]) -> None:
+    owner = {new: old for old, new in one.items()}
+    for old, new in other.items():
+        if owner.get(new, old) != old:
+            raise ambiguous(new, [owner[new], old])
+        if one.get(old, new) != new:
+            raise ambiguous(old, [one[old], new])
 
 
 def _exact(

@@ -1,4 +1,4 @@
-"""Rebuilding one layer of a model with a changed constructor argument (``--set fc.out_features=5``)."""
+"""Rebuilding one layer with a changed constructor argument (``--set fc.out_features=5``)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def apply_settings(model: nn.Module, settings: Iterable[Setting]) -> None:
 
 
 def _find(model: nn.Module, path: str) -> nn.Module:
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
         raise UsageError(f"the model has no module '{path}'", hint=near_hint(path, modules))
     return modules[path]
@@ -110,7 +110,7 @@ def _rebuild(layer: nn.Module, path: str, changes: Sequence[Setting]) -> nn.Modu
         arguments["dtype"] = tensor.dtype
     try:
         rebuilt = type(layer)(**arguments)
-    except Exception as error:  # noqa: BLE001 whatever a constructor raises, the values are the user's
+    except Exception as error:
         settings = ", ".join(str(change) for change in changes)
         raise UsageError(
             f"{type(layer).__name__} refuses {settings}: {type(error).__name__}: {error}"

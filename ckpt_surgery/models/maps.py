@@ -1,4 +1,4 @@
-"""Maps of names, old = new, as TOML or JSON: what ``--emit-map`` writes and ``--rename-map`` reads."""
+"""Maps of names, old = new: what ``--emit-map`` writes and ``--rename-map`` reads."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def _parse_json(text: str) -> dict[str, Any]:
 
 
 def _flatten(document: Mapping[str, Any], path: str | None) -> Iterable[tuple[str, str]]:
-    pending = [(key, value) for key, value in reversed(document.items())]
+    pending = list(reversed(list(document.items())))
     while pending:
         name, value = pending.pop()
         if isinstance(value, dict):
-            pending.extend((f"{name}.{key}", inner) for key, inner in reversed(value.items()))
+            pending.extend((f"{name}.{key}", inner) for key, inner in reversed(list(value.items())))
         elif isinstance(value, str) and value and name:
             yield name, value
         else:
@@ -97,7 +97,7 @@ def check_map(renames: Mapping[str, str], source: Iterable[str], target: Iterabl
 
 
 def format_proposal(correspondence: Correspondence, form: MapFormat = "toml") -> str:
-    """The map of a correspondence, for review; in TOML with how many names were found in which way."""
+    """The map of a correspondence, for review; in TOML with how its names were found."""
     ways: dict[str, int] = {}
     for pair in correspondence.pairs:
         ways[pair.how] = ways.get(pair.how, 0) + 1

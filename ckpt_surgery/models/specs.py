@@ -1,4 +1,4 @@
-"""How a target model is asked for: ``--model``, ``--model-arg k=v``, ``--set MODULE.ATTRIBUTE=VALUE``."""
+"""How a target is asked for: ``--model``, ``--model-arg k=v``, ``--set MODULE.ATTRIBUTE=VALUE``."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class ModelSpec:
 
 
 def parse_value(text: str) -> Value:
-    """The value that `text` means: an int, a float, ``true``, ``false``, ``none``, a list or a string.
+    """The value of `text`: an int, a float, ``true``, ``false``, ``none``, a list or a string.
 
     ``[...]``, ``(...)``, ``{...}`` and quoted strings are Python literals; anything else that is
     not a number or one of the words is a string. Raises UsageError for a malformed literal.
@@ -100,7 +100,7 @@ _PYTHON = {"true": "True", "false": "False", "null": "None"}
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Value]:
-    """The keyword arguments of ``--model-arg k=v``; raises UsageError for a malformed or repeated one."""
+    """The arguments of ``--model-arg k=v``; raises UsageError for a malformed or repeated one."""
     arguments: dict[str, Value] = {}
     for text in texts:
         key, equals, value = text.partition("=")

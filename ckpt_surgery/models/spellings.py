@@ -56,7 +56,7 @@ _SPELLINGS: Final[tuple[tuple[re.Pattern[str], _Replacement], ...]] = tuple(
 
 
 def modern_spelling(name: str, known: Container[str]) -> str | None:
-    """The name among `known` that `name` is an old spelling of; None if it is none, or known itself."""
+    """The name among `known` that `name` is an old spelling of; None if it is none or known."""
     if name in known:
         return None
     for pattern, replacement in _SPELLINGS:
@@ -67,7 +67,7 @@ def modern_spelling(name: str, known: Container[str]) -> str | None:
 
 
 def unwrapped(name: str) -> str:
-    """`name` without the segments that wrappers add, wherever they are: ``a._orig_mod.b`` is ``a.b``."""
+    """`name` without the segments that wrappers add: ``a._orig_mod.b`` is ``a.b``."""
     segments = name.split(".")
     kept = [segment for segment in segments[:-1] if segment not in WRAPPERS]
     return ".".join([*kept, segments[-1]])

@@ -69,7 +69,7 @@ class Target:
 
     @property
     def children(self) -> Iterator[ModuleSpec]:
-        """The direct children of the model, as ``children()`` counts them: also those without parameters."""
+        """The direct children, as ``children()`` counts them: also those without parameters."""
         return (m for m in self.modules if m.name and "." not in m.name)
 
     @property

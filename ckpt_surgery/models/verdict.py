@@ -32,7 +32,7 @@ def judge(
     metadata: Metadata | None = None,
     extra_state: Sequence[str] = (),
 ) -> Comparison:
-    """Load descriptions of `source` into `model`, which is on the meta device and described by `target`.
+    """Load descriptions of `source` into `model`, which `target` describes.
 
     `extra_state` names entries of the state dict that are no tensors; the model's
     ``set_extra_state`` is not called. Raises ConstructionError if the model's own code raises.
@@ -91,7 +91,7 @@ def upgraded_names(
 
 
 def _probe(model: nn.Module) -> nn.Module:
-    """A copy to load into, since that may change a model (MNASNet's), with its buffers on meta too."""
+    """A copy to load into, which may change a model (MNASNet's does), with all buffers on meta."""
     return copy.deepcopy(model).to("meta")
 
 
@@ -120,13 +120,13 @@ def _run_load(
     def remember(_module: nn.Module, keys: Any) -> None:
         found.append((list(keys.missing_keys), list(keys.unexpected_keys)))
 
-    handle = model.register_load_state_dict_post_hook(remember)
+    handle = model.register_load_state_dict_post_hook(remember)  # type: ignore[no-untyped-call]  # torch leaves it so
     complaints = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that copying into meta tensors copies nothing
             model.load_state_dict(state, strict=False, assign=assign)
-    except Exception as error:  # noqa: BLE001 the model's loading code is the user's
+    except Exception as error:
         complaints = str(error)
         if not found:
             raise ConstructionError(
