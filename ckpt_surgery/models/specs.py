@@ -6,9 +6,9 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.rules.names import near
 
 Value = int | float | bool | str | None | list["Value"] | tuple["Value", ...] | dict[str, "Value"]
 """What an argument on the command line can mean."""
@@ -135,14 +135,9 @@ def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
     return tuple(settings.values())
 
 
-def near_names(name: str, candidates: Iterable[str], limit: int = 3) -> list[str]:
-    """Those of `candidates` most like `name`, the likest first."""
-    return get_close_matches(name, list(candidates), n=limit, cutoff=0.5)
-
-
 def near_hint(name: str, candidates: Iterable[str]) -> str | None:
     """``did you mean 'a' or 'b'?``, or None if nothing is near."""
-    near = near_names(name, candidates)
-    if not near:
+    found = near(name, candidates)
+    if not found:
         return None
-    return "did you mean " + " or ".join(f"'{candidate}'" for candidate in near) + "?"
+    return "did you mean " + " or ".join(f"'{candidate}'" for candidate in found) + "?"

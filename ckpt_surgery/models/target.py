@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
 
-Role = Literal["parameter", "buffer", "unknown"]
+from ckpt_surgery.checkpoint import Role
+
 Shape = tuple[int, ...]
 Metadata = Mapping[str, Mapping[str, object]]
 """A state dict's ``_metadata``: module path to what is stored for it, ``{"version": 2}``."""

@@ -146,3 +146,19 @@ class Extension:
 
     def __init__(self, code: int) -> None:
         self.code = code
+
+
+def children(node: Node) -> list[Node]:
+    """The nodes that `node` is made of, in the order in which a pickle writes them."""
+    if isinstance(node, (tuple, list)):
+        return list(node)
+    if isinstance(node, Dict):
+        return node.items
+    if isinstance(node, PersistentId):
+        return [node.pid]
+    if not isinstance(node, Object):
+        return []
+    found = [node.callee, node.args, *(node.elements or ()), *(node.items or ())]
+    if node.state is not NO_STATE:
+        found.append(node.state)
+    return found
