@@ -74,7 +74,7 @@ class ParametersOnMeta:
         return moved
 
 
-class SeededOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it so
+class SeededOperations(TorchDispatchMode):
     """Gives every random operation a stream of its own, from a seed and from what is being drawn.
 
     That is a parameter, known by its registration, or a tensor of some size between two
@@ -84,7 +84,7 @@ class SeededOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # t
     """
 
     def __init__(self, seed: int, parameters: ParametersOnMeta) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()
         self.seed = seed
         self.parameters = parameters
         self._drawn: Counter[str] = Counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -16,7 +15,13 @@ MapFormat = Literal["toml", "json"]
 
 
 def format_map(renames: Mapping[str, str], form: MapFormat = "toml", *, comment: str = "") -> str:
-    """`renames` as a file that `parse_name_map` reads back; `comment` leads it, in TOML only."""
+    """`renames` as a file that `parse_name_map` reads back; `comment` leads it, in TOML only.
+
+    Raises UsageError for a name that is no valid Unicode (it holds half of a surrogate pair).
+    """
+    for name in (*renames, *renames.values()):
+        if not _is_text(name):
+            raise UsageError(f"the name {name!a} is no valid Unicode, so no map can hold it")
     if form == "json":
         return json.dumps(dict(renames), indent=1, ensure_ascii=False) + "\n"
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
@@ -25,9 +30,16 @@ def format_map(renames: Mapping[str, str], form: MapFormat = "toml", *, comment:
 
 
 def _toml_string(text: str) -> str:
-    # JSON's escapes are TOML's too, but TOML wants DEL escaped, and knows no lone surrogates
-    quoted = json.dumps(text, ensure_ascii=False)
-    return re.sub("[\x7f\ud800-\udfff]", lambda m: f"\\u{ord(m[0]):04x}", quoted)
+    # JSON's escapes are TOML's too, but TOML wants DEL escaped as well
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_map(renames: Mapping[str, str], source: Iterable[str], target: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from typing import Final
 
 WRAPPERS: Final = frozenset(
@@ -59,11 +59,15 @@ def modern_spelling(name: str, known: Container[str]) -> str | None:
     """The name among `known` that `name` is an old spelling of; None if it is none or known."""
     if name in known:
         return None
+    return next((renamed for renamed in respellings(name) if renamed in known), None)
+
+
+def respellings(name: str) -> Iterator[str]:
+    """The names that `name` may be an old spelling of."""
     for pattern, replacement in _SPELLINGS:
         renamed = pattern.sub(replacement, name)
-        if renamed != name and renamed in known:
-            return renamed
-    return None
+        if renamed != name:
+            yield renamed
 
 
 def unwrapped(name: str) -> str:

@@ -120,7 +120,7 @@ def _run_load(
     def remember(_module: nn.Module, keys: Any) -> None:
         found.append((list(keys.missing_keys), list(keys.unexpected_keys)))
 
-    handle = model.register_load_state_dict_post_hook(remember)  # type: ignore[no-untyped-call]  # torch leaves it so
+    handle = model.register_load_state_dict_post_hook(remember)
     complaints = ""
     try:
         with warnings.catch_warnings():
