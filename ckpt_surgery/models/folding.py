@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
+_LONGEST_NUMBER = 9
+
 
 @dataclass(frozen=True, slots=True)
 class Fold:
@@ -50,18 +52,19 @@ def _join_at(
     position: int, groups: list[tuple[tuple[str, ...], list[int], Hashable]]
 ) -> list[tuple[tuple[str, ...], list[int], Hashable]]:
     """Join groups that differ in the number at `position` only."""
+    result = []
     joined: dict[Hashable, list[tuple[tuple[str, ...], list[int], Hashable]]] = {}
     for group in groups:
         segments, _, value = group
-        key: Hashable = (segments, value)
         if position < len(segments) and _is_number(segments[position]):
-            key = (segments[:position], segments[position + 1 :], value, "numbered")
-        joined.setdefault(key, []).append(group)
-    result = []
+            key = (segments[:position], segments[position + 1 :], value)
+            joined.setdefault(key, []).append(group)
+        else:
+            result.append(group)
     for members in joined.values():
         segments, _, value = members[0]
-        numbers = sorted({int(m[0][position]) for m in members}) if len(members) > 1 else []
-        if len(numbers) < len(members):  # a single one, or names repeated
+        numbers = sorted({int(m[0][position]) for m in members})
+        if len(numbers) == 1 or len(numbers) < len(members):  # a single one, or names repeated
             result.extend(members)
             continue
         pattern = (*segments[:position], f"{{{_ranges(numbers)}}}", *segments[position + 1 :])
@@ -71,7 +74,9 @@ def _join_at(
 
 def _is_number(segment: str) -> bool:
     # '007' is a name: as the number 7 it could not be told from '7'
-    return segment.isascii() and segment.isdigit() and str(int(segment)) == segment
+    if len(segment) > _LONGEST_NUMBER or not (segment.isascii() and segment.isdigit()):
+        return False
+    return str(int(segment)) == segment
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -82,35 +87,3 @@ def _ranges(numbers: list[int]) -> str:
         else:
             runs.append([number, number])
     return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
-
-
-def unfold(pattern: str) -> list[str]:
-    """The names that a pattern of `fold` stands for, in the order of their numbers."""
-    names: list[list[str]] = [[]]
-    for segment in pattern.split(".") if "{" not in pattern else _segments(pattern):
-        choices = _choices(segment)
-        names = [[*name, choice] for name in names for choice in choices]
-    return [".".join(name) for name in names]
-
-
-def _segments(pattern: str) -> list[str]:
-    """Split at dots outside braces."""
-    segments = [""]
-    inside = False
-    for character in pattern:
-        inside = character == "{" or (inside and character != "}")
-        if character == "." and not inside:
-            segments.append("")
-        else:
-            segments[-1] += character
-    return segments
-
-
-def _choices(segment: str) -> list[str]:
-    if not (segment.startswith("{") and segment.endswith("}")):
-        return [segment]
-    choices: list[str] = []
-    for run in segment[1:-1].split(","):
-        first, dots, last = run.partition("..")
-        choices.extend(str(n) for n in range(int(first), int(last if dots else first) + 1))
-    return choices

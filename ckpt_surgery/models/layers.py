@@ -69,7 +69,11 @@ def apply_settings(model: nn.Module, settings: Iterable[Setting]) -> None:
 def _find(model: nn.Module, path: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
-        raise UsageError(f"the model has no module '{path}'", hint=near_hint(path, modules))
+        children = ", ".join(f"'{name}'" for name, _ in model.named_children())
+        raise UsageError(
+            f"the model has no module '{path}'",
+            hint=near_hint(path, filter(None, modules)) or f"it has {children}",
+        )
     return modules[path]
 
 

@@ -108,7 +108,9 @@ def _shapes_only(
                 f"'{spec.name}' has a shape that no tensor can have: {list(spec.shape)}"
             ) from error
     if metadata is not None:
-        state._metadata = OrderedDict(metadata)  # type: ignore[attr-defined]  # noqa: SLF001 where torch keeps it
+        # copied: torch writes into what it is given
+        copied = {module: dict(stored) for module, stored in metadata.items()}
+        state._metadata = OrderedDict(copied)  # type: ignore[attr-defined]  # noqa: SLF001 where torch keeps it
     return state
 
 
