@@ -185,6 +185,7 @@ def _apply_rule(
         return _interpolation(name, source, target)
     if rule.kind == "channels":
         fits = _differs_only_at(1, source, target) and 3 <= len(source) <= 5
+        fits = fits and not _POSITION.search(name)  # (1, tokens, dim) is no convolution
         return Adaptation("channels", rule.method, rule.scaled) if fits else None
     if rule.kind == "rows":
         fits = _differs_only_at(0, source, target)
@@ -249,14 +250,14 @@ def _interpolation(name: str, source: Shape, target: Shape) -> Adaptation | None
 
 
 def _on_grid(grid: Grid, old: int, new: int, extras: Sequence[int]) -> Adaptation | None:
-    """With the one number of extra tokens that leaves a square on both sides.
+    """With the number of extra tokens that leaves a square on both sides (never two: tested).
 
     1 is a class token, 2 a distillation token as well (DeiT), 5 a class token and four registers.
     """
-    fitting = [extra for extra in extras if _is_square(old - extra) and _is_square(new - extra)]
-    if len(fitting) != 1:
-        return None
-    return Adaptation("interpolate", grid=grid, prefix_tokens=fitting[0])
+    for extra in extras:
+        if _is_square(old - extra) and _is_square(new - extra):
+            return Adaptation("interpolate", grid=grid, prefix_tokens=extra)
+    return None
 
 
 def _is_square(number: int) -> bool:

@@ -12,7 +12,33 @@ from torch.nn import functional
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.adaptations import Adaptation, ChannelMethod, Fill
 from ckpt_surgery.models.construction import derive_seed
+from ckpt_surgery.models.fitting import FitItem
 from ckpt_surgery.models.target import Shape
+
+
+def fitted(
+    item: FitItem, load: Callable[[str], Tensor], initial: Callable[[FitItem], Tensor]
+) -> Tensor:
+    """The value of one planned tensor, contiguous, of ``item.shape`` and ``item.dtype``.
+
+    `load` reads a tensor of the checkpoint by its name there; `initial` makes an initial value
+    and is called only if ``item.needs_initial``. For a tied tensor this is its leader's value.
+    """
+    if item.status == "initial" or item.source is None:
+        value = initial(item)
+    elif item.adaptation is not None:
+        value = adapt(item.adaptation, load(item.source), item.shape, lambda: initial(item))
+    else:
+        value = load(item.source).reshape(item.shape)
+    dtype: torch.dtype = getattr(torch, item.dtype)
+    return value.to(dtype).contiguous()
+
+
+def initial_value(item: FitItem, seed: int, own: Callable[[str], Tensor]) -> Tensor:
+    """What `item` starts from: its fill, or else the target's `own` value of that name."""
+    if item.fill is None or item.fill.kind == "init":
+        return own(item.name)
+    return filled(item.fill, item.name, item.shape, getattr(torch, item.dtype), seed)
 
 
 def adapt(

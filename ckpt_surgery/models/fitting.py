@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ckpt_surgery.dtypes import BY_NAME
@@ -121,14 +121,29 @@ class FitOptions:
     may_be_initial: Callable[[str], bool] | None = None
     dtype: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.dtype is None:
+            return
+        if self.dtype not in BY_NAME:
+            raise UsageError(
+                f"there is no element type '{self.dtype}'", hint=near_hint(self.dtype, BY_NAME)
+            )
+        if BY_NAME[self.dtype].kind != "float":
+            raise UsageError(f"'{self.dtype}' is no floating-point type")
+
 
 def plan_fit(
     source: Sequence[TensorSpec],
     target: Target,
     found: Correspondence,
     options: FitOptions | None = None,
+    *,
+    source_ties: Sequence[Sequence[str]] = (),
 ) -> FitPlan:
     """Decide for every tensor of `target` where its value comes from.
+
+    `source_ties` are groups of names of one tensor in the checkpoint. Of names that are tied in
+    the target but not in the checkpoint, the first one's values are taken, and a note says so.
 
     Raises PlanError if nothing at all is copied or adapted, or if a tensor is initial that
     ``may_be_initial`` does not permit; UsageError if a fill or a confined adaptation applies to
@@ -137,13 +152,13 @@ def plan_fit(
     chosen = options or FitOptions()
     planner = _Planner({spec.name: spec for spec in source}, target, found.by_target, chosen)
     items = [planner.item(want) for want in target.tensors]
-    items = _join_ties(items, target)
+    items, notes = _join_ties(items, target, source_ties)
     used = {item.source for item in items if item.status != "initial"}
     _check(items, chosen)
     return FitPlan(
         items=tuple(items),
         dropped=tuple(spec for spec in source if spec.name not in used),
-        notes=tuple(planner.notes),
+        notes=tuple(notes),
     )
 
 
@@ -159,7 +174,6 @@ class _Planner:
         self.target = target
         self.by_target = by_target
         self.options = options
-        self.notes: list[str] = []
 
     def item(self, want: TensorSpec) -> FitItem:
         dtype = self._dtype(want)
@@ -241,32 +255,29 @@ def _is_complex(dtype: str) -> bool:
     return BY_NAME[dtype].kind == "complex"
 
 
-def _join_ties(items: Sequence[FitItem], target: Target) -> list[FitItem]:
+def _join_ties(
+    items: Sequence[FitItem], target: Target, source_ties: Sequence[Sequence[str]]
+) -> tuple[list[FitItem], list[str]]:
     """Make every tied tensor after the first one share that one's bytes and its status."""
-    leader = {name: group[0] for group in target.ties for name in group[1:]}
+    leaders = {name: group[0] for group in target.ties for name in group[1:]}
+    one_tensor = {name: group[0] for group in source_ties for name in group}
     by_name = {item.name: item for item in items}
-    joined = []
+    joined: list[FitItem] = []
+    notes: list[str] = []
     for item in items:
-        if item.name not in leader:
+        if item.name not in leaders:
             joined.append(item)
             continue
-        first = by_name[leader[item.name]]
-        joined.append(
-            FitItem(
-                item.name,
-                first.status,
-                first.shape,
-                first.dtype,
-                source=item.source,
-                source_shape=item.source_shape,
-                source_dtype=item.source_dtype,
-                adaptation=first.adaptation,
-                tie_of=first.name,
-                reason=first.reason,
-                would_adapt=first.would_adapt,
+        first = by_name[leaders[item.name]]
+        ours, theirs = item.source, first.source
+        if ours and theirs and one_tensor.get(ours, ours) != one_tensor.get(theirs, theirs):
+            ours = theirs
+            notes.append(
+                f"'{first.name}' and '{item.name}' are one tensor in the target: "
+                f"'{theirs}' of the checkpoint is taken for both"
             )
-        )
-    return joined
+        joined.append(replace(first, name=item.name, source=ours, fill=None, tie_of=first.name))
+    return joined, notes
 
 
 def _check(items: Sequence[FitItem], options: FitOptions) -> None:

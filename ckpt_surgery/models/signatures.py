@@ -135,8 +135,9 @@ def recognise(
             found = _recognise(signature, prefix, below, checksums, len(shapes))
             if not best or found.fraction > best[0].fraction:
                 best = [found]
-            elif found.fraction == best[0].fraction and found.name != best[0].name:
-                best.append(found)
+            elif found.fraction == best[0].fraction:
+                # of one architecture the longest prefix, where wrappers are seen through anyway
+                best = [*(other for other in best if other.name != found.name), found]
     if len(best) != 1 or best[0].fraction < _LEAST_LIKENESS:
         return None
     return best[0]

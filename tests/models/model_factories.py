@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def tied(width: int = 4) -> nn.Module:
 
 def stack(widths: list[int], *, bias: bool = True, name: str = "x") -> nn.Module:
     print("building", name)  # noqa: T201 that it does not reach standard output is tested
-    return nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:])))
+    return nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in pairwise(widths)))
 
 
 def raises() -> nn.Module:

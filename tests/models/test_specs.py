@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -58,10 +59,8 @@ def test_a_malformed_literal_is_a_usage_error(text: str) -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_value_or_a_usage_error(text: str) -> None:
-    try:
+    with contextlib.suppress(UsageError):
         parse_value(text)
-    except UsageError:
-        pass
 
 
 @given(st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False))
