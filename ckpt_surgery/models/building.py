@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ckpt_surgery.errors import CkptError, MissingDependencyError, UsageError
+from ckpt_surgery.errors import CkptError, UsageError
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
@@ -73,7 +73,7 @@ def run_factory(
     spec: ModelSpec, factory: Callable[..., Any], context: AbstractContextManager[Any]
 ) -> nn.Module:
     """Call `factory` and apply the settings inside `context`; raises as `build_module` does."""
-    with context, _quietly(spec):
+    with context, _hospitality(spec):
         try:
             model = factory(**spec.arguments)
         except (Exception, SystemExit) as error:
@@ -144,7 +144,7 @@ def _import_callable(spec: ModelSpec) -> Callable[..., Any]:
 
 
 def _import_user_module(spec: ModelSpec) -> Any:
-    with _working_directory_importable(), _quietly(spec):
+    with _hospitality(spec):
         try:
             return importlib.import_module(spec.source)
         except ModuleNotFoundError as error:
@@ -192,11 +192,15 @@ def _working_directory_importable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quietly(spec: ModelSpec) -> Iterator[None]:
-    """Keep what the model's code prints off standard output, which may carry a checkpoint."""
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+def _hospitality(spec: ModelSpec) -> Iterator[None]:
+    """Run the model's code as it expects, but off standard output, which may carry a checkpoint."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(warnings.catch_warnings())
         if spec.is_torchvision:
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a coming default
+        else:
+            stack.enter_context(_working_directory_importable())
         yield
 
 
@@ -266,7 +270,6 @@ def _ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
 
 __all__ = [
     "ConstructionError",
-    "MissingDependencyError",
     "build_module",
     "build_target",
     "describe",

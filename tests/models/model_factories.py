@@ -63,6 +63,15 @@ class Derived(nn.Module):
         self.norm = nn.Parameter(self.a.weight.detach().norm().reshape(1))
 
 
+class RunsItself(nn.Module):
+    """Its constructor runs a part of it, as torchvision's SSDlite does to learn a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6)).eval()
+        self.head = nn.Linear(self.body(torch.ones(1, 3)).shape[1], 2)
+
+
 class WithExtraState(nn.Linear):
     def __init__(self) -> None:
         super().__init__(2, 2)

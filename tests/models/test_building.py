@@ -50,6 +50,7 @@ def test_a_target_is_what_the_real_model_is(name: str) -> None:
     assert_describes(build_target(f"torchvision:{name}"), real(name))
 
 
+@pytest.mark.slow
 def test_every_name_of_torchvision_builds_without_weights_or_downloads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -144,8 +145,13 @@ def test_modules_in_the_working_directory_are_found(
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     before = list(sys.path)
     assert build_target("a_local_net:net").by_name["weight"].shape == (3, 2)
-    assert sys.path == before
+    (tmp_path / "a_late_net.py").write_text(
+        "def net():\n    import a_local_net\n    return a_local_net.net()\n"
+    )
     del sys.modules["a_local_net"]
+    assert build_target("a_late_net:net").by_name["bias"].shape == (3,)
+    assert sys.path == before
+    del sys.modules["a_local_net"], sys.modules["a_late_net"]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def edited(name: str, changes: list[Edit]) -> dict[str, torch.Tensor]:
     return state
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(edits())
 def test_the_verdict_is_that_of_torch_after_any_edit(
     case: tuple[str, list[Edit]],

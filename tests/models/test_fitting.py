@@ -78,6 +78,7 @@ def classification() -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_every_classifier_fits_ten_classes_on_paper() -> None:
     names = classification()
     assert len(names) > 70
@@ -118,6 +119,7 @@ def test_a_fitted_classifier_loads_strictly_and_copies_bit_for_bit(name: str) ->
         assert torch.isfinite(result[item.name]).all()
 
 
+@pytest.mark.slow
 def test_detection_segmentation_and_video_models_copy_themselves() -> None:
     names = set(torchvision_names()) - set(classification())
     for name in sorted(names):

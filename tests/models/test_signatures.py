@@ -39,6 +39,7 @@ def recognised(shapes: Shapes) -> Recognition:
     return found
 
 
+@pytest.mark.slow
 def test_every_architecture_is_recognised_as_itself() -> None:
     for name in torchvision_names():
         found = recognised(shapes_of(name))
