@@ -139,7 +139,7 @@ class Other:
     """Anything in the file beside its state dicts: an epoch, an optimizer, the arguments.
 
     `type` is the qualified name of its class, `value` its value if that is a plain scalar or a
-    short text. `tensors` are those below it.
+    short text. `tensors` are those below it. It stands under `key_node` in the container `parent`.
     """
 
     path: str
@@ -148,6 +148,7 @@ class Other:
     tensors: tuple[Tensor, ...] = ()
     node: object = field(default=None, compare=False, repr=False)
     parent: object = field(default=None, compare=False, repr=False)
+    key_node: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,8 @@ class Checkpoint:
 
     The graph (`root`) is what the reader found and is never changed. What differs from it is said
     here, and carried out by the writer: state dicts whose entries differ from their node's items,
-    the `dropped` among the other entries, and `moved` tensors, by the identity of their node.
+    the `dropped` among the other entries, `moved` tensors by the identity of their node, and
+    other nodes that are `replaced`, by theirs.
     `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
     written again.
     """
@@ -172,6 +174,7 @@ class Checkpoint:
     unwritable: str = ""
     dropped: tuple[Other, ...] = ()
     moved: Mapping[int, Tensor] = field(default_factory=dict)
+    replaced: Mapping[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> Checkpoint:
         return self

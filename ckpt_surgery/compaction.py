@@ -14,7 +14,6 @@ from typing import Final, Literal
 from ckpt_surgery.checkpoint import Checkpoint, Storage, Tensor
 from ckpt_surgery.fileio import CHUNK, ByteRange
 
-
 _WORDS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 """Formats of a memory view whose elements have so many bytes."""
 
@@ -119,8 +118,9 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """The first byte that a tensor touches, and the byte after the last; (0, 0) if it is empty."""
     if not tensor.extent:
         return 0, 0
-    start = tensor.dtype.nbytes(tensor.offset)
-    return start, tensor.dtype.nbytes(tensor.offset + tensor.extent)
+    dtype = tensor.dtype
+    start = tensor.offset * dtype.itemsize // dtype.elements_per_byte
+    return start, dtype.nbytes(tensor.offset + tensor.extent)
 
 
 def _piece(storage: Storage, start: int, end: int, group: list[Tensor]) -> Piece:
@@ -183,7 +183,8 @@ def _cut(piece: Piece) -> list[Tensor]:
         replace(
             tensor,
             storage=storage,
-            offset=(_span(tensor)[0] - piece.start) // tensor.dtype.itemsize
+            offset=tensor.offset
+            - piece.start * tensor.dtype.elements_per_byte // tensor.dtype.itemsize
             if tensor.extent
             else 0,
         )

@@ -98,18 +98,19 @@ class Plan:
     @classmethod
     def from_dict(cls, edits: Sequence[Mapping[str, Any]]) -> Plan:
         """The plan that `to_dict` wrote. Raises `PlanError` for anything else."""
-        python_names = {json: name for name, json in _JSON_NAMES.items()}
         try:
-            return cls(
-                tuple(
-                    _EDITS[str(edit["edit"])](
-                        **{python_names.get(k, k): v for k, v in edit.items() if k != "edit"}
-                    )
-                    for edit in edits
-                )
-            )
+            return cls(tuple(_edit_from_dict(edit) for edit in edits))
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"not a list of edits: {error}") from error
+
+
+def _edit_from_dict(edit: Mapping[str, Any]) -> Edit:
+    python_names = {json: name for name, json in _JSON_NAMES.items()}
+    fields = {python_names.get(k, k): value for k, value in edit.items() if k != "edit"}
+    for value in fields.values():
+        if not isinstance(value, str | int | None):
+            raise TypeError(f"'{value}' is neither a text nor a number")
+    return _EDITS[str(edit["edit"])](**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
     by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
     for path in at:
         if path not in by_path:
-            known = ", ".join(f"'{path}'" for path in by_path)
+            known = ", ".join(f"'{path}'" if path else "the top level ('')" for path in by_path)
             raise UsageError(
                 f"'--at {path}': no state dict there",
                 path=checkpoint.file.name,
@@ -311,7 +312,8 @@ def _renames(
 def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint` after the edits; the one given stays as it is.
 
-    Raises `PlanError` if the plan speaks of something that is not there.
+    Raises `PlanError` if the plan speaks of something that is not there, and `NameCollisionError`
+    if two entries would get one name.
     """
     dropped: dict[str, set[str]] = {}
     renamed: dict[str, dict[str, str]] = {}
@@ -359,24 +361,37 @@ def _edited(
     renamed: Mapping[str, str],
     modules: Mapping[str, str | None],
 ) -> StateDict:
-    names = set(state_dict.names)
-    for name in (*dropped, *renamed):
-        if name not in names:
-            near_names = ", ".join(f"'{found}'" for found in near(name, names))
-            raise PlanError(
-                f"the plan edits '{join_path(state_dict.path, name)}', which is not there",
-                hint=f"near it: {near_names}" if near_names else None,
-            )
+    _require_there(state_dict.path, (*dropped, *renamed), state_dict.names)
     entries = tuple(
         replace(entry, name=renamed[entry.name]) if entry.name in renamed else entry
         for entry in state_dict.entries
         if entry.name not in dropped
     )
+    _require_distinct(state_dict.path, [entry.name for entry in entries])
     metadata = state_dict.metadata
-    if metadata is not None and modules:
-        metadata = {
-            new: value
-            for module, value in metadata.items()
-            if (new := modules.get(module, module)) is not None
-        }
+    if modules:
+        _require_there(join_path(state_dict.path, "_metadata"), modules, metadata or ())
+        moved = [(modules.get(module, module), value) for module, value in (metadata or {}).items()]
+        kept = [(module, value) for module, value in moved if module is not None]
+        _require_distinct(join_path(state_dict.path, "_metadata"), [module for module, _ in kept])
+        metadata = dict(kept)
     return replace(state_dict, entries=entries, metadata=metadata)
+
+
+def _require_there(path: str, wanted: Iterable[str], names: Iterable[str]) -> None:
+    existing = set(names)
+    for name in wanted:
+        if name not in existing:
+            near_names = ", ".join(f"'{found}'" for found in near(name, existing))
+            raise PlanError(
+                f"the plan edits '{join_path(path, name)}', which is not there",
+                hint=f"near it: {near_names}" if near_names else None,
+            )
+
+
+def _require_distinct(path: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise NameCollisionError(
+                f"the plan gives {count} entries the name '{name}'", entry=path or None
+            )

@@ -78,6 +78,18 @@ class TensorStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry stands: `index` in its state dict, `parameter` among the parameters.
+
+    `parameter` is None for a buffer. As in ``model.parameters()``, a tied parameter counts where
+    it first appears.
+    """
+
+    index: int
+    parameter: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class InspectReport:
     """What is in a file. `state_dicts` hold the entries that were asked for, `totals` sum them."""
 
@@ -94,6 +106,8 @@ class InspectReport:
     """By ``path/name``; empty unless they were asked for."""
     details: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Counts by the path of another entry: an optimizer's ``groups`` and ``states``."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By ``path/name``, in the whole state dict even where only a part of it is listed."""
 
     @property
     def exit_code(self) -> int:

@@ -27,6 +27,7 @@ from ckpt_surgery.rules import (
     require_changes,
     rewrite,
     rewrite_metadata,
+    selection,
     strip_metadata,
 )
 
@@ -143,6 +144,19 @@ def test_keep_chooses_the_complement(names, prefixes):
     assert taken.chosen | kept.chosen == set(names)
     assert not taken.chosen & kept.chosen
     assert taken.counts == kept.counts
+
+
+def test_selection_in_short_says_the_same():
+    short = selection(pattern="fc", prefix=["a", "b"], glob="c*", keys=["k"], keep=True)
+    assert short.rules == (
+        Rule("pattern", "fc"),
+        Rule("prefix", "a"),
+        Rule("prefix", "b"),
+        Rule("glob", "c*"),
+        Rule("keys", "keys", frozenset({"k"})),
+    )
+    assert short.keep
+    assert selection() == Selection()
 
 
 def test_no_rules_choose_nothing():
@@ -470,6 +484,11 @@ def test_strip_metadata_twice_is_once(names, data):
     once = strip_metadata(modules, names, after)
     assert strip_metadata(once, after, after) == once
     assert strip_metadata(modules, names, names) == modules
+
+
+def test_empty_segments_are_no_obstacle():
+    assert strip_metadata(["", "a"], [".w", "a.w"], [".w"]) == [""]
+    assert near(".w", [".w"]) == [".w"]
 
 
 def test_metadata_work_is_bounded_for_absurd_names():

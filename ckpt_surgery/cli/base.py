@@ -28,9 +28,24 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            args = self._with_open_option_closed(ctx, args)
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_ORDER] = [parameter.name for parameter in order]
         return super().parse_args(ctx, args)
+
+    def _with_open_option_closed(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A line to complete, with empty values for the option being typed.
+
+        Without them Click's parser gives up before it comes to FILE, which the names to complete
+        are read from.
+        """
+        arguments = {p.name for p in self.params if isinstance(p, click.Argument)}
+        for padding in ([], [""], ["", ""]):
+            values, _, _ = self.make_parser(ctx).parse_args([*args, *padding])
+            if arguments <= values.keys():
+                return [*args, *padding]
+        return args
 
 
 def in_order(ctx: click.Context, names: Collection[str]) -> list[tuple[str, Any]]:

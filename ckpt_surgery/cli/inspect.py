@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -18,9 +17,8 @@ from ckpt_surgery.cli.options import (
     selection_options,
     source_of,
 )
-from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.render.listing import Place, in_sequence, places
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.render.listing import in_sequence
 from ckpt_surgery.render.plain import write_csv, write_json, write_keys
 from ckpt_surgery.report import InspectReport
 
@@ -70,13 +68,15 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
       ckpt inspect model.pth --params-only --keys > names.txt
     """
     _check_forms(ctx)
-    selection, source, at = selection_of(ctx), source_of(ctx), ctx.params["at"]
-    narrowed = bool(selection.rules) or params_only
-    again = _again(source) if narrowed and _is_numbered(ctx) else None
-    report = ops.inspect(source, selection, at=at, params_only=params_only, stats=stats)
-    whole = report if again is None else ops.inspect(again, at=at)
+    report = ops.inspect(
+        source_of(ctx),
+        selection_of(ctx),
+        at=ctx.params["at"],
+        params_only=params_only,
+        stats=stats,
+    )
     if not ctx.params["quiet"] and sys.stdout is not None:
-        _print(ctx, in_sequence(report, ctx.params["sort"]), places(whole.state_dicts))
+        _print(ctx, in_sequence(report, ctx.params["sort"]))
     return report.exit_code
 
 
@@ -93,28 +93,17 @@ def _check_forms(ctx: click.Context) -> None:
         raise UsageError("'--depth' is about the tree", hint="add --tree")
 
 
-def _is_numbered(ctx: click.Context) -> bool:
-    return not any(ctx.params[name] for name in ("tree", "keys", "as_json", "fold", "quiet"))
-
-
-def _again(source: PathLike | SourceFile) -> PathLike | SourceFile:
-    """The same input once more, since reading closes it: entries have places in the whole file."""
-    if isinstance(source, SourceFile):
-        return SourceFile(os.dup(source.fileno()), name=source.name, path=source.path)
-    return source
-
-
-def _print(ctx: click.Context, report: InspectReport, found: dict[str, Place]) -> None:
+def _print(ctx: click.Context, report: InspectReport) -> None:
     given = ctx.params
     if given["keys"]:
         write_keys(report, sys.stdout)
     elif given["as_json"]:
         write_json(report, sys.stdout)
     elif given["csv"]:
-        write_csv(report, found, sys.stdout)
+        write_csv(report, sys.stdout)
     else:
         from ckpt_surgery.render.inspection import View, show
         from ckpt_surgery.render.screen import Screen
 
         view = View(given["index"], given["fold"], given["tree"], given["depth"])
-        show(report, found, view, Screen(sys.stdout, color=not given["no_color"]))
+        show(report, view, Screen(sys.stdout, color=not given["no_color"]))

@@ -7,7 +7,6 @@ import io
 import os
 import select
 import stat
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -239,6 +238,8 @@ def _require_file_or_pipe(mode: int, name: str) -> None:
 
 def _spool(stream: BinaryIO | io.RawIOBase, name: str) -> int:
     """Descriptor of an anonymous temporary file that holds what is left in `stream`."""
+    import tempfile  # imports much, and is seldom needed
+
     try:
         with tempfile.TemporaryFile(buffering=0) as copy:
             for data in _pieces(stream, name):

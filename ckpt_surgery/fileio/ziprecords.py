@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -139,28 +138,22 @@ class _Entry(NamedTuple):
     header_offset: int
 
 
-def is_torchscript_code(name: str) -> bool:
-    """Whether `name` is one of the records that TorchScript compresses: its source code."""
-    return name.startswith("code/")
-
-
 def looks_like_zip(file: SourceFile) -> bool:
     """Whether the file starts as a zip archive does: with a local header, or empty."""
     return file.size >= END.size and file.read_at(0, 4) in (LOCAL_MAGIC, END_MAGIC)
 
 
-def read_zip(
-    file: SourceFile, *, allow_deflate: Callable[[str], bool] = is_torchscript_code
-) -> ZipArchive:
+def read_zip(file: SourceFile) -> ZipArchive:
     """Find the records of an archive; reads its headers, never its records.
 
-    `allow_deflate` says which records, by their name below the root folder, may be compressed.
-    Raises DamagedFileError if the archive is truncated, damaged, ambiguous or uses anything that
-    torch never writes, and LimitExceededError if its directory is too large.
+    Only the source code of a TorchScript archive may be compressed. Raises DamagedFileError if
+    the archive is truncated, damaged, ambiguous or uses anything that torch never writes, and
+    LimitExceededError if its directory is too large.
     """
     directory = _find_directory(file)
     entries = _parse_directory(file, directory)
     root = _check_names(file, entries)
+    is_torchscript = any(entry.name == f"{root}/constants.pkl" for entry in entries)
     spans: list[tuple[int, int, str]] = []
     records: list[ZipRecord] = []
     for entry in entries:
@@ -169,9 +162,9 @@ def read_zip(
         if entry.name.endswith("/"):
             continue
         name = entry.name[len(root) + 1 :]
-        if entry.method == DEFLATED and not allow_deflate(name):
-            raise _damaged(file, "the record is compressed", entry.name)
         compressed = entry.method == DEFLATED
+        if compressed and not (is_torchscript and name.startswith("code/")):
+            raise _damaged(file, "the record is compressed", entry.name)
         crc32 = None if compressed else entry.crc32
         data = ByteRange(file, start, entry.stored_nbytes, crc32)
         records.append(

@@ -9,9 +9,6 @@ from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import CkptError, PathLike, UnknownFormatError
 from ckpt_surgery.fileio import SourceFile, looks_like_zip, read_zip
 from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
-from ckpt_surgery.formats.legacy import looks_like_legacy, read_legacy
-from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
-from ckpt_surgery.formats.tar import looks_like_tar, read_tar
 from ckpt_surgery.formats.torch_zip import is_torch_zip, lay_out_torch_zip, read_torch_zip
 from ckpt_surgery.formats.torchscript import is_torchscript, read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
@@ -62,6 +59,11 @@ def _read(file: SourceFile, limits: Limits) -> Checkpoint:
         if is_torch_zip(archive):
             return read_torch_zip(file, archive, limits)
         raise UnknownFormatError("a zip archive without 'data.pkl', not one of torch.save")
+    # Most files are archives, and need not wait for what reads the others to be imported.
+    from ckpt_surgery.formats.legacy import looks_like_legacy, read_legacy
+    from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
+    from ckpt_surgery.formats.tar import looks_like_tar, read_tar
+
     if looks_like_legacy(file):
         return read_legacy(file, limits)
     if looks_like_tar(file):

@@ -18,7 +18,7 @@ from ckpt_surgery.checkpoint import (
 )
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.formats.mappings import mapping_pairs
+from ckpt_surgery.formats.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import TensorReader
 from ckpt_surgery.formats.torch_module import is_module, read_module
@@ -49,11 +49,17 @@ _WRAPPERS = frozenset(
 _EMA = re.compile(r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)")
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _SHOWN_TEXT = 200
+# An optimizer, a scheduler or the like has a few entries; of what has more, which a file may refer
+# to any number of times, the form is not looked at.
+_MOST_SETTINGS = 200
+_PATH_SHARE = 4  # characters of all paths, as a share of the operations of `Limits`
 
 
 def is_training_state(path: str, node: Node) -> bool:
     """Whether an entry is an optimizer, a scheduler or the like, by its form or its name."""
-    keys = {text(key) for key, _ in mapping_pairs(node) or ()}
+    keys: set[str | None] = set()
+    if (mapping_length(node) or 0) <= _MOST_SETTINGS:
+        keys.update(text(key) for key, _ in mapping_pairs(node) or ())
     if {"state", "param_groups"} <= keys or {"last_epoch", "_step_count"} <= keys:
         return True
     if {"scale", "growth_factor"} <= keys:
@@ -64,19 +70,21 @@ def is_training_state(path: str, node: Node) -> bool:
 def holds_optimizer(node: Node) -> bool:
     """Whether `node` is an optimizer's state dict, or a list of them as Lightning keeps it."""
     if isinstance(node, list):
-        return any("groups" in entry_counts(child) for child in node)
+        return any("groups" in entry_counts(child) for child in node[:_MOST_SETTINGS])
     return "groups" in entry_counts(node)
 
 
 def entry_counts(node: Node) -> dict[str, int]:
     """What can be counted in an entry: an optimizer's groups and states, a container's length."""
-    named = {text(key): value for key, value in mapping_pairs(node) or ()}
-    groups, states = named.get("param_groups"), mapping_pairs(named.get("state"))
-    if isinstance(groups, list) and states is not None:
-        return {"groups": len(groups), "states": len(states)}
     if isinstance(node, (list, tuple)):
         return {"entries": len(node)}
-    return {"entries": len(named)} if named else {}
+    length = mapping_length(node) or 0
+    if length <= _MOST_SETTINGS:
+        named = {text(key): value for key, value in mapping_pairs(node) or ()}
+        groups, states = named.get("param_groups"), mapping_length(named.get("state"))
+        if isinstance(groups, list) and states is not None:
+            return {"groups": len(groups), "states": states}
+    return {"entries": length} if length else {}
 
 
 def metadata_of(node: Node) -> dict[str, Node] | None:
@@ -124,12 +132,12 @@ def assemble(
     `names` are the classes and functions that the pickle names; None: those left in its graph.
 
     Raises `DamagedFileError` if a tensor does not fit its storage or a name stands twice, and
-    `LimitExceededError` if the graph is too deep.
+    `LimitExceededError` if the graph is too deep or its paths are too long.
     """
     if names is None:
         names = (node for node in walk(root, limits=limits) if isinstance(node, Global))
     qualified = tuple(dict.fromkeys(name.qualified for name in names))
-    survey = Survey(TensorReader(), limits)
+    survey = Survey(TensorReader(limits), limits)
     survey.search(root)
     return Checkpoint(
         format="torch-module" if survey.found_module else format,
@@ -146,12 +154,31 @@ def assemble(
 
 @dataclass(slots=True)
 class _Place:
-    """A node on the way: its path, and the places that lead to it."""
+    """A node on the way: its key's text, and the places that lead to it.
 
-    path: str
+    Its path is made only where it is needed: a file can nest long keys, and have any number of
+    objects below them. `path_length` counts its characters.
+    """
+
+    name: str
     node: Node
     parent: _Place | None
     depth: int = 0
+    path_length: int = 0
+
+    def child(self, name: str, node: Node) -> _Place:
+        return _Place(name, node, self, self.depth + 1, self.path_length + len(name) + 1)
+
+    @property
+    def path(self) -> str:
+        names: list[str] = []
+        place = self
+        while place.parent is not None:
+            names.append(place.name)
+            place = place.parent
+        while names and not names[-1]:  # what `join_path` does with the empty path
+            names.pop()
+        return "/".join(reversed(names))
 
 
 @dataclass(slots=True)
@@ -166,6 +193,8 @@ class Survey:
     _found: dict[int, str] = field(default_factory=dict)
     _leading: set[int] = field(default_factory=set)  # nodes that a state dict lies below
     _counted: set[int] = field(default_factory=set)  # nodes below other entries
+    _paths: dict[str, int] = field(default_factory=dict)  # of the state dicts: times it occurred
+    _characters: int = 0  # of the paths made
 
     def search(self, root: Node) -> None:
         seen: set[int] = set()
@@ -177,69 +206,75 @@ class Survey:
                 continue
             if id(node) in self._found:
                 first = self._found[id(node)]
-                self.notes.append(f"'{place.path}' is the same object as '{first}'")
+                self._spend(len(first))
+                self.notes.append(f"'{self._path(place)}' is the same object as '{first}'")
                 continue
             if id(node) in seen or self._is_no_model(place):
                 continue
             if place.depth > self.limits.depth:
                 raise LimitExceededError(f"objects are nested more than {self.limits.depth} deep")
             seen.add(id(node))
-            if self._take(place):
-                self._found[id(node)] = place.path
+            path = self._take(place)
+            if path is not None:
+                self._found[id(node)] = path
                 self._mark_leading(place.parent)
                 if is_module(node):
                     continue  # its parameters' dictionaries are no state dicts of their own
             waiting.extend(
-                _Place(path, child, place, place.depth + 1)
-                for path, child in reversed(list(_below(place.path, node)))
+                place.child(name, child)
+                for name, child, _ in reversed(list(_below(node)))
                 if self.tensors.describe(child) is None
             )
 
+    def _spend(self, characters: int) -> None:
+        self._characters += characters
+        if self._characters > self.limits.operations // _PATH_SHARE:
+            raise LimitExceededError("the paths to what it holds are too long")
+
+    def _path(self, place: _Place) -> str:
+        self._spend(place.path_length + place.depth)
+        return place.path
+
     def _is_no_model(self, place: _Place) -> bool:
-        name = place.path.rpartition("/")[2].lower()
+        name = place.name.rpartition("/")[2].lower()
         if place.parent is None or name in _WRAPPERS:
             return False
-        return bool(_NOT_WEIGHTS.search(name)) or is_training_state(place.path, place.node)
+        return bool(_NOT_WEIGHTS.search(name)) or is_training_state(place.name, place.node)
 
-    def _take(self, place: _Place) -> bool:
-        """Record the state dict at `place`, if there is one."""
-        node, path = place.node, place.path
+    def _take(self, place: _Place) -> str | None:
+        """Record the state dict at `place`, if there is one, and return its path."""
+        node = place.node
         if is_module(node) and isinstance(node, Object):
+            path = _distinct(self._path(place), self._paths)
             reading = read_module(node, path, "model", self.tensors.describe, self.limits)
             kind = kind_of(path, reading.state_dict.names)
             self.state_dicts.append(replace(reading.state_dict, kind=kind))
             self.notes.extend(reading.approximate)
             self.found_module = True
-            return True
-        pairs = mapping_pairs(node)
-        if pairs is None or not self._is_state_dict(place, pairs):
-            return False
-        entries = tuple(self._entry(path, key, value) for key, value in pairs)
+            return path
+        entries = self._entries(node)
+        if entries is None or not _are_weights(node, entries):
+            return None
+        path = _distinct(self._path(place), self._paths)
+        self._spend(len(path) * len(entries))
         _require_distinct(entries, path)
-        names = [entry.name for entry in entries]
-        kind = kind_of(path, names)
+        kind = kind_of(path, [entry.name for entry in entries])
         self.state_dicts.append(StateDict(path, kind, entries, metadata_of(node), node))
-        return True
+        return path
 
-    def _is_state_dict(self, place: _Place, pairs: list[tuple[Node, Node]]) -> bool:
-        names = [text(key) for key, _ in pairs]
-        if None in names:
-            return False
-        if metadata_node(place.node) is not None:
-            return True
-        count = sum(self.tensors.describe(value) is not None for _, value in pairs)
-        wraps = any(
-            name in _WRAPPERS and mapping_pairs(value) is not None
-            for name, (_, value) in zip(names, pairs, strict=True)
-        )
-        return count * 2 > len(pairs) and not wraps
-
-    def _entry(self, path: str, key: Node, value: Node) -> Entry:
-        name = text(key)
-        if name is None:
-            raise DamagedFileError("a state dict's key is no text", entry=path or None)
-        tensor = self.tensors.describe(value)
-        return Entry(name, tensor, role_of(name, tensor), value, key)
+    def _entries(self, node: Node) -> tuple[Entry, ...] | None:
+        """The items of a mapping whose keys are all text; None for anything else."""
+        pairs = mapping_pairs(node)
+        if pairs is None:
+            return None
+        entries: list[Entry] = []
+        for key, value in pairs:
+            name = text(key)
+            if name is None:
+                return None
+            tensor = self.tensors.describe(value)
+            entries.append(Entry(name, tensor, role_of(name, tensor), value, key))
+        return tuple(entries)
 
     def _mark_leading(self, place: _Place | None) -> None:
         while place is not None and id(place.node) not in self._leading:
@@ -249,9 +284,10 @@ class Survey:
     def others(self, root: Node) -> Iterator[Other]:
         """Everything beside the state dicts, each at the highest place that leads to none."""
         if not self.state_dicts and not mapping_pairs(root):
-            yield self._other("", root, None)
+            yield self._other("", root)
             return
         seen: set[int] = set()
+        paths: dict[str, int] = {}
         waiting: list[tuple[str, Node]] = [("", root)]
         while waiting:
             path, node = waiting.pop()
@@ -259,38 +295,56 @@ class Survey:
                 continue
             seen.add(id(node))
             inner: list[tuple[str, Node]] = []
-            for below, child in _below(path, node):
+            for name, child, key in _below(node):
+                below = join_path(path, name)
+                self._spend(len(below))
                 if id(child) in self._leading:
                     inner.append((below, child))
                 elif id(child) not in self._found:
-                    yield self._other(below, child, node)
+                    place = _distinct(below, paths)
+                    yield replace(self._other(place, child), parent=node, key_node=key)
             waiting.extend(reversed(inner))
 
-    def _other(self, path: str, node: Node, parent: Node | None) -> Other:
+    def _other(self, path: str, node: Node) -> Other:
         tensor = self.tensors.describe(node)
         tensors = tuple(self.tensors.below(node, self._counted))
         kind = "torch.Tensor" if tensor is not None else type_name(node)
-        return Other(path, kind, plain_value(node), tensors, node, parent)
+        return Other(path, kind, plain_value(node), tensors, node)
 
 
-def _below(path: str, node: Node) -> Iterator[tuple[str, Node]]:
-    """What a container holds, with its path: items, elements, then attributes."""
+def _distinct(path: str, taken: dict[str, int]) -> str:
+    """`path`, numbered if it is taken: keys may hold a slash, or look alike (``1`` and ``"1"``).
+
+    `taken` counts how often each occurred, and learns what is returned.
+    """
+    candidate, number = path, taken.get(path, 0)
+    while candidate in taken:
+        number += 1
+        candidate = f"{path}#{number}"
+    taken[path] = number or 1
+    taken.setdefault(candidate, 1)
+    return candidate
+
+
+def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
+    """What a container holds: name, node and key (or index) of items, elements, attributes."""
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
-            yield join_path(path, str(index)), child
+            yield str(index), child, index
         return
     for key, child in mapping_pairs(node) or ():
-        name = text(key)
-        yield join_path(path, name if name is not None else _printed(key)), child
+        yield _printed(key), child, key
     if isinstance(node, Object):
         for index, child in enumerate(node.elements or ()):
-            yield join_path(path, str(index)), child
+            yield str(index), child, index
         for key, child in mapping_pairs(node.state) or ():
-            if (name := text(key)) != "_metadata":
-                yield join_path(path, name if name is not None else _printed(key)), child
+            if text(key) != "_metadata":
+                yield _printed(key), child, key
 
 
 def _printed(key: Node) -> str:
+    if (name := text(key)) is not None:
+        return name
     return str(key) if isinstance(key, (int, float)) else type_name(key)
 
 
@@ -298,6 +352,15 @@ def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:
     """Model weights, or a moving average of them (by their path, or torch's ``AveragedModel``)."""
     averaged = bool(names) and "n_averaged" in (names or ())
     return "ema" if averaged or _EMA.search(path.lower().replace("/", ".")) else "model"
+
+
+def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:
+    """Whether a mapping is a state dict: it has metadata, or is mostly tensors and wraps none."""
+    if metadata_node(node) is not None:
+        return True
+    count = sum(entry.tensor is not None for entry in entries)
+    wraps = any(e.name in _WRAPPERS and mapping_pairs(e.node) is not None for e in entries)
+    return count * 2 > len(entries) and not wraps
 
 
 def _require_distinct(entries: tuple[Entry, ...], path: str) -> None:
@@ -317,11 +380,11 @@ def type_name(node: Node) -> str:
     if isinstance(node, Object):
         if node.name.endswith("._reconstructor") and isinstance(node.args, tuple) and node.args:
             return type_name(Object("NEWOBJ", node.args[0], ()))
-        return node.name or "object"
+        return node.name[:_SHOWN_TEXT] or "object"
     if isinstance(node, PersistentId):
         return "torch.Storage"
     if isinstance(node, Global):
-        return node.qualified
+        return node.qualified[:_SHOWN_TEXT]
     if text(node) is not None:
         return "str"
     return "None" if node is None else type(node).__name__.lower()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
-from ckpt_surgery.formats.assemble import metadata_node
+from ckpt_surgery.formats.assemble import metadata_node, metadata_of
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import build, relocated
@@ -71,7 +71,8 @@ class _StorageNaming:
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[3], str):
             if len(pid) == 5 and pid[2] == key and pid[4] == storage.numel:
                 return pid
-            return ("storage", pid[1], key, pid[3], storage.numel)
+            kind = pid[0] if isinstance(pid[0], str) else "storage"  # one object in all of them
+            return (kind, pid[1], key, pid[3], storage.numel)
         location = self._locations.setdefault(storage.device, storage.device)
         return ("storage", self._class(storage), key, location, storage.numel)
 
@@ -84,14 +85,14 @@ class _StorageNaming:
 
 def lower(checkpoint: Checkpoint) -> Lowered:
     """The graph of an edited checkpoint: what it was read from, with the edits put in."""
-    replaced: dict[int, Node] = {}
+    replaced: dict[int, Node] = dict(checkpoint.replaced)
     if checkpoint.container is None:
         replaced.update(_classes_with_source(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():
         if isinstance(tensor.node, Object) and tensor.storage is not None:
             place = PersistentId(None, tensor.storage)
             replaced[node_id] = relocated(tensor.node, place, tensor)
-    if checkpoint.root is None:  # a format without a graph holds nothing but a state dict
+    if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
         return Lowered(lower_state_dict(checkpoint.state_dicts[0]), replaced)
     for state_dict in checkpoint.state_dicts:
         if not _is_unchanged(state_dict):
@@ -115,6 +116,8 @@ def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:
 def _is_unchanged(state_dict: StateDict) -> bool:
     pairs = mapping_pairs(state_dict.node)
     if pairs is None or is_module(state_dict.node) or len(pairs) != len(state_dict.entries):
+        return False
+    if list(metadata_of(state_dict.node) or ()) != list(state_dict.metadata or ()):
         return False
     return all(
         text(key) == entry.name and value is entry.node
@@ -184,27 +187,28 @@ def _ordered_dict() -> Global:
 
 def _drop_others(checkpoint: Checkpoint, replaced: dict[int, Node]) -> None:
     """Leave the dropped entries out of the mappings that hold them."""
+    by_parent: dict[int, list[Other]] = {}
     for other in checkpoint.dropped:
-        parent = replaced.get(id(other.parent), other.parent)
-        replaced[id(other.parent)] = _without(parent, other.node, other.path)
+        by_parent.setdefault(id(other.parent), []).append(other)
+    for parent_id, others in by_parent.items():
+        parent = replaced.get(parent_id, others[0].parent)
+        replaced[parent_id] = _without(parent, others)
 
 
-def _without(parent: Node, child: Node, path: str) -> Node:
-    items = parent.items if isinstance(parent, (Dict, Object)) else None
-    if items is None:
-        raise LossyEditError("only an entry of a dictionary can be dropped", entry=path)
-    name = path.rpartition("/")[2]
+def _without(parent: Node, others: Sequence[Other]) -> Node:
+    left = {(id(other.key_node), id(other.node)): other for other in others}
     kept: list[Node] = []
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if value is not child or join_path("", text(key) or str(key)) != name:
+    for key, value in mapping_pairs(parent) or ():
+        if left.pop((id(key), id(value)), None) is None:
             kept += (key, value)
-    if isinstance(parent, Dict):
+    for other in left.values():
+        raise LossyEditError("only an entry of a dictionary can be dropped", entry=other.path)
+    if not isinstance(parent, Object):
         return Dict(kept)
-    assert isinstance(parent, Object)  # noqa: S101  # narrowed above
     return Object(
         parent.op,
         parent.callee,
-        parent.args,
+        () if parent.items is None else parent.args,
         elements=parent.elements,
         items=kept,
         state=parent.state,

@@ -19,6 +19,16 @@ def mapping_pairs(node: Node) -> list[tuple[Node, Node]] | None:
     return None
 
 
+def mapping_length(node: Node) -> int | None:
+    """The number of items of a dictionary, in whatever form; None if `node` is none."""
+    if isinstance(node, Dict):
+        return len(node.items) // 2
+    if isinstance(node, Object) and node.items is not None:
+        return len(node.items) // 2
+    pairs = mapping_pairs(node)
+    return None if pairs is None else len(pairs)
+
+
 def _python2_pairs(args: Node) -> list[tuple[Node, Node]] | None:
     """``OrderedDict([[key, value], …])``, as Python 2 pickles one."""
     if args == ():

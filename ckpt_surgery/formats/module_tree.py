@@ -83,8 +83,9 @@ class ModuleTree:
         tensor = self.describe(value)
         if tensor is not None and isinstance(tensor.node, Object):
             detached = _detached(tensor.node)
-            # What Python code hung on a plain tensor does not survive `detach`.
-            parts = tensor.parts if detached is tensor.node else ()
+            # What Python code hung on a plain tensor or parameter does not survive `detach`.
+            plain = self.describe(tensor.node) if detached is tensor.node else None
+            parts = () if plain is None else plain.parts
             value = _copied(detached) if id(tensor.node) in self._used else detached
             self._used.add(id(tensor.node))
             tensor = replace(

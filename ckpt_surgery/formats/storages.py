@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from ckpt_surgery.dtypes import BY_STORAGE_CLASS, UNTYPED, DType
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import ByteString, Global, Node
 
+_LONGEST_NAME: Final = 1000  # characters; torch's keys are numbers, its devices short
 _UNTYPED_CLASSES = frozenset({"UntypedStorage", "_UntypedStorage"})
 
 
@@ -31,10 +33,7 @@ def text(node: Node) -> str | None:
     if isinstance(node, str):
         return node
     if isinstance(node, ByteString):
-        try:
-            return node.data.decode()
-        except UnicodeDecodeError:
-            return node.data.decode("latin-1")
+        return node.text
     return None
 
 
@@ -51,6 +50,8 @@ def parse_storage_id(pid: Node) -> StorageId | None:
     key, location = text(key_node), text(location_node)
     if key is None or location is None:
         raise DamagedFileError("a storage's key or location is not text")
+    if len(key) > _LONGEST_NAME or len(location) > _LONGEST_NAME:
+        raise DamagedFileError("a storage's key or location is a text of absurd length")
     if type(numel) is not int or numel < 0:
         raise DamagedFileError("a storage's element count is not a number", entry=f"storage {key}")
     dtype, untyped = storage_dtype(storage_class, key)

@@ -12,12 +12,14 @@ from math import prod
 
 from ckpt_surgery.checkpoint import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME, DType
-from ckpt_surgery.errors import DamagedFileError
-from ckpt_surgery.formats.storages import text
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.formats.storages import parse_storage_id, text
 from ckpt_surgery.pickles import (
+    DEFAULT_LIMITS,
     NO_STATE,
     Dict,
     Global,
+    Limits,
     Node,
     Object,
     PersistentId,
@@ -28,12 +30,23 @@ _MAX_DIMENSIONS = 1000  # torch sets no bound; a shape of a million ones is an a
 _MAX_INT = 2**63 - 1
 _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
+# Shares of the operations of `Limits`: what looking for the parts of tensors may take, and how
+# many strided tensors those that have parts may be made of, each counted as often as it occurs.
+_SEARCH_SHARE = 16
+_PARTS_SHARE = 128
 
 
 class TensorReader:
-    """Describes the tensors of one graph; each node is described once."""
+    """Describes the tensors of one graph; each node is described once.
 
-    def __init__(self) -> None:
+    Tensors may share parts, so that a small pickle can stand for any number of them: `limits`
+    bound how many, and the work to find them.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._search_left = limits.operations // _SEARCH_SHARE
+        self._parts_left = limits.operations // _PARTS_SHARE
+        self._made_of: dict[int, int] = {}  # strided tensors, by the identity of a tensor
         self._seen: dict[int, Tensor | None] = {}
         self._active: set[int] = set()
 
@@ -41,7 +54,8 @@ class TensorReader:
         """The tensor that `node` rebuilds; None if it is none or not understood.
 
         Raises `DamagedFileError` if the tensor would lie outside its storage, or if its arguments
-        are not those of the function that rebuilds it.
+        are not those of the function that rebuilds it, `LimitExceededError` if the tensors are
+        made of too many.
         """
         if not isinstance(node, Object):
             return None
@@ -56,17 +70,31 @@ class TensorReader:
         finally:
             self._active.discard(id(node))
         self._seen[id(node)] = tensor
+        if tensor is not None and tensor.parts:
+            self._count_parts(tensor)
         return tensor
+
+    def _count_parts(self, tensor: Tensor) -> None:
+        count = sum(self._made_of.get(id(part), 1) for part in tensor.parts)
+        self._made_of[id(tensor)] = count + 1
+        self._parts_left -= count
+        if self._parts_left < 0:
+            raise LimitExceededError("tensors are made of too many others")
 
     def below(self, node: Node, seen: set[int] | None = None) -> Iterator[Tensor]:
         """The outermost tensors at or below `node`, each once, in the order of the pickle.
 
         What is below a node in `seen` is left out; `seen` grows by what was visited.
         """
+        is_part_of_tensor = seen is None
         seen = set() if seen is None else seen
         waiting = [node]
         while waiting:
             found = waiting.pop()
+            if is_part_of_tensor:
+                self._search_left -= 1
+                if self._search_left < 0:
+                    raise LimitExceededError("tensors are made of too many objects")
             if id(found) in seen or not isinstance(found, _CONTAINERS):
                 continue
             seen.add(id(found))
@@ -109,7 +137,8 @@ def _parameter(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Te
     inner = reader.describe(args[0])
     if inner is None:
         raise DamagedFileError(f"'{node.name}' wraps something that is no tensor")
-    return replace(inner, is_parameter=True, requires_grad=args[1] is True)
+    parts = inner.parts + _attributes(reader, inner, args[3]) if len(args) > 3 else inner.parts
+    return replace(inner, is_parameter=True, requires_grad=args[1] is True, parts=parts)
 
 
 def _from_type(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor | None:
@@ -117,13 +146,18 @@ def _from_type(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Te
     if not isinstance(function, Global) or not isinstance(inner_args, tuple):
         return None
     handler = _HANDLERS.get(function.qualified)
-    if handler is None:
+    if handler is None or handler is _from_type:  # torch wraps a tensor once
         return None
     tensor = handler(reader, inner_args, Object("REDUCE", function, inner_args))
     if tensor is None:
         return None
-    attributes = tuple(reader.below(state))
-    return replace(tensor, parts=tensor.parts + attributes, node=node)
+    return replace(tensor, parts=tensor.parts + _attributes(reader, tensor, state), node=node)
+
+
+def _attributes(reader: TensorReader, tensor: Tensor, state: Node) -> tuple[Tensor, ...]:
+    """The tensors in the state of `tensor` that are not its parts already."""
+    known = {id(part.node) for part in tensor.parts}
+    return tuple(part for part in reader.below(state) if id(part.node) not in known)
 
 
 def _sparse(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
@@ -226,7 +260,7 @@ def _strided(
     """
     storage_node, offset, size, stride = place[:4]
     storage = storage_node.target if isinstance(storage_node, PersistentId) else None
-    if not isinstance(storage, Storage):
+    if not isinstance(storage_node, PersistentId) or not isinstance(storage, Storage):
         raise DamagedFileError("a tensor's storage is not a storage")
     shape, steps = sizes(size), sizes(stride)
     if shape == () and storage.nbytes == 0 and node.name == _BEFORE_SCALARS:
@@ -237,7 +271,7 @@ def _strided(
         raise DamagedFileError(f"a tensor has {len(shape)} sizes but {len(steps)} strides")
     tensor = Tensor(
         shape,
-        storage.dtype if dtype is None else dtype,
+        _stored_dtype(storage, storage_node.pid) if dtype is None else dtype,
         steps,
         offset,
         storage,
@@ -252,6 +286,26 @@ def _strided(
             entry=f"storage {storage.key}",
         )
     return tensor
+
+
+def _stored_dtype(storage: Storage, pid: Node) -> DType:
+    """The type of a storage's elements; of an empty one each reference may say another."""
+    said = parse_storage_id(pid) if storage.nbytes == 0 else None
+    return storage.dtype if said is None else said.dtype
+
+
+def math_bits(tensor: Tensor) -> tuple[bool, bool]:
+    """Whether torch would read the stored elements as conjugated, and whether as negated."""
+    node = tensor.node
+    if not isinstance(node, Object):
+        return False, False
+    args = node.args
+    if isinstance(args, tuple) and node.name.endswith("._rebuild_from_type_v2"):
+        args = args[2]
+    if not isinstance(args, tuple) or not args or not isinstance(args[-1], Dict):
+        return False, False
+    bits = {text(key): value is True for key, value in args[-1].pairs()}
+    return bits.get("conj", False), bits.get("neg", False)
 
 
 def sizes(node: Node) -> tuple[int, ...]:

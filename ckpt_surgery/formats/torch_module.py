@@ -143,7 +143,7 @@ class _Reader:
             if is_module(node):
                 yield name, node
             else:
-                made_by = class_name_of(node) or "unknown"
+                made_by = class_name_of(node)[:SHOWN_NAME] or "unknown"
                 self._skipped[f"{prefix}{name} ({made_by})"] = None
 
     def _items(
@@ -171,7 +171,7 @@ class _Reader:
     def _note_class(self, name: str) -> None:
         if saves_itself(name):
             self._self_saving[name] = None
-        elif name.partition(".")[0] not in {"torch", "torchvision"}:
+        elif not name.startswith(("torch.", "torchvision.")):
             self._foreign[name or "unknown"] = None
 
     def _note_hooks(self, fields: dict[str, Node], prefix: str) -> None:

@@ -218,9 +218,16 @@ def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
         container = MODERN
     lowered = lower(checkpoint)
     pickled = lowered.emit()
-    if container.original and set(pickled.storages) == set(container.storages):
+    if container.original and _keep_their_places(container, pickled):
         return _same_storages(container, lowered.emit(_own_keys(pickled)))
     return _new_storages(container, pickled)
+
+
+def _keep_their_places(container: Container, pickled: Pickled) -> bool:
+    """Whether all storages stay, and in the order of visiting where torch relies on that."""
+    if container.promises_layout:
+        return tuple(pickled.storages) == container.storages
+    return set(pickled.storages) == set(container.storages)
 
 
 def _own_keys(pickled: Pickled) -> dict[Storage, str]:

@@ -66,7 +66,7 @@ def read_torchscript(file: SourceFile, archive: ZipArchive, limits: Limits) -> C
     `LimitExceededError` if the code or a pickle is larger than allowed.
     """
     root = _parse(archive, _DATA, limits)
-    tensors = TensorReader()
+    tensors = TensorReader(limits)
     tree = ModuleTree("", tensors.describe, limits)
     reader = _Reader(tree, _Code(archive))
     if not isinstance(root, Object) or reader.declaration(root) is None:
@@ -177,10 +177,11 @@ class _Reader:
             return iter(())
         self.tree.spend(len(slots), prefix)
         modules: list[tuple[str, Object]] = []
+        stateful = declared.parameters | declared.buffers
         for name, value in slots.items():
             if isinstance(value, Object) and self.declaration(value) is not None:
                 modules.append((name, value))
-            elif name not in declared.parameters | declared.buffers or not self._is_tensor(value):
+            elif name not in stateful or not self._is_tensor(value):
                 self.attributes.append((prefix + name, value))
         for name, value in slots.items():
             if name in declared.parameters and self._is_tensor(value):

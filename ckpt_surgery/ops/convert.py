@@ -13,6 +13,9 @@ from ckpt_surgery.ops.editing import OUTPUT_FORMAT, Output, destination, write
 from ckpt_surgery.plan import choose_state_dicts
 from ckpt_surgery.report import EditReport
 
+# Formats of which only the state dict can be written: what lies beside it has no place in a pickle.
+_WITHOUT_OTHERS = frozenset({"torchscript", "safetensors"})
+
 
 def convert(
     source: PathLike | SourceFile,
@@ -23,8 +26,10 @@ def convert(
 ) -> EditReport:
     """Write `source`, of whatever format, as an archive that every torch since 1.6 loads.
 
-    A pickled module becomes its state dict, its class not being needed. `state_dict_only` writes
-    the state dict alone, without what lies beside it; `at` says which if there are several.
+    A pickled module becomes its state dict, its class not being needed; of TorchScript and
+    safetensors the state dict is all that is written, which the report's `dropped` says.
+    `state_dict_only` writes the state dict alone, without what lies beside it; `at` says which if
+    there are several.
 
     Raises `UsageError` if there is no state dict, or several to choose from, `ReadError` for a bad
     input and `WriteError` for a bad output.
@@ -33,6 +38,8 @@ def convert(
     target.check()
     with read(source) as checkpoint:
         converted = replace(checkpoint, format=OUTPUT_FORMAT)
+        if checkpoint.format in _WITHOUT_OTHERS:
+            converted = replace(converted, others=())
         if state_dict_only or at is not None:
             converted = _alone(
                 converted, _the_state_dict(checkpoint, [at] if at is not None else [])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckpt_surgery.checkpoint import Checkpoint, join_path
-from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
+from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Progress, Sink, SourceFile, atomic_output, stream_output
 from ckpt_surgery.formats import lay_out_torch_zip, read
 from ckpt_surgery.plan import Drop, DropOther, Planned, Rename, apply
@@ -72,7 +72,12 @@ def edit(
     output.check()
     with read(source) as checkpoint:
         require_editable(checkpoint)
-        planned = build(checkpoint)
+        try:
+            planned = build(checkpoint)
+        except CkptError as error:
+            if error.path is None:
+                error.name_file(checkpoint.file.name)
+            raise
         edited = apply(planned.plan, checkpoint)
         nbytes = write(edited, output)
         return _report(command, checkpoint, edited, planned, output, nbytes)
@@ -146,7 +151,7 @@ def _report(
         inputs=(before.file.name,),
         output=destination(before, output),
         format=OUTPUT_FORMAT,
-        plan=tuple(planned.plan.to_dict()),
+        plan=(*planned.plan.to_dict(), *conversion(before)),
         rules=tuple(each.rule.to_dict() | {"matched": each.matched} for each in planned.rules),
         kept=tuple(
             join_path(state_dict.path, entry.name)
@@ -164,6 +169,13 @@ def _report(
         nbytes_before=before.file.size,
         nbytes_after=nbytes,
     )
+
+
+def conversion(checkpoint: Checkpoint) -> list[dict[str, str]]:
+    """The change of format that writing a checkpoint brings about, as an edit of a plan."""
+    if checkpoint.format == OUTPUT_FORMAT:
+        return []
+    return [{"edit": "convert", "from": checkpoint.format, "to": OUTPUT_FORMAT}]
 
 
 def destination(checkpoint: Checkpoint, output: Output) -> str | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import count
 
-from ckpt_surgery.checkpoint import Checkpoint, StateDict, Storage, Tensor
+from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, Tensor, join_path
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
 from ckpt_surgery.plan import choose_state_dicts, select
-from ckpt_surgery.report import InspectReport, TensorStats, Totals
+from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals
 from ckpt_surgery.rules import Selection
 
 
@@ -45,6 +46,7 @@ def inspect(
             globals=checkpoint.globals,
             notes=checkpoint.notes,
             stats=_stats(narrowed) if stats else {},
+            places=places(checkpoint.state_dicts),
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
 
@@ -103,3 +105,27 @@ def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:
     from ckpt_surgery.arithmetic.stats import tensor_stats
 
     return {name: tensor_stats(tensor) for name, tensor in checkpoint.tensors}
+
+
+def places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
+    """The place of every entry of whole state dicts, by ``path/name``."""
+    found: dict[str, Place] = {}
+    for state_dict in state_dicts:
+        numbers = count()
+        seen: dict[object, int] = {}
+        for index, entry in enumerate(state_dict.entries):
+            parameter = None
+            if entry.tensor is not None and entry.role != "buffer":
+                parameter = seen.get(identity := _identity(entry))
+                if parameter is None:
+                    parameter = seen[identity] = next(numbers)
+            found[join_path(state_dict.path, entry.name)] = Place(index, parameter)
+    return found
+
+
+def _identity(entry: Entry) -> object:
+    """Equal for tied tensors, otherwise the entry's own."""
+    tensor = entry.tensor
+    if tensor is None or tensor.storage is None or not tensor.numel:
+        return id(entry)
+    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride

@@ -57,5 +57,5 @@ def _left_behind(checkpoint: Checkpoint, planned: Planned) -> Iterator[str]:
         if other.path not in dropped and holds_optimizer(other.node):
             yield (
                 f"the optimizer in '{other.path}' still holds the state of removed parameters; "
-                "--training-state removes it"
+                "--training-state removes the optimizer"
             )

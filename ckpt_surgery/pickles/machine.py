@@ -8,6 +8,7 @@ from typing import Final
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles.limits import Limits
 from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Global, Node, Object, children
+from ckpt_surgery.pickles.walk import SCALARS
 
 _MAX_DOTS: Final = 100  # each is a call in protocol 2, so that there must not be a million
 
@@ -189,7 +190,7 @@ def _reachable(roots: list[Node]) -> list[Node]:
     waiting = list(roots)
     while waiting:
         node = waiting.pop()
-        if id(node) not in seen:
+        if type(node) not in SCALARS and id(node) not in seen:
             seen.add(id(node))
             found.append(node)
             waiting.extend(children(node))

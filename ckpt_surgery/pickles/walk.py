@@ -11,7 +11,7 @@ from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Node, Object, PersistentId
 
 NOTHING_REPLACED: Final[Mapping[int, Node]] = MappingProxyType({})
-_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 
 
 def walk(
@@ -40,7 +40,7 @@ def walk(
                 raise too_many_nodes(limits)
             if replaced:
                 node = replaced.get(id(node), node)  # noqa: PLW2901 (what it is for)
-            if type(node) in _SCALARS:
+            if type(node) in SCALARS:
                 continue
             known = complete.get(id(node))
             if known:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from ckpt_surgery.checkpoint import Entry, Other, StateDict, join_path
-from ckpt_surgery.render.listing import Place, Subtree, fold, tree
+from ckpt_surgery.render.listing import Subtree, fold, tree
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.report import InspectReport, TensorStats
@@ -39,7 +39,7 @@ class View:
     depth: int | None = None
 
 
-def show(report: InspectReport, places: Mapping[str, Place], view: View, screen: Screen) -> None:
+def show(report: InspectReport, view: View, screen: Screen) -> None:
     """Every state dict under its path, then the footer."""
     for state_dict in report.state_dicts:
         if len(report.state_dicts) > 1 or state_dict.path:
@@ -49,7 +49,7 @@ def show(report: InspectReport, places: Mapping[str, Place], view: View, screen:
         elif view.folded:
             screen.grid(_folded_grid(state_dict))
         else:
-            screen.grid(_grid(report, state_dict, places, view))
+            screen.grid(_grid(report, state_dict, view))
         screen.line()
     for line in _footer(report):
         screen.line(line)
@@ -59,9 +59,7 @@ def _heading(state_dict: StateDict) -> str:
     return f"{printable(state_dict.path) or '(top level)'} ({state_dict.kind})"
 
 
-def _grid(
-    report: InspectReport, state_dict: StateDict, places: Mapping[str, Place], view: View
-) -> Grid:
+def _grid(report: InspectReport, state_dict: StateDict, view: View) -> Grid:
     columns = [Column("index", right=True, style="dim")]
     if view.both_indices:
         columns = [
@@ -74,7 +72,7 @@ def _grid(
     rows = []
     for entry in state_dict.entries:
         key = join_path(state_dict.path, entry.name)
-        place = places[key]
+        place = report.places[key]
         parameter = "-" if place.parameter is None else str(place.parameter)
         indices = (str(place.index), parameter) if view.both_indices else (str(place.index),)
         stats = _stats(report.stats.get(key)) if report.stats else ()

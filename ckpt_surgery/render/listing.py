@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, groupby
+from itertools import groupby
 from typing import Final, Literal
 
-from ckpt_surgery.checkpoint import Entry, StateDict, join_path
+from ckpt_surgery.checkpoint import Entry, StateDict
 from ckpt_surgery.report import InspectReport
 
 Sort = Literal["name", "size", "file"]
 
 _DEEPEST: Final = 64  # levels of a tree; what lies below stays one name
-_LONGEST_SEGMENT: Final = 8  # digits of a number that is folded
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an entry stands: `index` in its state dict, `parameter` among the parameters.
-
-    `parameter` is None for a buffer. As in ``model.parameters()``, a tied parameter counts where
-    it first appears.
-    """
-
-    index: int
-    parameter: int | None
-
-
-def places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
-    """The place of every entry, by ``path/name``. The state dicts must be complete."""
-    found: dict[str, Place] = {}
-    for state_dict in state_dicts:
-        numbers = count()
-        seen: dict[object, int] = {}
-        for index, entry in enumerate(state_dict.entries):
-            parameter = None
-            if entry.tensor is not None and entry.role != "buffer":
-                parameter = seen.get(identity := _identity(entry))
-                if parameter is None:
-                    parameter = seen[identity] = next(numbers)
-            found[join_path(state_dict.path, entry.name)] = Place(index, parameter)
-    return found
-
-
-def _identity(entry: Entry) -> object:
-    """Equal for tied tensors, otherwise the entry's own."""
-    tensor = entry.tensor
-    if tensor is None or tensor.storage is None or not tensor.numel:
-        return id(entry)
-    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride
+_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,7}")  # what comes back as it was from an int
 
 
 def in_sequence(report: InspectReport, sort: Sort) -> InspectReport:
@@ -95,7 +60,7 @@ def fold(entries: Sequence[Entry]) -> list[Folded]:
 
 def _fold_key(segments: tuple[str, ...], members: tuple[Entry, ...], level: int) -> object:
     number = segments[level] if level < len(segments) else ""
-    if not (number.isascii() and number.isdigit() and len(number) <= _LONGEST_SEGMENT):
+    if not _NUMBER.fullmatch(number):
         return segments, id(members)
     tensor = members[0].tensor
     kind = None if tensor is None else (tensor.shape, tensor.dtype.name, tensor.layout)

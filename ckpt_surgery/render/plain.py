@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, TextIO
 
 from ckpt_surgery.checkpoint import Entry, join_path
-from ckpt_surgery.render.listing import Place
 from ckpt_surgery.render.text import visible
 from ckpt_surgery.report import InspectReport, Report
 
@@ -26,7 +25,7 @@ def write_keys(report: InspectReport, stream: TextIO) -> None:
     stream.writelines(f"{visible(name)}\n" for name in names)
 
 
-def write_csv(report: InspectReport, places: Mapping[str, Place], stream: TextIO) -> None:
+def write_csv(report: InspectReport, stream: TextIO) -> None:
     """One line an entry, with a head; a shape is a JSON list, what does not apply is empty."""
     import csv
 
@@ -35,7 +34,7 @@ def write_csv(report: InspectReport, places: Mapping[str, Place], stream: TextIO
     for state_dict in report.state_dicts:
         for entry in state_dict.entries:
             key = join_path(state_dict.path, entry.name)
-            place = places[key]
+            place = report.places[key]
             parameter = "" if place.parameter is None else place.parameter
             row = [visible(state_dict.path), place.index, parameter, *_cells(entry)]
             if report.stats:

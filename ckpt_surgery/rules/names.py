@@ -66,7 +66,9 @@ def near(text: str, names: Iterable[str], most: int = 3) -> list[str]:
     folded: dict[str, str] = {}
     for path in candidates:
         folded.setdefault(path.casefold(), path)
-    alike = difflib.get_close_matches(wanted.casefold(), folded, n=most, cutoff=0.6)
+    alike = difflib.get_close_matches(wanted.casefold(), folded, n=4 * most, cutoff=0.6)
+    # `layer5` means `layer4` rather than the likelier-looking `layer3.5`
+    alike.sort(key=lambda path: abs(path.count(".") - wanted.count(".")))
     return list(dict.fromkeys([*ending, *(folded[match] for match in alike)]))[:most]
 
 

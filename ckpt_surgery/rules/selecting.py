@@ -130,7 +130,7 @@ def selection(
     pattern: str | Sequence[str] = (),
     prefix: str | Sequence[str] = (),
     glob: str | Sequence[str] = (),
-    keys: Iterable[str] = (),
+    keys: Iterable[str] | None = None,
     keep: bool = False,
     allow_unmatched: bool = False,
 ) -> Selection:
@@ -146,8 +146,8 @@ def selection(
     )
     for kind, texts in kinds:
         rules += (Rule(kind, text) for text in ([texts] if isinstance(texts, str) else texts))
-    if names := frozenset(keys):
-        rules.append(Rule("keys", "keys", names))
+    if keys is not None:
+        rules.append(Rule("keys", "keys", frozenset(keys)))
     return Selection(tuple(rules), keep, allow_unmatched)
 
 

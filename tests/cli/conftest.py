@@ -97,8 +97,8 @@ def folder(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def invoke() -> Callable[..., Result]:
     """Run the command line in this process; standard input is a pipe, output no terminal."""
 
-    def run(*args: str | Path, input: bytes | None = None) -> Result:
-        return CliRunner().invoke(cli, [str(arg) for arg in args], input=input)
+    def run(*args: str | Path, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin)
 
     return run
 
@@ -116,11 +116,11 @@ def ckpt(environment: dict[str, str]) -> Callable[..., subprocess.CompletedProce
     """Run `ckpt` in its own process."""
 
     def run(
-        *args: str | Path, input: bytes = b"", **extra: str
+        *args: str | Path, stdin: bytes = b"", **extra: str
     ) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "ckpt_surgery", *map(str, args)]
         return subprocess.run(
-            command, input=input, capture_output=True, env=environment | extra, timeout=120
+            command, input=stdin, capture_output=True, env=environment | extra, timeout=120
         )
 
     return run

@@ -38,7 +38,7 @@ def test_index_counts_the_state_dict_and_the_parameters(folder, invoke, net):
 def test_index_is_the_place_in_the_whole_file(folder, invoke, net, narrowing, from_pipe):
     name = "-" if from_pipe else "net.pth"
     data = (folder / "net.pth").read_bytes() if from_pipe else None
-    result = invoke("inspect", name, *narrowing, input=data)
+    result = invoke("inspect", name, *narrowing, stdin=data)
     assert result.exit_code == 0, result.stderr
     place = list(net.state_dict()).index("fc.weight")
     assert [str(place), "fc.weight"] in [row[:2] for row in rows(result.stdout)]
@@ -54,7 +54,7 @@ def test_keys_are_one_a_line_and_feed_keys_from(folder, invoke, net):
     assert keys.splitlines() == list(net.state_dict())
     (folder / "keys.txt").write_text(keys)
     assert invoke("inspect", "net.pth", "--keys-from", "keys.txt", "--keys").stdout == keys
-    assert invoke("inspect", "net.pth", "--keys-from", "-", "--keys", input=keys).stdout == keys
+    assert invoke("inspect", "net.pth", "--keys-from", "-", "--keys", stdin=keys).stdout == keys
 
 
 def test_keys_of_several_state_dicts_are_said_once(folder, invoke, net):
@@ -84,7 +84,9 @@ def test_csv_has_one_line_a_tensor(folder, invoke, net):
 
 
 def test_csv_holds_stats(folder, invoke):
-    table = list(csv.DictReader(io.StringIO(invoke("inspect", "big.pth", "--csv", "--stats").stdout)))
+    table = list(
+        csv.DictReader(io.StringIO(invoke("inspect", "big.pth", "--csv", "--stats").stdout))
+    )
     assert (float(table[0]["max"]), int(table[0]["zeros"])) == (0.0, 1 << 19)
 
 
@@ -165,7 +167,7 @@ def test_quiet_prints_nothing(folder, invoke):
 
 def test_standard_input_is_the_default(folder, invoke, net):
     data = (folder / "net.pth").read_bytes()
-    assert invoke("inspect", "--keys", input=data).stdout.split() == list(net.state_dict())
+    assert invoke("inspect", "--keys", stdin=data).stdout.split() == list(net.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -199,8 +201,10 @@ def test_keys_from_must_be_text(folder, invoke):
 
 
 def test_entry_that_is_no_tensor_is_listed(folder, invoke):
-    torch.save({"a.weight": torch.zeros(2), "a._extra_state": {"scale": 1}}, "extra.pth")
-    for form, said in (([], "(no tensor)"), (["--csv"], "a._extra_state,,,"), (["--tree"], "_extra")):
+    state = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(2), "a._extra_state": {"scale": 1}}
+    torch.save(state, "extra.pth")
+    forms = (([], "(no tensor)"), (["--csv"], "a._extra_state,,,"), (["--fold"], "a._extra_state"))
+    for form, said in forms:
         result = invoke("inspect", "extra.pth", *form)
         assert result.exit_code == 0, result.stderr
         assert said in result.stdout

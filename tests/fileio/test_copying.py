@@ -168,10 +168,18 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 class TestCopying:
+    @pytest.mark.parametrize("on_disk", [True, False])
     @pytest.mark.parametrize("nbytes", [0, 1, 65_535, 65_536, 65_537, 299_000])
     def test_ranges_are_copied_in_every_way(
-        self, nbytes: int, way: str, source: SourceFile, tmp_path: Path
+        self,
+        nbytes: int,
+        on_disk: bool,
+        way: str,
+        source: SourceFile,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: on_disk)
         with atomic_output(tmp_path / "out") as sink:
             sink.write(b"<")
             sink.copy(ByteRange(source, 1000, nbytes))
@@ -180,6 +188,33 @@ class TestCopying:
             sink.copy(ByteRange(source, 7, nbytes))
         expected = b"<" + source.read_at(1000, nbytes) + b">" + source.read_at(7, nbytes)
         assert (tmp_path / "out").read_bytes() == expected
+
+    @pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="Linux only")
+    @pytest.mark.parametrize(("on_disk", "expected"), [(True, [0, 4096]), (False, [0, 4096, 4097])])
+    def test_kernel_copies_what_keeps_its_place_in_the_block(
+        self,
+        on_disk: bool,
+        expected: list[int],
+        source: SourceFile,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        offsets: list[int] = []
+        real = os.copy_file_range
+
+        def record(src: int, dst: int, count: int, offset: int) -> int:
+            offsets.append(offset)
+            return real(src, dst, count, offset)
+
+        monkeypatch.setattr(os, "copy_file_range", record)
+        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: on_disk)
+        nbytes = 32 * 4096
+        with atomic_output(tmp_path / "out") as sink:
+            for offset in (0, 4096, 4097):
+                sink.copy(ByteRange(source, offset, nbytes))
+        assert offsets == expected
+        copies = [source.read_at(offset, nbytes) for offset in (0, 4096, 4097)]
+        assert (tmp_path / "out").read_bytes() == b"".join(copies)
 
     def test_kernel_copies_do_not_pass_through_memory(
         self, source: SourceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -223,8 +258,9 @@ class TestCopying:
             lambda a, b, n, at: real(a, b, answer, at) if (answer := answers.pop(0)) else 0,
         )
         with atomic_output(tmp_path / "out") as sink:
-            sink.copy(ByteRange(source, 5, 200_000))
-        assert (tmp_path / "out").read_bytes() == source.read_at(5, 200_000)
+            sink.copy(ByteRange(source, 4096, 200_000))
+        assert answers == []
+        assert (tmp_path / "out").read_bytes() == source.read_at(4096, 200_000)
 
     def test_source_that_shrinks_meanwhile_is_refused(self, way: str, tmp_path: Path) -> None:
         path = tmp_path / "source"
@@ -312,3 +348,7 @@ def test_sinks_of_a_system_without_kernel_copies_have_none(
     monkeypatch.delattr(os, "sendfile", raising=False)
     assert list(outputs._kernel_copies()) == []
     assert Sink(1, name="x").position == 0
+
+
+def test_closed_descriptor_is_on_no_disk() -> None:
+    assert not outputs._is_on_disk(-1)

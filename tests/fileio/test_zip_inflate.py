@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zip_builder import PICKLE, Part, build, deflated
+from zip_builder import Part, build, deflated
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import SourceFile, ZipArchive, read_zip
@@ -23,7 +23,7 @@ def read(data: bytes, tmp_path: Path) -> ZipArchive:
 def inflating(data: bytes, stored: bytes, **central: Any) -> bytes:
     values = {"crc": zlib.crc32(data), "stored": len(stored), "nbytes": len(data)} | central
     part = Part(b"a/code/x.py", data, stored, 0x0800, 8, local=values, central=values)
-    return build(part)
+    return build(part, Part(name=b"a/constants.pkl"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 99, 3 << 20])
@@ -67,14 +67,3 @@ def test_record_that_inflates_otherwise_is_refused(
     record = read(inflating(b"", stored, nbytes=claimed), tmp_path).records[0]
     with pytest.raises(DamagedFileError, match=message):
         record.read(1 << 20)
-
-
-def test_caller_decides_what_may_be_compressed(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    path.write_bytes(build(Part(stored=deflated(PICKLE), method=8)))
-    archive = read_zip(SourceFile.open(path), allow_deflate=lambda name: name == "data.pkl")
-    assert archive.records[0].read(99) == PICKLE
-    code = inflating(b"x", deflated(b"x"))
-    path.write_bytes(code)
-    with pytest.raises(DamagedFileError, match="is compressed"):
-        read_zip(SourceFile.open(path), allow_deflate=lambda _: False)

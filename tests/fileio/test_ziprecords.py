@@ -76,7 +76,9 @@ VALID = {
     ),
     "a record's comment": build(Part(central={"comment": b"hello"})),
     "compressed source code": build(
-        Part(), Part(name=b"a/code/x.py", data=b"x" * 99, stored=deflated(b"x" * 99), method=8)
+        Part(),
+        Part(name=b"a/constants.pkl"),
+        Part(name=b"a/code/x.py", data=b"x" * 99, stored=deflated(b"x" * 99), method=8),
     ),
     "no checksums": build(
         Part(central={"crc": 0}, descriptor=struct.pack("<4s3I", b"PK\7\10", 0, 6, 6))
@@ -179,6 +181,14 @@ DAMAGED = {
     "unknown method": (build(Part(method=99)), "unknown method 99"),
     "compressed pickle": (
         build(Part(stored=deflated(PICKLE), method=8)),
+        "the record is compressed",
+    ),
+    "compressed code of no TorchScript": (
+        build(Part(), Part(name=b"a/code/x.py", stored=deflated(PICKLE), method=8)),
+        "the record is compressed",
+    ),
+    "compressed constants": (
+        build(Part(name=b"a/constants.pkl", stored=deflated(PICKLE), method=8)),
         "the record is compressed",
     ),
     "stored with two lengths": (

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bombs import BOMBS
+from pickle_bombs import BOMBS
 
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.pickles import Limits, emit, parse, walk

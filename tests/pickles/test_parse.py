@@ -164,7 +164,8 @@ def test_each_opcode_becomes_its_node(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:invalid:DeprecationWarning")
 def test_every_opcode_of_every_protocol_is_read_or_refused_by_name() -> None:
     """`pickletools` lists them; only the out-of-band buffers of protocol 5 are refused."""
-    said = {op.name for code, _ in OPCODES.values() for op, _, _ in pickletools.genops(code + b".")}
+    codes = [code for name, (code, _) in OPCODES.items() if name != "STRING octal above a byte"]
+    said = {op.name for code in codes for op, _, _ in pickletools.genops(code + b".")}
     unread = {op.name for op in pickletools.opcodes} - said
     assert unread == {"NEXT_BUFFER", "READONLY_BUFFER"}
     for buffer in (b"\x97.", b"N\x98."):

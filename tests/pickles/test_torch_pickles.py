@@ -75,7 +75,8 @@ def saved() -> dict[str, object]:
         "SGD": _trained(torch.optim.SGD, momentum=0.9),
         "Adam": _trained(torch.optim.Adam),
         "AdamW": _trained(torch.optim.AdamW, amsgrad=True),
-        "digits": {str(i): torch.zeros(1) for i in range(12)} | {"5": str(5), "6": "6", "a": "A".lower()},
+        "digits": {str(i): torch.zeros(1) for i in range(12)}
+        | {"5": str(5), "6": "6", "a": "A".lower()},
         "many": {f"layer.{i}.weight": torch.zeros(1) for i in range(1001)},
         "views": {"a": weight, "b": weight.t(), "c": weight[1:], "p": nn.Parameter(weight)},
         "types": [torch.zeros(2, dtype=t) for t in (torch.bool, torch.int8, torch.complex64)],
