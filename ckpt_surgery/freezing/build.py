@@ -25,7 +25,7 @@ _ScheduleT = TypeVar("_ScheduleT", bound=FreezeSchedule)
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FreezeRule:
     """Freeze, or train, what a selector takes."""
 
     action: Literal["freeze", "train"]
@@ -65,7 +65,7 @@ class Recipe:
     parameters. A group rule's own weight decay comes first.
     """
 
-    rules: Sequence[Rule] = ()
+    rules: Sequence[FreezeRule] = ()
     groups: Sequence[GroupRule] = ()
     stages: Sequence[Stage] = ()
     lr: float | None = None

@@ -7,16 +7,16 @@ where it came from, for messages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freezing.inventory import Inventory, Parameter
-from ckpt_surgery.rules import near
+from ckpt_surgery.rules import Rule, RuleKind, near
 
 _GLOB_SIGNS: Final = frozenset("*?[")
-_KINDS: Final = ("pattern", "prefix", "glob")
+_KINDS: Final[dict[str, RuleKind]] = {"pattern": "pattern", "prefix": "prefix", "glob": "glob"}
 
 
 class Matcher(Protocol):
@@ -194,12 +194,12 @@ class Until:
         return _names(inventory.parameters[: _span(inventory, self.name, self.option)[1]])
 
 
-def parse_selector(text: str, make: Callable[[str, str], Matcher], option: str) -> Selector:
+def parse_selector(text: str, option: str) -> Selector:
     """The selector that ``--group`` and ``--stage`` spell in one word.
 
     ``all``; ``head``; ``pattern=RE``, ``prefix=P`` or ``glob=G``; otherwise a glob if it has one
-    of ``*?[`` and a prefix if not. `make(kind, text)` makes the rule (and raises UsageError for
-    one that is not valid); `option` is quoted in messages.
+    of ``*?[`` and a prefix if not. `option` is quoted in messages. Raises UsageError for a rule
+    that is not valid.
     """
     text = text.strip()
     if not text:
@@ -209,12 +209,12 @@ def parse_selector(text: str, make: Callable[[str, str], Matcher], option: str) 
     if text == "all":
         return Everything(option)
     if text == "head":
-        return HeadOrModule(make("prefix", text), option)
+        return HeadOrModule(Rule("prefix", text), option)
     kind, equals, rest = text.partition("=")
     if equals and kind in _KINDS:
-        return ByName(make(kind, rest), rest, option)
-    kind = "glob" if _GLOB_SIGNS.intersection(text) else "prefix"
-    return ByName(make(kind, text), text, option)
+        return ByName(Rule(_KINDS[kind], rest), rest, option)
+    guessed: RuleKind = "glob" if _GLOB_SIGNS.intersection(text) else "prefix"
+    return ByName(Rule(guessed, text), text, option)
 
 
 def _names(parameters: Sequence[Parameter]) -> frozenset[str]:

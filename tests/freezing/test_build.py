@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freezing.build import (
+    FreezeRule,
     GroupRule,
     Recipe,
-    Rule,
     Stage,
     frozen_statistics,
     parse_group,
@@ -21,12 +21,12 @@ from ckpt_surgery.freezing.selectors import Everything, First, FirstChildren, He
 NAMES = [p.name for p in net().parameters]
 
 
-def freeze(text: str) -> Rule:
-    return Rule("freeze", prefix(text))
+def freeze(text: str) -> FreezeRule:
+    return FreezeRule("freeze", prefix(text))
 
 
-def train(text: str) -> Rule:
-    return Rule("train", prefix(text))
+def train(text: str) -> FreezeRule:
+    return FreezeRule("train", prefix(text))
 
 
 def groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -54,11 +54,11 @@ def test_a_first_train_rule_begins_with_everything_frozen() -> None:
 
 
 def test_train_only_the_head() -> None:
-    assert trainable(plan(Recipe([Rule("train", Head())]))) == NAMES[-2:]
+    assert trainable(plan(Recipe([FreezeRule("train", Head())]))) == NAMES[-2:]
 
 
 def test_first_counts_parameters_as_parameters_does() -> None:
-    made = plan(Recipe([Rule("freeze", First(4))]))
+    made = plan(Recipe([FreezeRule("freeze", First(4))]))
     assert frozen(made) == ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight"]
 
 
@@ -210,13 +210,13 @@ def test_a_norm_without_parameters_goes_by_the_module_above_it() -> None:
     entries = [*NET, Entry("layer1.0.free.running_mean", (2,)), Entry("lone.running_mean", (2,))]
     made = plan(Recipe([freeze("layer1.0")]), Inventory.of(entries))
     assert frozen_statistics(made.parameters, made.statistics) == ["layer1.0.bn1", "layer1.0.free"]
-    alone = plan(Recipe([Rule("freeze", Everything())]), Inventory.of(entries))
+    alone = plan(Recipe([FreezeRule("freeze", Everything())]), Inventory.of(entries))
     assert "lone" in frozen_statistics(alone.parameters, alone.statistics)
 
 
 def test_a_frozen_head_is_warned_of() -> None:
     assert "frozen-head" in codes(plan(Recipe([freeze("fc")])))
-    assert codes(plan(Recipe([Rule("freeze", Everything())])))[0] == "nothing-trains"
+    assert codes(plan(Recipe([FreezeRule("freeze", Everything())])))[0] == "nothing-trains"
 
 
 def test_a_rule_that_later_rules_undo_is_warned_of() -> None:
@@ -230,10 +230,12 @@ def test_a_group_of_frozen_parameters_is_warned_of() -> None:
 
 
 def test_guessed_roles_and_named_children_are_told() -> None:
-    made = plan(Recipe([Rule("freeze", FirstChildren(2))]))
+    made = plan(Recipe([FreezeRule("freeze", FirstChildren(2))]))
     assert {"guessed-roles", "named-children"} <= set(codes(made))
     known = Inventory.of(NET, Structure(("conv1", "bn1", "relu"), {}))
-    assert "named-children" not in codes(plan(Recipe([Rule("freeze", FirstChildren(3))]), known))
+    assert "named-children" not in codes(
+        plan(Recipe([FreezeRule("freeze", FirstChildren(3))]), known)
+    )
 
 
 def tied() -> Inventory:
@@ -255,7 +257,7 @@ def test_tied_parameters_in_two_groups_are_warned_of() -> None:
 
 
 def test_positions_treat_tied_names_alike() -> None:
-    made = plan(Recipe([Rule("freeze", First(1))]), tied())
+    made = plan(Recipe([FreezeRule("freeze", First(1))]), tied())
     assert "tied-differently" not in codes(made)
     assert frozen(made) == ["enc.w"]
 
@@ -343,7 +345,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
 ) -> None:
     made = plan(
         Recipe(
-            [Rule(action, First(n) if first else Last(n)) for action, n, first in rules],
+            [FreezeRule(action, First(n) if first else Last(n)) for action, n, first in rules],
             lr=1.0,
             layer_decay=decay,
             no_decay=spared,

@@ -8,13 +8,13 @@ from freeze_helpers import NET, plan, prefix
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError, UsageError
 from ckpt_surgery.freezing import schedule
-from ckpt_surgery.freezing.build import GroupRule, Recipe, Rule, Stage
+from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
 from ckpt_surgery.freezing.emit import EMITTERS, to_json, to_python, to_toml
 from ckpt_surgery.freezing.inventory import Entry, Inventory
 from ckpt_surgery.freezing.schedule import FreezeSchedule, Group, PlannedParameter
 
 RECIPE = Recipe(
-    [Rule("freeze", prefix("conv1")), Rule("freeze", prefix("bn1"))],
+    [FreezeRule("freeze", prefix("conv1")), FreezeRule("freeze", prefix("bn1"))],
     [GroupRule(prefix("fc"), {"lr": 1e-05, "betas": (0.9, 0.95), "nesterov": False})],
     [Stage(2, prefix("layer1.1"))],
     lr=1e-3,
@@ -206,7 +206,7 @@ def test_an_empty_plan_has_no_share() -> None:
 
 
 def test_emitted_python_says_a_subtree_with_one_fate_in_one_line() -> None:
-    text = to_python(plan(Recipe([Rule("freeze", prefix("layer1"))])))
+    text = to_python(plan(Recipe([FreezeRule("freeze", prefix("layer1"))])))
     assert "'layer1': (None, None)," in text
     assert "layer1.0" not in text
 

@@ -101,17 +101,13 @@ def test_tied_names_are_counted_once_and_chosen_together() -> None:
 )
 def test_a_selection_is_spelled_in_one_word(text: str, spelled: str) -> None:
     kind, _, rest = spelled.partition(":")
-    selector = parse_selector(text, NameRule, "--group")  # type: ignore[arg-type]
+    selector = parse_selector(text, "--group")
     assert isinstance(selector, ByName)
     assert selector.matcher == NameRule(kind, rest)  # type: ignore[arg-type]
 
 
-def make_prefix(_: str, text: str) -> Matcher:
-    return NameRule("prefix", text)
-
-
 def test_head_is_the_module_of_that_name_or_else_the_output_layer() -> None:
-    selector = parse_selector("head", make_prefix, "--stage")
+    selector = parse_selector("head", "--stage")
     assert isinstance(selector, HeadOrModule)
     assert selector.select(net()) == {"fc.weight", "fc.bias"}
     named = Inventory.of([Entry("head.a", (2,)), Entry("fc.weight", (2, 2))])
@@ -119,9 +115,9 @@ def test_head_is_the_module_of_that_name_or_else_the_output_layer() -> None:
 
 
 def test_all_is_everything_and_nothing_is_refused() -> None:
-    assert parse_selector("all", make_prefix, "--stage").select(net()) == set(NAMES)
+    assert parse_selector("all", "--stage").select(net()) == set(NAMES)
     with pytest.raises(UsageError, match="selects nothing"):
-        parse_selector("  ", make_prefix, "--stage")
+        parse_selector("  ", "--stage")
 
 
 def test_labels_and_options_tell_selectors_apart() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.formats import read
-from ckpt_surgery.freezing.build import GroupRule, Recipe, Rule, Stage
+from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
 from ckpt_surgery.freezing.emit import to_json, to_python
 from ckpt_surgery.freezing.inventory import Entry, Inventory
 from ckpt_surgery.freezing.schedule import Totals
@@ -43,8 +43,8 @@ def prefix(text: str) -> ByName:
     return ByName(NameRule("prefix", text), text, f"--prefix {text}")
 
 
-def freeze(text: str) -> Rule:
-    return Rule("freeze", prefix(text))
+def freeze(text: str) -> FreezeRule:
+    return FreezeRule("freeze", prefix(text))
 
 
 class Net(nn.Module):
@@ -180,13 +180,13 @@ def fixed(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("stop", ["pool", "conv2", "bn", "fc1", "fc2"])
 def test_before_is_a_stop_half_way_through_init(stop: str) -> None:
     model = HalfWay("nowhere")
-    FreezePlan.for_model(model, Recipe([Rule("freeze", Before(stop))])).apply(model)
+    FreezePlan.for_model(model, Recipe([FreezeRule("freeze", Before(stop))])).apply(model)
     assert fixed(model) == fixed(HalfWay(stop))
 
 
 def test_until_takes_the_named_module_too() -> None:
     model = HalfWay("nowhere")
-    FreezePlan.for_model(model, Recipe([Rule("freeze", Until("conv2"))])).apply(model)
+    FreezePlan.for_model(model, Recipe([FreezeRule("freeze", Until("conv2"))])).apply(model)
     assert fixed(model) == fixed(HalfWay("bn"))
 
 
@@ -195,10 +195,12 @@ def test_first_is_the_index_over_parameters(net: Net, count: int) -> None:
     by_hand = copy.deepcopy(net)
     for index, parameter in enumerate(by_hand.parameters()):
         parameter.requires_grad = index >= count
-    FreezePlan.for_model(net, Recipe([Rule("freeze", First(count))])).apply(net)
+    FreezePlan.for_model(net, Recipe([FreezeRule("freeze", First(count))])).apply(net)
     assert fixed(net) == fixed(by_hand)
     entries = [Entry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in net.state_dict().items()]
-    from_file = FreezePlan.build(Inventory.of(entries), Recipe([Rule("freeze", First(count))]))
+    from_file = FreezePlan.build(
+        Inventory.of(entries), Recipe([FreezeRule("freeze", First(count))])
+    )
     from_file.apply(net)
     assert fixed(net) == fixed(by_hand)
 
@@ -210,7 +212,7 @@ def test_first_children_counts_children_without_parameters(count: int) -> None:
         for parameter in child.parameters():
             parameter.requires_grad = index >= count
     model = HalfWay("nowhere")
-    FreezePlan.for_model(model, Recipe([Rule("freeze", FirstChildren(count))])).apply(model)
+    FreezePlan.for_model(model, Recipe([FreezeRule("freeze", FirstChildren(count))])).apply(model)
     assert fixed(model) == fixed(by_hand)
 
 
@@ -263,10 +265,10 @@ def same_groups(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
 RECIPES = [
     Recipe(),
     Recipe([freeze("resnet")]),
-    Recipe([freeze("resnet"), Rule("train", prefix("resnet.7"))], lr=0.1),
+    Recipe([freeze("resnet"), FreezeRule("train", prefix("resnet.7"))], lr=0.1),
     Recipe(lr=1.0, layer_decay=0.75, weight_decay=0.05, no_decay=("bias", "norm")),
     Recipe(
-        [Rule("freeze", First(5))],
+        [FreezeRule("freeze", First(5))],
         [GroupRule(prefix("fc"), {"lr": 1e-2, "nesterov": False})],
         [Stage(4, Everything())],
         lr=1e-3,
@@ -396,7 +398,7 @@ def test_distributed_data_parallel_is_seen_through(net: Net, process_group: None
 def test_a_plan_from_a_wrapped_models_file_fits_the_bare_model(net: Net, kind: str) -> None:
     state = WRAPPERS[kind](net).state_dict()
     entries = [Entry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in state.items()]
-    plan = FreezePlan.build(Inventory.of(entries), Recipe([Rule("train", Head())]))
+    plan = FreezePlan.build(Inventory.of(entries), Recipe([FreezeRule("train", Head())]))
     assert plan.check(net).ok
     plan.apply(net)
     assert len(fixed(net)) == len(list(net.parameters())) - 2
@@ -437,7 +439,7 @@ def test_parameters_tied_in_the_model_must_be_treated_alike() -> None:
     assert plan.check(tied).tied == (("a.weight", "b.weight"),)
     with pytest.raises(PlanError, match=r"'a\.weight = b\.weight'"):
         plan.apply(tied)
-    alike = FreezePlan.for_model(loose, Recipe([Rule("train", Head())]))
+    alike = FreezePlan.for_model(loose, Recipe([FreezeRule("train", Head())]))
     alike_plan = FreezePlan.for_model(tied, Recipe([freeze("a.weight")]))
     assert not alike.check(tied).ok
     assert alike_plan.check(tied).ok

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.freezing.build import Recipe, Rule
+from ckpt_surgery.freezing.build import FreezeRule, Recipe
 from ckpt_surgery.freezing.inventory import Entry, Inventory
 from ckpt_surgery.freezing.selectors import First, FirstChildren, Head
 from ckpt_surgery.models.freezing import FreezePlan, inventory_of
@@ -55,7 +55,7 @@ def test_train_only_the_head_finds_exactly_the_head(name: str) -> None:
     other = dict(make(name, 17).named_parameters())
     head = {n for n, p in model.named_parameters() if p.shape != other[n].shape}
     for inventory in (inventory_of(model), as_file(model)):
-        plan = FreezePlan.build(inventory, Recipe([Rule("train", Head())]))
+        plan = FreezePlan.build(inventory, Recipe([FreezeRule("train", Head())]))
         assert {p.name for p in plan.trainable} == head
         assert [p.name for p in plan.parameters] == [n for n, _ in model.named_parameters()]
     plan.apply(model)
@@ -99,14 +99,14 @@ def test_the_last_norm_of_a_transformer_belongs_to_the_last_block() -> None:
 
 def test_first_165_takes_parameters_and_no_buffer() -> None:
     model = make("resnet101")
-    plan = FreezePlan.build(as_file(model), Recipe([Rule("freeze", First(165))]))
+    plan = FreezePlan.build(as_file(model), Recipe([FreezeRule("freeze", First(165))]))
     assert [p.name for p in plan.parameters if plan.frozen(p)] == [
         name for name, _ in list(model.named_parameters())[:165]
     ]
 
 
 def test_an_index_meant_for_the_state_dict_is_refused_where_there_are_fewer_parameters() -> None:
-    recipe = Recipe([Rule("freeze", First(165))])
+    recipe = Recipe([FreezeRule("freeze", First(165))])
     with pytest.raises(UsageError, match="there are 161 parameters"):
         FreezePlan.build(as_file(make("resnet50")), recipe)
 
@@ -118,7 +118,7 @@ def test_first_children_of_a_resnet_count_the_relu_and_the_pooling() -> None:
         for child, module in list(model.named_children())[:6]
         for name, _ in module.named_parameters()
     }
-    recipe = Recipe([Rule("freeze", FirstChildren(6))])
+    recipe = Recipe([FreezeRule("freeze", FirstChildren(6))])
     known = FreezePlan.for_model(model, recipe)
     assert {p.name for p in known.parameters if known.frozen(p)} == by_hand
     guessed = FreezePlan.build(as_file(model), recipe)
