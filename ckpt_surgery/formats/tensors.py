@@ -32,8 +32,8 @@ _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
 # Shares of the operations of `Limits`: what looking for the parts of tensors may take, and how
 # many strided tensors those that have parts may be made of, each counted as often as it occurs.
-_SEARCH_SHARE = 16
-_PARTS_SHARE = 128
+_SEARCH_SHARE = 64
+_PARTS_SHARE = 256
 
 
 class TensorReader:

@@ -9,6 +9,7 @@ did the honest job, which costs milliseconds.
 
 from __future__ import annotations
 
+import codecs
 import gc
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MEMORY = 2 << 30  # bytes of address space; far more is a bomb that went off
-SECONDS = 20  # of processor time, after which the kernel ends the process
+SECONDS = 60  # of processor time for all lines of a job, after which the kernel ends the process
 
 _FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pty.spawn",
@@ -36,6 +37,7 @@ def main() -> None:
     # Done in this process first, so that whatever is imported later comes from a hostile file.
     for line in honest["lines"]:
         _run(line)
+    codecs.lookup("raw_unicode_escape")  # imported when first used
     gc.collect()
     gc.freeze()
     for job in jobs:
@@ -75,10 +77,11 @@ def _attempt(job: dict[str, Any]) -> dict[str, Any]:
     before = set(sys.modules)
     seen: list[str] = []
     sys.addaudithook(_watch(seen, tuple(job["writable"])))
-    codes, slowest, said = [], 0.0, ""
+    codes, slowest, total, said = [], 0.0, 0.0, ""
     for line in job["lines"]:
         start = time.process_time()
         code, text = _run(line)
+        total += time.process_time() - start
         slowest = max(slowest, time.process_time() - start)
         codes.append(code)
         said += text
@@ -87,7 +90,7 @@ def _attempt(job: dict[str, Any]) -> dict[str, Any]:
         seen.append("the environment changed")
     return {
         "codes": codes,
-        "seconds": slowest,
+        "seconds": slowest, "total": total,
         "seen": seen[:20],
         "imported": new,
         "said": said[-2000:],

@@ -42,10 +42,11 @@ def numbers(values: Iterable[int]) -> bytes:
     return b"(" + b"".join(map(number, values)) + b"t"
 
 
-def storage(key: str = "0", numel: int = 4, kind: str = "FloatStorage") -> bytes:
-    return (
-        b"(" + text("storage") + name("torch", kind) + text(key) + text("cpu") + number(numel) + b"tQ"
-    )
+def storage(
+    key: str = "0", numel: int = 4, kind: str = "FloatStorage", device: str = "cpu", more: bytes = b""
+) -> bytes:
+    parts = (text("storage"), name("torch", kind), text(key), text(device), number(numel), more)
+    return b"(" + b"".join(parts) + b"tQ"
 
 
 ODICT = name("collections", "OrderedDict") + b")R"
@@ -145,8 +146,13 @@ def _jagged(part: bytes) -> bytes:
     return call("torch.nested._internal.nested_tensor._rebuild_njt", part, part)
 
 
-_FROM_TYPE_HEAD = name("torch._tensor", "_rebuild_from_type_v2") + b"("
-_FROM_TYPE_TAIL = name("torch", "Tensor")
+def _parameter(data: bytes) -> bytes:
+    return call("torch._utils._rebuild_parameter", data, b"\x89", b"}")
+
+
+def _training(entries: bytes) -> bytes:
+    """A training checkpoint: weights, and beside them these entries of a dictionary."""
+    return entries[:-1] + text("state_dict") + weights() + b"u"
 
 
 def _from_types(times: int) -> bytes:
@@ -197,13 +203,13 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
         (text("n"), b"\x8b" + struct.pack("<i", 4 << 20) + b"\x01" * (4 << 20))
     ),
     "text of 8 MB": lambda: mapping((text("n"), text("x" * (8 << 20)))),
-    "five million DUP": lambda: b"N" + b"2" * 5 * MILLION,
-    "five million marks": lambda: b"(" * 5 * MILLION + b"N",
+    "a million DUP": lambda: b"N" + b"2" * MILLION,
+    "a million marks": lambda: b"(" * MILLION + b"N",
     # Depth
-    "deep tuple": lambda: weights(("t", b")" + b"\x85" * MILLION)),
+    "deep tuple": lambda: weights(("t", b")" + b"\x85" * 300_000)),
     "deep tuple as key": lambda: b"})" + b"\x85" * MILLION + b"Ns",
-    "deep tuple in a set": lambda: b"\x8f()" + b"\x85" * MILLION + b"\x90",
-    "deep lists": lambda: b"]" * MILLION + b"a" * (MILLION - 1),
+    "deep tuple in a set": lambda: b"\x8f()" + b"\x85" * 300_000 + b"\x90",
+    "deep lists": lambda: b"]" * 300_000 + b"a" * 299_999,
     "deep dictionaries": lambda: b"}X\1\0\0\0a" * 100_000 + b"N" + b"s" * 100_000,
     "deep states": lambda: (
         name("m", "C") + keep(0) + (fetch(0) + b")\x81") * 100_000 + b"b" * (100_000 - 1)
@@ -211,7 +217,11 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "deep within the limit": lambda: weights(("t", b"]" * 9000 + b"a" * 8999)),
     "dictionaries within the limit": lambda: b"}X\1\0\0\0a" * 4000 + tensor() + b"s" * 4000,
     "parameters of parameters": lambda: weights(
-        ("p", _nested(3000, tensor(), lambda c: call("torch._utils._rebuild_parameter", c, b"\x89", b"}")))
+        ("p", _nested(3000, tensor(), _parameter))
+    ),
+    "compiled modules of compiled modules": lambda: (
+        _kept(0, name("torch._dynamo.eval_frame", "OptimizedModule"))
+        + _wrapped(3000, fetch(0), _module(b"}", b"}"), b"\x85\x81")
     ),
     "from_type of from_type": lambda: weights(("p", _from_types(3000))),
     "modules in modules": lambda: _nested(2000, _module(b"}", b"}"), _module_of_one),
@@ -227,26 +237,40 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
         40, _module(mapping((text("w"), tensor())), b"}"), _module_of
     ),
     "doubling sparse tensors": lambda: weights(
-        ("s", _doubling(60, tensor(), lambda c: _sparse(c, c)))
+        ("s", _doubling(60, tensor(), lambda c: _sparse(c, _parameter(c))))
     ),
-    "doubling jagged tensors": lambda: weights(("s", _doubling(60, tensor(), _jagged))),
+    "doubling jagged tensors": lambda: weights(
+        ("s", _doubling(60, tensor(), lambda c: _jagged(c + _parameter(c))))
+    ),
     "one list below many entries": lambda: (
         _kept(SOMEWHERE, b"](" + b"K\1" * 50_000 + b"e")
-        + _entries(20_000, lambda _: b"]" + SHARED + b"a")
+        + _training(_entries(20_000, lambda _: b"]" + SHARED + b"a"))
     ),
     "one dictionary below many entries": lambda: (
-        _kept(SOMEWHERE, _entries(20_000, lambda _: b"K\1")) + _entries(20_000, lambda _: SHARED)
+        _kept(SOMEWHERE, _entries(20_000, lambda _: b"K\1"))
+        + _training(_entries(20_000, lambda _: SHARED))
+    ),
+    "one state below many optimizers": lambda: (
+        _kept(SOMEWHERE, _entries(20_000, lambda _: b"K\1"))
+        + _training(_entries(10_000, lambda _: mapping((text("state"), SHARED), (text("param_groups"), b"]"))))
     ),
     "one list below many tensors": lambda: (
-        _kept(SOMEWHERE, b"](" + (tensor() + b"(") + b"]" * 20_000 + b"le")
+        _kept(SOMEWHERE, b"](" + tensor() * 2 + b"]" * 20_000 + b"e")
         + _entries(5_000, lambda _: _jagged(SHARED))
+    ),
+    "tensors below many tensors": lambda: (
+        _kept(SOMEWHERE, b"](" + tensor() * 1_000 + b"e")
+        + _entries(2_000, lambda _: _jagged(SHARED))
     ),
     "one optimizer under many names": lambda: (
         _kept(SOMEWHERE, mapping((text("state"), b"}"), (text("param_groups"), b"]")))
-        + _entries(50_000, lambda _: SHARED)
+        + _training(_entries(30_000, lambda _: SHARED))
     ),
-    "many optimizers": lambda: _entries(
-        20_000, lambda _: mapping((text("state"), b"}"), (text("param_groups"), b"]"))
+    "many optimizers": lambda: _training(
+        _entries(20_000, lambda _: mapping((text("state"), b"}"), (text("param_groups"), b"]")))
+    ),
+    "many keys that look alike": lambda: _training(
+        b"}(" + _many(30_000, lambda i: number(i) + b"\x85K\1") + b"u"
     ),
     "one state dict under many names": lambda: (
         _kept(SOMEWHERE, mapping((text("w"), tensor()))) + _entries(50_000, lambda _: SHARED)
@@ -268,12 +292,20 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "long keys nested": lambda: (
         _kept(SOMEWHERE, text("x" * 100_000)) + _wrapped(5000, b"}" + SHARED, tensor(), b"s")
     ),
+    "long name in many state dicts": lambda: (
+        _kept(SOMEWHERE, text(BIG))
+        + _kept(SOMEWHERE + 1, tensor())
+        + _entries(5_000, lambda _: b"}" + SHARED + fetch(SOMEWHERE + 1) + b"s")
+    ),
+    "long name of many optimizers": lambda: (
+        _kept(SOMEWHERE, text(BIG)) + b"](" + (b"}" + SHARED + b"}s") * 20_000 + b"e"
+    ),
     "long Python 2 key again and again": lambda: (
         _kept(SOMEWHERE, b"T" + struct.pack("<i", MILLION) + b"x" * MILLION)
         + b"}(" + (SHARED + b"K\1") * 20_000 + b"u"
     ),
     "long device again and again": lambda: (
-        _kept(SOMEWHERE, b"(" + text("storage") + name("torch", "FloatStorage") + text("0") + text(BIG) + number(4) + b"tQ")
+        _kept(SOMEWHERE, storage(device=BIG))
         + _entries(10_000, lambda _: tensor(inside=SHARED))
     ),
     "long class name again and again": lambda: (
@@ -472,6 +504,7 @@ def _tar(*members: tuple[str, bytes, bytes], size: int | None = None) -> bytes:
     return out + bytes(1024)
 
 
+_OLD = mapping((text("w"), tensor(inside=storage(more=b"N"))))  # as the legacy format refers
 _ONE = '{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 FILES: dict[str, Callable[[], bytes]] = {
@@ -501,9 +534,12 @@ FILES: dict[str, Callable[[], bytes]] = {
     "zip: trailing bytes": lambda: archive(HONEST) + b"junk",
     "zip: leading bytes": lambda: b"junk" + archive(HONEST),
     "zip: no records": lambda: b"PK\5\6" + bytes(18),
-    "zip: 65000 records": lambda: archive(HONEST, {f"data/{i + 1}": b"" for i in range(20_000)}),
+    "zip: 20000 records": lambda: archive(HONEST, {f"data/{i + 1}": b"" for i in range(20_000)}),
     "zip: alignment of a mebibyte": lambda: archive(
         HONEST, {".storage_alignment": b"1048576"} | {f"x/{i}": b"" for i in range(5_000)}
+    ),
+    "zip: alignment of 32 KiB for nothing": lambda: archive(
+        HONEST, {".storage_alignment": b"32768"} | {f"x/{i}": b"" for i in range(5_000)}
     ),
     "zip: alignment of 10^9": lambda: archive(HONEST, {".storage_alignment": b"1000000000"}),
     "zip: alignment 0": lambda: archive(HONEST, {".storage_alignment": b"0"}),
@@ -514,13 +550,13 @@ FILES: dict[str, Callable[[], bytes]] = {
     "zip: name with a null": lambda: archive(HONEST).replace(b"a/data/0", b"a/data\0\0"),
     "zip: code of 300 MB": lambda: _torchscript(bytes(300 << 20)),
     "zip: pickle is empty": lambda: archive(b""),
-    "legacy: keys are a million": lambda: _legacy(weights(), b"](" + text("0") * 100_000 + b"e"),
-    "legacy: storage missing": lambda: _legacy(weights(), b"]"),
+    "legacy: keys are a million": lambda: _legacy(_OLD, b"](" + text("0") * 100_000 + b"e"),
+    "legacy: storage missing": lambda: _legacy(_OLD, b"]"),
     "legacy: storage of 2^62": lambda: _legacy(
-        weights(), b"]" + text("0") + b"a", struct.pack("<q", 1 << 62)
+        _OLD, b"]" + text("0") + b"a", struct.pack("<q", 1 << 62)
     ),
     "legacy: storage of -1": lambda: _legacy(
-        weights(), b"]" + text("0") + b"a", struct.pack("<q", -1)
+        _OLD, b"]" + text("0") + b"a", struct.pack("<q", -1)
     ),
     "legacy: keys run code": lambda: _legacy(
         mapping((text("a"), b"N")), call("os.system", text("true"))
