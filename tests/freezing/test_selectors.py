@@ -12,7 +12,6 @@ from ckpt_surgery.freezing.selectors import (
     Head,
     HeadOrModule,
     Last,
-    Matcher,
     Selector,
     Until,
     parse_selector,
