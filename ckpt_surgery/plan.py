@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, get_args
 
 from ckpt_surgery.averages import drop_state_dict, take_weights
-from ckpt_surgery.checkpoint import Checkpoint, StateDict, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.optimizers import keep_in_step
+from ckpt_surgery.pickles import walk
 from ckpt_surgery.report import OptimizerChange
 from ckpt_surgery.rules import (
     Chosen,
@@ -381,13 +382,28 @@ def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
             _edited(s, dropped.get(s.path, set()), renamed.get(s.path, {}), modules.get(s.path, {}))
             for s in checkpoint.state_dicts
         ),
-        others=tuple(other for other in checkpoint.others if other.path not in others),
+        others=_remaining(checkpoint.others, others),
         dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in others)),
     )
     if optimizers:
         edited = keep_in_step(original, edited, only=optimizers).checkpoint
     compacts = any(isinstance(edit, Compact) for edit in plan.edits)
     return compact(edited) if compacts else edited
+
+
+def _remaining(others: Sequence[Other], dropped: set[str]) -> tuple[Other, ...]:
+    """The entries that stay, with the tensors that they share with those that go."""
+    kept = [other for other in others if other.path not in dropped]
+    left = {id(t.node): t for o in others if o.path in dropped for t in o.tensors}
+    if not left:
+        return tuple(kept)
+    index_of = {id(other.node): index for index, other in enumerate(kept)}
+    index = 0
+    for node in walk([other.node for other in kept]):
+        index = index_of.get(id(node), index)
+        if (tensor := left.pop(id(node), None)) is not None:
+            kept[index] = replace(kept[index], tensors=(*kept[index].tensors, tensor))
+    return tuple(kept)
 
 
 def _require_known(

@@ -153,6 +153,24 @@ def test_what_is_removed_is_not_kept_for_its_views(tmp_path: Path) -> None:
     assert report.plan[-1]["edit"] == "compact"
 
 
+def test_tensor_shared_with_what_is_removed_is_still_compacted(tmp_path: Path) -> None:
+    base = torch.arange(100.0)
+    shared = base[5:15]
+    value = {
+        "model": {"w": base[:10], "v": torch.ones(2)},
+        "optimizer": {"state": {0: {"m": shared}}, "param_groups": []},
+        "first": [torch.ones(1)],
+        "kept": [[shared]],
+    }
+    out = tmp_path / "out.pth"
+    strip(save(value, tmp_path / "w.pth"), out, training_state=True, compact=True)
+    found = load(out)
+    kept = found["kept"][0][0]
+    assert kept.tolist() == shared.tolist()
+    assert kept.untyped_storage().nbytes() == 60
+    assert kept.untyped_storage()._cdata == found["model"]["w"].untyped_storage()._cdata
+
+
 def test_parts_of_sparse_tensors_are_compacted(tmp_path: Path) -> None:
     indices = torch.arange(100).reshape(1, 100)[:, :2]
     sparse = torch.sparse_coo_tensor(

@@ -1,4 +1,4 @@
-"""Every command ends a hostile file with 0 or 2, in little time and memory, and runs nothing of it."""
+"""Every command ends on a hostile file with 0 or 2, soon and small, and runs nothing of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bombs import ARCHIVES, FILES, archive, mapping, number, tensor, text, weights, whole
+from bombs import ARCHIVES, archive, mapping, number, tensor, text, weights, whole
+from lying_files import FILES
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="the runner needs Linux's fork, limits and memfd"
@@ -25,6 +26,17 @@ SECONDS = 3  # of processor time for one command; measured: 1.0 at most, where n
 
 Outcome = dict[str, Any]
 Files = dict[str, Callable[[], bytes]]
+
+
+# Refused only after the better part of a second, by the one function that every command reads
+# with: two commands are enough, and all others are left out to save half a minute.
+SLOW = {
+    "compiled modules of compiled modules",
+    "doubling modules",
+    "one list below many tensors",
+    "tensors below many tensors",
+    "legacy: pickle that never ends",
+}
 
 
 def command_lines(file: Path, out: Path) -> list[list[str]]:
@@ -60,7 +72,9 @@ def attack(files: Files, folder: Path) -> dict[str, Outcome]:
     for index, (name, build) in enumerate(files.items()):
         file = _written(inputs / f"{index}.bin", build())
         out = outputs / f"{index}"
-        jobs.append({"name": name, "lines": command_lines(file, out), "writable": [str(outputs)]})
+        lines = command_lines(file, out)
+        lines = [lines[0], lines[-1]] if name in SLOW else lines
+        jobs.append({"name": name, "lines": lines, "writable": [str(outputs)]})
     done = subprocess.run(
         [sys.executable, str(RUNNER)],
         input=json.dumps(jobs),
@@ -74,7 +88,9 @@ def attack(files: Files, folder: Path) -> dict[str, Outcome]:
     found = {outcome["name"]: outcome for outcome in map(json.loads, done.stdout.splitlines())}
     assert list(found) == list(files)
     left = {file.name.partition(".")[0] for file in outputs.iterdir()}
-    assert {name for name in left if not name.startswith("honest")} <= set(map(str, range(len(files))))
+    assert {name for name in left if not name.startswith("honest")} <= set(
+        map(str, range(len(files)))
+    )
     assert {file.name for file in folder.iterdir()} == {"in", "out"}
     return found
 
@@ -90,7 +106,6 @@ def _honest_files(folder: Path) -> Iterator[bytes]:
     yield FILES["legacy: storage missing"]()
     yield FILES["tar: 2^60 storages"]()
     yield FILES["safetensors: escapes in the metadata"]()
-    yield FILES["zip: code of 300 MB"]()[:-1] + b"\0"
     yield archive(whole(weights()), {"constants.pkl": whole(b")")})
     yield archive(whole(ARCHIVES["modules in modules"]()))
     yield bytes(4096)
@@ -99,40 +114,27 @@ def _honest_files(folder: Path) -> Iterator[bytes]:
 def assert_harmless(outcome: Outcome) -> None:
     assert "crash" not in outcome, outcome
     assert set(outcome["codes"]) <= {0, 2}, outcome
-    assert outcome["imported"] == []
-    assert outcome["seen"] == []
-    assert outcome["resident"] < MEMORY
-    assert outcome["seconds"] < SECONDS
+    assert outcome["imported"] == [], outcome
+    assert outcome["seen"] == [], outcome
+    assert outcome["resident"] < MEMORY, outcome
+    assert outcome["seconds"] < SECONDS, outcome
 
 
-@pytest.fixture(scope="module")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+@pytest.mark.parametrize("part", range(4))
+def test_hostile_pickle_in_an_archive_does_no_harm(part: int, tmp_path: Path) -> None:
     files: Files = {
         name: lambda code=code: archive(whole(code()))  # type: ignore[misc]
-        for name, code in ARCHIVES.items()
+        for name, code in list(ARCHIVES.items())[part::4]
     }
-    return attack(files, tmp_path_factory.mktemp("archives"))
+    for outcome in attack(files, tmp_path).values():
+        assert_harmless(outcome)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    return attack(FILES, tmp_path_factory.mktemp("files"))
-
-
-@pytest.mark.xdist_group("hostile archives")
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_hostile_pickle_in_an_archive_does_no_harm(
-    name: str, archives: dict[str, Outcome]
-) -> None:
-    assert_harmless(archives[name])
-
-
-@pytest.mark.xdist_group("hostile files")
-@pytest.mark.parametrize("name", FILES)
-def test_lying_container_does_no_harm(name: str, files: dict[str, Outcome]) -> None:
-    assert_harmless(files[name])
-    if name.startswith("zip: ") and name not in ACCEPTED:
-        assert set(files[name]["codes"]) == {2}
+def test_lying_container_does_no_harm(tmp_path: Path) -> None:
+    for name, outcome in attack(FILES, tmp_path).items():
+        assert_harmless(outcome)
+        if name.startswith("zip: ") and name not in ACCEPTED:
+            assert set(outcome["codes"]) == {2}, outcome
 
 
 # Archives that are odd, but about which no two readers disagree: what is in them can be said.
