@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, Tensor
 from ckpt_surgery.errors import PlanError
@@ -22,6 +22,8 @@ from ckpt_surgery.optimizers.survey import (
 )
 from ckpt_surgery.pickles import Node, PersistentId
 from ckpt_surgery.report import Action, OptimizerChange
+
+_MOST_NAMED: Final = 4  # state dicts in a message
 
 OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
 """Keep optimizers in step or refuse; leave them as they are; leave them out."""
@@ -90,11 +92,9 @@ def keep_in_step(
         else:
             action: Action = "kept" if choice == "keep" else "dropped"
             changes.append(OptimizerChange(optimizer.path, action))
-    if only is None and any(
-        _Difference.of((s,), after, sources or {}).any for s in before.state_dicts
-    ):
+    unknown = unknown_optimizers(before, found) if only is None else []
+    if unknown and any(_Difference.of((s,), after, sources or {}).any for s in before.state_dicts):
         action = "dropped" if choice == "drop" else "unknown"
-        unknown = unknown_optimizers(before, found)
         changes += (OptimizerChange(path, action) for path in unknown if path in present)
     if choice == "drop":
         paths = _entries_of(found, changes)
@@ -113,19 +113,21 @@ def _difference(
     choice: OptimizerChoice,
 ) -> _Difference | None:
     """What happened to the model of an optimizer; None if nothing that concerns it."""
-    if optimizer.model is None:
-        return None
-    possible = [optimizer.model.state_dicts, *((rival,) for rival in optimizer.rivals)]
+    possible: list[tuple[StateDict, ...]] = [(rival,) for rival in optimizer.rivals]
+    if optimizer.model is not None:
+        possible.insert(0, optimizer.model.state_dicts)
     differences = [_Difference.of(models, after, sources) for models in possible]
     first = next((each for each in differences if each.any), None)
     if first is None or choice != "auto":
         return first
     if not (first.gone or first.is_deep or _stores_names(optimizer)):
         return None  # it knows its parameters by number
-    if any(each != first for each in differences):
-        paths = ", ".join(f"'{models[0].path}'" for models in possible)
+    if optimizer.model is None or any(each != first for each in differences):
+        paths = ", ".join(f"'{models[0].path}'" for models in possible[:_MOST_NAMED])
+        more = ", …" if len(possible) > _MOST_NAMED else ""
         raise PlanError(
-            f"the optimizer in '{optimizer.path}' fits several state dicts alike: {paths}",
+            f"it is not certain which of {paths}{more} the optimizer in '{optimizer.path}' trains:"
+            f" {optimizer.correspondence.reason}",
             hint=HINT,
         )
     return first

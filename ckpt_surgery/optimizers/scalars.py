@@ -7,6 +7,7 @@ import struct
 from typing import Final
 
 from ckpt_surgery.checkpoint import Tensor
+from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.pickles import Node
 
 _CODES: Final = {
@@ -45,8 +46,6 @@ def _read(tensor: Tensor) -> object:
 
 
 def _bytes_at(tensor: Tensor, start: int, nbytes: int) -> bytes:
-    from ckpt_surgery.fileio import ByteRange
-
     assert tensor.storage is not None  # noqa: S101  # the caller looked
     data = tensor.storage.data
     if isinstance(data, ByteRange):

@@ -16,6 +16,7 @@ from ckpt_surgery.optimizers.correspond import Correspondence, correspond
 from ckpt_surgery.optimizers.recognise import OptimizerState, find_optimizers, read_optimizer
 from ckpt_surgery.pickles import Node, Object
 
+_MOST_MODELS: Final = 32  # among which the one that an optimizer trains is looked for
 _OPTIMIZER_NAME: Final = re.compile(r"(^|_)(optim|optimizer|opt)(s|_|$)")
 
 
@@ -46,7 +47,7 @@ class FoundOptimizer:
     """An optimizer at `path` in the file, below the entry `other`.
 
     `source` is the node that the file has; `state` may be of one that replaces it. `model` is
-    None if there is no state dict to train. `rivals` are state dicts that it fits as well.
+    None if it cannot be told. `rivals` are the other state dicts that it may train.
     """
 
     path: str
@@ -108,25 +109,28 @@ def _placed(
         return models[key]
 
     near = _nearest(checkpoint.state_dicts, path)
+
+    def unplaced(reason: str) -> FoundOptimizer:
+        nothing = Correspondence("none", reason, {})
+        return FoundOptimizer(path, other, source, state, None, nothing, tuple(near))
+
     if not near:
-        nothing = Correspondence(
-            "none", "there is no state dict whose parameters it could hold", {}
-        )
-        return FoundOptimizer(path, other, source, state, None, nothing)
+        return unplaced("there is no state dict that it could belong to")
+    if len(near) > _MOST_MODELS:
+        return unplaced(f"there are {len(near)} models that it may belong to")
     try:
         tried = [(model, correspond(state, model.parameters)) for model in map(model_of, near)]
         if len(near) > 1 and not any(_fits(each) for _, each in tried):
             together = model_of(*near)
             tried.append((together, correspond(state, together.parameters)))
     except LimitExceededError as error:
-        doubt = Correspondence("none", error.message, {})
-        return FoundOptimizer(path, other, source, state, None, doubt)
+        return unplaced(error.message)
     tried.sort(key=lambda item: _rank(item[1]))
     model, best = tried[0]
-    rivals = [m.state_dicts for m, each in tried[1:] if _fits(each) and _rank(each) == _rank(best)]
-    return FoundOptimizer(
-        path, other, source, state, model, best, tuple(s for pair in rivals for s in pair)
-    )
+    # whatever fits as well is a rival; if nothing fits, everything is
+    alike = [m for m, each in tried[1:] if _rank(each) == _rank(best) or not _fits(best)]
+    rivals = tuple(m.state_dicts[0] for m in alike if len(m.state_dicts) == 1)
+    return FoundOptimizer(path, other, source, state, model, best, rivals)
 
 
 def _fits(correspondence: Correspondence) -> bool:

@@ -9,6 +9,7 @@ from ckpt_surgery.render.text import count, printable
 from ckpt_surgery.report import OptimizerFacts, SchedulerFacts, TrainingFacts
 
 _MOST: Final = 4  # of one kind
+_MOST_BITS: Final = 1000  # of an integer that can be shown as a floating-point number
 _CERTAINTY: Final = {
     "stored": "by stored names",
     "order": "by order and shapes",
@@ -58,4 +59,5 @@ def _numbers(values: Sequence[float]) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "unknown"
-    return f"{value:.6g}" if abs(value) < 1e300 else "huge"  # Python prints no huge integer
+    huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
+    return "huge" if huge else f"{value:.6g}"

@@ -137,11 +137,41 @@ def test_two_models_that_an_optimizer_fits_alike(tmp_path: Path) -> None:
         optimizer=stepped(student).state_dict(),
     )
     with pytest.raises(
-        ckpt.PlanError, match="fits several state dicts alike: 'student', 'teacher'"
+        ckpt.PlanError, match="not certain which of 'student', 'teacher' the optimizer"
     ):
         ckpt.strip(path, tmp_path / "one.pth", prefixed("1"), at=["teacher"])
     ckpt.strip(path, tmp_path / "both.pth", prefixed("1"))  # it does not matter which
     assert len(torch.load(tmp_path / "both.pth")["optimizer"]["state"]) == 2
+
+
+def test_an_optimizer_of_no_model_in_the_file_blocks_every_edit(tmp_path: Path) -> None:
+    one, two = net(4, 5, 6), net(7, 8, 9)
+    path = save(
+        tmp_path / "o.pth",
+        a=one.state_dict(),
+        b=two.state_dict(),
+        optimizer=stepped(net(3, 3)).state_dict(),
+    )
+    for at in ("a", "b"):
+        with pytest.raises(ckpt.PlanError, match="the optimizer in 'optimizer'"):
+            ckpt.strip(path, tmp_path / "out.pth", prefixed("1"), at=[at])
+    ckpt.rename(path, tmp_path / "out.pth", [ckpt.AddPrefix("m")])
+
+
+def test_among_very_many_models_none_is_guessed(tmp_path: Path) -> None:
+    models = {f"m{i}": net(2, 3).state_dict() for i in range(40)}
+    path = save(tmp_path / "many.pth", optimizer=stepped(net(2, 3)).state_dict(), **models)
+    facts = ckpt.inspect(path).training["optimizer"].optimizers[0]
+    assert (facts.certainty, facts.reason) == ("none", "there are 40 models that it may belong to")
+    with pytest.raises(ckpt.PlanError, match=r"not certain which of 'm0', .*, … the optimizer"):
+        ckpt.strip(path, tmp_path / "out.pth", ckpt.selection(pattern="bias"), at=["m39"])
+
+
+def test_names_that_no_honest_file_has_leave_an_optimizer_without_a_model(tmp_path: Path) -> None:
+    model = {"x" * 2000: torch.zeros(2, 2)}
+    path = save(tmp_path / "n.pth", model=model, optimizer=stepped(net(2, 2)).state_dict())
+    facts = ckpt.inspect(path).training["optimizer"].optimizers[0]
+    assert (facts.certainty, facts.state_dicts) == ("none", ())
 
 
 def test_the_nearest_model_is_the_optimizer_s_own(tmp_path: Path) -> None:
