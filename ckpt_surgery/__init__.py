@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         WriteError,
     )
     from ckpt_surgery.formats import read
-    from ckpt_surgery.ops import Output, convert, inspect, rename, strip
+    from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
+    from ckpt_surgery.models.freezing import FreezePlan
+    from ckpt_surgery.ops import Output, convert, freeze_plan, inspect, rename, strip
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
     from ckpt_surgery.report import EditReport, InspectReport
@@ -65,7 +67,9 @@ _HOMES = {
         "WriteError",
     ),
     "ckpt_surgery.formats": ("read",),
-    "ckpt_surgery.ops": ("Output", "convert", "inspect", "rename", "strip"),
+    "ckpt_surgery.models.freezing": ("FreezePlan",),
+    "ckpt_surgery.freezing.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
+    "ckpt_surgery.ops": ("Output", "convert", "freeze_plan", "inspect", "rename", "strip"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
     "ckpt_surgery.report": ("EditReport", "InspectReport"),
@@ -83,12 +87,49 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
-    "AddPrefix", "Checkpoint", "CkptError", "DamagedFileError", "EditReport", "Entry",
-    "InspectReport", "LimitExceededError", "Limits", "LossyEditError", "MapNames",
-    "MissingDependencyError", "NameCollisionError", "Other", "Output", "Plan", "PlanError",
-    "ReadError", "Replace", "Rule", "Selection", "StateDict", "Storage", "StripPrefix",
-    "Substitute", "Tensor", "UnknownFormatError", "UsageError", "WriteError", "__version__",
-    "apply", "convert", "inspect", "read", "rename", "selection", "strip",
+    "AddPrefix",
+    "Checkpoint",
+    "CkptError",
+    "DamagedFileError",
+    "EditReport",
+    "Entry",
+    "FreezePlan",
+    "FreezeRule",
+    "GroupRule",
+    "InspectReport",
+    "LimitExceededError",
+    "Limits",
+    "LossyEditError",
+    "MapNames",
+    "MissingDependencyError",
+    "NameCollisionError",
+    "Other",
+    "Output",
+    "Plan",
+    "PlanError",
+    "ReadError",
+    "Recipe",
+    "Replace",
+    "Rule",
+    "Selection",
+    "Stage",
+    "StateDict",
+    "Storage",
+    "StripPrefix",
+    "Substitute",
+    "Tensor",
+    "UnknownFormatError",
+    "UsageError",
+    "WriteError",
+    "__version__",
+    "apply",
+    "convert",
+    "freeze_plan",
+    "inspect",
+    "read",
+    "rename",
+    "selection",
+    "strip",
 ]  # fmt: skip
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+from ckpt_surgery.averages import drop_state_dict, take_weights
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
+from ckpt_surgery.optimizers import keep_in_step
 from ckpt_surgery.pickles import walk
+from ckpt_surgery.report import OptimizerChange
 from ckpt_surgery.rules import (
     Chosen,
     RewriteRule,
@@ -68,6 +71,31 @@ class DropOther:
 
 
 @dataclass(frozen=True, slots=True)
+class DropStateDict:
+    """Remove a whole state dict: a moving average."""
+
+    edit: ClassVar[str] = "drop-state-dict"
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeWeights:
+    """Give the state dict `state_dict` the values that the state dict `old` has for its names."""
+
+    edit: ClassVar[str] = "take-weights"
+    state_dict: str
+    old: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateOptimizer:
+    """Let the optimizer at `path` follow what the edits do to the model that it trains."""
+
+    edit: ClassVar[str] = "update-optimizer"
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Compact:
     """Give every tensor only the bytes that it uses; true ties and overlaps stay."""
 
@@ -75,10 +103,17 @@ class Compact:
     unused_nbytes: int
 
 
-Edit = Drop | Rename | RenameModule | DropOther | Compact
-_EDITS: dict[str, type[Edit]] = {
-    kind.edit: kind for kind in (Drop, Rename, RenameModule, DropOther, Compact)
-}
+Edit = (
+    Drop
+    | Rename
+    | RenameModule
+    | DropOther
+    | DropStateDict
+    | TakeWeights
+    | UpdateOptimizer
+    | Compact
+)
+_EDITS: dict[str, type[Edit]] = {kind.edit: kind for kind in get_args(Edit)}
 # In JSON an edit says "from" and "to", which Python reserves.
 _JSON_NAMES = {"old": "from", "new": "to"}
 
@@ -129,6 +164,7 @@ class Planned:
     plan: Plan
     rules: tuple[RuleCount, ...] = ()
     warnings: tuple[str, ...] = ()
+    optimizers: tuple[OptimizerChange, ...] = ()
 
 
 def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateDict]:
@@ -320,8 +356,17 @@ def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
     renamed: dict[str, dict[str, str]] = {}
     modules: dict[str, dict[str, str | None]] = {}
     others: set[str] = set()
+    optimizers: set[str] = set()
+    original = checkpoint
     for edit in plan.edits:
         match edit:
+            case TakeWeights(state_dict=path, old=old):
+                checkpoint = take_weights(checkpoint, path, old)
+            case DropStateDict(path=path):
+                _require_known(checkpoint, [path], [])
+                checkpoint = drop_state_dict(checkpoint, path)
+            case UpdateOptimizer(path=path):
+                optimizers.add(path)
             case Drop(state_dict=path, name=name):
                 dropped.setdefault(path, set()).add(name)
             case Rename(state_dict=path, old=old, new=new):
@@ -340,6 +385,8 @@ def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
         others=_remaining(checkpoint.others, others),
         dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in others)),
     )
+    if optimizers:
+        edited = keep_in_step(original, edited, only=optimizers).checkpoint
     compacts = any(isinstance(edit, Compact) for edit in plan.edits)
     return compact(edited) if compacts else edited
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from ckpt_surgery.checkpoint import Entry, Other, StateDict, Tensor, join_path
 
@@ -90,6 +90,137 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupFacts:
+    """A parameter group: how many parameters it has, and its options (``lr``, …)."""
+
+    parameters: int
+    options: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"parameters": self.parameters, "options": dict(self.options)}
+
+
+@dataclass(frozen=True, slots=True)
+class StateFacts:
+    """One parameter of an optimizer.
+
+    `name` is None if it is not certain; it is then one of `candidates`, if there are any. `group`
+    is a position, `step` how many steps it has taken, `tensors` the names of its state tensors of
+    the parameter's shape, `nbytes` the bytes of all its state.
+    """
+
+    key: int | str
+    name: str | None
+    candidates: tuple[str, ...]
+    group: int
+    step: int | float | None
+    tensors: tuple[str, ...]
+    nbytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "key": self.key,
+            "name": self.name,
+            "group": self.group,
+            "step": self.step,
+            "tensors": list(self.tensors),
+            "nbytes": self.nbytes,
+        }
+        if self.candidates:
+            found["candidates"] = list(self.candidates)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerFacts:
+    """An optimizer's state dict, and the parameters that it belongs to.
+
+    `layout` names the optimizer of torch that leaves such a state. `certainty` says how its
+    parameters are known: ``stored`` names, ``order`` (and shapes), ``partial`` or ``none``.
+    """
+
+    path: str
+    layout: str
+    state_dicts: tuple[str, ...]
+    certainty: str
+    reason: str
+    groups: tuple[GroupFacts, ...]
+    parameters: tuple[StateFacts, ...]
+    states: int
+    nbytes: int
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The learning rates of its groups, each once."""
+        rates = (group.options.get("lr") for group in self.groups)
+        return tuple(dict.fromkeys(rate for rate in rates if isinstance(rate, int | float)))
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """The smallest and the largest step count, once if they are the same."""
+        steps = [state.step for state in self.parameters if state.step is not None]
+        return tuple(dict.fromkeys((min(steps), max(steps)))) if steps else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "layout": self.layout,
+            "state_dicts": list(self.state_dicts),
+            "certainty": self.certainty,
+            "reason": self.reason,
+            "nbytes": self.nbytes,
+            "groups": [group.to_dict() for group in self.groups],
+            "parameters": [state.to_dict() for state in self.parameters],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerFacts:
+    """A learning rate scheduler; `inner` counts those that it runs one after another."""
+
+    last_epoch: int | float | None
+    last_lr: tuple[float, ...] = ()
+    inner: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"last_epoch": self.last_epoch, "last_lr": list(self.last_lr), "inner": self.inner}
+
+
+@dataclass(frozen=True, slots=True)
+class ScalerFacts:
+    """The gradient scaler of mixed precision; None for what could not be read."""
+
+    scale: int | float | None
+    growth_tracker: int | float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "growth_tracker": self.growth_tracker}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFacts:
+    """What an entry beside the state dicts says about the training."""
+
+    kind: str
+    optimizers: tuple[OptimizerFacts, ...] = ()
+    schedulers: tuple[SchedulerFacts, ...] = ()
+    scaler: ScalerFacts | None = None
+    callbacks: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"kind": self.kind}
+        if self.optimizers:
+            document["optimizers"] = [each.to_dict() for each in self.optimizers]
+        if self.schedulers:
+            document["schedulers"] = [each.to_dict() for each in self.schedulers]
+        if self.scaler is not None:
+            document["scaler"] = self.scaler.to_dict()
+        if self.callbacks:
+            document["callbacks"] = list(self.callbacks)
+        return document
+
+
+@dataclass(frozen=True, slots=True)
 class InspectReport:
     """What is in a file. `state_dicts` hold the entries that were asked for, `totals` sum them."""
 
@@ -108,6 +239,10 @@ class InspectReport:
     """Counts by the path of another entry: an optimizer's ``groups`` and ``states``."""
     places: Mapping[str, Place] = field(default_factory=dict)
     """By ``path/name``, in the whole state dict even where only a part of it is listed."""
+    training: Mapping[str, TrainingFacts] = field(default_factory=dict)
+    """By the path of another entry."""
+    averaged: Mapping[str, int] = field(default_factory=dict)
+    """By the path of a moving average: how many models it has taken in."""
 
     @property
     def exit_code(self) -> int:
@@ -128,9 +263,10 @@ class InspectReport:
         }
 
     def _state_dict(self, state_dict: StateDict) -> dict[str, Any]:
-        return {
-            "path": state_dict.path,
-            "kind": state_dict.kind,
+        found: dict[str, Any] = {"path": state_dict.path, "kind": state_dict.kind}
+        if state_dict.path in self.averaged:
+            found["n_averaged"] = self.averaged[state_dict.path]
+        return found | {
             "tensors": [
                 self._tensor(state_dict, entry, entry.tensor)
                 for entry in state_dict.entries
@@ -165,7 +301,48 @@ class InspectReport:
         if other.tensors:
             found["tensors"] = len(other.tensors)
             found["nbytes"] = sum(tensor.nbytes for tensor in other.tensors)
-        return found | dict(self.details.get(other.path, {}))
+        found |= self.details.get(other.path, {})
+        if other.path in self.training:
+            found["training"] = self.training[other.path].to_dict()
+        return found
+
+
+Action: TypeAlias = Literal["updated", "kept", "dropped", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerChange:
+    """What became of one optimizer whose model was edited.
+
+    `action`: ``updated``, ``kept`` (as it is, out of step), ``dropped``, ``unknown`` (a layout
+    that cannot be told: carried over as it is). Names are the parameters': those `removed` with
+    their state, `added` without any, `reset` and `resized`; `renamed` counts stored names.
+    `emptied` are positions of groups that have no parameter left.
+    """
+
+    path: str
+    action: Action
+    certainty: str = "none"
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    renamed: int = 0
+    emptied: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"path": self.path, "action": self.action}
+        if self.action == "updated":
+            document |= {
+                "certainty": self.certainty,
+                "removed": list(self.removed),
+                "added": list(self.added),
+                "reset": list(self.reset),
+                "resized": list(self.resized),
+                "renamed": self.renamed,
+                "emptied": list(self.emptied),
+            }
+        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +351,8 @@ class EditReport:
 
     `plan` are the edits in order, `rules` each rule as a dictionary with its ``matched`` count,
     `kept`, `removed` and `renamed` entries of state dicts, `carried` and `dropped` the paths of
-    the other entries. `output` is None if nothing was written.
+    the other entries, `optimizers` what became of those whose model changed. `output` is None if
+    nothing was written.
     """
 
     command: str
@@ -188,6 +366,7 @@ class EditReport:
     renamed: tuple[tuple[str, str], ...]
     carried: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    optimizers: tuple[OptimizerChange, ...] = ()
     warnings: tuple[str, ...] = ()
     nbytes_before: int = 0
     nbytes_after: int = 0
@@ -211,6 +390,7 @@ class EditReport:
             "renamed": [list(pair) for pair in self.renamed],
             "carried": list(self.carried),
             "dropped": list(self.dropped),
+            "optimizers": [change.to_dict() for change in self.optimizers],
             "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,

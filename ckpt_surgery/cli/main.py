@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "strip": ("strip", "strip", "Remove entries from a checkpoint."),
     "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
     "convert": ("convert", "convert", "Write a checkpoint in another format."),
+    "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }
 

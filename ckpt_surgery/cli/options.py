@@ -114,6 +114,14 @@ output_options = _all_of(
     ),
 )
 
+optimizer_option = click.option(
+    "--optimizer",
+    type=click.Choice(["auto", "keep", "drop"]),
+    default="auto",
+    show_default=True,
+    help="Keep the state of an optimizer in step with its model, leave it as it is, or drop it.",
+)
+
 report_options = _all_of(
     click.option("--json", "as_json", is_flag=True, help="Report as one JSON document."),
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),

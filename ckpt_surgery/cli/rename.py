@@ -13,6 +13,7 @@ from ckpt_surgery.cli.names import KeyName
 from ckpt_surgery.cli.options import (
     at_option,
     input_argument,
+    optimizer_option,
     output_of,
     output_options,
     read_text,
@@ -20,6 +21,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.optimizers import OptimizerChoice
 from ckpt_surgery.rules import (
     AddPrefix,
     Replace,
@@ -70,15 +72,16 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
 @at_option
+@optimizer_option
 @output_options
 @report_options
 @click.pass_context
-def rename(ctx: click.Context, /, **_: Any) -> int:
+def rename(ctx: click.Context, /, optimizer: OptimizerChoice, **_: Any) -> int:
     r"""Rename the entries of a checkpoint.
 
     The rules apply one after the other, in the order given, to every state dict in FILE; module
-    versions (_metadata) follow. A rule that changes nothing, a collision or an empty name is an
-    error, and nothing is written.
+    versions (_metadata) and the names that an optimizer stores follow. A rule that changes nothing,
+    a collision or an empty name is an error, and nothing is written.
 
     \b
     Examples:
@@ -89,4 +92,5 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
     """
     rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
     output = output_of(ctx)
-    return finish_edit(ctx, ops.rename(source_of(ctx), output, rules, at=ctx.params["at"]))
+    report = ops.rename(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
+    return finish_edit(ctx, report)

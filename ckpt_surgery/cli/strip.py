@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     at_option,
     input_argument,
+    optimizer_option,
     output_of,
     output_options,
     report_options,
@@ -19,6 +21,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.optimizers import OptimizerChoice
 
 
 @click.command(cls=Command)
@@ -27,7 +30,17 @@ from ckpt_surgery.cli.output import finish_edit
 @click.option(
     "--training-state",
     is_flag=True,
-    help="Remove optimizers, schedulers, scalers and the like.",
+    help="Remove optimizers, schedulers, scalers and the like, and moving averages.",
+)
+@click.option(
+    "--ema",
+    is_flag=True,
+    help="With --training-state: put the moving average in the model's place.",
+)
+@click.option(
+    "--hash-name",
+    is_flag=True,
+    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth.",
 )
 @click.option(
     "--compact",
@@ -35,29 +48,43 @@ from ckpt_surgery.cli.output import finish_edit
     help="Drop bytes that no tensor uses; true ties stay ties.",
 )
 @at_option
+@optimizer_option
 @output_options
 @report_options
 @click.pass_context
-def strip(ctx: click.Context, /, training_state: bool, compact: bool, **_: Any) -> int:
+def strip(
+    ctx: click.Context,
+    /,
+    training_state: bool,
+    ema: bool,
+    hash_name: bool,
+    compact: bool,
+    optimizer: OptimizerChoice,
+    **_: Any,
+) -> int:
     r"""Remove entries from a checkpoint.
 
     The entries that any rule matches go, from every state dict in FILE; everything else stays as
-    it is. A rule that matches nothing is an error.
+    it is. An optimizer loses the state of removed parameters, so that it still fits the model. A
+    rule that matches nothing is an error.
 
     \b
     Examples:
       ckpt strip resnet34.pth --pattern fc -o backbone.pth
       ckpt strip vgg16.pth --keep --prefix features -o features.pth
       ckpt strip train.pth.tar --training-state --compact --in-place
+      ckpt strip train.pth.tar --training-state --ema --hash-name -o resnet18.pth
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
     """
-    output, selection = output_of(ctx), selection_of(ctx)
+    output, selection = replace(output_of(ctx), hash_name=hash_name), selection_of(ctx)
     report = ops.strip(
         source_of(ctx),
         output,
         selection,
         at=ctx.params["at"],
         training_state=training_state,
+        ema=ema,
         compact=compact,
+        optimizer=optimizer,
     )
     return finish_edit(ctx, report)

@@ -1,6 +1,6 @@
 """Bytes in and out: byte ranges, zip records, files that appear whole, copies in the kernel."""
 
-from ckpt_surgery.fileio.outputs import Progress, Sink, atomic_output, stream_output
+from ckpt_surgery.fileio.outputs import Digest, Progress, Sink, atomic_output, stream_output
 from ckpt_surgery.fileio.serialization_id import serialization_id
 from ckpt_surgery.fileio.sources import CHUNK, ByteRange, Bytes, ByteSource, SourceFile
 from ckpt_surgery.fileio.ziprecords import ZipArchive, ZipRecord, looks_like_zip, read_zip
@@ -12,6 +12,7 @@ __all__ = [
     "ByteSource",
     "Bytes",
     "Derived",
+    "Digest",
     "Progress",
     "Sink",
     "SourceFile",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import select
@@ -190,6 +191,27 @@ class Sink:
         self._flushed += nbytes
         if self._progress is not None:
             self._progress(nbytes)
+
+
+class Digest(Sink):
+    """What would be written, put into a SHA-256 instead."""
+
+    def __init__(self) -> None:
+        super().__init__(-1, name="the checksum")
+        self._kernel_copies = []
+        self._sha256 = hashlib.sha256()
+
+    def hexdigest(self) -> str:
+        """The checksum of everything so far, as 64 hexadecimal digits."""
+        self.flush()
+        return self._sha256.hexdigest()
+
+    def reserve(self, nbytes: int) -> None:
+        """A checksum takes no space."""
+
+    def _write_all(self, data: memoryview) -> None:
+        self._sha256.update(data)
+        self._advance(data.nbytes)
 
 
 @contextmanager

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
-from ckpt_surgery.fileio import Progress, Sink, SourceFile, atomic_output, stream_output
+from ckpt_surgery.fileio import Digest, Progress, Sink, SourceFile, atomic_output, stream_output
 from ckpt_surgery.formats import lay_out_torch_zip, read
-from ckpt_surgery.plan import Drop, DropOther, Planned, Rename, apply
+from ckpt_surgery.plan import Drop, DropOther, DropStateDict, Planned, Rename, apply
 from ckpt_surgery.report import EditReport
 
 OUTPUT_FORMAT = "torch-zip"
@@ -23,6 +25,10 @@ _READ_ONLY = {
 }
 _FOREIGN_SUFFIXES = frozenset({".safetensors", ".json"})
 
+HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
+"""Where `torch.hub.load_state_dict_from_url` looks for the hash in a name: the first match."""
+_HASH_DIGITS: Final = 8
+
 ProgressBar = Callable[[int], AbstractContextManager[Progress]]
 """Called with the bytes that will be written; gives what is called with those that were."""
 
@@ -32,7 +38,9 @@ class Output:
     """Where an edited checkpoint goes: to the file `path`, the descriptor `stream`, or `in_place`.
 
     `force` replaces an existing file; `fsync` None forces the bytes to the disk only where a file
-    is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak.
+    is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. With
+    `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
+    ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``.
     """
 
     path: PathLike | None = None
@@ -43,6 +51,7 @@ class Output:
     dry_run: bool = False
     format: str | None = None
     progress: ProgressBar | None = None
+    hash_name: bool = False
 
     def check(self) -> None:
         """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""
@@ -53,12 +62,24 @@ class Output:
             raise UsageError(
                 "there is no output", hint="give -o FILE, or --in-place to replace the input"
             )
+        if self.hash_name:
+            self._check_hash_name()
         suffix = Path(self.path).suffix.lower() if self.path is not None else ""
         if suffix in _FOREIGN_SUFFIXES and self.format is None:
             raise UsageError(
                 f"'{suffix}' files cannot be written, only archives of torch.save",
                 path=self.path,
                 hint="call the output .pth, or give --format torch-zip to use this name anyway",
+            )
+
+    def _check_hash_name(self) -> None:
+        if self.path is None:
+            raise UsageError("'--hash-name' needs a name to put the hash into", hint="give -o FILE")
+        name = Path(self.path).name
+        if HASH_IN_NAME.search(Path(self.path).stem + "."):
+            raise UsageError(
+                f"'--hash-name': torch.hub would take a part of '{name}' for the hash",
+                hint="use a name without a dash before hexadecimal digits and a dot",
             )
 
 
@@ -79,6 +100,7 @@ def edit(
                 error.name_file(checkpoint.file.name)
             raise
         edited = apply(planned.plan, checkpoint)
+        output = named_by_content(edited, output)
         nbytes = write(edited, output)
         return _report(command, checkpoint, edited, planned, output, nbytes)
 
@@ -93,6 +115,17 @@ def require_editable(checkpoint: Checkpoint) -> None:
             path=name,
             hint=f"extract its weights first: ckpt convert {name} -o weights.pth",
         )
+
+
+def named_by_content(checkpoint: Checkpoint, output: Output) -> Output:
+    """`output` with the hash in its name, if that is wanted; everything is read once for it."""
+    if not output.hash_name or output.dry_run or output.path is None:
+        return output
+    digest = Digest()
+    lay_out_torch_zip(checkpoint).write(digest)
+    path = Path(output.path)
+    name = f"{path.stem}-{digest.hexdigest()[:_HASH_DIGITS]}{path.suffix}"
+    return replace(output, path=path.with_name(name), hash_name=False)
 
 
 def write(checkpoint: Checkpoint, output: Output) -> int:
@@ -164,7 +197,8 @@ def _report(
             (join_path(e.state_dict, e.old), join_path(e.state_dict, e.new)) for e in renames
         ),
         carried=tuple(other.path for other in after.others),
-        dropped=tuple(e.path for e in edits if isinstance(e, DropOther)),
+        dropped=tuple(e.path for e in edits if isinstance(e, DropOther | DropStateDict)),
+        optimizers=planned.optimizers,
         warnings=(*before.notes, *planned.warnings),
         nbytes_before=before.file.size,
         nbytes_after=nbytes,

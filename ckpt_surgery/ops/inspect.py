@@ -11,6 +11,7 @@ from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
+from ckpt_surgery.ops.training_facts import averaged_counts, training_facts
 from ckpt_surgery.plan import choose_state_dicts, select
 from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals
 from ckpt_surgery.rules import Selection
@@ -27,7 +28,8 @@ def inspect(
     """Describe the checkpoint in `source`: its tensors, what lies beside them, ties, waste.
 
     `selection` and `at` narrow what is listed; `params_only` leaves out what is known to be a
-    buffer. Only `stats` reads tensor bytes, and imports torch.
+    buffer. Only `stats` reads tensors, and imports torch; without it single numbers of the training
+    state are read, such as an optimizer's step counts.
 
     Raises `UsageError` for a rule that matches nothing, `ReadError` for a bad input and
     `MissingDependencyError` if `stats` finds no torch.
@@ -47,6 +49,8 @@ def inspect(
             notes=checkpoint.notes,
             stats=_stats(narrowed) if stats else {},
             places=places(checkpoint.state_dicts),
+            training=training_facts(checkpoint),
+            averaged=averaged_counts(narrowed),
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
 

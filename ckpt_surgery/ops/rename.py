@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.editing import Output, edit
-from ckpt_surgery.plan import plan_rename
+from ckpt_surgery.ops.training import with_optimizers
+from ckpt_surgery.optimizers import OptimizerChoice
+from ckpt_surgery.plan import Planned, plan_rename
 from ckpt_surgery.report import EditReport
 from ckpt_surgery.rules import RewriteRule
 
@@ -18,17 +21,18 @@ def rename(
     rules: Sequence[RewriteRule],
     *,
     at: Sequence[str] = (),
+    optimizer: OptimizerChoice = "auto",
 ) -> EditReport:
     """Write `source` with its entries renamed by `rules`, one after the other.
 
-    Every state dict in the file is renamed, or those at the paths `at`; ``_metadata`` follows.
+    Every state dict in the file is renamed, or those at the paths `at`; ``_metadata`` follows, and
+    so do the names that an optimizer stores. `optimizer` is as for `strip`.
 
     Raises `UsageError` for a rule that changes nothing or makes an empty name,
     `NameCollisionError` if two entries would get one name, and what `strip` raises.
     """
-    return edit(
-        "rename",
-        source,
-        output if isinstance(output, Output) else Output(output),
-        lambda checkpoint: plan_rename(checkpoint, rules, at=at),
-    )
+
+    def build(checkpoint: Checkpoint) -> Planned:
+        return with_optimizers(checkpoint, plan_rename(checkpoint, rules, at=at), optimizer)
+
+    return edit("rename", source, output if isinstance(output, Output) else Output(output), build)

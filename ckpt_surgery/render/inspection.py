@@ -11,6 +11,7 @@ from ckpt_surgery.checkpoint import Entry, Other, StateDict, join_path
 from ckpt_surgery.render.listing import Subtree, fold, tree
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
+from ckpt_surgery.render.training import training_lines
 from ckpt_surgery.report import InspectReport, TensorStats
 
 _MOST_LINES: Final = 40  # of one kind in the footer
@@ -43,7 +44,7 @@ def show(report: InspectReport, view: View, screen: Screen) -> None:
     """Every state dict under its path, then the footer."""
     for state_dict in report.state_dicts:
         if len(report.state_dicts) > 1 or state_dict.path:
-            screen.line(_heading(state_dict), "bold")
+            screen.line(_heading(report, state_dict), "bold")
         if view.tree:
             screen.grid(_tree_grid(tree(state_dict, view.depth)))
         elif view.folded:
@@ -55,8 +56,10 @@ def show(report: InspectReport, view: View, screen: Screen) -> None:
         screen.line(line)
 
 
-def _heading(state_dict: StateDict) -> str:
-    return f"{printable(state_dict.path) or '(top level)'} ({state_dict.kind})"
+def _heading(report: InspectReport, state_dict: StateDict) -> str:
+    averaged = report.averaged.get(state_dict.path)
+    of = "" if averaged is None else f" of {count(averaged, 'model')}"
+    return f"{printable(state_dict.path) or '(top level)'} ({state_dict.kind}{of})"
 
 
 def _grid(report: InspectReport, state_dict: StateDict, view: View) -> Grid:
@@ -179,7 +182,9 @@ def _other(report: InspectReport, other: Other) -> str:
     path = printable(other.path) or "(top level)"
     if other.value is not None:
         return f"{path} = {_value(other.value)}"
-    facts = [
+    training = report.training.get(other.path)
+    facts = list(training_lines(training)) if training is not None else []
+    facts = facts or [
         count(number, what.removesuffix("s").replace("entrie", "entry"), what)
         for what, number in report.details.get(other.path, {}).items()
     ]

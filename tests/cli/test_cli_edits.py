@@ -49,11 +49,41 @@ def test_strip_keep_inverts(folder, invoke, net):
 def test_strip_drops_training_state_and_carries_the_rest(folder, invoke):
     result = invoke("strip", "train.pth.tar", "--training-state", "--compact", "-o", "out.pth")
     assert result.exit_code == 0, result.stderr
-    assert "removed beside them: optimizer" in result.stdout
+    assert "removed beside them: state_dict_ema, optimizer" in result.stdout
     assert "carried over: epoch, arch, args, loss" in result.stdout
     assert "compacted:" in result.stdout
     out = torch.load("out.pth", weights_only=False)
-    assert set(out) == {"epoch", "arch", "state_dict", "state_dict_ema", "args", "loss"}
+    assert set(out) == {"epoch", "arch", "state_dict", "args", "loss"}
+
+
+def test_strip_publishes_the_average_under_its_hash(folder, invoke):
+    line = ("strip", "train.pth.tar", "--training-state", "--ema", "--hash-name", "-o", "net.pth")
+    result = invoke(*line)
+    assert result.exit_code == 0, result.stderr
+    assert "weights of state_dict_ema put into state_dict" in result.stdout
+    (written,) = folder.glob("net-*.pth")
+    assert hashlib.sha256(written.read_bytes()).hexdigest()[:8] == written.stem[-8:]
+    assert invoke("strip", "net.pth", "--prefix", "fc", "--hash-name", "-i").exit_code == 2
+
+
+@pytest.mark.parametrize("choice", ["auto", "keep", "drop"])
+def test_optimizer_follows_or_is_kept_or_dropped(folder, invoke, choice):
+    line = ("strip", "train.pth.tar", "--prefix", "module.blocks.1", "--optimizer", choice)
+    result = invoke(*line, "-o", "out.pth")
+    assert result.exit_code == 0, result.stderr
+    out = torch.load("out.pth", weights_only=False)
+    counts = {"auto": 5, "keep": 8, "drop": None}
+    optimizer = out.get("optimizer")
+    assert (None if optimizer is None else len(optimizer["state"])) == counts[choice]
+    said = {
+        "auto": "optimizer in 'optimizer' kept in step: 3 parameters removed",
+        "keep": "warning: the optimizer in 'optimizer' stays as it is, out of step with its model",
+        "drop": "removed beside them: optimizer",
+    }
+    assert said[choice] in result.stdout
+    document = json.loads(invoke(*line, "--dry-run", "--json").stdout)
+    actions = {"auto": "updated", "keep": "kept", "drop": "dropped"}
+    assert [o["action"] for o in document["optimizers"]] == [actions[choice]]
 
 
 def test_strip_keeps_ema_in_step_and_at_narrows(folder, invoke):

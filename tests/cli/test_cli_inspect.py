@@ -136,7 +136,7 @@ def test_footer_tells_what_lies_beside(folder, invoke):
         "  args: argparse.Namespace",
     ):
         assert line in output.splitlines()
-    assert "  optimizer: 1 group, 8 states" in output
+    assert "  optimizer: SGD, 1 group, lr 0.1, 8 states by order and shapes" in output
     assert "state_dict/module.fc.weight = state_dict/module.head.weight" in output
 
 

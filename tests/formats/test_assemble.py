@@ -22,7 +22,6 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.formats.assemble import (
     assemble,
     entry_counts,
-    holds_optimizer,
     is_training_state,
     kind_of,
     metadata_of,
@@ -334,22 +333,21 @@ OPTIMIZER = Dict(["state", Dict([0, Dict()]), "param_groups", [Dict(), Dict()]])
 
 
 @pytest.mark.parametrize(
-    ("node", "counts", "holds"),
+    ("node", "counts"),
     [
-        (OPTIMIZER, {"groups": 2, "states": 1}, True),
-        ([OPTIMIZER], {"entries": 1}, True),
-        ([Dict()], {"entries": 1}, False),
-        ((1, 2), {"entries": 2}, False),
-        (Dict(["a", 1]), {"entries": 1}, False),
-        (Dict(["state", 3, "param_groups", []]), {"entries": 2}, False),
-        (Dict(["state", Dict(), "param_groups", 3]), {"entries": 2}, False),
-        (Dict(), {}, False),
-        (3, {}, False),
+        (OPTIMIZER, {"groups": 2, "states": 1}),
+        ([OPTIMIZER], {"entries": 1}),
+        ([Dict()], {"entries": 1}),
+        ((1, 2), {"entries": 2}),
+        (Dict(["a", 1]), {"entries": 1}),
+        (Dict(["state", 3, "param_groups", []]), {"entries": 2}),
+        (Dict(["state", Dict(), "param_groups", 3]), {"entries": 2}),
+        (Dict(), {}),
+        (3, {}),
     ],
 )
-def test_entries_are_counted(node: Node, counts: dict[str, int], holds: bool) -> None:
+def test_entries_are_counted(node: Node, counts: dict[str, int]) -> None:
     assert entry_counts(node) == counts
-    assert holds_optimizer(node) == holds
 
 
 @pytest.mark.parametrize(

@@ -134,14 +134,21 @@ def test_strip_writes_what_torch_would_save(training_state: bool, tmp_path: Path
     del value["state_dict"]._metadata["1"]
     if training_state:
         del value["optimizer"]
+    else:
+        group = value["optimizer"]["param_groups"][0]
+        kept = [i for i, (n, _) in enumerate(net().named_parameters()) if n[:2] != "1."]
+        states = value["optimizer"]["state"]
+        value["optimizer"]["state"] = {i: states[key] for i, key in enumerate(kept)}
+        group["params"] = list(range(len(kept)))
     assert out.read_bytes() == save(value, path).read_bytes()
 
 
-def test_left_optimizer_is_named(trained: Path, tmp_path: Path) -> None:
+def test_an_optimizer_changes_only_with_its_parameters(trained: Path, tmp_path: Path) -> None:
     choice = selection(pattern="running_mean")
     report = strip(trained, Output(tmp_path / "out.pth"), choice)
-    (warning,) = report.warnings
-    assert "'optimizer' still holds the state of removed parameters" in warning
+    assert (report.warnings, report.optimizers) == ((), ())
+    report = strip(trained, Output(tmp_path / "a.pth"), selection(prefix="1"))
+    assert [change.action for change in report.optimizers] == ["updated"]
     report = strip(trained, Output(tmp_path / "b.pth"), choice, training_state=True)
     assert report.warnings == ()
     assert "optimizer" in report.dropped

@@ -1,0 +1,280 @@
+"""Building a target model without its weights.
+
+The callable of ``package.module:callable`` is the user's own code, and it runs. Nothing is ever
+imported because a checkpoint names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ckpt_surgery.errors import CkptError, UsageError
+from ckpt_surgery.models.construction import ParametersOnMeta
+from ckpt_surgery.models.layers import apply_settings
+from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
+from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
+from ckpt_surgery.models.torchvision_import import import_torchvision
+
+_DOWNLOADING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
+
+
+class ConstructionError(CkptError):
+    """The model's own code raised, returned no module, or made one that cannot be described."""
+
+
+def torchvision_names() -> list[str]:
+    """Every name that ``torchvision:NAME`` takes."""
+    names: list[str] = import_torchvision().models.list_models()
+    return names
+
+
+def build_target(
+    spec: str,
+    model_args: Mapping[str, Value] | None = None,
+    settings: Sequence[Setting] = (),
+) -> Target:
+    """Describe the model `spec`, built on the meta device; nothing is allocated or downloaded.
+
+    Raises as `build_module` does.
+    """
+    model_spec = ModelSpec(spec, dict(model_args or {}), tuple(settings))
+    return describe(build_module(model_spec), spec)
+
+
+def build_module(spec: ModelSpec) -> nn.Module:
+    """The model with its parameters on the meta device and its settings applied.
+
+    Raises UsageError for an unknown model, argument, module or attribute, MissingDependencyError
+    if torchvision is asked for and absent, ConstructionError for everything that the model's own
+    code does wrong.
+    """
+    factory = find_factory(spec)
+    try:
+        return run_factory(spec, factory, torch.device("meta"))
+    except ConstructionError:
+        # code that computes with tensors (RegNets compute their widths so) fails on meta tensors
+        return run_factory(spec, factory, ParametersOnMeta())
+
+
+def run_factory(
+    spec: ModelSpec, factory: Callable[..., Any], context: AbstractContextManager[Any]
+) -> nn.Module:
+    """Call `factory` and apply the settings inside `context`; raises as `build_module` does."""
+    with context, _hospitality(spec):
+        try:
+            model = factory(**spec.arguments)
+        except (Exception, SystemExit) as error:
+            raise _construction_error(spec, error) from error
+        if not isinstance(model, nn.Module):
+            raise ConstructionError(
+                f"'{spec}' returned {_a(type(model).__name__)}, not a torch.nn.Module"
+            )
+        apply_settings(model, spec.settings)
+    return model
+
+
+def find_factory(spec: ModelSpec) -> Callable[..., Any]:
+    """What to call with the arguments of `spec`; raises as `build_module` does."""
+    factory = _torchvision_builder(spec) if spec.is_torchvision else _import_callable(spec)
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):
+        return factory
+    try:
+        signature.bind(**spec.arguments)
+    except TypeError as error:
+        unknown = [name for name in spec.arguments if name not in signature.parameters]
+        raise UsageError(
+            f"'{spec}' does not take these arguments: {error}",
+            hint=near_hint(unknown[0], signature.parameters) if unknown else None,
+        ) from error
+    return factory
+
+
+def _torchvision_builder(spec: ModelSpec) -> Callable[..., Any]:
+    models = import_torchvision().models
+    if spec.name not in models.list_models():
+        raise UsageError(
+            f"torchvision has no model '{spec.name}'",
+            hint=near_hint(spec.name, models.list_models())
+            or "torchvision.models.list_models() lists those it has",
+        )
+    for name in _DOWNLOADING:
+        if spec.arguments.get(name):
+            raise UsageError(
+                f"'{name}' would download a file",
+                hint="give the checkpoint to take weights from as FILE",
+            )
+    builder = models.get_model_builder(spec.name)
+    known = inspect.signature(builder).parameters
+    nothing = {name: None for name in ("weights", "weights_backbone") if name in known}
+
+    def build(**arguments: Any) -> Any:
+        return builder(**{**arguments, **nothing})
+
+    build.__signature__ = inspect.signature(builder)  # type: ignore[attr-defined]  # what inspect.signature() reads
+    return build
+
+
+def _import_callable(spec: ModelSpec) -> Callable[..., Any]:
+    found: Any = _import_user_module(spec)
+    for part in spec.name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(
+                f"'{spec.source}' has no '{spec.name}'", hint=near_hint(part, dir(found))
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"'{spec}' is {_a(type(found).__name__)}, which cannot be called")
+    factory: Callable[..., Any] = found
+    return factory
+
+
+def _import_user_module(spec: ModelSpec) -> Any:
+    with _hospitality(spec):
+        try:
+            return importlib.import_module(spec.source)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{spec.source}.".startswith(f"{error.name}."):
+                raise _construction_error(spec, error) from error
+            raise UsageError(
+                f"there is no module '{error.name}' to import '{spec}' from",
+                hint="run ckpt in the folder that holds it, or set PYTHONPATH",
+            ) from error
+        except (TypeError, ValueError) as error:
+            if all(part.isidentifier() for part in spec.source.split(".")):
+                raise _construction_error(spec, error) from error
+            raise UsageError(f"'{spec.source}' is not the name of a module") from error
+        except (Exception, SystemExit) as error:
+            raise _construction_error(spec, error) from error
+
+
+def _construction_error(spec: ModelSpec, error: BaseException) -> CkptError:
+    if isinstance(error, CkptError):
+        return error
+    if isinstance(error, MemoryError):
+        return ConstructionError(f"building '{spec}' took all memory")
+    detail = str(error).strip().splitlines()
+    said = f": {detail[0]}" if detail else ""
+    on_meta = "meta" in said
+    return ConstructionError(
+        f"building '{spec}' raised {type(error).__name__}{said}",
+        hint="its code reads values of its own parameters, which exist only as shapes; "
+        "save its state dict and use --like"
+        if on_meta
+        else None,
+    )
+
+
+@contextlib.contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    # as with 'python -m': a console script has its own folder first in sys.path instead
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
+
+
+@contextlib.contextmanager
+def _hospitality(spec: ModelSpec) -> Iterator[None]:
+    """Run the model's code as it expects, but off standard output, which may carry a checkpoint."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        stack.enter_context(warnings.catch_warnings())
+        if spec.is_torchvision:
+            warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a coming default
+        else:
+            stack.enter_context(_working_directory_importable())
+        yield
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[:1].lower() in 'aeiou' else 'a'} '{word}'"
+
+
+def describe(model: nn.Module, title: str) -> Target:
+    """The description of `model`; raises ConstructionError if it has parameters without a shape."""
+    state = read_state_dict(model, title)
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise ConstructionError(
+                f"parameter '{name}' of '{title}' gets its shape only when the model first runs",
+                hint="save a state dict after a first run and use --like",
+            )
+    metadata = getattr(state, "_metadata", None)
+    return Target(
+        title=title,
+        tensors=tuple(
+            TensorSpec(
+                name,
+                tuple(tensor.shape),
+                str(tensor.dtype).removeprefix("torch."),
+                "parameter" if isinstance(tensor, nn.Parameter) else "buffer",
+            )
+            for name, tensor in tensors.items()
+        ),
+        ties=_ties(tensors),
+        metadata=None if metadata is None else {k: dict(v) for k, v in metadata.items()},
+        extra_state=tuple(name for name in state if name not in tensors),
+        parameters=tuple(name for name, _ in model.named_parameters()),
+        modules=tuple(_describe_module(name, module) for name, module in model.named_modules()),
+    )
+
+
+def read_state_dict(model: nn.Module, title: str) -> dict[str, Any]:
+    """``model.state_dict(keep_vars=True)``; raises ConstructionError if the model's hooks raise."""
+    try:
+        state: dict[str, Any] = model.state_dict(keep_vars=True)
+    except Exception as error:
+        raise ConstructionError(
+            f"the state dict of '{title}' cannot be taken: {type(error).__name__}: {error}"
+        ) from error
+    return state
+
+
+def _describe_module(name: str, module: nn.Module) -> ModuleSpec:
+    prefix = f"{name}." if name else ""
+    kind = type(module)
+    return ModuleSpec(
+        name=name,
+        kind=f"{kind.__module__}.{kind.__qualname__}",
+        parameters=tuple(prefix + key for key, _ in module.named_parameters(recurse=False)),
+        buffers=tuple(prefix + key for key, _ in module.named_buffers(recurse=False)),
+        tracks_statistics=bool(getattr(module, "track_running_stats", False)),
+    )
+
+
+def _ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
+    groups: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(id(tensor), []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+__all__ = [
+    "ConstructionError",
+    "build_module",
+    "build_target",
+    "describe",
+    "find_factory",
+    "read_state_dict",
+    "run_factory",
+    "torchvision_names",
+]

@@ -1,0 +1,184 @@
+"""What ``load_state_dict`` would say about a state dict, from names, shapes and types alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_surgery.models.target import Metadata, Shape, Target, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A name that both sides have, with different shapes."""
+
+    name: str
+    checkpoint: Shape
+    model: Shape
+
+    def __str__(self) -> str:
+        return (
+            f"size mismatch for {self.name}: copying a param with shape "
+            f"{torch_size(self.checkpoint)} from checkpoint, the shape in current model is "
+            f"{torch_size(self.model)}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DTypeDifference:
+    """A name that both sides have, with different element types; ``load_state_dict`` converts."""
+
+    name: str
+    checkpoint: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TiedName:
+    """A name that is missing, while the same tensor is there under another name (`present`).
+
+    ``load_state_dict(strict=True)`` calls it missing, although the tensor is loaded.
+    """
+
+    name: str
+    present: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A state dict against a target: `missing` has only the target, `unexpected` only the other.
+
+    `matched` are the names with equal shapes, in the target's order. `renamed` pairs old names
+    with those that the model's own code gives them when it loads (an older version of a module).
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    dtype_differences: tuple[DTypeDifference, ...] = ()
+    tied: tuple[TiedName, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything the target wants is there in the right shape, and nothing else."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.fits else 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the JSON report of ``ckpt match``."""
+        return {
+            "missing_keys": list(self.missing),
+            "unexpected_keys": list(self.unexpected),
+            "mismatched_keys": [
+                [m.name, list(m.checkpoint), list(m.model)] for m in self.mismatched
+            ],
+            "dtype_differences": [[d.name, d.checkpoint, d.model] for d in self.dtype_differences],
+            "tied": [[t.name, t.present] for t in self.tied],
+            "renamed": [list(pair) for pair in self.renamed],
+            "matched": len(self.matched),
+        }
+
+    def wording(self, class_name: str) -> str:
+        """The same in torch's own words: the message of its error, or that all keys matched."""
+        lines = []
+        if self.missing:
+            lines.append(f"Missing key(s) in state_dict: {_quoted(self.missing)}. ")
+        if self.unexpected:
+            lines.append(f"Unexpected key(s) in state_dict: {_quoted(self.unexpected)}. ")
+        lines.extend(str(mismatch) for mismatch in self.mismatched)
+        if not lines:
+            return "<All keys matched successfully>"
+        return "\n\t".join([f"Error(s) in loading state_dict for {class_name}:", *lines])
+
+
+def torch_size(shape: Shape) -> str:
+    """``torch.Size([64, 3, 7, 7])``."""
+    return f"torch.Size([{', '.join(map(str, shape))}])"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def compare(
+    source: Sequence[TensorSpec],
+    target: Target,
+    *,
+    source_metadata: Metadata | None = None,
+    source_extra_state: Sequence[str] = (),
+) -> Comparison:
+    """Compare by torch's rules, for a target known by its description alone.
+
+    A model's own code for loading older versions of itself is not run (`verdict.judge` runs it),
+    except for the one that everybody meets: a batch norm that was saved before torch 0.4.1
+    (version below 2 in its metadata, or no metadata) needs no ``num_batches_tracked``.
+    """
+    by_name = {spec.name: spec for spec in source}
+    shared = [(by_name[want.name], want) for want in target.tensors if want.name in by_name]
+    absent = [spec.name for spec in target.tensors if spec.name not in by_name]
+    absent = [name for name in absent if not _defaults_to_zero(name, target, source_metadata)]
+    absent += [name for name in target.extra_state if name not in source_extra_state]
+    known = target.by_name.keys() | set(target.extra_state)
+    tied, missing = split_tied(absent, target, by_name)
+    return Comparison(
+        matched=tuple(want.name for have, want in shared if loads_into(have.shape, want.shape)),
+        missing=missing,
+        unexpected=tuple(
+            name
+            for name in (*(spec.name for spec in source), *source_extra_state)
+            if name not in known
+        ),
+        mismatched=tuple(
+            Mismatch(want.name, have.shape, want.shape)
+            for have, want in shared
+            if not loads_into(have.shape, want.shape)
+        ),
+        dtype_differences=dtype_differences(shared),
+        tied=tied,
+    )
+
+
+def loads_into(checkpoint: Shape, model: Shape) -> bool:
+    """Whether torch loads the one shape into the other: equal, or torch 0.3's (1,) into ()."""
+    return checkpoint == model or (model == () and checkpoint == (1,))
+
+
+def dtype_differences(
+    pairs: Iterable[tuple[TensorSpec, TensorSpec]],
+) -> tuple[DTypeDifference, ...]:
+    """Of pairs of checkpoint and model, those whose element types differ."""
+    return tuple(
+        DTypeDifference(want.name, have.dtype, want.dtype)
+        for have, want in pairs
+        if have.dtype != want.dtype
+    )
+
+
+def split_tied(
+    absent: Iterable[str], target: Target, present: Iterable[str]
+) -> tuple[tuple[TiedName, ...], tuple[str, ...]]:
+    """Part absent names into aliases of tensors that are present, and those that are missing."""
+    tied: list[TiedName] = []
+    missing: list[str] = []
+    names = set(present)
+    for name in absent:
+        alias = next((other for other in target.tied_to(name) if other in names), None)
+        if alias is None:
+            missing.append(name)
+        else:
+            tied.append(TiedName(name, alias))
+    return tuple(tied), tuple(missing)
+
+
+def _defaults_to_zero(name: str, target: Target, metadata: Metadata | None) -> bool:
+    module, _, leaf = name.rpartition(".")
+    if leaf != "num_batches_tracked" or target.by_name[name].shape != ():
+        return False
+    version = (metadata or {}).get(module, {}).get("version")
+    return version is None or (isinstance(version, int) and version < 2)

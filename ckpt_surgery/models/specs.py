@@ -1,0 +1,143 @@
+"""How a target is asked for: ``--model``, ``--model-arg k=v``, ``--set MODULE.ATTRIBUTE=VALUE``."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.rules.names import near
+
+Value = int | float | bool | str | None | list["Value"] | tuple["Value", ...] | dict[str, "Value"]
+"""What an argument on the command line can mean."""
+
+_INT = re.compile(r"[+-]?\d+(?:_\d+)*")
+_FLOAT = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?")
+_WORDS: Mapping[str, Value] = {"true": True, "false": False, "none": None, "null": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One changed constructor argument of one layer: ``fc.out_features=5``."""
+
+    module: str
+    attribute: str
+    value: Value
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.attribute}={self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model that can be built: ``torchvision:NAME`` or ``package.module:callable``.
+
+    Raises UsageError if `text` is neither.
+    """
+
+    text: str
+    arguments: Mapping[str, Value] = field(default_factory=dict)
+    settings: tuple[Setting, ...] = ()
+
+    def __post_init__(self) -> None:
+        source, colon, name = self.text.partition(":")
+        if not (source and colon and name):
+            raise UsageError(
+                f"'{self.text}' does not name a model",
+                hint="write 'torchvision:NAME' or 'package.module:callable'",
+            )
+
+    @property
+    def source(self) -> str:
+        """``torchvision``, or the module that holds the callable."""
+        return self.text.partition(":")[0]
+
+    @property
+    def name(self) -> str:
+        return self.text.partition(":")[2]
+
+    @property
+    def is_torchvision(self) -> bool:
+        return self.source == "torchvision"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_value(text: str) -> Value:
+    """The value of `text`: an int, a float, ``true``, ``false``, ``none``, a list or a string.
+
+    ``[...]``, ``(...)``, ``{...}`` and quoted strings are Python literals; anything else that is
+    not a number or one of the words is a string. Raises UsageError for a malformed literal.
+    """
+    stripped = text.strip()
+    if stripped.lower() in _WORDS:
+        return _WORDS[stripped.lower()]
+    if _INT.fullmatch(stripped):
+        return int(stripped)
+    if _FLOAT.fullmatch(stripped):
+        return float(stripped)
+    if stripped[:1] in ("[", "(", "{", "'", '"'):
+        return _parse_literal(stripped)
+    return text
+
+
+def _parse_literal(text: str) -> Value:
+    python = re.sub(r"(?<![\w'\"])(true|false|null)(?![\w'\"])", lambda m: _PYTHON[m[0]], text)
+    try:
+        value: Value = ast.literal_eval(python)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise UsageError(
+            f"'{text}' is not a list, tuple, mapping or quoted string",
+            hint="write it as in Python, for example '[3, 4, 6, 3]'",
+        ) from error
+    return value
+
+
+_PYTHON = {"true": "True", "false": "False", "null": "None"}
+
+
+def parse_arguments(texts: Iterable[str]) -> dict[str, Value]:
+    """The arguments of ``--model-arg k=v``; raises UsageError for a malformed or repeated one."""
+    arguments: dict[str, Value] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            raise UsageError(
+                f"'{text}' is not an argument of a model", hint="write it as 'name=value'"
+            )
+        if key in arguments:
+            raise UsageError(f"argument '{key}' is given twice")
+        arguments[key] = parse_value(value)
+    return arguments
+
+
+def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
+    """The changed layers of ``--set MODULE.ATTRIBUTE=VALUE``.
+
+    Raises UsageError for a malformed one and for one attribute set twice.
+    """
+    settings: dict[tuple[str, str], Setting] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        module, dot, attribute = path.strip().rpartition(".")
+        if not (equals and dot and module and attribute.isidentifier()):
+            raise UsageError(
+                f"'{text}' does not set an attribute of a layer",
+                hint="write it as 'MODULE.ATTRIBUTE=VALUE', for example 'fc.out_features=5'",
+            )
+        if (module, attribute) in settings:
+            raise UsageError(f"'{module}.{attribute}' is set twice")
+        settings[module, attribute] = Setting(module, attribute, parse_value(value))
+    return tuple(settings.values())
+
+
+def near_hint(name: str, candidates: Iterable[str]) -> str | None:
+    """``did you mean 'a' or 'b'?``, or None if nothing is near."""
+    found = near(name, candidates)
+    if not found:
+        return None
+    return "did you mean " + " or ".join(f"'{candidate}'" for candidate in found) + "?"

@@ -1,0 +1,327 @@
+"""Keeping an optimizer in step with its model: new nodes, the old ones are never changed.
+
+`Optimizer.load_state_dict` matches by position: group by group the saved number of parameters must
+be the optimizer's own. So what leaves the model leaves its group, what comes takes its place
+there, and the indices of all others follow. A group that becomes empty stays, because the number
+of groups must agree too, and a scheduler keeps one learning rate for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckpt_surgery.errors import PlanError
+from ckpt_surgery.formats.mappings import mapping_pairs
+from ckpt_surgery.formats.storages import text
+from ckpt_surgery.optimizers.correspond import Correspondence
+from ckpt_surgery.optimizers.recognise import Key, OptimizerState, parse_key
+from ckpt_surgery.pickles import Dict, Node, Object
+
+HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parameter of the model that the optimizer is to fit, in the order of `parameters()`.
+
+    `source` is its name in the checkpoint, None if it is new. Its state is carried over, or with
+    `reset` left out (an optimizer begins anew with such a parameter), or has the tensors of
+    `moments` put in, by their name (``exp_avg``).
+    """
+
+    name: str
+    source: str | None
+    reset: bool = False
+    moments: Mapping[str, Node] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """An edited optimizer. `node` is the old one, the same object, if nothing changed.
+
+    `removed`: names of parameters that left; `added`: names that came, without state; `reset`:
+    names whose state was left out; `emptied`: positions of groups that lost their last
+    parameter.
+    """
+
+    node: Node
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    emptied: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A parameter in its group: its old key (None: new), its name to store, what state it gets."""
+
+    key: Key | None
+    name: str | None
+    reset: bool = False
+    moments: Mapping[str, Node] = field(default_factory=dict)
+
+
+def remove(
+    optimizer: OptimizerState, correspondence: Correspondence, gone: Collection[str]
+) -> Edited:
+    """Take the parameters named `gone` out, with their state; renumber the rest.
+
+    Raises PlanError if it is not certain of some parameter whether it is one of them.
+    """
+    names = frozenset(gone)
+    if not names:
+        return Edited(optimizer.node)
+    _require_claim(correspondence)
+    leaving: dict[Key, str] = {}
+    for key in optimizer.keys:
+        inside = correspondence.holds(key, names)
+        if inside is None:
+            _refuse_doubt(correspondence, key)
+        if inside:
+            leaving[key] = " or ".join(f"{name}" for name in correspondence.candidates(key))
+    stored = _stored(optimizer)
+    groups = [
+        [_Member(key, stored.get(key)) for key in group.keys if key not in leaving]
+        for group in optimizer.groups
+    ]
+    return Edited(
+        _rebuild(optimizer, groups),
+        removed=tuple(leaving.values()),
+        emptied=_emptied(optimizer, groups),
+    )
+
+
+def rename(
+    optimizer: OptimizerState, correspondence: Correspondence, new_names: Mapping[str, str]
+) -> Edited:
+    """Let stored names follow a renaming of the model's parameters, given as old = new.
+
+    An optimizer without stored names does not change: it knows its parameters by position.
+    """
+    stored = _stored(optimizer)
+    groups = [
+        [
+            _Member(key, _renamed(stored.get(key), correspondence.names.get(key), new_names))
+            for key in group.keys
+        ]
+        for group in optimizer.groups
+    ]
+    return Edited(_rebuild(optimizer, groups))
+
+
+def align(
+    optimizer: OptimizerState, correspondence: Correspondence, targets: Sequence[Target]
+) -> Edited:
+    """Make the optimizer fit a model with these parameters.
+
+    What no target has for a source leaves; a new parameter takes its place in the group of its
+    neighbours; parameters that the optimizer never had (frozen ones) stay out. Groups follow the
+    order of the targets. Raises PlanError if a source, or the group of a new parameter, is not
+    certain.
+    """
+    _require_claim(correspondence)
+    if correspondence.foreign:
+        raise PlanError(
+            f"the optimizer also holds '{correspondence.foreign[0]}', which the model has not",
+            hint=HINT,
+        )
+    sources = {target.source for target in targets if target.source is not None}
+    for key in optimizer.keys:
+        if len(correspondence.candidates(key)) != 1:
+            _refuse_doubt(correspondence, key)
+    key_of = {name: key for key, name in correspondence.names.items()}
+    group_of = {key: i for i, group in enumerate(optimizer.groups) for key in group.keys}
+    _require_model_order(optimizer, correspondence, targets)
+    homes = [None if t.source is None else group_of.get(key_of.get(t.source, "")) for t in targets]
+    stored = _stored(optimizer)
+    groups: list[list[_Member]] = [[] for _ in optimizer.groups]
+    added: list[str] = []
+    reset: list[str] = []
+    for position, target in enumerate(targets):
+        home = homes[position]
+        if target.source is None:
+            home = _home_of_new(target.name, position, targets, homes, optimizer)
+            if home is not None:
+                added.append(target.name)
+        if home is None:
+            continue
+        own = None if target.source is None else key_of[target.source]
+        name = target.name if stored else None
+        if own is not None and target.name == target.source:
+            name = stored.get(own)  # as the optimizer spells it, perhaps without a wrapper
+        groups[home].append(_Member(own, name, target.reset, target.moments))
+        if target.reset and own in optimizer.states:
+            reset.append(target.name)
+    removed = tuple(name for name in correspondence.names.values() if name not in sources)
+    node = _rebuild(optimizer, groups)
+    return Edited(node, removed, tuple(added), tuple(reset), _emptied(optimizer, groups))
+
+
+def _home_of_new(
+    name: str,
+    position: int,
+    targets: Sequence[Target],
+    homes: Sequence[int | None],
+    optimizer: OptimizerState,
+) -> int | None:
+    """The group of a new parameter: the one that the nearest old ones on both sides are in."""
+    before = [i for i in range(position) if targets[i].source is not None]
+    after = [i for i in range(position + 1, len(targets)) if targets[i].source is not None]
+    neighbours = {homes[i] for i in (*before[-1:], *after[:1])}
+    old = {home for home, t in zip(homes, targets, strict=True) if t.source is not None}
+    if len(old) == 1:  # everything is treated alike
+        return old.pop()
+    if len(neighbours) == 1 and before and after:
+        return neighbours.pop()
+    if not old and len(optimizer.groups) == 1:
+        return 0
+    raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=HINT)
+
+
+def _require_model_order(
+    optimizer: OptimizerState, correspondence: Correspondence, targets: Sequence[Target]
+) -> None:
+    place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+    for group in optimizer.groups:
+        names = (correspondence.names[key] for key in group.keys)
+        places = [place[name] for name in names if name in place]
+        if places != sorted(places):
+            raise PlanError(
+                "the optimizer lists its parameters in another order than the model", hint=HINT
+            )
+
+
+def _require_claim(correspondence: Correspondence) -> None:
+    if correspondence.certainty == "none":
+        raise PlanError(
+            "which state of the optimizer belongs to which parameter cannot be told:"
+            f" {correspondence.reason}",
+            hint=HINT,
+        )
+
+
+def _refuse_doubt(correspondence: Correspondence, key: Key) -> None:
+    candidates = correspondence.candidates(key)
+    shown = ", ".join(f"'{name}'" for name in candidates[:3])
+    more = ", …" if len(candidates) > 3 else ""
+    raise PlanError(
+        f"parameter {key} of the optimizer may be any of {shown}{more}"
+        if candidates
+        else f"parameter {key} of the optimizer is none of the model's",
+        hint=HINT,
+    )
+
+
+def _stored(optimizer: OptimizerState) -> dict[Key, str]:
+    """The names that the optimizer itself has, as it spells them."""
+    names: dict[Key, str] = {key: key for key in optimizer.keys if isinstance(key, str)}
+    for group in optimizer.groups:
+        names.update(zip(group.keys, group.names or (), strict=False))
+    return names
+
+
+def _renamed(stored: str | None, in_model: str | None, new_names: Mapping[str, str]) -> str | None:
+    if stored is None or in_model is None:
+        return stored
+    new = new_names.get(in_model, in_model)
+    return stored if new == in_model else new
+
+
+def _emptied(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> tuple[int, ...]:
+    return tuple(
+        i
+        for i, (old, new) in enumerate(zip(optimizer.groups, groups, strict=True))
+        if old.keys and not new
+    )
+
+
+def _rebuild(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> Node:
+    """The optimizer with these members in its groups, in their order."""
+    stored = _stored(optimizer)
+    unchanged = [
+        [_Member(key, stored.get(key)) for key in group.keys] for group in optimizer.groups
+    ]
+    if [list(group) for group in groups] == unchanged:
+        return optimizer.node
+    keys = _new_keys(optimizer, groups)
+    fields = {
+        "state": _rebuild_states(optimizer, groups, keys),
+        "param_groups": [
+            _rebuild_group(group.node, members, own, named=group.names is not None)
+            for group, members, own in zip(optimizer.groups, groups, keys, strict=True)
+        ],
+    }
+    return _with_fields(optimizer.node, fields)
+
+
+def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> list[list[Key]]:
+    """Names where the keys are names, else numbers from 0 on where they were, else as they were."""
+    if any(isinstance(key, str) for key in optimizer.keys):
+        return [[member.name or "" for member in members] for members in groups]
+    if optimizer.keys == tuple(range(len(optimizer.keys))):
+        counter = iter(range(sum(map(len, groups))))
+        return [[next(counter) for _ in members] for members in groups]
+    fresh = iter(range(1 + max(key for key in optimizer.keys if isinstance(key, int)), 2**63))
+    return [
+        [next(fresh) if member.key is None else member.key for member in members]
+        for members in groups
+    ]
+
+
+def _rebuild_states(
+    optimizer: OptimizerState, groups: Sequence[Sequence[_Member]], keys: Sequence[Sequence[Key]]
+) -> Node:
+    """The states under their new keys, in the order of the file, the orphans among them kept."""
+    old = dict(_pairs_of(optimizer.node))["state"]
+    place = {
+        member.key: (member, key)
+        for members, own in zip(groups, keys, strict=True)
+        for member, key in zip(members, own, strict=True)
+        if member.key is not None
+    }
+    known = set(optimizer.keys)
+    taken = {key for own in keys for key in own}
+    items: list[Node] = []
+    for key_node, value in mapping_pairs(old) or []:
+        key = parse_key(key_node)
+        if key is None or key not in known:
+            if key in taken:
+                raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=HINT)
+            items += (key_node, value)
+        elif key in place and not place[key][0].reset:
+            member, new_key = place[key]
+            items += (key_node if new_key == key else new_key, _with_fields(value, member.moments))
+    return _with_items(old, items)
+
+
+def _rebuild_group(
+    node: Node, members: Sequence[_Member], keys: Sequence[Key], *, named: bool
+) -> Node:
+    fields: dict[str, Node] = {"params": list(keys)}
+    if named:
+        fields["param_names"] = [member.name for member in members]
+    return _with_fields(node, fields)
+
+
+def _pairs_of(node: Node) -> list[tuple[str, Node]]:
+    return [(name, v) for k, v in mapping_pairs(node) or [] if (name := text(k)) is not None]
+
+
+def _with_fields(node: Node, fields: Mapping[str, Node]) -> Node:
+    """The mapping with other values for some of its keys; the same object without any."""
+    if not fields:
+        return node
+    items: list[Node] = []
+    for key, value in mapping_pairs(node) or []:
+        items += (key, fields.get(text(key) or "", value))
+    return _with_items(node, items)
+
+
+def _with_items(node: Node, items: list[Node]) -> Node:
+    """A mapping of the same class with these items."""
+    if not isinstance(node, Object):
+        return Dict(items)
+    args = () if node.items is None and node.name == "collections.OrderedDict" else node.args
+    return Object(node.op, node.callee, args, elements=node.elements, items=items, state=node.state)

@@ -1,0 +1,287 @@
+"""Reading optimizer state dicts, and telling the kinds of training state apart by their form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final, Literal, Protocol, TypeAlias
+
+from ckpt_surgery.checkpoint import join_path
+from ckpt_surgery.formats.mappings import mapping_pairs
+from ckpt_surgery.formats.storages import text
+from ckpt_surgery.pickles import Node
+
+Key: TypeAlias = int | str
+"""What stands for a parameter: its index, or its name in a distributed checkpoint's flat form."""
+
+TrainingKind = Literal["optimizer", "optimizers", "scheduler", "schedulers", "scaler", "callbacks"]
+
+# Tensors of one element beside the moments, in every optimizer of torch (2.4 to 2.13).
+_SCALARS: Final = frozenset({"step", "eta", "mu", "mu_product"})
+# Names of state, and the optimizers of torch that keep exactly these (after their first step).
+_LAYOUTS: Final[dict[frozenset[str], str]] = {
+    frozenset({"momentum_buffer"}): "SGD",
+    frozenset({"step", "exp_avg", "exp_avg_sq"}): "Adam",
+    frozenset({"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}): "Adam (amsgrad)",
+    frozenset({"step", "square_avg"}): "RMSprop",
+    frozenset({"step", "square_avg", "momentum_buffer"}): "RMSprop",
+    frozenset({"step", "square_avg", "grad_avg"}): "RMSprop",
+    frozenset({"step", "square_avg", "grad_avg", "momentum_buffer"}): "RMSprop",
+    frozenset({"step", "sum"}): "Adagrad",
+    frozenset({"step", "square_avg", "acc_delta"}): "Adadelta",
+    frozenset({"step", "exp_avg", "exp_inf"}): "Adamax",
+    frozenset({"step", "mu_product", "exp_avg", "exp_avg_sq"}): "NAdam",
+    frozenset({"step", "eta", "mu", "ax"}): "ASGD",
+    frozenset({"step", "prev", "step_size"}): "Rprop",
+}
+# What only one optimizer of torch has among its group's options, for those without state yet.
+_OPTIONS: Final = {"dampening": "SGD", "betas": "Adam", "alpha": "RMSprop", "rho": "Adadelta"}
+_SCALER: Final = frozenset({"scale", "growth_factor", "backoff_factor", "growth_interval"})
+_CALLBACKS: Final = ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor")
+_MAX_SEARCHED: Final = 10_000
+
+
+class TensorLike(Protocol):
+    """What is asked of a tensor (`ckpt_surgery.checkpoint.Tensor` has it)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        ...
+
+
+Describe: TypeAlias = Callable[[Node], TensorLike | None]
+"""What tensor a node rebuilds, None if none: `TensorReader().describe`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A tensor of a parameter's state that has the parameter's shape."""
+
+    name: str
+    node: Node = field(repr=False)
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """The state of one parameter. `understood`: all its tensors are moments or known scalars.
+
+    `step` is the count of steps, or the node of the one-element tensor that holds it, or None.
+    """
+
+    key: Key
+    node: Node = field(repr=False)
+    moments: tuple[Moment, ...]
+    names: frozenset[str]
+    step: Node
+    nbytes: int
+    understood: bool
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The parameter's shape, None if the state does not show it."""
+        return self.moments[0].shape if self.understood and self.moments else None
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """A group: its parameters in order, their names where stored, its options that are scalars."""
+
+    keys: tuple[Key, ...]
+    names: tuple[str, ...] | None
+    options: Mapping[str, str | int | float | bool | None]
+    node: Node = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """An optimizer's state dict. `groups` in order; `states` by key, in the order of the file."""
+
+    node: Node = field(repr=False)
+    groups: tuple[ParameterGroup, ...]
+    states: Mapping[Key, ParameterState]
+
+    @cached_property
+    def keys(self) -> tuple[Key, ...]:
+        """Every parameter, group after group, each once."""
+        return tuple(dict.fromkeys(key for group in self.groups for key in group.keys))
+
+    @property
+    def understood(self) -> bool:
+        """Whether every state is one of moments that have their parameter's shape.
+
+        So it is for every optimizer of torch but Adafactor and LBFGS, and for most others.
+        """
+        return all(state.understood for state in self.states.values())
+
+    @property
+    def layout(self) -> str:
+        """The optimizer of torch that leaves such a state, ``unknown`` if none does.
+
+        AdamW's state is Adam's; kernels (foreach, fused) leave no trace in it.
+        """
+        found = {state.names for state in self.states.values() if state.names}
+        if found:
+            names = {_LAYOUTS.get(each) for each in found}
+            return names.pop() or "unknown" if len(names) == 1 else "unknown"
+        options = {name for group in self.groups for name in group.options}
+        options.update(name for group in self.groups for name in _mapping(group.node))
+        return next((name for option, name in _OPTIONS.items() if option in options), "unknown")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        return sum(state.nbytes for state in self.states.values())
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """``lr`` of each group that has one as a number."""
+        rates = (group.options.get("lr") for group in self.groups)
+        return tuple(float(rate) for rate in rates if isinstance(rate, (int, float)))
+
+
+def read_optimizer(node: Node, describe: Describe) -> OptimizerState | None:
+    """The optimizer that a node is the state dict of; None if it has not that form.
+
+    None also for forms that cannot be edited: a parameter in two groups, groups without a list
+    of indices or names, states that are no mappings.
+    """
+    fields = _mapping(node)
+    states, groups = mapping_pairs(fields.get("state")), fields.get("param_groups")
+    if states is None or not isinstance(groups, list):
+        return None
+    read = [_group(group) for group in groups]
+    if any(group is None for group in read):
+        return None
+    parts = tuple(group for group in read if group is not None)
+    keys = [key for group in parts for key in group.keys]
+    if len(set(keys)) != len(keys) or len({type(key) for key in keys}) > 1:
+        return None
+    known = set(keys)
+    found: dict[Key, ParameterState] = {}
+    for key_node, value in states:
+        key = parse_key(key_node)
+        if key is None or key not in known:
+            continue  # torch keeps state that belongs to no parameter; so do we
+        if mapping_pairs(value) is None or key in found:
+            return None
+        found[key] = _state(key, value, describe)
+    return OptimizerState(node, parts, found)
+
+
+def find_optimizers(root: Node, describe: Describe) -> Iterator[tuple[str, OptimizerState]]:
+    """Every optimizer at or below a node, with its path (keys and positions joined by ``/``)."""
+    waiting: list[tuple[str, Node]] = [("", root)]
+    seen: set[int] = set()
+    while waiting and len(seen) < _MAX_SEARCHED:
+        path, node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        optimizer = read_optimizer(node, describe)
+        if optimizer is not None:
+            yield path, optimizer
+            continue
+        waiting.extend(reversed([(join_path(path, key), child) for key, child in _children(node)]))
+
+
+def classify(node: Node) -> TrainingKind | None:
+    """What kind of training state a node is, by its form alone; None if it is none known.
+
+    ``optimizers`` and ``schedulers`` are lists (Lightning's ``optimizer_states``,
+    ``lr_schedulers``); ``callbacks`` a mapping by callback of Lightning.
+    """
+    if not isinstance(node, list):
+        return _form(node)
+    kinds = {_form(item) for item in node}
+    if kinds == {"optimizer"}:
+        return "optimizers"
+    return "schedulers" if kinds == {"scheduler"} else None
+
+
+def _form(node: Node) -> TrainingKind | None:
+    names = _mapping(node).keys()
+    if names >= {"state", "param_groups"}:
+        return "optimizer"
+    if names >= _SCALER:
+        return "scaler"
+    if "_schedulers" in names:
+        return "scheduler"
+    if "last_epoch" in names and names & {"base_lrs", "_last_lr", "_step_count", "best"}:
+        return "scheduler"
+    if any(name.startswith(_CALLBACKS) for name in names):
+        return "callbacks"
+    return None
+
+
+def _group(node: Node) -> ParameterGroup | None:
+    fields = _mapping(node)
+    params = fields.get("params")
+    if not isinstance(params, list):
+        return None
+    keys = [parse_key(item) for item in params]
+    names = fields.get("param_names")
+    stored = [text(name) for name in names] if isinstance(names, list) else None
+    if None in keys or (stored is not None and (None in stored or len(stored) != len(keys))):
+        return None
+    return ParameterGroup(
+        tuple(key for key in keys if key is not None),
+        None if stored is None else tuple(name for name in stored if name is not None),
+        {name: _plain(value) for name, value in fields.items() if _is_plain(value)},
+        node,
+    )
+
+
+def _state(key: Key, node: Node, describe: Describe) -> ParameterState:
+    moments: list[Moment] = []
+    nbytes = 0
+    understood = True
+    fields = _mapping(node)
+    for name, value in fields.items():
+        tensor = describe(value)
+        if tensor is None:
+            understood = understood and _is_plain(value)
+            continue
+        nbytes += tensor.nbytes
+        if name not in _SCALARS:
+            moments.append(Moment(name, value, tensor.shape, tensor.nbytes))
+        elif tensor.shape not in {(), (1,)}:
+            understood = False
+    understood = understood and len({moment.shape for moment in moments}) <= 1
+    filled = frozenset(name for name, value in fields.items() if value is not None)
+    return ParameterState(key, node, tuple(moments), filled, fields.get("step"), nbytes, understood)
+
+
+def _mapping(node: Node) -> dict[str, Node]:
+    """The items of a mapping that have a text for a key; empty for what is no mapping."""
+    pairs = mapping_pairs(node) or []
+    return {name: value for key, value in pairs if (name := text(key)) is not None}
+
+
+def parse_key(node: Node) -> Key | None:
+    """The parameter that a key of ``state`` or an item of ``params`` stands for; None if none."""
+    if isinstance(node, int) and not isinstance(node, bool):
+        return node
+    return text(node)
+
+
+def _is_plain(node: Node) -> bool:
+    return node is None or isinstance(node, (bool, int, float)) or text(node) is not None
+
+
+def _plain(node: Node) -> str | int | float | bool | None:
+    return node if isinstance(node, (bool, int, float)) else text(node)
+
+
+def _children(node: Node) -> list[tuple[str, Node]]:
+    if isinstance(node, (list, tuple)):
+        return [(str(i), child) for i, child in enumerate(node)]
+    return list(_mapping(node).items())

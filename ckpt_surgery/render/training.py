@@ -1,0 +1,63 @@
+"""Training state in a few words: what stands behind an entry's name in the footer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ckpt_surgery.render.text import count, printable
+from ckpt_surgery.report import OptimizerFacts, SchedulerFacts, TrainingFacts
+
+_MOST: Final = 4  # of one kind
+_MOST_BITS: Final = 1000  # of an integer that can be shown as a floating-point number
+_CERTAINTY: Final = {
+    "stored": "by stored names",
+    "order": "by order and shapes",
+    "partial": "only in part",
+    "none": "of unknown parameters",
+}
+
+
+def training_lines(facts: TrainingFacts) -> Iterator[str]:
+    """The facts, to be joined by commas; none if there is nothing to say."""
+    for optimizer in facts.optimizers[:_MOST]:
+        yield from _optimizer(optimizer)
+    if len(facts.optimizers) > _MOST:
+        yield f"… and {len(facts.optimizers) - _MOST:,} more optimizers"
+    if facts.schedulers:
+        yield from _schedulers(facts.schedulers)
+    if facts.scaler is not None:
+        yield f"scale {_number(facts.scaler.scale)}"
+    yield from (printable(name.partition("{")[0]) for name in facts.callbacks[:_MOST])
+
+
+def _optimizer(facts: OptimizerFacts) -> Iterator[str]:
+    if facts.layout != "unknown":
+        yield facts.layout
+    yield count(len(facts.groups), "group")
+    if facts.learning_rates:
+        yield f"lr {_numbers(facts.learning_rates)}"
+    if facts.steps:
+        yield f"step {' to '.join(map(_number, facts.steps))}"
+    yield f"{count(facts.states, 'state')} {_CERTAINTY[facts.certainty]}"
+
+
+def _schedulers(schedulers: Sequence[SchedulerFacts]) -> Iterator[str]:
+    yield count(len(schedulers), "scheduler")
+    first = schedulers[0]
+    if first.last_epoch is not None:
+        yield f"epoch {_number(first.last_epoch)}"
+    if first.last_lr:
+        yield f"lr {_numbers(first.last_lr)}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    shown = " ".join(map(_number, values[:_MOST]))
+    return f"{shown} …" if len(values) > _MOST else shown
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
+    return "huge" if huge else f"{value:.6g}"

@@ -1,0 +1,203 @@
+"""What is published is the weights alone, under the name that torch.hub checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import ckpt_surgery as ckpt
+from ckpt_surgery.ops import Output
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A training checkpoint with an average as `AveragedModel` leaves it."""
+    model = network()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    for _ in range(3):
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+        average.update_parameters(model)
+    torch.save(
+        {
+            "epoch": 3,
+            "state_dict": model.state_dict(),
+            "ema": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "lr_scheduler": scheduler.state_dict(),
+            "scaler": {
+                "scale": 65536.0,
+                "growth_factor": 2.0,
+                "backoff_factor": 0.5,
+                "growth_interval": 2000,
+                "_growth_tracker": 3,
+            },
+        },
+        tmp_path / "train.pth",
+    )
+    return tmp_path / "train.pth"
+
+
+def load(path: Path) -> Any:
+    return torch.load(path, weights_only=True)
+
+
+def test_published_weights_are_the_model_s(trained: Path, tmp_path: Path) -> None:
+    report = ckpt.strip(trained, tmp_path / "out.pth", training_state=True)
+    out = load(tmp_path / "out.pth")
+    assert list(out) == ["epoch", "state_dict"]
+    assert set(report.dropped) == {"ema", "optimizer", "lr_scheduler", "scaler"}
+    network().load_state_dict(out["state_dict"])
+    before = load(trained)["state_dict"]
+    assert all(torch.equal(value, before[name]) for name, value in out["state_dict"].items())
+    assert out["state_dict"]._metadata == before._metadata
+
+
+def test_published_averages_take_the_model_s_place(trained: Path, tmp_path: Path) -> None:
+    report = ckpt.strip(trained, tmp_path / "out.pth", training_state=True, ema=True)
+    out, before = load(tmp_path / "out.pth"), load(trained)
+    assert list(out) == ["epoch", "state_dict"]
+    network().load_state_dict(out["state_dict"])
+    for name, value in out["state_dict"].items():
+        assert torch.equal(value, before["ema"][f"module.{name}"])
+    assert report.plan[0] == {"edit": "take-weights", "state_dict": "state_dict", "from": "ema"}
+    assert not torch.equal(out["state_dict"]["0.weight"], before["state_dict"]["0.weight"])
+
+
+def test_an_average_without_buffers_leaves_them_the_model_s(tmp_path: Path) -> None:
+    model = network()
+    ema = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    torch.save({"model": model.state_dict(), "params_ema": ema}, tmp_path / "t.pth")
+    ckpt.strip(tmp_path / "t.pth", tmp_path / "out.pth", training_state=True, ema=True)
+    out = load(tmp_path / "out.pth")["model"]
+    assert list(out) == list(model.state_dict())
+    assert torch.equal(out["0.weight"], ema["0.weight"])
+    assert torch.equal(out["1.running_var"], model.state_dict()["1.running_var"])
+
+
+def test_an_average_of_nothing_in_the_file_is_kept(tmp_path: Path) -> None:
+    torch.save({"ema": network().state_dict(), "epoch": 1}, tmp_path / "t.pth")
+    report = ckpt.strip(tmp_path / "t.pth", tmp_path / "out.pth", training_state=True)
+    assert list(load(tmp_path / "out.pth")) == ["ema", "epoch"]
+    assert "there is no training state to remove" in report.warnings
+    with pytest.raises(ckpt.UsageError, match="no moving average of a model"):
+        ckpt.strip(tmp_path / "t.pth", tmp_path / "o.pth", training_state=True, ema=True)
+
+
+def test_one_of_several_averages_is_not_guessed(tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save({"model": state, "ema": dict(state), "swa": dict(state)}, tmp_path / "t.pth")
+    with pytest.raises(ckpt.UsageError, match="several averages: 'ema', 'swa'"):
+        ckpt.strip(tmp_path / "t.pth", tmp_path / "o.pth", training_state=True, ema=True)
+    report = ckpt.strip(tmp_path / "t.pth", tmp_path / "o.pth", training_state=True)
+    assert report.dropped == ("ema", "swa")
+
+
+def test_a_model_of_another_shape_is_no_average(tmp_path: Path) -> None:
+    other = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    torch.save({"model": network().state_dict(), "ema": other.state_dict()}, tmp_path / "t.pth")
+    ckpt.strip(tmp_path / "t.pth", tmp_path / "o.pth", training_state=True)
+    assert "ema" in load(tmp_path / "o.pth")
+    plan = ckpt.Plan.from_dict([{"edit": "take-weights", "state_dict": "model", "from": "ema"}])
+    with (
+        ckpt.read(tmp_path / "t.pth") as checkpoint,
+        pytest.raises(ckpt.PlanError, match="'ema' is no average of the weights in 'model'"),
+    ):
+        ckpt.apply(plan, checkpoint)
+
+
+def test_only_an_item_of_a_dictionary_can_go(tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save([{"model": state}, [{k: v + 1 for k, v in state.items()}]], tmp_path / "l.pth")
+    plan = ckpt.Plan.from_dict([{"edit": "drop-state-dict", "path": "1/0"}])
+    with (
+        ckpt.read(tmp_path / "l.pth") as checkpoint,
+        pytest.raises(ckpt.LossyEditError, match="only an entry of a dictionary"),
+    ):
+        ckpt.apply(plan, checkpoint)
+    missing = ckpt.Plan.from_dict([{"edit": "drop-state-dict", "path": "nowhere"}])
+    with (
+        ckpt.read(tmp_path / "l.pth") as checkpoint,
+        pytest.raises(ckpt.PlanError, match="which is not there"),
+    ):
+        ckpt.apply(missing, checkpoint)
+
+
+def test_the_name_has_the_hash_that_torch_hub_checks(trained: Path, tmp_path: Path) -> None:
+    target = Output(tmp_path / "net.pth", hash_name=True)
+    report = ckpt.strip(trained, target, training_state=True)
+    assert report.output is not None
+    written = Path(report.output)
+    assert written.name.startswith("net-")
+    assert not (tmp_path / "net.pth").exists()
+    loaded = torch.hub.load_state_dict_from_url(
+        written.as_uri(), model_dir=str(tmp_path / "hub"), check_hash=True, progress=False
+    )
+    network().load_state_dict(loaded["state_dict"])
+    with pytest.raises(ckpt.WriteError, match="already exists"):
+        ckpt.strip(trained, target, training_state=True)
+    dry = ckpt.strip(
+        trained, Output(tmp_path / "net.pth", hash_name=True, dry_run=True), training_state=True
+    )
+    assert dry.output is None
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (Output(stream=1, hash_name=True), "needs a name"),
+        (Output("net-1.0.pth", hash_name=True), "would take a part of 'net-1.0.pth'"),
+    ],
+)
+def test_names_that_cannot_carry_a_hash_are_refused(
+    output: Output, message: str, trained: Path
+) -> None:
+    with pytest.raises(ckpt.UsageError, match=message):
+        ckpt.strip(trained, output, training_state=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema": True}, "'--ema' says what"),
+        ({"training_state": True, "optimizer": "keep"}, "contradict each other"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    options: dict[str, Any], message: str, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ckpt.UsageError, match=message):
+        ckpt.strip(trained, tmp_path / "o.pth", ckpt.selection(prefix="0"), **options)
+
+
+def test_inspect_explains_the_training_state(trained: Path) -> None:
+    report = ckpt.inspect(trained)
+    assert report.averaged == {"ema": 3}
+    document = report.to_dict()
+    assert document["state_dicts"][1]["n_averaged"] == 3
+    training = {o["path"]: o["training"] for o in document["other"] if "training" in o}
+    (optimizer,) = training["optimizer"]["optimizers"]
+    assert (optimizer["layout"], optimizer["certainty"]) == ("SGD", "order")
+    assert optimizer["state_dicts"] == ["state_dict"]
+    assert [p["name"] for p in optimizer["parameters"]] == [
+        name for name, _ in network().named_parameters()
+    ]
+    assert optimizer["parameters"][0]["nbytes"] == 4 * 5 * 4
+    assert optimizer["groups"][0]["options"]["momentum"] == 0.9
+    (scheduler,) = training["lr_scheduler"]["schedulers"]
+    assert scheduler["last_epoch"] == 3
+    assert scheduler["last_lr"] == pytest.approx([0.0001])
+    assert training["scaler"]["scaler"] == {"scale": 65536, "growth_tracker": 3}
