@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
-The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`. Each takes a
-path, writes what it is told to and returns a report; `read` gives the description that they work
-on. Nothing here imports torch before something needs numbers.
+The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`.
+Each takes a path, writes what it is told to and returns a report; `read` gives the description
+that they work on. Nothing here imports torch before something needs numbers.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage, Tensor
     from ckpt_surgery.errors import (
         CkptError,
+        ConstructionError,
         DamagedFileError,
         LimitExceededError,
         LossyEditError,
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
         WriteError,
     )
     from ckpt_surgery.formats import read
+    from ckpt_surgery.models.reports import FitReport, MatchReport
     from ckpt_surgery.ops import Output, convert, inspect, rename, strip
+    from ckpt_surgery.ops.fit import fit
+    from ckpt_surgery.ops.match import match
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
     from ckpt_surgery.report import EditReport, InspectReport
@@ -53,6 +57,7 @@ _HOMES = {
     "ckpt_surgery.checkpoint": ("Checkpoint", "Entry", "Other", "StateDict", "Storage", "Tensor"),
     "ckpt_surgery.errors": (
         "CkptError",
+        "ConstructionError",
         "DamagedFileError",
         "LimitExceededError",
         "LossyEditError",
@@ -65,7 +70,10 @@ _HOMES = {
         "WriteError",
     ),
     "ckpt_surgery.formats": ("read",),
+    "ckpt_surgery.models.reports": ("FitReport", "MatchReport"),
     "ckpt_surgery.ops": ("Output", "convert", "inspect", "rename", "strip"),
+    "ckpt_surgery.ops.fit": ("fit",),
+    "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
     "ckpt_surgery.report": ("EditReport", "InspectReport"),
@@ -83,12 +91,13 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
-    "AddPrefix", "Checkpoint", "CkptError", "DamagedFileError", "EditReport", "Entry",
-    "InspectReport", "LimitExceededError", "Limits", "LossyEditError", "MapNames",
-    "MissingDependencyError", "NameCollisionError", "Other", "Output", "Plan", "PlanError",
-    "ReadError", "Replace", "Rule", "Selection", "StateDict", "Storage", "StripPrefix",
-    "Substitute", "Tensor", "UnknownFormatError", "UsageError", "WriteError", "__version__",
-    "apply", "convert", "inspect", "read", "rename", "selection", "strip",
+    "AddPrefix", "Checkpoint", "CkptError", "ConstructionError", "DamagedFileError", "EditReport",
+    "Entry", "FitReport", "InspectReport", "LimitExceededError", "Limits", "LossyEditError",
+    "MapNames", "MatchReport", "MissingDependencyError", "NameCollisionError", "Other", "Output",
+    "Plan", "PlanError", "ReadError", "Replace", "Rule", "Selection", "StateDict", "Storage",
+    "StripPrefix", "Substitute", "Tensor", "UnknownFormatError", "UsageError", "WriteError",
+    "__version__", "apply", "convert", "fit", "inspect", "match", "read", "rename", "selection",
+    "strip",
 ]  # fmt: skip
 
 

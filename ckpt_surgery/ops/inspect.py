@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, Tensor, join_path
+from ckpt_surgery.checkpoint import (
+    Checkpoint,
+    Entry,
+    StateDict,
+    Storage,
+    Tensor,
+    find_ties,
+    join_path,
+)
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
@@ -42,7 +50,7 @@ def inspect(
             state_dicts=narrowed.state_dicts,
             others=checkpoint.others,
             totals=_totals(checkpoint, [tensor for _, tensor in narrowed.tensors]),
-            ties=_ties(narrowed),
+            ties=find_ties(narrowed.tensors),
             globals=checkpoint.globals,
             notes=checkpoint.notes,
             stats=_stats(narrowed) if stats else {},
@@ -89,16 +97,6 @@ def _totals(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Totals:
         storage_nbytes=storage_nbytes,
         unused_nbytes=storage_nbytes - used,
     )
-
-
-def _ties(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
-    """Groups of names whose tensors are the same elements of the same storage."""
-    groups: dict[object, list[str]] = {}
-    for name, tensor in checkpoint.tensors:
-        if tensor.storage is not None and tensor.numel:
-            place = (id(tensor.storage), tensor.offset, tensor.shape, tensor.stride)
-            groups.setdefault(place, []).append(name)
-    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
 
 def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:
