@@ -108,6 +108,8 @@ class InspectReport:
     """Counts by the path of another entry: an optimizer's ``groups`` and ``states``."""
     places: Mapping[str, Place] = field(default_factory=dict)
     """By ``path/name``, in the whole state dict even where only a part of it is listed."""
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What state dicts were recognised as, by their path; its ``summary`` is a sentence."""
 
     @property
     def exit_code(self) -> int:
@@ -128,9 +130,12 @@ class InspectReport:
         }
 
     def _state_dict(self, state_dict: StateDict) -> dict[str, Any]:
+        architecture = self.architectures.get(state_dict.path)
+        known = {} if architecture is None else {"architecture": dict(architecture)}
         return {
             "path": state_dict.path,
             "kind": state_dict.kind,
+            **known,
             "tensors": [
                 self._tensor(state_dict, entry, entry.tensor)
                 for entry in state_dict.entries

@@ -31,11 +31,13 @@ def inspect(
     at: Sequence[str] = (),
     params_only: bool = False,
     stats: bool = False,
+    recognise: bool = False,
 ) -> InspectReport:
     """Describe the checkpoint in `source`: its tensors, what lies beside them, ties, waste.
 
     `selection` and `at` narrow what is listed; `params_only` leaves out what is known to be a
-    buffer. Only `stats` reads tensor bytes, and imports torch.
+    buffer. Only `stats` reads tensor bytes, and imports torch. `recognise` looks the whole state
+    dicts up among torchvision's architectures.
 
     Raises `UsageError` for a rule that matches nothing, `ReadError` for a bad input and
     `MissingDependencyError` if `stats` finds no torch.
@@ -55,6 +57,7 @@ def inspect(
             notes=checkpoint.notes,
             stats=_stats(narrowed) if stats else {},
             places=places(checkpoint.state_dicts),
+            architectures=_architectures(checkpoint, listed) if recognise else {},
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
 
@@ -97,6 +100,20 @@ def _totals(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Totals:
         storage_nbytes=storage_nbytes,
         unused_nbytes=storage_nbytes - used,
     )
+
+
+def _architectures(
+    checkpoint: Checkpoint, listed: Sequence[StateDict]
+) -> dict[str, dict[str, object]]:
+    from ckpt_surgery.models.signatures import recognise
+
+    paths = {state_dict.path for state_dict in listed}
+    found = {
+        state_dict.path: recognise((name, tensor.shape) for name, tensor in state_dict.tensors)
+        for state_dict in checkpoint.state_dicts
+        if state_dict.path in paths
+    }
+    return {path: each.to_dict() for path, each in found.items() if each is not None}
 
 
 def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:

@@ -13,6 +13,7 @@ from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 
 _MOST_LINES: Final = 40  # of one kind
+_MOST_RENAMES: Final = 8  # most are alike; --emit-map and --json list all
 _MOST_NAMES: Final = 2000  # that are folded; beyond, the first are shown as they are
 _LONGEST_NOTE: Final = 500  # characters
 
@@ -89,11 +90,11 @@ def _pattern(each: Fold) -> str:
     return printable(each.pattern) + (f" ({each.count:,})" if each.count > 1 else "")
 
 
-def _limited(lines: Iterable[str]) -> Iterator[str]:
+def _limited(lines: Iterable[str], most: int = _MOST_LINES) -> Iterator[str]:
     listed = list(lines)
-    yield from (f"  {line}" for line in listed[:_MOST_LINES])
-    if len(listed) > _MOST_LINES:
-        yield f"  … and {len(listed) - _MOST_LINES:,} more"
+    yield from (f"  {line}" for line in listed[:most])
+    if len(listed) > most:
+        yield f"  … and {len(listed) - most:,} more"
 
 
 def show_fit(report: FitReport, screen: Screen) -> None:
@@ -122,8 +123,8 @@ def _fitted(each: Fitted) -> Iterator[str]:
     if renames := each.found.renames:
         ways = dict.fromkeys(p.how for p in each.found.pairs if p.source != p.target)
         yield f"names that differ: {len(renames):,}, paired by {', '.join(map(printable, ways))}"
-        shown = _fold((old, new.count(".")) for old, new in renames.items())
-        yield from _limited(_renamed(fold.names[0], renames, fold.count) for fold in shown)
+        listed = [f"{printable(old)} -> {printable(new)}" for old, new in renames.items()]
+        yield from _limited(listed, most=_MOST_RENAMES)
     if adapted := plan.having("adapted"):
         yield f"adapted {_sum(adapted, plan.elements['adapted'])}:"
         yield from _limited(
@@ -142,11 +143,6 @@ def _fitted(each: Fitted) -> Iterator[str]:
 
 def _sum(tensors: Sequence[object], elements: int) -> str:
     return f"{count(len(tensors), 'tensor')}, {count(elements, 'element')}"
-
-
-def _renamed(old: str, renames: dict[str, str], number: int) -> str:
-    more = f" and {number - 1:,} like it" if number > 1 else ""
-    return f"{printable(old)} -> {printable(renames[old])}{more}"
 
 
 def _adapted(item: FitItem) -> str:
