@@ -159,8 +159,8 @@ def _print_curves(curves: dict[str, list[list[float]]]) -> None:
 def _draw(curves: dict[str, list[list[float]]]) -> str:
     """The mean curves, with a band from the lowest to the highest seed."""
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">',
+        '<g font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
     ]
     for tenth in range(0, 11, 2):
@@ -179,16 +179,16 @@ def _draw(curves: dict[str, list[list[float]]]) -> str:
         band = [*enumerate(lows), *reversed(list(enumerate(highs)))]
         parts += [
             f'<polygon points="{_points(band)}" fill="{color}" fill-opacity="0.15"/>',
-            f'<polyline points="{_points(list(enumerate(_mean(each))))}" fill="none" '
-            f'stroke="{color}" stroke-width="2"/>',
-            f'<text x="{_WIDTH - 170}" y="{_y(0.25) + 20 * row:.1f}" fill="{color}">{label}</text>',
+            f'<g fill="none" stroke="{color}" stroke-width="2">',
+            f'<polyline points="{_points(list(enumerate(_mean(each))))}"/></g>',
+            f'<text x="470" y="{_y(0.25) + 20 * row:.1f}" fill="{color}">{label}</text>',
         ]
+    middle, below = (_LEFT + _WIDTH) // 2, _HEIGHT - 8
     parts += [
-        f'<text x="{(_LEFT + _WIDTH) / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">'
-        f"epochs on {5 * _EXAMPLES} images</text>",
-        f'<text x="14" y="{_HEIGHT / 2:.0f}" text-anchor="middle" '
-        f'transform="rotate(-90 14 {_HEIGHT / 2:.0f})">accuracy on digits 5 to 9</text>',
-        "</svg>\n",
+        '<g text-anchor="middle">',
+        f'<text x="{middle}" y="{below}">epochs on {5 * _EXAMPLES} images</text>',
+        f'<text transform="translate(14 {_HEIGHT // 2}) rotate(-90)">accuracy on digits 5 to 9',
+        "</text></g></g></svg>\n",
     ]
     return "\n".join(parts)
 
