@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
-The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`. Each takes a
-path, writes what it is told to and returns a report; `read` gives the description that they work
-on. Nothing here imports torch before something needs numbers.
+The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`.
+Each takes a path, writes what it is told to and returns a report; `read` gives the description
+that they work on. Nothing here imports torch before something needs numbers.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage, Tensor
     from ckpt_surgery.errors import (
         CkptError,
+        ConstructionError,
         DamagedFileError,
         LimitExceededError,
         LossyEditError,
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from ckpt_surgery.formats import read
     from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
     from ckpt_surgery.models.freezing import FreezePlan
+    from ckpt_surgery.models.reports import FitReport, MatchReport
     from ckpt_surgery.ops import Output, convert, freeze_plan, inspect, rename, strip
+    from ckpt_surgery.ops.fit import fit
+    from ckpt_surgery.ops.match import match
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
     from ckpt_surgery.report import EditReport, InspectReport
@@ -55,6 +59,7 @@ _HOMES = {
     "ckpt_surgery.checkpoint": ("Checkpoint", "Entry", "Other", "StateDict", "Storage", "Tensor"),
     "ckpt_surgery.errors": (
         "CkptError",
+        "ConstructionError",
         "DamagedFileError",
         "LimitExceededError",
         "LossyEditError",
@@ -68,8 +73,11 @@ _HOMES = {
     ),
     "ckpt_surgery.formats": ("read",),
     "ckpt_surgery.models.freezing": ("FreezePlan",),
+    "ckpt_surgery.models.reports": ("FitReport", "MatchReport"),
     "ckpt_surgery.freezing.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
     "ckpt_surgery.ops": ("Output", "convert", "freeze_plan", "inspect", "rename", "strip"),
+    "ckpt_surgery.ops.fit": ("fit",),
+    "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
     "ckpt_surgery.report": ("EditReport", "InspectReport"),
@@ -90,9 +98,11 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "AddPrefix",
     "Checkpoint",
     "CkptError",
+    "ConstructionError",
     "DamagedFileError",
     "EditReport",
     "Entry",
+    "FitReport",
     "FreezePlan",
     "FreezeRule",
     "GroupRule",
@@ -101,6 +111,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Limits",
     "LossyEditError",
     "MapNames",
+    "MatchReport",
     "MissingDependencyError",
     "NameCollisionError",
     "Other",
@@ -124,8 +135,10 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "__version__",
     "apply",
     "convert",
+    "fit",
     "freeze_plan",
     "inspect",
+    "match",
     "read",
     "rename",
     "selection",

@@ -9,6 +9,7 @@ CkptError
 ├── PlanError
 │   ├── NameCollisionError      two entries would get one name
 │   └── LossyEditError          the target cannot hold something
+├── ConstructionError       a model's own code raised, or made no model that can be described
 ├── WriteError              output exists, is the input, no space, not permitted
 └── MissingDependencyError  this command needs torch or torchvision
 
@@ -90,6 +91,10 @@ class NameCollisionError(PlanError):
 
 class LossyEditError(PlanError):
     """The target cannot hold something that the source has."""
+
+
+class ConstructionError(CkptError):
+    """A model's own code raised, returned no module, or made one that cannot be described."""
 
 
 class WriteError(CkptError):

@@ -243,6 +243,8 @@ class InspectReport:
     """By the path of another entry."""
     averaged: Mapping[str, int] = field(default_factory=dict)
     """By the path of a moving average: how many models it has taken in."""
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What state dicts were recognised as, by their path; its ``summary`` is a sentence."""
 
     @property
     def exit_code(self) -> int:
@@ -266,6 +268,8 @@ class InspectReport:
         found: dict[str, Any] = {"path": state_dict.path, "kind": state_dict.kind}
         if state_dict.path in self.averaged:
             found["n_averaged"] = self.averaged[state_dict.path]
+        if state_dict.path in self.architectures:
+            found["architecture"] = dict(self.architectures[state_dict.path])
         return found | {
             "tensors": [
                 self._tensor(state_dict, entry, entry.tensor)

@@ -26,6 +26,13 @@ _STORED_AS = {
 }
 
 
+def can_load(tensor: Tensor) -> bool:
+    """Whether `load_elements` can: the tensor is strided, its elements are whole bytes."""
+    dtype = tensor.dtype
+    packed = dtype.elements_per_byte > 1 or _PACKED.fullmatch(dtype.name) is not None
+    return tensor.storage is not None and not packed
+
+
 def load_elements(tensor: Tensor) -> torch.Tensor | None:
     """The elements of a strided tensor in row-major order, as a one-dimensional torch tensor.
 
@@ -36,7 +43,7 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     import torch
 
     name = _STORED_AS.get(tensor.dtype.name, tensor.dtype.name)
-    if tensor.storage is None or tensor.dtype.elements_per_byte > 1 or _PACKED.fullmatch(name):
+    if tensor.storage is None or not can_load(tensor):
         return None
     if tensor.numel > max(tensor.extent, _MOST_REPEATED):
         raise LimitExceededError(

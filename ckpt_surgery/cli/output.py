@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import TextIO, TypeVar
 
 import click
 
@@ -11,11 +12,18 @@ from ckpt_surgery.fileio import atomic_output
 from ckpt_surgery.render import edits
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.report import EditReport, Report
+
+_Report = TypeVar("_Report", bound=Report)
 
 
 def finish_edit(ctx: click.Context, report: EditReport) -> int:
-    """Print and record the report of an edit; its exit code.
+    """Print and record the report of an edit; its exit code."""
+    return finish(ctx, report, edits.show)
+
+
+def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen], None]) -> int:
+    """Print and record a report, for people by `show`; its exit code.
 
     It goes to standard output, or to standard error if standard output carries the checkpoint.
     """
@@ -29,7 +37,7 @@ def finish_edit(ctx: click.Context, report: EditReport) -> int:
     if given["as_json"]:
         write_json(report, stream)
     else:
-        edits.show(report, Screen(stream, color=not given["no_color"]))
+        show(report, Screen(stream, color=not given["no_color"]))
     return report.exit_code
 
 

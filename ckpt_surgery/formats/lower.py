@@ -117,7 +117,8 @@ def _is_unchanged(state_dict: StateDict) -> bool:
     pairs = mapping_pairs(state_dict.node)
     if pairs is None or is_module(state_dict.node) or len(pairs) != len(state_dict.entries):
         return False
-    if list(metadata_of(state_dict.node) or ()) != list(state_dict.metadata or ()):
+    old, new = metadata_of(state_dict.node) or {}, state_dict.metadata or {}
+    if list(old) != list(new) or any(old[module] is not new[module] for module in old):
         return False
     return all(
         text(key) == entry.name and value is entry.node
@@ -131,7 +132,7 @@ def lower_state_dict(state_dict: StateDict) -> Node:
     for entry in state_dict.entries:
         items += (_key(entry), _value(entry))
     node = state_dict.node
-    if isinstance(node, Dict):
+    if isinstance(node, Dict) and state_dict.metadata is None:  # a plain one has no attributes
         return Dict(items)
     if isinstance(node, Object) and mapping_pairs(node) is not None and not is_module(node):
         args = () if node.items is None else node.args
@@ -150,13 +151,18 @@ def lower_state_dict(state_dict: StateDict) -> Node:
 
 
 def _state(node: Object, state_dict: StateDict) -> Node:
+    """The attributes of a mapping: `_metadata` as the state dict has it, the others as they are."""
     old = metadata_node(node)
-    if old is None or state_dict.metadata is None or not isinstance(node.state, Dict):
+    if old is None and state_dict.metadata is None:
         return node.state
-    new = _metadata(old, state_dict.metadata)
     items: list[Node] = []
-    for key, value in node.state.pairs():
-        items += (key, new if value is old else value)
+    for key, value in mapping_pairs(node.state) or ():
+        if value is not old:
+            items += (key, value)
+        elif state_dict.metadata is not None:
+            items += (key, _metadata(old, state_dict.metadata))
+    if old is None and state_dict.metadata is not None:
+        items += ("_metadata", _metadata(None, state_dict.metadata))
     return Dict(items)
 
 
