@@ -86,9 +86,9 @@ def _pretrain_and_fit(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     model = Digits()
     images, labels = _data(0)
-    _train(model, images, labels, epochs=30)
+    _train(model, images, labels, epochs=10, lr=0.02)
     saved, fitted = folder / f"pretrained{seed}.pth", folder / f"fitted{seed}.pth"
-    torch.save({"epoch": 30, "state_dict": nn.DataParallel(model).state_dict()}, saved)
+    torch.save({"epoch": 10, "state_dict": nn.DataParallel(model).state_dict()}, saved)
     command = ["fit", str(saved), "--model", "transfer_demo:wider_head", "--seed", str(seed)]
     done = _ckpt(*command, "-o", str(fitted))
     if seed == 0:
@@ -104,11 +104,13 @@ def _ckpt(*arguments: str) -> str:
     return done.stdout
 
 
-def _train(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, epochs: int) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+def _train(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, epochs: int, lr: float
+) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     model.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(images)).split(32):
+        for batch in torch.randperm(len(images)).split(16):
             optimizer.zero_grad()
             functional.cross_entropy(model(images[batch]), labels[batch]).backward()
             optimizer.step()
@@ -129,7 +131,7 @@ def _train_on_few(weights: Path | None, seed: int) -> list[float]:
     accuracies = [_accuracy(model, images[rest], labels[rest])]
     for epoch in range(_EPOCHS):
         torch.manual_seed(1000 * seed + epoch)
-        _train(model, images[few], labels[few], epochs=1)
+        _train(model, images[few], labels[few], epochs=1, lr=0.01)
         accuracies.append(_accuracy(model, images[rest], labels[rest]))
     return accuracies
 
