@@ -22,12 +22,12 @@ def category(dtype: DType) -> Category:
     """What can be done with elements of that type.
 
     ``real`` and ``complex`` are merged by a method, ``integer`` (with bool) by a policy; ``opaque``
-    (quantized, packed, bits) can only be compared.
+    (quantized, packed, bits, complex32) can only be compared.
     """
     if dtype.kind == "float":
         return "opaque" if dtype.name in _PACKED_FLOATS else "real"
     if dtype.kind == "complex":
-        return "complex"
+        return "opaque" if dtype.name == "complex32" else "complex"  # experimental in torch
     if dtype.kind in {"int", "bool"} and dtype.name not in _PACKED_INTS:
         return "integer"
     return "opaque"

@@ -29,15 +29,18 @@ def from_base(base: Tensor, tensors: Sequence[Tensor], coefficients: Sequence[Te
     """``b + Σ cᵢ·(xᵢ - b)``, computed as ``(1 - Σ cᵢ)·b + Σ cᵢ·xᵢ``, a coefficient per element.
 
     The second form is exact where it matters: one coefficient of 1 gives that input's bits, and
-    where all are 0 the result has the base's bits, whatever the inputs hold.
+    where each input equals the base or has a coefficient of 0, the result has the base's bits. A
+    coefficient of 0 hides whatever the input holds there. The coefficients are overwritten.
     """
-    left = 1 - _sum(coefficients)
-    untouched = coefficients[0] == 0
-    for coefficient in coefficients[1:]:
-        untouched &= coefficient == 0
-    total = base * left
+    idle = []
     for tensor, coefficient in zip(tensors, coefficients, strict=True):
-        total += (tensor * coefficient).masked_fill_(coefficient == 0, 0)
+        coefficient.masked_fill_(tensor == base, 0)
+        idle.append(coefficient == 0)
+    total = base * (1 - _sum(coefficients))
+    untouched = idle[0].clone()
+    for tensor, coefficient, hidden in zip(tensors, coefficients, idle, strict=True):
+        total += (tensor * coefficient).masked_fill_(hidden, 0)
+        untouched &= hidden
     return base.where(untouched, total)
 
 

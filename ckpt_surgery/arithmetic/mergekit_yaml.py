@@ -125,7 +125,7 @@ def _ordered(
     return models
 
 
-def _idle(chosen: Method) -> set[str]:
+def _idle(chosen: Method) -> frozenset[str]:
     """Parameters that mergekit takes for this method and that change no number there."""
     return _WITHOUT_EFFECT - {parameter.name for parameter in chosen.parameters}
 

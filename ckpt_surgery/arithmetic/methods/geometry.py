@@ -180,7 +180,7 @@ def least_distance(
 ) -> list[float]:
     """The geometric median's coefficients, from a Gram matrix about any origin."""
     n = len(matrix)
-    between = [[_distance(matrix, unit(n, i), unit(n, j)) for j in range(n)] for i in range(n)]
+    between = [_distances(matrix, unit(n, i)) for i in range(n)]
     spread = max(max(row) for row in between)
     for k in range(n):
         if _is_optimal(matrix, weights, between, k):
@@ -188,20 +188,23 @@ def least_distance(
     floor = max(epsilon * spread, 1e-300)
     point = list(elementwise.normalized(weights))
     for _ in range(max_iter):
-        pull = [
-            weight / max(floor, _distance(matrix, point, unit(n, i)))
-            for i, weight in enumerate(weights)
-        ]
+        distances = _distances(matrix, point)
+        pull = [w / max(floor, d) for w, d in zip(weights, distances, strict=True)]
         moved = list(elementwise.normalized(pull))
-        step = _distance(matrix, moved, point)
+        step = norm(matrix, [a - b for a, b in zip(moved, point, strict=True)])
         point = moved
         if step <= tol * spread:
             break
     return point
 
 
-def _distance(matrix: Matrix, left: Sequence[float], right: Sequence[float]) -> float:
-    return norm(matrix, [a - b for a, b in zip(left, right, strict=True)])
+def _distances(matrix: Matrix, point: Sequence[float]) -> list[float]:
+    """From a point, given by coefficients that sum to 1, to each vector."""
+    products = [sum(g * c for g, c in zip(row, point, strict=True)) for row in matrix]
+    square = sum(p * c for p, c in zip(products, point, strict=True))
+    return [
+        math.sqrt(max(square - 2 * p + matrix[i][i], 0.0)) for i, p in enumerate(products)
+    ]
 
 
 def _is_optimal(

@@ -92,7 +92,8 @@ class NearSwap(Method, name="nearswap"):
         t = piece.settings.number("t")
         base, other = piece.origin, piece.tensors[0]
         distance = (other - base).abs_()
-        share = t / distance
+        # torch makes t / tensor the product with a reciprocal, which is infinite for a subnormal
+        share = distance.new_tensor(t) / distance
         moved = base * (1 - share)
         moved += other * share
         return other.where(distance <= t, moved)
