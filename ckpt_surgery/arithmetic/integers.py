@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from ckpt_surgery.arithmetic.policies import IntegerPolicy
 from ckpt_surgery.errors import LossyEditError, MismatchError, UsageError
-
-IntegerPolicy = Literal["auto", "base", "max", "sum", "mean", "error"]
-POLICIES: Final[tuple[str, ...]] = get_args(IntegerPolicy)
 
 COUNTER: Final = "num_batches_tracked"
 """Batch norm's counter: how many batches its running statistics have seen."""

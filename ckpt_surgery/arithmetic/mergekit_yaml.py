@@ -41,7 +41,15 @@ def parse(text: str) -> Recipe:
     Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong or assembles layers,
     and `MissingDependencyError` without PyYAML.
     """
-    config = mapping_of(_load(text), "the recipe")
+    return from_config(_load(text))
+
+
+def from_config(loaded: object) -> Recipe:
+    """The recipe in a mergekit configuration that has been parsed to mappings and lists.
+
+    Raises `UsageError` as `parse` does.
+    """
+    config = mapping_of(loaded, "the recipe")
     for key in _LAYERS:
         if key in config:
             raise UsageError(
@@ -85,7 +93,8 @@ def _load(text: str) -> object:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ReadError(f"is no YAML: {str(error).splitlines()[0]}") from error
+        first, *_ = str(error).splitlines() or ["nested too deeply"]
+        raise ReadError(f"is no YAML: {first}") from error
 
 
 def _method(name: str) -> Method:

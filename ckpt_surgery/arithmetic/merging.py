@@ -71,7 +71,7 @@ def merged_runs(
     measured = method.measure(inputs)
     tally = Tally() if tally is None else tally
     runs = spans(0, inputs.numel, RUN)
-    if threads == 1:
+    if threads == 1 or inputs.numel <= RUN:
         for start, stop in runs:
             yield _merge_run(method, inputs, start, stop, dtype, measured, tally)
         return

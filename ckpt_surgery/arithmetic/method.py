@@ -83,7 +83,7 @@ class Method(ABC):
         Raises `UsageError` for a missing or superfluous base, too few or too many files, weights
         that do not fit, and parameters that are unknown, missing or out of range.
         """
-        self._check_files(inputs, has_base)
+        self.check_files(inputs, has_base=has_base)
         if weights is not None and not self.weighted:
             raise UsageError(
                 f"method '{self.name}' takes no weights",
@@ -96,7 +96,8 @@ class Method(ABC):
         self.check(settings)
         return settings
 
-    def _check_files(self, inputs: int, has_base: bool) -> None:
+    def check_files(self, inputs: int, *, has_base: bool) -> None:
+        """Raise `UsageError` for a missing or superfluous base, or too few or too many files."""
         if self.needs_base and not has_base:
             raise UsageError(
                 f"method '{self.name}' needs a base: the model that the others were trained from"

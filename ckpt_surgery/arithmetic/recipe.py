@@ -40,9 +40,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 from ckpt_surgery import dtypes
-from ckpt_surgery.arithmetic import integers, method
+from ckpt_surgery.arithmetic import method
 from ckpt_surgery.arithmetic.method import Method
 from ckpt_surgery.arithmetic.parameters import Settings, as_number, near_names
+from ckpt_surgery.arithmetic.policies import INTEGER_POLICIES, IntegerPolicy
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 
 SelectorKind = Literal["all", "prefix", "pattern", "glob"]
@@ -89,7 +90,7 @@ class Recipe:
     overrides: tuple[Override, ...] = ()
     dtype: str | None = None
     seed: int = 0
-    integers: str = "auto"
+    integers: IntegerPolicy = "auto"
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,14 +100,19 @@ class Recipe:
                 floats = [d.name for d in dtypes.BY_NAME.values() if d.kind == "float"]
                 hint = near_names(self.dtype, floats)
                 raise UsageError(f"'dtype' must be a floating type, got '{self.dtype}'", hint=hint)
-        if self.integers not in integers.POLICIES:
-            raise UsageError(f"'int' must be one of {', '.join(integers.POLICIES)}")
+        if self.integers not in INTEGER_POLICIES:
+            raise UsageError(f"'int' must be one of {', '.join(INTEGER_POLICIES)}")
+        self.method.check_files(len(self.inputs), has_base=self._has_base)
         always = [override for override in self.overrides if override.kind == "all"]
         self.settings(always)
         for selector in {(override.kind, override.text) for override in self.overrides}:
             self.settings(
                 [o for o in self.overrides if o.kind == "all" or (o.kind, o.text) == selector]
             )
+
+    @property
+    def _has_base(self) -> bool:
+        return self.method.needs_base and self.base is not None
 
     def settings(self, matching: Sequence[Override] = ()) -> Settings:
         """The numbers for a tensor, given the overrides that choose it, in their order."""
@@ -122,7 +128,7 @@ class Recipe:
         weights = resolved.pop(WEIGHT, None)
         return self.method.bind(
             count,
-            has_base=self.method.needs_base and self.base is not None,
+            has_base=self._has_base,
             weights=None if weights is None else self._complete(weights),
             values=resolved,
         )
@@ -208,19 +214,20 @@ def parse_toml(text: str) -> Recipe:
         raise ReadError(f"is no TOML: {error}") from error
     known = ("method", "base", "dtype", "seed", "int", "parameters", "inputs", "for")
     require_keys(table, known, "the recipe")
+    chosen = method.find(text_of(table, "method"))
     seed = table.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UsageError(f"'seed' must be a whole number, got {seed!r}")
     inputs = tuple(_toml_input(entry) for entry in tables(table.get("inputs"), "inputs"))
     return Recipe(
-        method=method.find(text_of(table, "method")),
+        method=chosen,
         inputs=inputs,
         base=optional_text(table, "base"),
         values=mapping_of(table.get("parameters", {}), "parameters"),
         overrides=tuple(_toml_override(entry) for entry in tables(table.get("for", []), "for")),
         dtype=optional_text(table, "dtype"),
         seed=seed,
-        integers=optional_text(table, "int") or "auto",
+        integers=cast("IntegerPolicy", optional_text(table, "int") or "auto"),
     )
 
 

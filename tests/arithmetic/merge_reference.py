@@ -209,16 +209,12 @@ def _della(xs, base, weights, density, epsilon, normalize, rescale, elect, seed,
 
 def della(xs, base, weights, density, epsilon, normalize=True, rescale="density", **k):
     lam, seed, name = k.get("lambda", 1.0), k["seed"], k["name"]
-    return _della(
-        xs, base, weights, density, epsilon, normalize, rescale, True, seed, name, lam
-    )
+    return _della(xs, base, weights, density, epsilon, normalize, rescale, True, seed, name, lam)
 
 
 def della_linear(xs, base, weights, density, epsilon, normalize=False, rescale="density", **k):
     lam, seed, name = k.get("lambda", 1.0), k["seed"], k["name"]
-    return _della(
-        xs, base, weights, density, epsilon, normalize, rescale, False, seed, name, lam
-    )
+    return _della(xs, base, weights, density, epsilon, normalize, rescale, False, seed, name, lam)
 
 
 def _breadcrumbs(xs, base, weights, density, gamma, normalize, rescale, elect, lam):

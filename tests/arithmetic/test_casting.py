@@ -27,7 +27,7 @@ TABLE = {dtype: neighbours(dtype) for dtype in NARROW}
 
 
 def nearest_even(value, dtype):
-    """The correctly rounded value, by exact comparison with both neighbours; None if it overflows."""
+    """The correctly rounded value, by exact comparison; None if it overflows."""
     import bisect
 
     table = TABLE[dtype]
@@ -56,7 +56,7 @@ def test_float64_is_rounded_once(dtype, place, share, nudge):
     low, high = (table[min(place + i, len(table) - 2 + i) % len(table)] for i in range(2))
     if high < low:
         low, high = table[0], table[1]
-    middle = low + (high - low) * (0.5 if share < 0.5 else share)
+    middle = low + (high - low) * (max(share, 0.5))
     value = middle * (1 + nudge)
     expected = nearest_even(value, dtype)
     if expected is not None:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_surgery.arithmetic.integers import POLICIES, merge_integers
+from ckpt_surgery.arithmetic.integers import merge_integers
+from ckpt_surgery.arithmetic.policies import INTEGER_POLICIES
 from ckpt_surgery.errors import LossyEditError, MismatchError, UsageError
 
 SIGNED = {torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
@@ -117,13 +118,13 @@ def test_unsigned_64_bits():
         merge_integers("x", [made[0], torch.tensor([1, 3])])
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", INTEGER_POLICIES)
 def test_shapes_that_differ_are_refused(policy):
     with pytest.raises(MismatchError, match="shapes"):
         merge_integers("x", [torch.tensor([1]), torch.tensor([1, 2])], policy)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", INTEGER_POLICIES)
 def test_scalars_and_empty_tensors_pass(policy):
     for made in (torch.tensor(4), torch.zeros(0, 3, dtype=torch.int64)):
         result = merge_integers("x", [made, made.clone()], policy)

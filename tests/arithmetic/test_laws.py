@@ -69,6 +69,15 @@ def test_average_of_equal_files_is_the_file(made, count):
     assert same(merge("average", made * count), made[0])
 
 
+@pytest.mark.parametrize("dtype", BITS, ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_average_of_the_largest_numbers_does_not_overflow(dtype, count):
+    top = torch.finfo(dtype).max
+    made = torch.tensor([top, -top, top / 2, 1.0], dtype=dtype)
+    for name in ("average", "median"):
+        assert same(merge(name, [made] * count), made)
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [("median", {}), ("ema", {"decay": 0.3}), ("linear", {}), ("geometric-median", {})],
@@ -98,9 +107,7 @@ def same_up_to_zero_sign(left, right):
 
 def test_every_order_of_terms_that_cancel_gives_one_average():
     terms = [torch.tensor([v]) for v in (2.0**100, -(2.0**100), 1.0, 2.0**-100)]
-    results = {
-        float(merge("average", list(order))) for order in itertools.permutations(terms)
-    }
+    results = {float(merge("average", list(order))) for order in itertools.permutations(terms)}
     assert len(results) == 1
 
 
@@ -218,9 +225,7 @@ def test_dare_keeps_the_expected_sum(seed, density):
 @given(st.integers(0, 2**32), st.floats(0.3, 0.7), st.floats(0.0, 0.25))
 def test_della_keeps_the_expected_sum(seed, density, epsilon):
     rows = torch.rand(100, 100) + 1
-    merged = merge(
-        "della-linear", [rows], rows * 0, density=density, epsilon=epsilon, seed=seed
-    )
+    merged = merge("della-linear", [rows], rows * 0, density=density, epsilon=epsilon, seed=seed)
     worst = density - epsilon
     deviation = ((1 - worst) / worst / 10_000) ** 0.5 * 2
     assert abs(float(merged.mean() - rows.mean())) < 6 * deviation

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +13,14 @@ import pytest
 import torch
 
 from ckpt_surgery.arithmetic import inputs as inputs_module
+from ckpt_surgery.arithmetic import merging
 from ckpt_surgery.arithmetic.inputs import of_tensors
 from ckpt_surgery.arithmetic.merging import Tally, merge_tensor
 from ckpt_surgery.arithmetic.method import Scope, catalogue, find
 from ckpt_surgery.errors import LossyEditError, MismatchError, NonFiniteError, UsageError
 
 sys.path.insert(0, str(Path(__file__).parent))
-import merge_reference  # noqa: E402 - beside this file, and no package
+import merge_reference
 
 HALF = [0.5, 0.3, 0.8]
 CASES = {
@@ -133,17 +137,12 @@ def test_result_does_not_depend_on_pieces_or_threads(name, monkeypatch):
     method = find(name)
     weights, values = split(CASES[name][-1])
     tensors, base = tensors_for(method, (37, 29), torch.float32)
-    settings = method.bind(
-        len(tensors), has_base=base is not None, weights=weights, values=values
-    )
+    settings = method.bind(len(tensors), has_base=base is not None, weights=weights, values=values)
     inputs = of_tensors("w", tensors, base, work=torch.float64, settings=settings, seed=1)
     measured = method.measure(inputs)
     whole = method.combine(inputs.piece(0, inputs.numel, measured))
     cuts = [0, 1, 2, 5, 13, 64, 129, 500, 1001, inputs.numel]
-    parts = [
-        method.combine(inputs.piece(a, b, measured))
-        for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    parts = [method.combine(inputs.piece(a, b, measured)) for a, b in itertools.pairwise(cuts)]
     assert torch.equal(torch.cat(parts).view(torch.int64), whole.view(torch.int64))
 
 
@@ -172,6 +171,26 @@ def test_an_error_in_a_thread_is_raised_and_ends_the_run():
     settings = method.bind(2, has_base=False)
     with pytest.raises(NonFiniteError, match="the first at element 2500000"):
         merge_tensor(method, settings, "w", tensors, threads=2)
+
+
+def test_stopping_early_ends_the_threads():
+    method = find("average")
+    settings = method.bind(2, has_base=False)
+    tensors = [torch.ones(6 * merging.RUN)] * 2
+    reads = []
+
+    def read(which, start, stop):
+        reads.append(start)
+        return tensors[which][start:stop]
+
+    inputs = dataclasses.replace(
+        of_tensors("w", tensors, None, work=torch.float64, settings=settings), read=read
+    )
+    runs = merging.merged_runs(method, inputs, torch.float32, threads=2)
+    assert next(runs).numel() == merging.RUN
+    runs.close()
+    assert max(reads) < 5 * merging.RUN
+    assert not [t for t in threading.enumerate() if t.name.startswith("merge")]
 
 
 def test_random_masks_depend_on_seed_name_and_input_only():
@@ -217,9 +236,7 @@ def test_nonfinite_input_is_refused_and_named(name, bad):
     weights, values = split(CASES[name][-1])
     tensors, base = tensors_for(method, (40, 10), torch.float32)
     tensors[-1][3, 7] = bad
-    settings = method.bind(
-        len(tensors), has_base=base is not None, weights=weights, values=values
-    )
+    settings = method.bind(len(tensors), has_base=base is not None, weights=weights, values=values)
     labels = [f"{n}.pth" for n in range(len(tensors))] + (["base.pth"] if base is not None else [])
     with pytest.raises(NonFiniteError) as caught:
         merge_tensor(method, settings, "fc.weight", tensors, base, labels=labels)

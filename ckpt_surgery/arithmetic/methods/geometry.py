@@ -202,9 +202,7 @@ def _distances(matrix: Matrix, point: Sequence[float]) -> list[float]:
     """From a point, given by coefficients that sum to 1, to each vector."""
     products = [sum(g * c for g, c in zip(row, point, strict=True)) for row in matrix]
     square = sum(p * c for p, c in zip(products, point, strict=True))
-    return [
-        math.sqrt(max(square - 2 * p + matrix[i][i], 0.0)) for i, p in enumerate(products)
-    ]
+    return [math.sqrt(max(square - 2 * p + matrix[i][i], 0.0)) for i, p in enumerate(products)]
 
 
 def _is_optimal(

@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckpt_surgery.arithmetic.shapes import POLICIES, Region, agree, leading
+from ckpt_surgery.arithmetic.policies import SHAPE_POLICIES, Region, agree, leading
 from ckpt_surgery.errors import MismatchError
 
 SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 
 
 @settings(deadline=None)
-@given(SHAPES, st.integers(1, 4), st.sampled_from(POLICIES))
+@given(SHAPES, st.integers(1, 4), st.sampled_from(SHAPE_POLICIES))
 def test_equal_shapes_are_merged_whatever_the_policy(shape, count, policy):
     assert agree("w", [shape] * count, policy) == Region("merge", shape)
 

@@ -1,4 +1,4 @@
-"""Tensors of one name and different shapes: what is merged, and what the base fills. Torch-free."""
+"""What to do with tensors that cannot simply be merged: the choices, and shapes. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Final, Literal, get_args
 from ckpt_surgery.errors import MismatchError
 
 ShapePolicy = Literal["error", "skip", "base", "overlap"]
-POLICIES: Final[tuple[str, ...]] = get_args(ShapePolicy)
+SHAPE_POLICIES: Final[tuple[str, ...]] = get_args(ShapePolicy)
+IntegerPolicy = Literal["auto", "base", "max", "sum", "mean", "error"]
+"""What integers and bools become: see `integers.merge_integers`."""
+INTEGER_POLICIES: Final[tuple[str, ...]] = get_args(IntegerPolicy)
 
 Shape = tuple[int, ...]
 
