@@ -68,19 +68,20 @@ def merged_runs(
     # glibc gives freed memory back to the kernel at once, and each piece would fault it in again,
     # until a block that it had mapped is freed: from then on it keeps twice as much
     torch.empty(_HEAP, dtype=torch.uint8)
-    measured = method.measure(inputs)
     tally = Tally() if tally is None else tally
-    runs = spans(0, inputs.numel, RUN)
-    if threads == 1 or inputs.numel <= RUN:
-        for start, stop in runs:
-            yield _merge_run(method, inputs, start, stop, dtype, measured, tally)
+    if inputs.numel <= RUN:
+        yield _merge_run(method, inputs, (0, inputs.numel), dtype, method.measure(inputs), tally)
         return
     pending: deque[Future[Tensor]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="merge") as pool:
+    # one thread of torch's in each of ours: its own wait for each other after every operation,
+    # which on a busy machine takes longer than the arithmetic
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, "merge", torch.set_num_threads, (1,)) as pool:
+        measured = pool.submit(method.measure, inputs).result()
         try:
-            for start, stop in runs:
+            for span in spans(0, inputs.numel, RUN):
                 pending.append(
-                    pool.submit(_merge_run, method, inputs, start, stop, dtype, measured, tally)
+                    pool.submit(_merge_run, method, inputs, span, dtype, measured, tally)
                 )
                 if len(pending) > threads:
                     yield pending.popleft().result()
@@ -89,17 +90,18 @@ def merged_runs(
         finally:
             for future in pending:
                 future.cancel()
+            torch.set_num_threads(before)
 
 
 def _merge_run(
     method: Method,
     inputs: Inputs,
-    start: int,
-    stop: int,
+    span: tuple[int, int],
     dtype: torch.dtype,
     measured: Any,
     tally: Tally,
 ) -> Tensor:
+    start, stop = span
     result = torch.empty(stop - start, dtype=dtype)
     shows = method.shows_nonfinite(inputs.settings)
     for begin, end in spans(start, stop):

@@ -193,6 +193,14 @@ def test_stopping_early_ends_the_threads():
     assert not [t for t in threading.enumerate() if t.name.startswith("merge")]
 
 
+def test_torchs_own_threads_are_as_before():
+    before = torch.get_num_threads()
+    method = find("average")
+    settings = method.bind(2, has_base=False)
+    merge_tensor(method, settings, "w", [torch.ones(2 * merging.RUN)] * 2, threads=2)
+    assert torch.get_num_threads() == before
+
+
 def test_random_masks_depend_on_seed_name_and_input_only():
     method = find("dare-linear")
     settings = method.bind(2, has_base=True, values={"density": 0.5})
