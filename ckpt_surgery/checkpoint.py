@@ -23,7 +23,8 @@ class Storage:
     """A run of bytes that tensors view; two storages are equal if they are one object.
 
     `dtype` is the type that the file stores them as (``uint8`` for an untyped one), `device` where
-    they lay when they were saved, `key` their name in the file they come from.
+    they lay when they were saved, `key` their name in the file they come from. Elements of
+    several bytes are little-endian unless `big_endian`.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Storage:
     device: str
     data: ByteSource
     untyped: bool = False
+    big_endian: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +139,7 @@ class Other:
     """Anything in the file beside its state dicts: an epoch, an optimizer, the arguments.
 
     `type` is the qualified name of its class, `value` its value if that is a plain scalar or a
-    short text. `tensors` are those below it.
+    short text. `tensors` are those below it. It stands under `key_node` in the container `parent`.
     """
 
     path: str
@@ -146,6 +148,7 @@ class Other:
     tensors: tuple[Tensor, ...] = ()
     node: object = field(default=None, compare=False, repr=False)
     parent: object = field(default=None, compare=False, repr=False)
+    key_node: object = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,10 @@ class Checkpoint:
 
     The graph (`root`) is what the reader found and is never changed. What differs from it is said
     here, and carried out by the writer: state dicts whose entries differ from their node's items,
-    `dropped` paths of other entries, and `moved` tensors, by the identity of their node.
+    the `dropped` among the other entries, `moved` tensors by the identity of their node, and
+    other nodes that are `replaced`, by theirs.
+    `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
+    written again.
     """
 
     format: str
@@ -165,8 +171,10 @@ class Checkpoint:
     globals: tuple[str, ...] = ()
     container: object = None
     notes: tuple[str, ...] = ()
-    dropped: frozenset[str] = frozenset()
+    unwritable: str = ""
+    dropped: tuple[Other, ...] = ()
     moved: Mapping[int, Tensor] = field(default_factory=dict)
+    replaced: Mapping[int, object] = field(default_factory=dict)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -177,6 +185,14 @@ class Checkpoint:
     def close(self) -> None:
         """Close the file that tensor bytes would come from; the description stays usable."""
         self.file.close()
+
+    @property
+    def all_tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the file, those outside its state dicts (an optimizer's) included."""
+        for _, tensor in self.tensors:
+            yield tensor
+        for other in self.others:
+            yield from other.tensors
 
     @property
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -46,6 +46,10 @@ class CkptError(Exception):
         self.entry = entry
         self.hint = hint
 
+    def name_file(self, path: PathLike) -> None:
+        """Say which file it was about, where the one who raised it could not know."""
+        self.path = Path(path)
+
     def __str__(self) -> str:
         where = " ".join(
             part

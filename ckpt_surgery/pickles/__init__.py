@@ -1,1 +1,39 @@
-"""Placeholder."""
+"""Pickles as inert graphs: read, walked and written without running anything in them."""
+
+from ckpt_surgery.pickles.emit import emit
+from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
+from ckpt_surgery.pickles.machine import TruncatedPickleError
+from ckpt_surgery.pickles.nodes import (
+    NO_STATE,
+    ByteString,
+    Dict,
+    Extension,
+    Global,
+    Node,
+    Object,
+    ObjectOp,
+    PersistentId,
+    children,
+)
+from ckpt_surgery.pickles.parse import Parsed, parse
+from ckpt_surgery.pickles.walk import walk
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "NO_STATE",
+    "ByteString",
+    "Dict",
+    "Extension",
+    "Global",
+    "Limits",
+    "Node",
+    "Object",
+    "ObjectOp",
+    "Parsed",
+    "PersistentId",
+    "TruncatedPickleError",
+    "children",
+    "emit",
+    "parse",
+    "walk",
+]

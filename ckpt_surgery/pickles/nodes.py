@@ -46,15 +46,13 @@ NO_STATE: Final = _NoState()
 class Global:
     """The name of a class or function: ``module`` and (dotted) ``name`` as the file spells them."""
 
-    __slots__ = ("module", "name")
+    __slots__ = ("module", "name", "qualified")
 
     def __init__(self, module: str, name: str) -> None:
         self.module = module
         self.name = name
-
-    @property
-    def qualified(self) -> str:
-        return f"{self.module}.{self.name}"
+        # Kept, since a small file can ask for a long one any number of times.
+        self.qualified = f"{module}.{name}"
 
     def __repr__(self) -> str:
         return f"Global({self.qualified!r})"
@@ -63,10 +61,21 @@ class Global:
 class ByteString:
     """A byte string written by Python 2 (``STRING``, ``BINSTRING``, ``SHORT_BINSTRING``)."""
 
-    __slots__ = ("data",)
+    __slots__ = ("_text", "data")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
+        self._text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The bytes as text: in UTF-8 if they are that, otherwise in Latin-1."""
+        if self._text is None:  # kept for the same reason as the name of a `Global`
+            try:
+                self._text = self.data.decode()
+            except UnicodeDecodeError:
+                self._text = self.data.decode("latin-1")
+        return self._text
 
     def __repr__(self) -> str:
         return f"ByteString({self.data[:40]!r})"
@@ -146,3 +155,19 @@ class Extension:
 
     def __init__(self, code: int) -> None:
         self.code = code
+
+
+def children(node: Node) -> list[Node]:
+    """The nodes that `node` is made of, in the order in which a pickle writes them."""
+    if isinstance(node, (tuple, list)):
+        return list(node)
+    if isinstance(node, Dict):
+        return node.items
+    if isinstance(node, PersistentId):
+        return [node.pid]
+    if not isinstance(node, Object):
+        return []
+    found = [node.callee, node.args, *(node.elements or ()), *(node.items or ())]
+    if node.state is not NO_STATE:
+        found.append(node.state)
+    return found

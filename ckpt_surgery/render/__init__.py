@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Reports for people and programs; nothing here reads or edits a checkpoint."""

@@ -1,0 +1,105 @@
+"""Operate on PyTorch checkpoints without running or loading them.
+
+The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`. Each takes a
+path, writes what it is told to and returns a report; `read` gives the description that they work
+on. Nothing here imports torch before something needs numbers.
+
+    >>> import ckpt_surgery as ckpt
+    >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
+    >>> report.removed
+    ('fc.weight', 'fc.bias')
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage, Tensor
+    from ckpt_surgery.errors import (
+        CkptError,
+        DamagedFileError,
+        LimitExceededError,
+        LossyEditError,
+        MissingDependencyError,
+        NameCollisionError,
+        PlanError,
+        ReadError,
+        UnknownFormatError,
+        UsageError,
+        WriteError,
+    )
+    from ckpt_surgery.formats import read
+    from ckpt_surgery.ops import Output, convert, inspect, rename, strip
+    from ckpt_surgery.pickles import Limits
+    from ckpt_surgery.plan import Plan, apply
+    from ckpt_surgery.report import EditReport, InspectReport
+    from ckpt_surgery.rules import (
+        AddPrefix,
+        MapNames,
+        Replace,
+        Rule,
+        Selection,
+        StripPrefix,
+        Substitute,
+        selection,
+    )
+
+__version__ = "0.1.0"
+
+# Where each public name comes from; imported when it is first used, so that `import ckpt_surgery`
+# and the command line start at once.
+_HOMES = {
+    "ckpt_surgery.checkpoint": ("Checkpoint", "Entry", "Other", "StateDict", "Storage", "Tensor"),
+    "ckpt_surgery.errors": (
+        "CkptError",
+        "DamagedFileError",
+        "LimitExceededError",
+        "LossyEditError",
+        "MissingDependencyError",
+        "NameCollisionError",
+        "PlanError",
+        "ReadError",
+        "UnknownFormatError",
+        "UsageError",
+        "WriteError",
+    ),
+    "ckpt_surgery.formats": ("read",),
+    "ckpt_surgery.ops": ("Output", "convert", "inspect", "rename", "strip"),
+    "ckpt_surgery.pickles": ("Limits",),
+    "ckpt_surgery.plan": ("Plan", "apply"),
+    "ckpt_surgery.report": ("EditReport", "InspectReport"),
+    "ckpt_surgery.rules": (
+        "AddPrefix",
+        "MapNames",
+        "Replace",
+        "Rule",
+        "Selection",
+        "StripPrefix",
+        "Substitute",
+        "selection",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
+    "AddPrefix", "Checkpoint", "CkptError", "DamagedFileError", "EditReport", "Entry",
+    "InspectReport", "LimitExceededError", "Limits", "LossyEditError", "MapNames",
+    "MissingDependencyError", "NameCollisionError", "Other", "Output", "Plan", "PlanError",
+    "ReadError", "Replace", "Rule", "Selection", "StateDict", "Storage", "StripPrefix",
+    "Substitute", "Tensor", "UnknownFormatError", "UsageError", "WriteError", "__version__",
+    "apply", "convert", "inspect", "read", "rename", "selection", "strip",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    module = _HOME_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

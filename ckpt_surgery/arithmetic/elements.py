@@ -1,0 +1,78 @@
+"""From the description of a tensor to its elements."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
+from ckpt_surgery.fileio import ByteRange
+from ckpt_surgery.formats.tensors import math_bits
+
+if TYPE_CHECKING:
+    import torch
+
+    from ckpt_surgery.checkpoint import Storage, Tensor
+
+_MOST_REPEATED = 1 << 26  # elements; a view may claim 10**12 over a storage of four
+_PACKED = re.compile(r"u?int[1-7]|bits\dx\d|.*_x2")  # several elements, or part of one, in a byte
+# Types that torch has but cannot convert: their elements are read as what they are stored in.
+_STORED_AS = {
+    "qint8": "int8",
+    "quint8": "uint8",
+    "qint32": "int32",
+    "bits8": "uint8",
+    "bits16": "uint16",
+}
+
+
+def load_elements(tensor: Tensor) -> torch.Tensor | None:
+    """The elements of a strided tensor in row-major order, as a one-dimensional torch tensor.
+
+    None for a type whose elements are packed below a byte. Raises `LimitExceededError` if they
+    repeat a few stored ones too often, and `MissingDependencyError` without torch.
+    """
+    require_torch()
+    import torch
+
+    name = _STORED_AS.get(tensor.dtype.name, tensor.dtype.name)
+    if tensor.storage is None or tensor.dtype.elements_per_byte > 1 or _PACKED.fullmatch(name):
+        return None
+    if tensor.numel > max(tensor.extent, _MOST_REPEATED):
+        raise LimitExceededError(
+            f"a view repeats {tensor.extent} elements to {tensor.numel}",
+            entry=f"storage {tensor.storage.key}",
+        )
+    dtype: torch.dtype = getattr(torch, name)
+    if not tensor.numel:
+        return torch.empty(0, dtype=dtype)
+    stored = torch.frombuffer(_stored_bytes(tensor, tensor.storage), dtype=torch.uint8)
+    if tensor.storage.big_endian:
+        width = dtype.itemsize // (2 if dtype.is_complex else 1)
+        stored = stored.view(-1, width).flip(1).reshape(-1)
+    elements = stored.view(dtype).as_strided(tensor.shape, tensor.stride).reshape(-1)
+    conjugate, negative = math_bits(tensor)
+    if conjugate:
+        elements = elements.conj().resolve_conj()
+    return -elements if negative else elements
+
+
+def _stored_bytes(tensor: Tensor, storage: Storage) -> bytearray:
+    """The bytes from the tensor's first element to its last, out of what may be far more."""
+    start, nbytes = tensor.dtype.nbytes(tensor.offset), tensor.dtype.nbytes(tensor.extent)
+    if isinstance(storage.data, ByteRange):
+        return bytearray(storage.data.slice(start, nbytes).read())
+    data = bytearray()
+    for chunk in storage.data.chunks():
+        data += chunk
+    return data[start : start + nbytes]
+
+
+def require_torch() -> None:
+    """Raise `MissingDependencyError` if torch is not installed."""
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise MissingDependencyError(
+            "this needs torch, which is not installed", hint="pip install torch"
+        )

@@ -1,0 +1,54 @@
+"""What every command is made of: a command that remembers the order of its options."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+import click
+
+HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_ORDER: Final = "ckpt_surgery.cli.order"
+
+traceback_option = click.option(
+    "--traceback",
+    is_flag=True,
+    expose_value=False,
+    help="Show where in ckpt an error arose.",
+)
+
+
+class Command(click.Command):
+    """A command with ``-h``, whose options can be asked for in the order they were given."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["context_settings"] = HELP_SETTINGS | kwargs.get("context_settings", {})
+        # raw docstrings, since examples hold backslashes; Click marks paragraphs with a backspace
+        kwargs["help"] = (kwargs.get("help") or "").replace("\\b\n", "\b\n")
+        super().__init__(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            args = self._with_open_option_closed(ctx, args)
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[_ORDER] = [parameter.name for parameter in order]
+        return super().parse_args(ctx, args)
+
+    def _with_open_option_closed(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """A line to complete, with empty values for the option being typed.
+
+        Without them Click's parser gives up before it comes to FILE, which the names to complete
+        are read from.
+        """
+        arguments = {p.name for p in self.params if isinstance(p, click.Argument)}
+        for padding in ([], [""], ["", ""]):
+            values, _, _ = self.make_parser(ctx).parse_args([*args, *padding])
+            if arguments <= values.keys():
+                return [*args, *padding]
+        return args
+
+
+def in_order(ctx: click.Context, names: Collection[str]) -> list[tuple[str, Any]]:
+    """(name, value) of every use of the repeatable options `names`, in the order of the line."""
+    values = {name: iter(ctx.params.get(name) or ()) for name in names}
+    return [(name, next(values[name])) for name in ctx.meta[_ORDER] if name in values]

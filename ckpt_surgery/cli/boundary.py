@@ -1,0 +1,176 @@
+"""The one place where an exception becomes a message and an exit code.
+
+0 done, 1 the answer is no, 2 refused or failed, 70 a bug in ckpt, 130 interrupted, 143 terminated.
+A reader that closes the pipe early is a normal end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Final, TextIO
+
+import click
+
+from ckpt_surgery.errors import CkptError
+from ckpt_surgery.render.text import printable, visible
+
+REFUSED: Final = 2
+BUG: Final = 70
+_BY_SIGNAL: Final = 128  # plus the signal's number, as shells count
+
+_LONGEST_MESSAGE: Final = 4000  # characters
+_DISK_ERRORS: Final = {errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class _Terminated(BaseException):
+    """A signal to end, raised so that what is half written is removed."""
+
+
+def run(body: Callable[[], object], *, show_traceback: bool = False) -> int:
+    """Run `body`, whose number (if it gives one) is the exit code; explain whatever it raises."""
+    _occupy_standard_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        _escape_what_cannot_be_encoded(stream)
+    try:
+        with _ending_signals_raise():
+            return _attempt(body)
+    except BaseException as error:  # noqa: BLE001 - everything ends here
+        return _explain(error, show_traceback=show_traceback)
+
+
+def _attempt(body: Callable[[], object]) -> int:
+    try:
+        result = body()
+    except click.exceptions.Exit as ended:
+        result = ended.exit_code
+    except SystemExit as ended:
+        result = ended.code
+    if sys.stdout is not None:
+        sys.stdout.flush()  # here, where its failure can still be explained
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: BaseException, *, show_traceback: bool) -> int:
+    """Say on standard error what went wrong; return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        _discard(sys.stdout)
+        return 0
+    if show_traceback:
+        _say_traceback(error)
+    message, hint, code = _message(error)
+    _say(f"error: {message}")
+    if hint:
+        _say(f"hint: {hint}")
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard(sys.stdout)
+    return code
+
+
+def _message(error: BaseException) -> tuple[str, str | None, int]:
+    """What to say, a hint, and the exit code."""
+    match error:
+        case CkptError():
+            return str(error), error.hint, REFUSED
+        case click.ClickException():
+            return *_click_message(error), REFUSED
+        case KeyboardInterrupt() | click.Abort():
+            return "interrupted", None, _BY_SIGNAL + signal.SIGINT
+        case _Terminated():
+            return "terminated", None, _BY_SIGNAL + int(error.args[0])
+        case OSError(errno=int(number)) if number in _DISK_ERRORS:
+            return f"cannot write: {os.strerror(number).lower()}", None, REFUSED
+    return (
+        f"this is a bug in ckpt: {type(error).__name__}: {error}",
+        "run it again with '--traceback' and report what that prints, and 'ckpt --version'",
+        BUG,
+    )
+
+
+def _click_message(error: click.ClickException) -> tuple[str, str | None]:
+    """Click's message in our style, and a hint: what may have been meant, else where help is."""
+    near = getattr(error, "possibilities", None)
+    message = error.message if near else error.format_message()
+    message = message[:1].lower() + message[1:].removesuffix(".")
+    if near:
+        return message, "did you mean " + " or ".join(f"'{option}'" for option in near) + "?"
+    context = getattr(error, "ctx", None)
+    return message, f"see '{context.command_path} --help'" if context is not None else None
+
+
+def _say(line: str) -> None:
+    _write_error_stream(printable(line, _LONGEST_MESSAGE) + "\n")
+
+
+def _say_traceback(error: BaseException) -> None:
+    import traceback
+
+    for block in traceback.format_exception(error):
+        for line in block.rstrip("\n").split("\n"):
+            _write_error_stream(visible(line) + "\n")
+
+
+def _write_error_stream(text: str) -> None:
+    """Best effort: if standard error is closed or full, there is nobody left to tell."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Send what `stream` still holds to nowhere, so that the interpreter's end stays quiet."""
+    with suppress(OSError, ValueError, AttributeError):
+        descriptor = stream.fileno()  # type: ignore[union-attr]  # None is the AttributeError
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open nowhere on closed standard descriptors: a file opened there would be printed into."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.open(os.devnull, os.O_RDWR)
+
+
+def _escape_what_cannot_be_encoded(stream: TextIO | None) -> None:
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        with suppress(OSError, ValueError):
+            reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _ending_signals_raise() -> Iterator[None]:
+    """SIGTERM and a lost terminal as exceptions, unless someone (nohup) wants them otherwise."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise _Terminated(number)
+
+    changed = []
+    with suppress(ValueError):  # not the main thread, which alone gets signals
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,109 @@
+"""``ckpt inspect``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ckpt_surgery import ops
+from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.options import (
+    at_option,
+    input_argument,
+    report_options,
+    selection_of,
+    selection_options,
+    source_of,
+)
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.render.listing import in_sequence
+from ckpt_surgery.render.plain import write_csv, write_json, write_keys
+from ckpt_surgery.report import InspectReport
+
+_FORMS = {"tree": "--tree", "keys": "--keys", "as_json": "--json", "csv": "--csv"}
+_TABLE_ONLY = {"index": "--index", "fold": "--fold"}
+
+
+@click.command(cls=Command)
+@input_argument
+@selection_options
+@click.option("--keys", is_flag=True, help="Only the names, one a line, for pipes.")
+@click.option("--csv", is_flag=True, help="Comma-separated values.")
+@click.option("--tree", is_flag=True, help="A tree of modules with sums.")
+@click.option(
+    "--depth", type=click.IntRange(min=1), metavar="N", help="Levels of the tree to show."
+)
+@click.option(
+    "--index", is_flag=True, help="Number the entries of the state dict, and the parameters."
+)
+@click.option("--params-only", is_flag=True, help="Leave out buffers, as named_parameters() does.")
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "size", "file"]),
+    default="file",
+    show_default=True,
+    help="Order of the entries; 'size' puts the largest first.",
+)
+@click.option("--fold", is_flag=True, help="Repeated layers in one row: layers.{0..31}.weight.")
+@click.option(
+    "--stats", is_flag=True, help="Minimum, maximum, mean, ... of every tensor (imports torch)."
+)
+@at_option
+@report_options
+@click.pass_context
+def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> int:
+    r"""Show what a checkpoint holds.
+
+    Tensors in the order of the file, what lies beside them, ties, and bytes that no tensor uses.
+    Nothing in FILE is run, and without --stats no tensor is read.
+
+    \b
+    Examples:
+      ckpt inspect alexnet.pth
+      ckpt inspect train.pth.tar --at state_dict --index
+      ckpt inspect vit.pth --tree --depth 2
+      ckpt inspect model.pth --prefix layer4 --stats
+      ckpt inspect model.pth --params-only --keys > names.txt
+    """
+    _check_forms(ctx)
+    report = ops.inspect(
+        source_of(ctx),
+        selection_of(ctx),
+        at=ctx.params["at"],
+        params_only=params_only,
+        stats=stats,
+    )
+    if not ctx.params["quiet"] and sys.stdout is not None:
+        _print(ctx, in_sequence(report, ctx.params["sort"]))
+    return report.exit_code
+
+
+def _check_forms(ctx: click.Context) -> None:
+    given = ctx.params
+    forms = [option for name, option in _FORMS.items() if given[name]]
+    table = [option for name, option in _TABLE_ONLY.items() if given[name]]
+    for options in (forms, [*forms[:1], *table]):
+        if len(options) > 1:
+            raise UsageError(f"'{options[0]}' and '{options[1]}' contradict each other")
+    if given["fold"] and given["stats"]:
+        raise UsageError("'--fold' and '--stats' contradict each other")
+    if given["depth"] is not None and not given["tree"]:
+        raise UsageError("'--depth' is about the tree", hint="add --tree")
+
+
+def _print(ctx: click.Context, report: InspectReport) -> None:
+    given = ctx.params
+    if given["keys"]:
+        write_keys(report, sys.stdout)
+    elif given["as_json"]:
+        write_json(report, sys.stdout)
+    elif given["csv"]:
+        write_csv(report, sys.stdout)
+    else:
+        from ckpt_surgery.render.inspection import View, show
+        from ckpt_surgery.render.screen import Screen
+
+        view = View(given["index"], given["fold"], given["tree"], given["depth"])
+        show(report, view, Screen(sys.stdout, color=not given["no_color"]))

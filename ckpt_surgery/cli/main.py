@@ -1,0 +1,130 @@
+"""The `ckpt` command: a group that imports a command only when it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+import click
+from click.shell_completion import CompletionItem
+
+from ckpt_surgery.cli import boundary
+from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
+from ckpt_surgery.cli.completion import VARIABLE, answer_shell
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.rules import near
+
+# Name: module, object in it, and its one line of help, which shows without importing it.
+COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "inspect": ("inspect", "inspect", "Show what a checkpoint holds."),
+    "strip": ("strip", "strip", "Remove entries from a checkpoint."),
+    "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
+    "convert": ("convert", "convert", "Write a checkpoint in another format."),
+    "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
+}
+
+
+class LazyGroup(click.Group):
+    """The commands of `COMMANDS`, each imported when it is looked up."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's signature
+        return list(COMMANDS)
+
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - Click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name, _ = COMMANDS[cmd_name]
+        command = getattr(import_module(f"ckpt_surgery.cli.{module}"), name)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{name} is no command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            meant = " or ".join(f"'{name}'" for name in near(args[0], COMMANDS))
+            raise UsageError(
+                f"no such command '{args[0]}'",
+                hint=f"did you mean {meant}?" if meant else "see 'ckpt --help'",
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        commands = [
+            CompletionItem(name, help=text)
+            for name, (_, _, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        *_: Any,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run the command line and leave the interpreter with its exit code."""
+        line = list(sys.argv[1:] if args is None else args)
+        extra = {key: value for key, value in extra.items() if key in {"obj", "color"}}
+
+        def body() -> object:
+            with self.make_context(prog_name or "ckpt", list(line), **extra) as ctx:
+                return self.invoke(ctx)
+
+        sys.exit(boundary.run(body, show_traceback="--traceback" in line))
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from ckpt_surgery import __version__
+
+        click.echo(f"ckpt {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    name="ckpt",
+    invoke_without_command=True,
+    context_settings=HELP_SETTINGS,
+    epilog="'ckpt COMMAND --help' explains a command and shows examples.",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
+@traceback_option
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Edit PyTorch checkpoints without running or loading them.
+
+    Every command reads one file (or standard input), finds its format from its content, and
+    writes a complete new file or none. What it does not understand it carries over unchanged.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(boundary.REFUSED)
+
+
+def main() -> NoReturn:
+    """The entry point: completion for a shell that asks for it, otherwise the command line."""
+    if VARIABLE in os.environ:
+        sys.exit(answer_shell(cli, os.environ[VARIABLE]))
+    cli.main()

@@ -1,0 +1,216 @@
+"""Options that several commands share, and what their values come to.
+
+A decorator adds the options; the function beside it makes of them what `ops` takes. The values of
+these options stay in the context, so that a command's own parameters are only its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from ckpt_surgery.cli.base import in_order, traceback_option
+from ckpt_surgery.cli.names import CheckpointFile, KeyName, StateDictPath
+from ckpt_surgery.errors import PathLike, ReadError, UsageError
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.ops import Output
+from ckpt_surgery.render.progress import progress_bar
+from ckpt_surgery.rules import Rule, RuleKind, Selection, parse_key_list
+
+FORMATS: Final = ("torch-zip",)
+"""What `--format` takes: the formats that can be written."""
+
+_RULE_KINDS: Final[dict[str, RuleKind]] = {
+    "pattern": "pattern",
+    "prefix": "prefix",
+    "glob": "glob",
+    "keys_from": "keys",
+}
+_MOST_TEXT: Final = 64 << 20  # bytes of a list of keys or a map of names
+
+_Callback = TypeVar("_Callback", bound=Callable[..., Any])
+_Decorator = Callable[[_Callback], _Callback]
+
+
+def _all_of(*decorators: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
+    def decorate(callback: _Callback) -> _Callback:
+        return functools.reduce(lambda f, add: add(f), reversed(decorators), callback)
+
+    return decorate
+
+
+input_argument = click.argument("file", required=False, type=CheckpointFile(), metavar="[FILE]")
+
+at_option = click.option(
+    "--at",
+    multiple=True,
+    metavar="PATH",
+    type=StateDictPath(),
+    help="Only the state dict at PATH in the file, such as 'state_dict'. Repeatable.",
+)
+
+selection_options = _all_of(
+    click.option(
+        "--pattern",
+        multiple=True,
+        metavar="RE",
+        type=KeyName(),
+        help="Names in which the regular expression RE is found.",
+    ),
+    click.option(
+        "--prefix",
+        multiple=True,
+        metavar="P",
+        type=KeyName(),
+        help="P and the names below it: 'fc' takes 'fc.weight', never 'fcn.weight'.",
+    ),
+    click.option(
+        "--glob",
+        multiple=True,
+        metavar="G",
+        type=KeyName(),
+        help="Names that match G; '*' stays within a segment, '**' crosses dots.",
+    ),
+    click.option(
+        "--keys-from",
+        multiple=True,
+        metavar="LIST",
+        type=click.Path(),
+        help="The names in the file LIST, one a line.",
+    ),
+    click.option("--keep", is_flag=True, help="Invert: all names but these."),
+    click.option("--allow-unmatched", is_flag=True, help="A rule may match nothing."),
+)
+
+output_options = _all_of(
+    click.option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=click.Path(),
+        help="Write to OUT; '-' is standard output, the default if that is no terminal.",
+    ),
+    click.option("-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."),
+    click.option("--force", is_flag=True, help="Replace an existing OUT."),
+    click.option("--fsync", is_flag=True, help="Wait until the output is safe on the disk."),
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(FORMATS),
+        help="Format of the output, whatever OUT is called.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
+    click.option(
+        "--record",
+        metavar="LOG",
+        type=click.Path(),
+        help="Also write the report, with every edit, to the file LOG as JSON.",
+    ),
+)
+
+report_options = _all_of(
+    click.option("--json", "as_json", is_flag=True, help="Report as one JSON document."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    click.option("--no-color", is_flag=True, help="No colors, as with NO_COLOR set."),
+    traceback_option,
+)
+
+
+def source_of(ctx: click.Context) -> PathLike | SourceFile:
+    """The input: a path, or what comes from standard input, as an open file.
+
+    Raises `UsageError` if no file is named and standard input is a terminal or closed.
+    """
+    name: str | None = ctx.params["file"]
+    if name not in {None, "-"}:
+        return str(name)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            "no FILE is named, and standard input is "
+            + ("closed" if sys.stdin is None else "a terminal"),
+            hint=f"see '{ctx.command_path} --help'",
+        )
+    return SourceFile.from_stream(sys.stdin.buffer)
+
+
+def selection_of(ctx: click.Context) -> Selection:
+    """The rules in the order given. Raises `UsageError` for one that cannot work."""
+    rules = tuple(
+        Rule("keys", value, parse_key_list(read_text(value, "--keys-from")))
+        if name == "keys_from"
+        else Rule(_RULE_KINDS[name], value)
+        for name, value in in_order(ctx, _RULE_KINDS)
+    )
+    return Selection(rules, ctx.params["keep"], ctx.params["allow_unmatched"])
+
+
+def output_of(ctx: click.Context) -> Output:
+    """Where the output goes. Raises `UsageError` if it would go to a terminal."""
+    given = ctx.params
+    path, in_place, dry_run = given["output"], given["in_place"], given["dry_run"]
+    to_stdout = path == "-" or (path is None and not in_place)
+    if in_place and to_stdout:
+        raise UsageError("'-o -' and '--in-place' contradict each other")
+    _check_record(ctx)
+    return Output(
+        path=None if to_stdout else path,
+        stream=_stdout_descriptor() if to_stdout and not dry_run else None,
+        in_place=in_place,
+        force=given["force"],
+        fsync=given["fsync"] or None,
+        dry_run=dry_run,
+        format=given["output_format"],
+        progress=None if given["quiet"] else progress_bar(color=not given["no_color"]),
+    )
+
+
+def _stdout_descriptor() -> int:
+    if sys.stdout is None or sys.stdout.isatty():
+        where = "closed" if sys.stdout is None else "a terminal"
+        raise UsageError(
+            f"there is no output, and standard output is {where}",
+            hint="give -o FILE, or --in-place to replace the input",
+        )
+    sys.stdout.flush()
+    return sys.stdout.fileno()
+
+
+def _check_record(ctx: click.Context) -> None:
+    """Find out before anything is written that the record could not be."""
+    record = ctx.params["record"]
+    if record is None:
+        return
+    if ctx.params["dry_run"]:
+        raise UsageError(
+            "'--record' and '--dry-run' contradict each other: a dry run writes nothing",
+            hint="'--dry-run --json' prints the same document",
+        )
+    taken = {os.path.realpath(p) for p in (ctx.params["output"], ctx.params["file"]) if p}
+    if record == "-" or os.path.realpath(record) in taken:
+        raise UsageError(f"'--record {record}' is the input or the output")
+    if Path(record).exists() and not ctx.params["force"]:
+        raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
+
+
+def read_text(path: str, option: str) -> str:
+    """A text file that `option` names ('-': standard input). Raises `ReadError`."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(_MOST_TEXT + 1) if sys.stdin is not None else b""
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(_MOST_TEXT + 1)
+        if len(data) > _MOST_TEXT:
+            raise ReadError(f"too large for '{option}'", path=path)
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ReadError(f"'{option}' needs a text file in UTF-8", path=path) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ReadError(f"cannot be read: {reason.lower()}", path=path) from error

@@ -1,0 +1,40 @@
+"""Where a report is printed, and in which form."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import click
+
+from ckpt_surgery.fileio import atomic_output
+from ckpt_surgery.render import edits
+from ckpt_surgery.render.plain import to_json, write_json
+from ckpt_surgery.render.screen import Screen
+from ckpt_surgery.report import EditReport
+
+
+def finish_edit(ctx: click.Context, report: EditReport) -> int:
+    """Print and record the report of an edit; its exit code.
+
+    It goes to standard output, or to standard error if standard output carries the checkpoint.
+    """
+    given = ctx.params
+    if given["record"] is not None:
+        with atomic_output(given["record"], force=given["force"]) as sink:
+            sink.write(to_json(report.to_dict()).encode() + b"\n")
+    stream = report_stream(ctx)
+    if given["quiet"] or stream is None:
+        return report.exit_code
+    if given["as_json"]:
+        write_json(report, stream)
+    else:
+        edits.show(report, Screen(stream, color=not given["no_color"]))
+    return report.exit_code
+
+
+def report_stream(ctx: click.Context) -> TextIO | None:
+    """Standard output unless the checkpoint goes there; None if it is closed."""
+    given = ctx.params
+    to_file = given["in_place"] or given["output"] not in {None, "-"}
+    return sys.stdout if to_file or given["dry_run"] else sys.stderr

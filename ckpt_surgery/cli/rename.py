@@ -1,0 +1,92 @@
+"""``ckpt rename``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from ckpt_surgery import ops
+from ckpt_surgery.cli.base import Command, in_order
+from ckpt_surgery.cli.names import KeyName
+from ckpt_surgery.cli.options import (
+    at_option,
+    input_argument,
+    output_of,
+    output_options,
+    read_text,
+    report_options,
+    source_of,
+)
+from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.rules import (
+    AddPrefix,
+    Replace,
+    RewriteRule,
+    StripPrefix,
+    Substitute,
+    parse_name_map,
+)
+
+_RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
+    "strip_prefix": StripPrefix,
+    "add_prefix": AddPrefix,
+    "replace": lambda pair: Replace(*pair),
+    "sub": lambda pair: Substitute(*pair),
+    "map": lambda path: parse_name_map(read_text(path, "--map"), path),
+}
+
+
+@click.command(cls=Command)
+@input_argument
+@click.option(
+    "--strip-prefix",
+    multiple=True,
+    metavar="P",
+    type=KeyName(),
+    help="Take the leading segments P off names that have them.",
+)
+@click.option("--add-prefix", multiple=True, metavar="P", help="Put P before every name.")
+@click.option(
+    "--replace",
+    multiple=True,
+    nargs=2,
+    metavar="OLD NEW",
+    help="Replace the text OLD, wherever it stands; NEW may be ''.",
+)
+@click.option(
+    "--sub",
+    multiple=True,
+    nargs=2,
+    metavar="RE REPL",
+    help=r"Replace what matches; REPL may name groups as \1.",
+)
+@click.option(
+    "--map",
+    multiple=True,
+    metavar="MAP",
+    type=click.Path(),
+    help="Rename as the file MAP says: TOML or JSON, old = new.",
+)
+@at_option
+@output_options
+@report_options
+@click.pass_context
+def rename(ctx: click.Context, /, **_: Any) -> int:
+    r"""Rename the entries of a checkpoint.
+
+    The rules apply one after the other, in the order given, to every state dict in FILE; module
+    versions (_metadata) follow. A rule that changes nothing, a collision or an empty name is an
+    error, and nothing is written.
+
+    \b
+    Examples:
+      ckpt rename train.pth --strip-prefix module. -o model.pth
+      ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
+      ckpt rename model.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
+      ckpt rename model.pth --map names.toml --dry-run
+    """
+    rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
+    output = output_of(ctx)
+    return finish_edit(ctx, ops.rename(source_of(ctx), output, rules, at=ctx.params["at"]))

@@ -1,0 +1,422 @@
+"""Zip archives as records: names, and the ranges of the file that hold their bytes.
+
+The standard library's `zipfile` cannot serve: it refuses files saved without checksums, and where
+an archive is ambiguous it and torch's reader (miniz) pick different records. Everything on which
+two readers could disagree is refused here, so that what is read is what torch would load.
+
+Layout and field names: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.fileio.sources import ByteRange, SourceFile
+
+LOCAL: Final = struct.Struct("<4s5HIIIHH")
+CENTRAL: Final = struct.Struct("<4s6HIIIHHHHHII")
+END: Final = struct.Struct("<4sHHHHIIH")
+END64: Final = struct.Struct("<4sQHHIIQQQQ")
+LOCATOR: Final = struct.Struct("<4sIQI")
+LOCAL_MAGIC: Final = b"PK\x03\x04"
+CENTRAL_MAGIC: Final = b"PK\x01\x02"
+END_MAGIC: Final = b"PK\x05\x06"
+END64_MAGIC: Final = b"PK\x06\x06"
+LOCATOR_MAGIC: Final = b"PK\x06\x07"
+DESCRIPTOR_MAGIC: Final = b"PK\x07\x08"
+
+FLAG_DESCRIPTOR: Final = 0x0008
+FLAG_UTF8: Final = 0x0800
+STORED: Final = 0
+DEFLATED: Final = 8
+ZIP64_EXTRA: Final = 0x0001
+SATURATED_16: Final = 0xFFFF
+SATURATED_32: Final = 0xFFFFFFFF
+
+MAX_RECORDS: Final = 1 << 20
+MAX_DIRECTORY: Final = 1 << 28  # bytes: 256 for each of a million records
+_MAX_COMMENT: Final = 0xFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class ZipRecord:
+    """A record of an archive.
+
+    `name` is its name below the root folder, `data` its bytes as they are stored, `nbytes` and
+    `crc32` the length in bytes and the checksum of what they decode to, as the directory says
+    (torch writes 0 where it was told not to compute one). `header_offset` is the byte at which
+    its local header starts.
+    """
+
+    name: str
+    data: ByteRange
+    compressed: bool
+    nbytes: int
+    crc32: int
+    header_offset: int
+
+    def read(self, limit: int) -> bytes:
+        """The decoded bytes, of which there may be `limit`.
+
+        Raises LimitExceededError if there are more, DamagedFileError if they do not decode to
+        `nbytes` bytes, ReadError if they cannot be read.
+        """
+        if self.nbytes > limit:
+            raise LimitExceededError(
+                f"the record has {self.nbytes} bytes, more than {limit}",
+                path=self.data.file.name,
+                entry=self.name,
+            )
+        return self._inflate() if self.compressed else self.data.read()
+
+    def _inflate(self) -> bytes:
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        parts: list[bytes] = []
+        left = self.data.nbytes
+        room = self.nbytes + 1  # zlib takes 0 for "no limit", so one byte more than may come
+        try:
+            for chunk in self.data.chunks():
+                parts.append(inflate.decompress(chunk, room))
+                room -= len(parts[-1])
+                left -= len(chunk)
+                if inflate.eof or not room:
+                    break
+        except zlib.error as error:
+            raise self._damaged(f"cannot be inflated: {error}") from error
+        if room != 1 or left or not inflate.eof or inflate.unused_data:
+            raise self._damaged(f"does not inflate to the {self.nbytes} bytes that it claims")
+        return b"".join(parts)
+
+    def _damaged(self, message: str) -> DamagedFileError:
+        return DamagedFileError(message, path=self.data.file.name, entry=self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ZipArchive:
+    """The records of a zip archive, in the order of its directory.
+
+    `root` is the folder that all of them are in. `unused_nbytes` counts the bytes that belong to
+    no record and to no structure of the archive.
+    """
+
+    file: SourceFile
+    root: str
+    records: tuple[ZipRecord, ...]
+    unused_nbytes: int = 0
+    _by_name: dict[str, ZipRecord] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        by_name = {record.name: record for record in self.records}
+        object.__setattr__(self, "_by_name", by_name)
+
+    def get(self, name: str) -> ZipRecord | None:
+        """The record of that exact name below the root folder, or None."""
+        return self._by_name.get(name)
+
+
+class _Directory(NamedTuple):
+    """Where the central directory lies, in bytes, and how many entries it should have."""
+
+    offset: int
+    nbytes: int
+    n_records: int
+
+
+class _Entry(NamedTuple):
+    """An entry of the central directory, with its 64-bit values in place."""
+
+    name: str
+    flags: int
+    method: int
+    crc32: int
+    stored_nbytes: int
+    nbytes: int
+    header_offset: int
+
+
+def looks_like_zip(file: SourceFile) -> bool:
+    """Whether the file starts as a zip archive does: with a local header, or empty."""
+    return file.size >= END.size and file.read_at(0, 4) in (LOCAL_MAGIC, END_MAGIC)
+
+
+def read_zip(file: SourceFile) -> ZipArchive:
+    """Find the records of an archive; reads its headers, never its records.
+
+    Only the source code of a TorchScript archive may be compressed. Raises DamagedFileError if
+    the archive is truncated, damaged, ambiguous or uses anything that torch never writes, and
+    LimitExceededError if its directory is too large.
+    """
+    directory = _find_directory(file)
+    entries = _parse_directory(file, directory)
+    root = _check_names(file, entries)
+    is_torchscript = any(entry.name == f"{root}/constants.pkl" for entry in entries)
+    spans: list[tuple[int, int, str]] = []
+    records: list[ZipRecord] = []
+    for entry in entries:
+        start, end = _locate(file, entry)
+        spans.append((entry.header_offset, end, entry.name))
+        if entry.name.endswith("/"):
+            continue
+        name = entry.name[len(root) + 1 :]
+        compressed = entry.method == DEFLATED
+        if compressed and not (is_torchscript and name.startswith("code/")):
+            raise _damaged(file, "the record is compressed", entry.name)
+        crc32 = None if compressed else entry.crc32
+        data = ByteRange(file, start, entry.stored_nbytes, crc32)
+        records.append(
+            ZipRecord(name, data, compressed, entry.nbytes, entry.crc32, entry.header_offset)
+        )
+    unused = _check_disjoint(file, spans, directory.offset)
+    return ZipArchive(file, root, tuple(records), unused)
+
+
+def _damaged(file: SourceFile, message: str, entry: str | None = None) -> DamagedFileError:
+    return DamagedFileError(message, path=file.name, entry=entry)
+
+
+def _find_directory(file: SourceFile) -> _Directory:
+    if not looks_like_zip(file):
+        raise _damaged(file, "the archive does not start with a record")
+    end = file.size - END.size
+    (magic, disk, start_disk, count_here, count, nbytes, offset, comment) = END.unpack(
+        file.read_at(end, END.size)
+    )
+    if magic != END_MAGIC or comment:
+        raise _no_end(file)
+    if disk or start_disk or count_here != count:
+        raise _damaged(file, "the archive is split over several files")
+    directory = _Directory(offset, nbytes, count)
+    locator = file.read_at(end - LOCATOR.size, LOCATOR.size) if end >= LOCATOR.size else b""
+    if locator.startswith(LOCATOR_MAGIC):
+        end, directory = _find_directory64(file, locator, directory)
+    if directory.offset + directory.nbytes != end:
+        raise _damaged(file, "the central directory is not where the end of the archive says")
+    if directory.n_records * CENTRAL.size > directory.nbytes:
+        raise _damaged(
+            file,
+            f"{directory.n_records} records are claimed, but the directory is too short for them",
+        )
+    if directory.n_records > MAX_RECORDS or directory.nbytes > MAX_DIRECTORY:
+        raise LimitExceededError(
+            f"the directory has {directory.n_records} records in {directory.nbytes} bytes, "
+            f"more than {MAX_RECORDS} in {MAX_DIRECTORY}",
+            path=file.name,
+        )
+    return directory
+
+
+def _no_end(file: SourceFile) -> DamagedFileError:
+    """Say why the last bytes of the file are not the end record of an archive."""
+    tail_offset = max(0, file.size - END.size - _MAX_COMMENT)
+    tail = file.read_at(tail_offset, file.size - tail_offset)
+    at = tail.rfind(END_MAGIC)
+    if at < 0 or at + END.size > len(tail):
+        return DamagedFileError(
+            "the archive has no end record", path=file.name, hint="the file is truncated"
+        )
+    comment = END.unpack_from(tail, at)[-1]
+    junk = len(tail) - at - END.size - comment
+    if junk > 0:
+        return _damaged(file, f"{junk} bytes follow the end of the archive")
+    if junk < 0:
+        return _damaged(file, "the comment of the archive is truncated")
+    return _damaged(file, f"the archive has a comment of {comment} bytes")
+
+
+def _find_directory64(
+    file: SourceFile, locator: bytes, directory: _Directory
+) -> tuple[int, _Directory]:
+    """Where the zip64 end record starts, and what it says about the directory."""
+    _, disk, end, disks = LOCATOR.unpack(locator)
+    expected = file.size - END.size - LOCATOR.size - END64.size
+    if disk or disks != 1 or end != expected or expected < 0:
+        raise _damaged(file, "the zip64 end record is not where its locator says")
+    (magic, size, _, _, disk, start_disk, count_here, count, nbytes, offset) = END64.unpack(
+        file.read_at(end, END64.size)
+    )
+    if magic != END64_MAGIC or size != END64.size - 12:
+        raise _damaged(file, "the zip64 end record is damaged")
+    if disk or start_disk or count_here != count:
+        raise _damaged(file, "the archive is split over several files")
+    for narrow, wide, saturated in (
+        (directory.n_records, count, SATURATED_16),
+        (directory.nbytes, nbytes, SATURATED_32),
+        (directory.offset, offset, SATURATED_32),
+    ):
+        if narrow not in (wide, saturated):
+            raise _damaged(file, "the two end records of the archive contradict each other")
+    return end, _Directory(offset, nbytes, count)
+
+
+def _parse_directory(file: SourceFile, directory: _Directory) -> list[_Entry]:
+    data = file.read_at(directory.offset, directory.nbytes)
+    entries: list[_Entry] = []
+    at = 0
+    for _ in range(directory.n_records):
+        if at + CENTRAL.size > len(data) or not data.startswith(CENTRAL_MAGIC, at):
+            raise _damaged(file, f"the central directory is damaged at byte {at} of it")
+        fields = CENTRAL.unpack_from(data, at)
+        name_nbytes, extra_nbytes, comment_nbytes = fields[10:13]
+        at += CENTRAL.size
+        following = at + name_nbytes + extra_nbytes + comment_nbytes
+        if following > len(data):
+            raise _damaged(file, f"the central directory is damaged at byte {at} of it")
+        name = _decode_name(file, data[at : at + name_nbytes])
+        extra = data[at + name_nbytes : at + name_nbytes + extra_nbytes]
+        entries.append(_make_entry(file, name, fields, extra))
+        at = following
+    if at != len(data):
+        raise _damaged(file, f"the directory goes on after its {directory.n_records} records")
+    return entries
+
+
+def _decode_name(file: SourceFile, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(file, f"the record name {raw!r} is not UTF-8") from error
+
+
+def _make_entry(file: SourceFile, name: str, fields: tuple[int, ...], extra: bytes) -> _Entry:
+    _, _, _, flags, method, _, _, crc32, stored_nbytes, nbytes, _, _, _, disk, _, _, offset = fields
+    if flags & ~(FLAG_DESCRIPTOR | FLAG_UTF8):
+        raise _damaged(file, f"the record has flags {flags:#06x}: encrypted or unknown", name)
+    if method not in (STORED, DEFLATED):
+        raise _damaged(file, f"the record is compressed by the unknown method {method}", name)
+    if disk:
+        raise _damaged(file, "the record is said to be in another file", name)
+    nbytes, stored_nbytes, offset = _widen(
+        file, name, extra, (nbytes, stored_nbytes, offset), "the directory"
+    )
+    if method == STORED and stored_nbytes != nbytes:
+        raise _damaged(
+            file, f"the record is stored as {stored_nbytes} bytes but claims {nbytes}", name
+        )
+    return _Entry(name, flags, method, crc32, stored_nbytes, nbytes, offset)
+
+
+def _widen(
+    file: SourceFile, name: str, extra: bytes, values: tuple[int, int, int], where: str
+) -> tuple[int, int, int]:
+    """Replace saturated 32-bit values by those of the zip64 field in `extra`, in its order."""
+    if SATURATED_32 not in values:
+        return values
+    wide = _find_extra(file, name, extra, where)
+    widened: list[int] = []
+    for value in values:
+        if value != SATURATED_32:
+            widened.append(value)
+            continue
+        if len(wide) < 8:
+            raise _damaged(file, f"a 64-bit value is missing in {where}", name)
+        widened.append(int.from_bytes(wide[:8], "little"))
+        wide = wide[8:]
+    return widened[0], widened[1], widened[2]
+
+
+def _find_extra(file: SourceFile, name: str, extra: bytes, where: str) -> bytes:
+    """The content of the only zip64 field in `extra`; empty if there is none."""
+    found: list[bytes] = []
+    while extra:
+        kind, nbytes = struct.unpack_from("<HH", extra) if len(extra) >= 4 else (0, len(extra))
+        if 4 + nbytes > len(extra):
+            raise _damaged(file, f"the extra fields in {where} are damaged", name)
+        if kind == ZIP64_EXTRA:
+            found.append(extra[4 : 4 + nbytes])
+        extra = extra[4 + nbytes :]
+    if len(found) > 1:
+        raise _damaged(file, f"{where} has two zip64 fields", name)
+    return found[0] if found else b""
+
+
+def _check_names(file: SourceFile, entries: list[_Entry]) -> str:
+    """The folder that everything is in; raises DamagedFileError for a name that is not to be."""
+    if not entries:
+        raise _damaged(file, "the archive has no records")
+    root, slash, _ = entries[0].name.partition("/")
+    if not slash:
+        raise _damaged(file, "the record is in no folder", root)
+    seen: set[bytes] = set()
+    for entry in entries:
+        name = entry.name
+        if "\0" in name or name.startswith("/") or ".." in name.split("/"):
+            raise _damaged(file, "the name of the record is not allowed", repr(name))
+        if not name.startswith(f"{root}/"):
+            raise _damaged(file, f"the record is not in the folder '{root}' of the others", name)
+        if name.endswith("/") and entry.nbytes:
+            raise _damaged(file, "the record is a folder but has bytes", name)
+        # bytes.lower is ASCII only, as miniz compares names
+        folded = name.encode().lower()
+        if folded in seen:
+            raise _damaged(file, "two records have this name, case ignored", name)
+        seen.add(folded)
+    return root
+
+
+def _locate(file: SourceFile, entry: _Entry) -> tuple[int, int]:
+    """Where the stored bytes start, and where the record ends (its descriptor included)."""
+    name = entry.name
+    raw_name = name.encode()
+    offset = entry.header_offset
+    if offset + LOCAL.size > file.size:
+        raise _damaged(file, "the record lies outside the file", name)
+    head_nbytes = min(LOCAL.size + len(raw_name), file.size - offset)
+    head = file.read_at(offset, head_nbytes)
+    magic, _, flags, method, _, _, crc32, stored, nbytes, name_nbytes, extra_nbytes = LOCAL.unpack(
+        head[: LOCAL.size]
+    )
+    if magic != LOCAL_MAGIC:
+        raise _damaged(file, "the directory points at something that is not a record", name)
+    if name_nbytes != len(raw_name) or head[LOCAL.size :] != raw_name:
+        raise _damaged(file, "the record has another name than in the directory", name)
+    if (flags, method) != (entry.flags, entry.method):
+        raise _damaged(file, "the record has other flags or method than in the directory", name)
+    start = offset + LOCAL.size + name_nbytes + extra_nbytes
+    end = start + entry.stored_nbytes
+    if end > file.size:
+        raise _damaged(file, "the record lies outside the file", name)
+    if SATURATED_32 in (stored, nbytes):
+        extra = file.read_at(start - extra_nbytes, extra_nbytes)
+        nbytes, stored, _ = _widen(file, name, extra, (nbytes, stored, 0), "the record's header")
+    said = crc32, stored, nbytes
+    # A streaming writer does not know them yet and says 0; they follow in a descriptor.
+    unknown = flags & FLAG_DESCRIPTOR and not any(said)
+    if not unknown and said != (entry.crc32, entry.stored_nbytes, entry.nbytes):
+        raise _damaged(file, "the record contradicts the directory", name)
+    if flags & FLAG_DESCRIPTOR:
+        end += _descriptor_nbytes(file, entry, end)
+    return start, end
+
+
+def _descriptor_nbytes(file: SourceFile, entry: _Entry, offset: int) -> int:
+    """Length of the data descriptor at byte `offset`, which must agree with the directory."""
+    known = entry.crc32, entry.stored_nbytes, entry.nbytes
+    data = file.read_at(offset, min(24, file.size - offset))
+    # The longer form first: of a record below 4 GiB it cannot be mistaken for the shorter one,
+    # whose length it would follow with zeros.
+    if data == struct.pack("<4sIQQ", DESCRIPTOR_MAGIC, *known):
+        return 24
+    if entry.stored_nbytes < SATURATED_32 and entry.nbytes < SATURATED_32:
+        short = struct.pack("<III", *known)
+        if data.startswith(DESCRIPTOR_MAGIC + short):
+            return 16
+        if data.startswith(short):
+            return 12
+    raise _damaged(file, "what follows the record contradicts the directory", entry.name)
+
+
+def _check_disjoint(file: SourceFile, spans: list[tuple[int, int, str]], limit: int) -> int:
+    """Bytes before the directory at `limit` that no record takes; records may not overlap."""
+    unused = at = 0
+    for start, end, name in sorted(spans):
+        if start < at:
+            raise _damaged(file, "the record overlaps another", name)
+        unused += start - at
+        at = end
+    if at > limit:
+        raise _damaged(file, "the last record overlaps the directory")
+    return unused + limit - at

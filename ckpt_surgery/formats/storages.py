@@ -1,0 +1,70 @@
+"""Storages as a pickle names them: ``('storage', class, key, location, count)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ckpt_surgery.dtypes import BY_STORAGE_CLASS, UNTYPED, DType
+from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.pickles import ByteString, Global, Node
+
+_LONGEST_NAME: Final = 1000  # characters; torch's keys are numbers, its devices short
+_UNTYPED_CLASSES = frozenset({"UntypedStorage", "_UntypedStorage"})
+
+
+@dataclass(frozen=True, slots=True)
+class StorageId:
+    """A persistent id that names a storage. `numel` counts elements of `dtype`."""
+
+    key: str
+    dtype: DType
+    untyped: bool
+    location: str
+    numel: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+def text(node: Node) -> str | None:
+    """`node` as text: a string, or a byte string of Python 2 that is one; otherwise None."""
+    if isinstance(node, str):
+        return node
+    if isinstance(node, ByteString):
+        return node.text
+    return None
+
+
+def parse_storage_id(pid: Node) -> StorageId | None:
+    """What `pid` says about a storage; None if it does not speak of one.
+
+    Raises `DamagedFileError` if it does but breaks the form, as `torch.load` would.
+    """
+    if not isinstance(pid, tuple) or not pid or text(pid[0]) != "storage":
+        return None
+    if len(pid) < 5:
+        raise DamagedFileError(f"a storage's persistent id has {len(pid)} parts instead of 5")
+    _, storage_class, key_node, location_node, numel = pid[:5]
+    key, location = text(key_node), text(location_node)
+    if key is None or location is None:
+        raise DamagedFileError("a storage's key or location is not text")
+    if len(key) > _LONGEST_NAME or len(location) > _LONGEST_NAME:
+        raise DamagedFileError("a storage's key or location is a text of absurd length")
+    if type(numel) is not int or numel < 0:
+        raise DamagedFileError("a storage's element count is not a number", entry=f"storage {key}")
+    dtype, untyped = storage_dtype(storage_class, key)
+    return StorageId(key, dtype, untyped, location, numel)
+
+
+def storage_dtype(storage_class: Node, key: str) -> tuple[DType, bool]:
+    """The element type that a storage class stands for, and whether it is untyped (bytes)."""
+    if isinstance(storage_class, Global):
+        name = storage_class.name.rpartition(".")[2]
+        if name in _UNTYPED_CLASSES:
+            return UNTYPED, True
+        if name in BY_STORAGE_CLASS:
+            return BY_STORAGE_CLASS[name], False
+    what = storage_class.qualified if isinstance(storage_class, Global) else "something else"
+    raise DamagedFileError(f"unknown storage class '{what}'", entry=f"storage {key}")

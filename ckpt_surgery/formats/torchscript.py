@@ -1,0 +1,204 @@
+"""TorchScript archives (``torch.jit.save``) as the state dict that ``torch.jit.load`` would give.
+
+``data.pkl`` holds the modules with all their attributes in one dictionary each. Which of them are
+parameters and buffers is declared in the code beside it, of which only these declarations are
+read. As in ``torch::jit`` (``api/module.h``) an attribute is in the state dict if it is declared a
+parameter and is a tensor, or if it is declared a buffer of type ``Tensor``. What was a
+non-persistent buffer is declared like any other.
+
+Reading only: the code would have to follow every change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckpt_surgery.checkpoint import Checkpoint, Other
+from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.fileio import SourceFile, ZipArchive
+from ckpt_surgery.formats.assemble import type_name
+from ckpt_surgery.formats.mappings import named_items
+from ckpt_surgery.formats.module_tree import ModuleTree
+from ckpt_surgery.formats.tensors import TensorReader
+from ckpt_surgery.formats.torch_zip import StorageRecords
+from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
+
+FORMAT: Final = "torchscript"
+MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
+
+_DATA: Final = "data.pkl"
+_CONSTANTS: Final = "constants.pkl"
+_BYTE_ORDER: Final = "byteorder"
+_MAX_CODE: Final = 1 << 26  # bytes of all source files that are read
+_BUILT_IN: Final = "__torch__.torch.classes."  # declared in C++, not in the archive
+
+# A class, its base and the declarations before its first method.
+_CLASS: Final = re.compile(r"^class (\w+)(?:\((\w*)\))?:\n((?:  (?!def ).*\n)*+)", re.MULTILINE)
+_LIST: Final = re.compile(r"^  __(parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
+_NAME: Final = re.compile(r'"([^"]*)"')
+_TENSOR: Final = re.compile(
+    r'^  (?:(\w+) :|__annotations__\["([^"\n]*)"\] =) Tensor$', re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Declaration:
+    """What the code says about a class: whether it is a module, and what its attributes are."""
+
+    is_module: bool
+    parameters: frozenset[str]
+    buffers: frozenset[str]
+
+
+def is_torchscript(archive: ZipArchive) -> bool:
+    """Whether ``torch.load`` would take the archive for TorchScript: it has constants."""
+    return archive.get(_CONSTANTS) is not None
+
+
+def read_torchscript(file: SourceFile, archive: ZipArchive, limits: Limits) -> Checkpoint:
+    """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
+
+    Tensors that are outside the state dict, attributes and constants of the code, are `others`.
+    Raises `DamagedFileError` if a record is missing, malformed or contradicts another, and
+    `LimitExceededError` if the code or a pickle is larger than allowed.
+    """
+    root = _parse(archive, _DATA, limits)
+    tensors = TensorReader(limits)
+    tree = ModuleTree("", tensors.describe, limits)
+    reader = _Reader(tree, _Code(archive))
+    if not isinstance(root, Object) or reader.declaration(root) is None:
+        raise DamagedFileError("holds no module", path=file.name, entry=_DATA)
+    tree.walk(root, reader.enter)
+    constants = _parse(archive, _CONSTANTS, limits)
+    return Checkpoint(
+        format=FORMAT,
+        file=file,
+        root=root,
+        state_dicts=(tree.state_dict("model", root),),
+        others=tuple(_others([*reader.attributes, ("constants", constants)], tensors)),
+        globals=tuple(
+            dict.fromkeys(
+                node.qualified for node in walk(root, limits=limits) if isinstance(node, Global)
+            )
+        ),
+        container=archive,
+        notes=tuple(reader.notes),
+    )
+
+
+def _parse(archive: ZipArchive, name: str, limits: Limits) -> Node:
+    """The graph of a pickle; its storages are the records in the folder of its name."""
+    record = archive.get(name)
+    if record is None:
+        raise DamagedFileError("the record is missing", path=archive.file.name, entry=name)
+    storages = StorageRecords(archive, f"{name.removesuffix('.pkl')}/")
+    return parse(
+        record.read(limits.pickle_bytes), limits=limits, persistent_load=storages.load
+    ).root
+
+
+class _Code:
+    """The declarations of the archive's source files, each read when it is first asked for."""
+
+    def __init__(self, archive: ZipArchive) -> None:
+        self._archive = archive
+        self._files: dict[str, dict[str, _Declaration]] = {}
+        self._left = _MAX_CODE
+
+    def declaration(self, cls: Global) -> _Declaration | None:
+        """What is declared of a class; None if it is one of torch's own, written in C++.
+
+        Raises `DamagedFileError` if the code does not declare it.
+        """
+        name = f"code/{cls.module.replace('.', '/')}.py"
+        if name not in self._files:
+            self._files[name] = self._read(name)
+        declaration = self._files[name].get(cls.name)
+        if declaration is None and not f"{cls.module}.".startswith(_BUILT_IN):
+            raise DamagedFileError(
+                f"the code does not declare the class '{cls.qualified}'",
+                path=self._archive.file.name,
+                entry=name,
+            )
+        return declaration
+
+    def _read(self, name: str) -> dict[str, _Declaration]:
+        record = self._archive.get(name)
+        if record is None:
+            return {}
+        data = record.read(self._left)
+        self._left -= len(data)
+        try:
+            source = data.decode()
+        except UnicodeDecodeError as error:
+            raise DamagedFileError(
+                "the code is not UTF-8", path=self._archive.file.name, entry=name
+            ) from error
+        return {match[1]: _declaration(match[2], match[3]) for match in _CLASS.finditer(source)}
+
+
+def _declaration(base: str | None, body: str) -> _Declaration:
+    listed = {match[1]: frozenset(_NAME.findall(match[2])) for match in _LIST.finditer(body)}
+    tensors = {match[1] or match[2] for match in _TENSOR.finditer(body)}
+    return _Declaration(
+        is_module=base == "Module",
+        parameters=listed.get("parameters", frozenset()),
+        buffers=listed.get("buffers", frozenset()) & tensors,
+    )
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads script modules into a tree; `attributes` are what is no part of the state dict."""
+
+    tree: ModuleTree
+    code: _Code
+    attributes: list[tuple[str, Node]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def declaration(self, node: Node) -> _Declaration | None:
+        """What the code declares of the module that `node` is; None if it is no module."""
+        if not isinstance(node, Object) or node.op != "NEWOBJ":
+            return None
+        declared = self.code.declaration(node.callee) if isinstance(node.callee, Global) else None
+        return declared if declared is not None and declared.is_module else None
+
+    def enter(self, node: Object, prefix: str) -> Iterator[tuple[str, Object]]:
+        """Record what the module itself holds; returns its children."""
+        self.tree.metadata[prefix[:-1]] = Dict(["version", MODULE_VERSION])
+        declared, slots = self.declaration(node), named_items(node.state)
+        if declared is None or slots is None:
+            what = prefix[:-1] or "the model itself"
+            self.notes.append(f"'{what}' is restored by its own code: its entries are left out")
+            self.attributes.append((prefix[:-1], node.state))
+            return iter(())
+        self.tree.spend(len(slots), prefix)
+        modules: list[tuple[str, Object]] = []
+        stateful = declared.parameters | declared.buffers
+        for name, value in slots.items():
+            if isinstance(value, Object) and self.declaration(value) is not None:
+                modules.append((name, value))
+            elif name not in stateful or not self._is_tensor(value):
+                self.attributes.append((prefix + name, value))
+        for name, value in slots.items():
+            if name in declared.parameters and self._is_tensor(value):
+                self.tree.add(prefix + name, value, "parameter")
+        for name, value in slots.items():
+            if name in declared.buffers and self._is_tensor(value):
+                self.tree.add(prefix + name, value, "buffer")
+        return iter(modules)
+
+    def _is_tensor(self, value: Node) -> bool:
+        return self.tree.describe(value) is not None
+
+
+def _others(attributes: list[tuple[str, Node]], reader: TensorReader) -> Iterator[Other]:
+    """Those of `attributes` that tensors are in; a tensor counts where it is found first."""
+    seen: set[int] = set()
+    for path, node in attributes:
+        tensors = tuple(reader.below(node, seen))
+        if tensors:
+            yield Other(path, type_name(node), None, tensors, node)

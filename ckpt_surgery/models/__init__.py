@@ -1,0 +1,1 @@
+"""Real models: what needs torch's modules or torchvision's architectures."""

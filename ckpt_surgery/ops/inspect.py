@@ -1,0 +1,131 @@
+"""Say what is in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import count
+
+from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, Tensor, join_path
+from ckpt_surgery.compaction import find_pieces
+from ckpt_surgery.errors import PathLike
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.formats import entry_counts, read
+from ckpt_surgery.plan import choose_state_dicts, select
+from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals
+from ckpt_surgery.rules import Selection
+
+
+def inspect(
+    source: PathLike | SourceFile,
+    selection: Selection | None = None,
+    *,
+    at: Sequence[str] = (),
+    params_only: bool = False,
+    stats: bool = False,
+) -> InspectReport:
+    """Describe the checkpoint in `source`: its tensors, what lies beside them, ties, waste.
+
+    `selection` and `at` narrow what is listed; `params_only` leaves out what is known to be a
+    buffer. Only `stats` reads tensor bytes, and imports torch.
+
+    Raises `UsageError` for a rule that matches nothing, `ReadError` for a bad input and
+    `MissingDependencyError` if `stats` finds no torch.
+    """
+    with read(source) as checkpoint:
+        listed = _listed(checkpoint, selection, at, params_only=params_only)
+        narrowed = replace(checkpoint, state_dicts=tuple(listed))
+        return InspectReport(
+            file=checkpoint.file.name,
+            format=checkpoint.format,
+            size=checkpoint.file.size,
+            state_dicts=narrowed.state_dicts,
+            others=checkpoint.others,
+            totals=_totals(checkpoint, [tensor for _, tensor in narrowed.tensors]),
+            ties=_ties(narrowed),
+            globals=checkpoint.globals,
+            notes=checkpoint.notes,
+            stats=_stats(narrowed) if stats else {},
+            places=places(checkpoint.state_dicts),
+            details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
+        )
+
+
+def _listed(
+    checkpoint: Checkpoint, selection: Selection | None, at: Sequence[str], *, params_only: bool
+) -> list[StateDict]:
+    selects = selection is not None and bool(selection.rules)
+    listed = list(checkpoint.state_dicts)
+    if at or selects:
+        listed = choose_state_dicts(checkpoint, at)
+    if selection is not None and selects:
+        chosen, _ = select(listed, selection)
+        listed = [
+            replace(s, entries=tuple(e for e in s.entries if e.name in each.chosen))
+            for s, each in zip(listed, chosen, strict=True)
+        ]
+    if params_only:
+        listed = [
+            replace(s, entries=tuple(e for e in s.entries if e.tensor and e.role != "buffer"))
+            for s in listed
+        ]
+    return listed
+
+
+def _totals(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Totals:
+    storages: set[Storage] = {
+        part.storage
+        for tensor in tensors
+        for part in tensor.strided_parts()
+        if part.storage is not None
+    }
+    pieces = find_pieces(checkpoint.all_tensors)
+    used = sum(piece.nbytes for piece in pieces if piece.storage in storages)
+    storage_nbytes = sum(storage.nbytes for storage in storages)
+    return Totals(
+        tensors=len(tensors),
+        numel=sum(tensor.numel for tensor in tensors),
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        storage_nbytes=storage_nbytes,
+        unused_nbytes=storage_nbytes - used,
+    )
+
+
+def _ties(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
+    """Groups of names whose tensors are the same elements of the same storage."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in checkpoint.tensors:
+        if tensor.storage is not None and tensor.numel:
+            place = (id(tensor.storage), tensor.offset, tensor.shape, tensor.stride)
+            groups.setdefault(place, []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:
+    from ckpt_surgery.arithmetic.stats import tensor_stats
+
+    return {name: tensor_stats(tensor) for name, tensor in checkpoint.tensors}
+
+
+def places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
+    """The place of every entry of whole state dicts, by ``path/name``."""
+    found: dict[str, Place] = {}
+    for state_dict in state_dicts:
+        numbers = count()
+        seen: dict[object, int] = {}
+        for index, entry in enumerate(state_dict.entries):
+            parameter = None
+            if entry.tensor is not None and entry.role != "buffer":
+                parameter = seen.get(identity := _identity(entry))
+                if parameter is None:
+                    parameter = seen[identity] = next(numbers)
+            found[join_path(state_dict.path, entry.name)] = Place(index, parameter)
+    return found
+
+
+def _identity(entry: Entry) -> object:
+    """Equal for tied tensors, otherwise the entry's own."""
+    tensor = entry.tensor
+    if tensor is None or tensor.storage is None or not tensor.numel:
+        return id(entry)
+    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride

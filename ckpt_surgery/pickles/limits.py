@@ -1,0 +1,28 @@
+"""How much of a pickle is read before it is called hostile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds that no honest checkpoint reaches; the largest allowed value of each.
+
+    `pickle_bytes` is the length of one pickle. `operations` counts opcodes when reading (those
+    that only file the value just made in the memo are free) and nodes visited when walking and
+    writing. `depth` is the length of a path through the graph: CPython's own pickler gives up
+    near 1,000. `memo` is the number of memo entries, hence one more than the highest index.
+    `digits` is the length of a decimal integer, as CPython bounds it (its conversion takes
+    quadratic time).
+    """
+
+    pickle_bytes: int = 512 << 20
+    operations: int = 1 << 26
+    depth: int = 10_000
+    memo: int = 1 << 26
+    digits: int = 4_300
+
+
+DEFAULT_LIMITS: Final = Limits()

@@ -1,0 +1,397 @@
+"""Plans: the edits of a checkpoint as plain data, built, checked, applied and saved.
+
+Building a plan finds everything that is wrong with it; applying one only carries it out, on the
+description, and returns a new description.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+from ckpt_surgery.checkpoint import Checkpoint, StateDict, join_path
+from ckpt_surgery.compaction import compact, unused_nbytes
+from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
+from ckpt_surgery.rules import (
+    Chosen,
+    RewriteRule,
+    Rewritten,
+    Rule,
+    Selection,
+    find_collisions,
+    near,
+    require_changes,
+    rewrite,
+    rewrite_metadata,
+    strip_metadata,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Remove an entry of a state dict."""
+
+    edit: ClassVar[str] = "drop"
+    state_dict: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Give an entry of a state dict another name."""
+
+    edit: ClassVar[str] = "rename"
+    state_dict: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenameModule:
+    """Give a module's record in ``_metadata`` another path; `new` None removes it."""
+
+    edit: ClassVar[str] = "rename-module"
+    state_dict: str
+    old: str
+    new: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DropOther:
+    """Remove an entry beside the state dicts: an optimizer, a scheduler."""
+
+    edit: ClassVar[str] = "drop-entry"
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compact:
+    """Give every tensor only the bytes that it uses; true ties and overlaps stay."""
+
+    edit: ClassVar[str] = "compact"
+    unused_nbytes: int
+
+
+Edit = Drop | Rename | RenameModule | DropOther | Compact
+_EDITS: dict[str, type[Edit]] = {
+    kind.edit: kind for kind in (Drop, Rename, RenameModule, DropOther, Compact)
+}
+# In JSON an edit says "from" and "to", which Python reserves.
+_JSON_NAMES = {"old": "from", "new": "to"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Edits in the order in which they are applied."""
+
+    edits: tuple[Edit, ...] = ()
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The edits as JSON has them: ``{"edit": "rename", "from": …, "to": …}``."""
+        return [
+            {"edit": edit.edit, **{_JSON_NAMES.get(k, k): v for k, v in asdict(edit).items()}}
+            for edit in self.edits
+        ]
+
+    @classmethod
+    def from_dict(cls, edits: Sequence[Mapping[str, Any]]) -> Plan:
+        """The plan that `to_dict` wrote. Raises `PlanError` for anything else."""
+        try:
+            return cls(tuple(_edit_from_dict(edit) for edit in edits))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"not a list of edits: {error}") from error
+
+
+def _edit_from_dict(edit: Mapping[str, Any]) -> Edit:
+    python_names = {json: name for name, json in _JSON_NAMES.items()}
+    fields = {python_names.get(k, k): value for k, value in edit.items() if k != "edit"}
+    for value in fields.values():
+        if not isinstance(value, str | int | None):
+            raise TypeError(f"'{value}' is neither a text nor a number")
+    return _EDITS[str(edit["edit"])](**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """How many names a rule matched or changed, over all state dicts."""
+
+    rule: Rule | RewriteRule
+    matched: int
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, what its rules matched, and what the user should know about it."""
+
+    plan: Plan
+    rules: tuple[RuleCount, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateDict]:
+    """The state dicts to edit: all, or those at the paths `at`.
+
+    Raises `UsageError` if there is none, or none at one of the paths.
+    """
+    if not checkpoint.state_dicts:
+        raise UsageError(
+            "there is no state dict in it",
+            path=checkpoint.file.name,
+            hint="'ckpt inspect' shows what the file holds",
+        )
+    by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
+    for path in at:
+        if path not in by_path:
+            known = ", ".join(f"'{path}'" if path else "the top level ('')" for path in by_path)
+            raise UsageError(
+                f"'--at {path}': no state dict there",
+                path=checkpoint.file.name,
+                hint=f"there are state dicts at: {known}",
+            )
+    wanted = dict.fromkeys(at or by_path)
+    return [by_path[path] for path in wanted]
+
+
+def select(
+    state_dicts: Sequence[StateDict], selection: Selection
+) -> tuple[list[Chosen], tuple[RuleCount, ...]]:
+    """What a selection takes of each state dict. Raises `UsageError` for a rule without match."""
+    chosen = [selection.choose(state_dict.names) for state_dict in state_dicts]
+    counts: Counter[int] = Counter()
+    for each in chosen:
+        counts.update({index: count for index, (_, count) in enumerate(each.counts)})
+    totals = [(rule, counts[index]) for index, rule in enumerate(selection.rules)]
+    selection.require_matches(totals, all_names(state_dicts))
+    return chosen, tuple(RuleCount(rule, count) for rule, count in totals)
+
+
+def all_names(state_dicts: Iterable[StateDict]) -> list[str]:
+    """Every name of the state dicts once, in order."""
+    return list(dict.fromkeys(name for state_dict in state_dicts for name in state_dict.names))
+
+
+def plan_strip(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    at: Sequence[str] = (),
+    training_state: Callable[[str, object], bool] | None = None,
+    compact: bool = False,
+) -> Planned:
+    """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
+
+    Raises `UsageError` if there is nothing to do, a rule matches nothing, or nothing would remain.
+    """
+    edits: list[Edit] = []
+    counts: tuple[RuleCount, ...] = ()
+    warnings: list[str] = []
+    if selection.rules:
+        state_dicts = choose_state_dicts(checkpoint, at)
+        chosen, counts = select(state_dicts, selection)
+        for state_dict, each in zip(state_dicts, chosen, strict=True):
+            edits += _drops(state_dict, each.chosen)
+        warnings += _out_of_step(state_dicts, chosen)
+        _require_remainder(checkpoint, edits)
+    if training_state is not None:
+        dropped = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
+        edits += (DropOther(path) for path in dropped)
+        if not dropped:
+            warnings.append("there is no training state to remove")
+    if compact:
+        edits.append(Compact(unused_nbytes(checkpoint)))
+    if not selection.rules and training_state is None and not compact:
+        raise UsageError(
+            "nothing is selected",
+            hint="say what to remove: --pattern, --prefix, --glob, --keys-from, --training-state",
+        )
+    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
+
+
+def _drops(state_dict: StateDict, chosen: frozenset[str]) -> list[Edit]:
+    names = state_dict.names
+    edits: list[Edit] = [Drop(state_dict.path, name) for name in names if name in chosen]
+    modules = list(state_dict.metadata or ())
+    kept = set(strip_metadata(modules, names, [name for name in names if name not in chosen]))
+    edits += (RenameModule(state_dict.path, m, None) for m in modules if m not in kept)
+    return edits
+
+
+def _out_of_step(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
+    """State dicts that a selection leaves whole although it takes something of others."""
+    touched = [bool(each.chosen) for each in chosen]
+    if all(touched) or not any(touched):
+        return []
+    return [
+        f"nothing in '{state_dict.path}' is selected, so it is out of step with the others"
+        for state_dict, some in zip(state_dicts, touched, strict=True)
+        if not some and state_dict.entries
+    ]
+
+
+def _require_remainder(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
+    dropped = Counter(edit.state_dict for edit in edits if isinstance(edit, Drop))
+    for state_dict in checkpoint.state_dicts:
+        if state_dict.entries and dropped[state_dict.path] == len(state_dict.entries):
+            where = f" of '{state_dict.path}'" if state_dict.path else ""
+            raise UsageError(
+                f"every entry{where} would be removed",
+                path=checkpoint.file.name,
+                hint="--keep inverts a selection",
+            )
+
+
+def plan_rename(
+    checkpoint: Checkpoint, rules: Sequence[RewriteRule], *, at: Sequence[str] = ()
+) -> Planned:
+    """Rewrite the names of the state dicts, and their ``_metadata`` with them.
+
+    Raises `UsageError` for a rule that changes nothing or makes an empty name, and
+    `NameCollisionError` if two entries would get one name.
+    """
+    if not rules:
+        raise UsageError(
+            "no rule says what to rename",
+            hint="give --strip-prefix, --add-prefix, --replace, --sub or --map",
+        )
+    state_dicts = choose_state_dicts(checkpoint, at)
+    rewritten = [rewrite(state_dict.names, rules) for state_dict in state_dicts]
+    require_changes(rules, rewritten)
+    edits: list[Edit] = []
+    warnings: list[str] = []
+    for state_dict, each in zip(state_dicts, rewritten, strict=True):
+        _require_good_names(state_dict, each)
+        edits += _renames(state_dict, each, rules)
+        if not any(each.changed) and state_dict.entries:
+            warnings.append(
+                f"no name in '{state_dict.path}' changes, so it is out of step with the others"
+            )
+    counts = tuple(
+        RuleCount(rule, sum(each.changed[index] for each in rewritten))
+        for index, rule in enumerate(rules)
+    )
+    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
+
+
+def _require_good_names(state_dict: StateDict, rewritten: Rewritten) -> None:
+    for old, new in zip(state_dict.names, rewritten.names, strict=True):
+        if not new:
+            raise UsageError(f"'{old}' would get an empty name", entry=state_dict.path or None)
+    collisions = find_collisions(state_dict.names, rewritten.names)
+    if collisions:
+        new, olds = collisions[0]
+        more = f" (and {len(collisions) - 1} more such names)" if len(collisions) > 1 else ""
+        first, second = olds[:2]
+        raise NameCollisionError(
+            f"'{first}' and '{second}' would both be called '{new}'{more}",
+            entry=state_dict.path or None,
+            hint="nothing was written; make the rules tell them apart",
+        )
+
+
+def _renames(
+    state_dict: StateDict, rewritten: Rewritten, rules: Sequence[RewriteRule]
+) -> list[Edit]:
+    names = state_dict.names
+    edits: list[Edit] = [
+        Rename(state_dict.path, old, new)
+        for old, new in zip(names, rewritten.names, strict=True)
+        if old != new
+    ]
+    modules = list(state_dict.metadata or ())
+    moved = rewrite_metadata(modules, names, rewritten.names, rules)
+    edits += (
+        RenameModule(state_dict.path, module, moved.get(module))
+        for module in modules
+        if moved.get(module) != module
+    )
+    return edits
+
+
+def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` after the edits; the one given stays as it is.
+
+    Raises `PlanError` if the plan speaks of something that is not there, and `NameCollisionError`
+    if two entries would get one name.
+    """
+    dropped: dict[str, set[str]] = {}
+    renamed: dict[str, dict[str, str]] = {}
+    modules: dict[str, dict[str, str | None]] = {}
+    others: set[str] = set()
+    for edit in plan.edits:
+        match edit:
+            case Drop(state_dict=path, name=name):
+                dropped.setdefault(path, set()).add(name)
+            case Rename(state_dict=path, old=old, new=new):
+                renamed.setdefault(path, {})[old] = new
+            case RenameModule(state_dict=path, old=old, new=moved):
+                modules.setdefault(path, {})[old] = moved
+            case DropOther(path=path):
+                others.add(path)
+    _require_known(checkpoint, [*dropped, *renamed, *modules], others)
+    edited = replace(
+        checkpoint,
+        state_dicts=tuple(
+            _edited(s, dropped.get(s.path, set()), renamed.get(s.path, {}), modules.get(s.path, {}))
+            for s in checkpoint.state_dicts
+        ),
+        others=tuple(other for other in checkpoint.others if other.path not in others),
+        dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in others)),
+    )
+    compacts = any(isinstance(edit, Compact) for edit in plan.edits)
+    return compact(edited) if compacts else edited
+
+
+def _require_known(
+    checkpoint: Checkpoint, state_dicts: Iterable[str], others: Iterable[str]
+) -> None:
+    known = {state_dict.path for state_dict in checkpoint.state_dicts}
+    entries = {other.path for other in checkpoint.others}
+    for path in [
+        *(p for p in state_dicts if p not in known),
+        *(p for p in others if p not in entries),
+    ]:
+        raise PlanError(f"the plan edits '{path}', which is not there", path=checkpoint.file.name)
+
+
+def _edited(
+    state_dict: StateDict,
+    dropped: set[str],
+    renamed: Mapping[str, str],
+    modules: Mapping[str, str | None],
+) -> StateDict:
+    _require_there(state_dict.path, (*dropped, *renamed), state_dict.names)
+    entries = tuple(
+        replace(entry, name=renamed[entry.name]) if entry.name in renamed else entry
+        for entry in state_dict.entries
+        if entry.name not in dropped
+    )
+    _require_distinct(state_dict.path, [entry.name for entry in entries])
+    metadata = state_dict.metadata
+    if modules:
+        _require_there(join_path(state_dict.path, "_metadata"), modules, metadata or ())
+        moved = [(modules.get(module, module), value) for module, value in (metadata or {}).items()]
+        kept = [(module, value) for module, value in moved if module is not None]
+        _require_distinct(join_path(state_dict.path, "_metadata"), [module for module, _ in kept])
+        metadata = dict(kept)
+    return replace(state_dict, entries=entries, metadata=metadata)
+
+
+def _require_there(path: str, wanted: Iterable[str], names: Iterable[str]) -> None:
+    existing = set(names)
+    for name in wanted:
+        if name not in existing:
+            near_names = ", ".join(f"'{found}'" for found in near(name, existing))
+            raise PlanError(
+                f"the plan edits '{join_path(path, name)}', which is not there",
+                hint=f"near it: {near_names}" if near_names else None,
+            )
+
+
+def _require_distinct(path: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise NameCollisionError(
+                f"the plan gives {count} entries the name '{name}'", entry=path or None
+            )

@@ -1,0 +1,71 @@
+"""What an edit did, for people: counts first, then names, then what to know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ckpt_surgery.render.screen import Screen
+from ckpt_surgery.render.text import count, nbytes, printable
+from ckpt_surgery.report import EditReport
+
+_MOST_NAMES: Final = 20
+_LONGEST_NOTE: Final = 500  # characters
+
+
+def show(report: EditReport, screen: Screen) -> None:
+    """Print the report. It is the same for a dry run but for the last line."""
+    for line in _lines(report):
+        screen.line(line)
+    for warning in report.warnings:
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+    written = f"written to {printable(report.output)}" if report.output else "nothing was written"
+    size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
+    screen.line(f"{written}, {size}" if report.output else f"dry run: {written}, {size}", "bold")
+
+
+def _lines(report: EditReport) -> Iterator[str]:
+    for rule in report.rules:
+        changed = "matched" if "kind" in rule else "changed"
+        yield f"{printable(_option(rule))}: {changed} {count(int(rule['matched']), 'name')}"
+    entries = len(report.kept) + len(report.removed) + len(report.renamed)
+    if report.removed:
+        yield f"removed {len(report.removed):,} of {count(entries, 'entry', 'entries')}:"
+        yield from _names([printable(name) for name in report.removed])
+    if report.renamed:
+        yield f"renamed {len(report.renamed):,} of {count(entries, 'entry', 'entries')}:"
+        yield from _names([f"{printable(a)} -> {printable(b)}" for a, b in report.renamed])
+    if not report.removed and not report.renamed:
+        yield f"kept {count(entries, 'entry', 'entries')}"
+    if report.dropped:
+        yield f"removed beside them: {_listing(report.dropped)}"
+    if report.carried:
+        yield f"carried over: {_listing(report.carried)}"
+    for edit in report.plan:
+        if edit["edit"] == "compact":
+            yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"
+        elif edit["edit"] == "convert":
+            yield f"converted: {edit['from']} -> {edit['to']}"
+
+
+def _option(rule: Mapping[str, Any]) -> str:
+    """A rule as it was given: ``--pattern fc``, ``--replace .net ''``."""
+    if "kind" in rule:
+        name = {"keys": "keys-from"}.get(rule["kind"], rule["kind"])
+        return f"--{name} {rule['text']}"
+    values = (
+        rule[key] for key in ("prefix", "old", "new", "regex", "repl", "source") if key in rule
+    )
+    return " ".join([f"--{rule['rule']}", *(str(value) or "''" for value in values)])
+
+
+def _names(lines: Sequence[str]) -> Iterator[str]:
+    yield from (f"  {line}" for line in lines[:_MOST_NAMES])
+    if len(lines) > _MOST_NAMES:
+        yield f"  … and {len(lines) - _MOST_NAMES:,} more"
+
+
+def _listing(paths: Sequence[str]) -> str:
+    shown = ", ".join(printable(path) or "(top level)" for path in paths[:_MOST_NAMES])
+    more = len(paths) - _MOST_NAMES
+    return f"{shown} and {more:,} more" if more > 0 else shown

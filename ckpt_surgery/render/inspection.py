@@ -1,0 +1,201 @@
+"""An inspected file for people: tables, a tree, and what lies beside the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from ckpt_surgery.checkpoint import Entry, Other, StateDict, join_path
+from ckpt_surgery.render.listing import Subtree, fold, tree
+from ckpt_surgery.render.screen import Column, Grid, Screen
+from ckpt_surgery.render.text import count, nbytes, printable, shape
+from ckpt_surgery.report import InspectReport, TensorStats
+
+_MOST_LINES: Final = 40  # of one kind in the footer
+_MOST_NAMES: Final = 8  # of one tie
+_LONGEST_VALUE: Final = 80  # characters
+_BARS: Final = "▁▂▃▄▅▆▇█"
+
+_NAME: Final = Column("name", fold=True)
+_SHAPE: Final = Column("shape", style="cyan")
+_DTYPE: Final = Column("dtype", style="green")
+_ELEMENTS: Final = Column("elements", right=True)
+_BYTES: Final = Column("bytes", right=True)
+_STATS: Final = (
+    *(Column(name, right=True) for name in ("min", "max", "mean", "std", "NaN", "Inf", "zeros")),
+    Column("histogram"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How to show the entries: `both_indices`, `folded`, or as a `tree` of some `depth`."""
+
+    both_indices: bool = False
+    folded: bool = False
+    tree: bool = False
+    depth: int | None = None
+
+
+def show(report: InspectReport, view: View, screen: Screen) -> None:
+    """Every state dict under its path, then the footer."""
+    for state_dict in report.state_dicts:
+        if len(report.state_dicts) > 1 or state_dict.path:
+            screen.line(_heading(state_dict), "bold")
+        if view.tree:
+            screen.grid(_tree_grid(tree(state_dict, view.depth)))
+        elif view.folded:
+            screen.grid(_folded_grid(state_dict))
+        else:
+            screen.grid(_grid(report, state_dict, view))
+        screen.line()
+    for line in _footer(report):
+        screen.line(line)
+
+
+def _heading(state_dict: StateDict) -> str:
+    return f"{printable(state_dict.path) or '(top level)'} ({state_dict.kind})"
+
+
+def _grid(report: InspectReport, state_dict: StateDict, view: View) -> Grid:
+    columns = [Column("index", right=True, style="dim")]
+    if view.both_indices:
+        columns = [
+            Column("state_dict", right=True, style="dim"),
+            Column("parameters", right=True, style="dim"),
+        ]
+    columns += [_NAME, _SHAPE, _DTYPE, _ELEMENTS, _BYTES]
+    if report.stats:
+        columns += _STATS
+    rows = []
+    for entry in state_dict.entries:
+        key = join_path(state_dict.path, entry.name)
+        place = report.places[key]
+        parameter = "-" if place.parameter is None else str(place.parameter)
+        indices = (str(place.index), parameter) if view.both_indices else (str(place.index),)
+        stats = _stats(report.stats.get(key)) if report.stats else ()
+        rows.append((*indices, printable(entry.name), *_facts(entry), *stats))
+    return Grid(columns, rows)
+
+
+def _facts(entry: Entry, times: int = 1) -> tuple[str, str, str, str]:
+    """Shape, type, elements and bytes; of an entry that is no tensor there are none."""
+    tensor = entry.tensor
+    if tensor is None:
+        return "-", "(no tensor)", "-", "-"
+    dtype = tensor.dtype.name
+    if tensor.layout != "strided":
+        dtype += f" {printable(tensor.layout)}"
+    return shape(tensor.shape), dtype, f"{tensor.numel * times:,}", f"{tensor.nbytes * times:,}"
+
+
+def _stats(stats: TensorStats | None) -> tuple[str, ...]:
+    if stats is None:
+        return ("-",) * len(_STATS)
+    values = (
+        "-" if number is None else f"{number:.4g}"
+        for number in (stats.min, stats.max, stats.mean, stats.std)
+    )
+    highest = max(stats.histogram, default=0) or 1
+    bars = (_BARS[-(-n * (len(_BARS) - 1) // highest)] for n in stats.histogram)
+    return (*values, f"{stats.nan:,}", f"{stats.inf:,}", f"{stats.zeros:,}", "".join(bars))
+
+
+def _folded_grid(state_dict: StateDict) -> Grid:
+    rows = [
+        (
+            printable(row.name),
+            f"{len(row.entries):,}",
+            *_facts(row.entries[0], len(row.entries)),
+        )
+        for row in fold(state_dict.entries)
+    ]
+    return Grid((_NAME, Column("tensors", right=True), _SHAPE, _DTYPE, _ELEMENTS, _BYTES), rows)
+
+
+def _tree_grid(root: Subtree) -> Grid:
+    columns = (
+        _NAME,
+        Column("tensors", right=True),
+        Column("parameters", right=True),
+        Column("bytes", right=True),
+    )
+    rows = [
+        (
+            guide + printable(node.name),
+            f"{node.tensors:,}",
+            f"{node.parameters:,}",
+            f"{node.nbytes:,}",
+        )
+        for guide, node in _walk(root)
+    ]
+    return Grid(columns, rows)
+
+
+def _walk(root: Subtree) -> Iterator[tuple[str, Subtree]]:
+    """Nodes below `root` with the lines that lead to them. Depth is bounded by the tree's."""
+    children = list((root.children or {}).values())
+    for child in children:
+        last = child is children[-1]
+        yield "└── " if last else "├── ", child
+        for guide, node in _walk(child):
+            yield ("    " if last else "│   ") + guide, node
+
+
+def _footer(report: InspectReport) -> Iterator[str]:
+    totals = report.totals
+    yield f"{printable(report.file)}: {report.format}, {_exact_bytes(report.size)}"
+    if not report.state_dicts:
+        yield "no state dict found"
+    yield (
+        f"total: {count(totals.tensors, 'tensor')}, {count(totals.numel, 'element')}, "
+        f"{_exact_bytes(totals.nbytes)}"
+    )
+    if totals.unused_nbytes:
+        yield f"unused: {_exact_bytes(totals.unused_nbytes)} of storages that no tensor uses"
+    yield from _section("other entries:", [_other(report, other) for other in report.others])
+    yield from _section("ties:", [_tie(names) for names in report.ties])
+    for note in islice(report.notes, _MOST_LINES):
+        yield f"note: {printable(note, 500)}"
+
+
+def _exact_bytes(number: int) -> str:
+    exact = count(number, "byte")
+    return exact if number < 1024 else f"{exact} ({nbytes(number)})"
+
+
+def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield title
+        yield from (f"  {line}" for line in lines[:_MOST_LINES])
+    if len(lines) > _MOST_LINES:
+        yield f"  … and {len(lines) - _MOST_LINES:,} more"
+
+
+def _other(report: InspectReport, other: Other) -> str:
+    """``epoch = 3``, ``optimizer: 2 groups, 110 states, …``, ``args: argparse.Namespace``."""
+    path = printable(other.path) or "(top level)"
+    if other.value is not None:
+        return f"{path} = {_value(other.value)}"
+    facts = [
+        count(number, what.removesuffix("s").replace("entrie", "entry"), what)
+        for what, number in report.details.get(other.path, {}).items()
+    ]
+    if other.tensors:
+        facts.append(count(len(other.tensors), "tensor"))
+        facts.append(nbytes(sum(tensor.nbytes for tensor in other.tensors)))
+    type_name = printable(other.type)
+    return f"{path}: {', '.join(facts)}" + (f" ({type_name})" if facts else type_name)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to print a huge one
+    return printable(f"'{value}'" if isinstance(value, str) else str(value), _LONGEST_VALUE)
+
+
+def _tie(names: Sequence[str]) -> str:
+    more = f" = … {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return " = ".join(printable(name) for name in names[:_MOST_NAMES]) + more

@@ -1,0 +1,78 @@
+"""A progress bar for writes that take long enough to wonder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_DELAY: Final = 0.5  # seconds before a bar appears
+
+
+class _Bar:
+    """Counts bytes, and shows them once `_DELAY` has passed."""
+
+    def __init__(self, total: int, *, color: bool) -> None:
+        self._total = total
+        self._color = color
+        self._written = 0
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+
+    def advance(self, nbytes: int) -> None:
+        self._written += nbytes
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=self._written)
+        elif time.monotonic() - self._started >= _DELAY:
+            self._progress = _start(self._total, self._written, color=self._color)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def progress_bar(
+    *, color: bool = True
+) -> Callable[[int], AbstractContextManager[Callable[[int], object]]] | None:
+    """A bar on standard error for a known number of bytes; None if that is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+
+    @contextmanager
+    def show(total: int) -> Iterator[Callable[[int], object]]:
+        bar = _Bar(total, color=color)
+        try:
+            yield bar.advance
+        finally:
+            bar.stop()
+
+    return show
+
+
+def _start(total: int, written: int, *, color: bool) -> Progress:
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from ckpt_surgery.render.screen import console
+
+    progress = Progress(
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console(sys.stderr, color=color),
+        transient=True,
+    )
+    progress.add_task("writing", total=total, completed=written)
+    progress.start()
+    return progress

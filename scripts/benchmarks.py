@@ -1,0 +1,334 @@
+"""Measure ckpt against torch and cp: ratios within one run, in time and in memory.
+
+Each comparison runs its commands in turn, A B A B, after a round that warms caches up. A ratio is
+the median over the rounds of one command's time through that of the other just beside it, so what
+else the machine does mostly cancels out. Files are written without fsync by all sides, and come
+from the page cache; on file systems that share blocks between files, so do cp and ckpt.
+
+A missed target is shown and is no failure: the exit code is 0 unless something cannot be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pty
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# No torch in this process: Linux counts the memory of one that starts a command as the command's.
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+INSTALLED = Path(sys.executable).with_name("ckpt")
+CKPT = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "ckpt_surgery"]
+MB = 1_000_000
+
+TORCH_LIST = """
+import sys, torch
+for key, tensor in torch.load(sys.argv[1], mmap=True, weights_only=True).items():
+    print(key, tuple(tensor.shape))
+"""
+TORCH_LOAD = """
+import sys, torch
+state_dict = torch.load(sys.argv[1], mmap=sys.argv[3] == "mmap", weights_only=True)
+"""
+TORCH_EDIT = {
+    "strip": f"""{TORCH_LOAD}
+for key in [key for key in state_dict if key.startswith("embed.")]:
+    del state_dict[key]
+torch.save(state_dict, sys.argv[2])
+""",
+    "rename": f"""{TORCH_LOAD}
+torch.save({{"module." + key: tensor for key, tensor in state_dict.items()}}, sys.argv[2])
+""",
+}
+CKPT_EDIT = {"strip": ["--prefix", "embed"], "rename": ["--add-prefix", "module"]}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run took: seconds of the clock, of the processors, and bytes at the peak."""
+
+    wall: float
+    cpu: float
+    peak: int | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command line to measure; one on a terminal has a pseudo-terminal as standard output."""
+
+    name: str
+    line: Sequence[str]
+    writes: Path | None = None
+    on_terminal: bool = False
+
+    def run(self) -> Cost:
+        """Run it once. What it wrote is removed, so that no later run pays for writing it."""
+        cost = measure(self.line, on_terminal=self.on_terminal)
+        if self.writes is not None:
+            self.writes.unlink()
+            os.sync()
+        return cost
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours is to take at most `ratio` of what `theirs` takes, and `peak` bytes of memory."""
+
+    ours: str
+    theirs: str
+    ratio: float | None = None
+    peak: int | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The medians of both sides, the medians of the rounds' ratios, and how the target fared.
+
+    `best_ratio` is between the fastest run of each side, which disturbances hardly touch; the
+    target is about `wall_ratio`.
+    """
+
+    benchmark: str
+    target: Target
+    ours: Cost
+    theirs: Cost
+    wall_ratio: float
+    cpu_ratio: float
+    best_ratio: float
+    met: bool | None
+
+
+def measure(line: Sequence[str], *, on_terminal: bool = False) -> Cost:
+    """Run a command, and ask the system what it took. Raises `RuntimeError` if it fails."""
+    screen, stdout = pty.openpty() if on_terminal else (-1, subprocess.DEVNULL)
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(line, cwd=ROOT, stdout=stdout, stderr=errors)
+        if on_terminal:
+            os.close(stdout)
+            with suppress(OSError):  # Linux reports the end of a terminal as an error
+                while os.read(screen, 1 << 16):
+                    pass
+            os.close(screen)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(line)}\n{errors.read().decode(errors='replace')}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+
+def in_turn(jobs: dict[str, Callable[[], Cost]], rounds: int) -> dict[str, list[Cost]]:
+    """What `jobs` took, run one after the other in every round; the first round is left out."""
+    costs = [{name: job() for name, job in jobs.items()} for _ in range(rounds + 1)][1:]
+    return {name: [of_round[name] for of_round in costs] for name in jobs}
+
+
+def compare(
+    benchmark: str, costs: dict[str, list[Cost]], targets: Sequence[Target]
+) -> Iterator[Result]:
+    """The result of each target."""
+    for target in targets:
+        ours, theirs = costs[target.ours], costs[target.theirs]
+        pairs = list(zip(ours, theirs, strict=True))
+        wall_ratio = statistics.median(a.wall / b.wall for a, b in pairs)
+        total = _total(ours)
+        met = [] if target.ratio is None else [wall_ratio <= target.ratio]
+        if target.peak is not None and total.peak is not None:
+            met.append(total.peak <= target.peak)
+        yield Result(
+            benchmark,
+            target,
+            total,
+            _total(theirs),
+            wall_ratio,
+            statistics.median(a.cpu / b.cpu for a, b in pairs),
+            min(cost.wall for cost in ours) / min(cost.wall for cost in theirs),
+            all(met) if met else None,
+        )
+
+
+def _total(costs: Sequence[Cost]) -> Cost:
+    peaks = [cost.peak for cost in costs if cost.peak is not None]
+    return Cost(
+        statistics.median(cost.wall for cost in costs),
+        statistics.median(cost.cpu for cost in costs),
+        max(peaks) if peaks else None,
+    )
+
+
+def bench_inspect(files: dict[str, Path], rounds: int) -> Iterator[Result]:
+    """`ckpt inspect` beside loading the file into torch without its storages."""
+    for name, file in files.items():
+        path = str(file)
+        commands = [
+            Command("inspect --keys", [*CKPT, "inspect", "--keys", path]),
+            Command("torch.load, mmap", [sys.executable, "-c", TORCH_LIST, path]),
+            Command("inspect, to a pipe", [*CKPT, "inspect", path]),
+            Command("inspect, on a terminal", [*CKPT, "inspect", path], on_terminal=True),
+        ]
+        targets = [
+            Target("inspect --keys", "torch.load, mmap", 1 / 10, 60 * MB),
+            Target("inspect, to a pipe", "torch.load, mmap", 1 / 6, 60 * MB),
+            Target("inspect, on a terminal", "torch.load, mmap", 1 / 6, 60 * MB),
+        ]
+        costs = in_turn({command.name: command.run for command in commands}, rounds)
+        yield from compare(f"inspect {name}", costs, targets)
+
+
+def bench_edit(verb: str, file: Path, rounds: int) -> Iterator[Result]:
+    """An edit of a large file beside copying it, and beside load, edit and save in torch."""
+    source, output = str(file), file.with_name("output.pth")
+    torch_line = [sys.executable, "-c", TORCH_EDIT[verb], source, str(output)]
+    commands = [
+        Command(verb, [*CKPT, verb, source, *CKPT_EDIT[verb], "-o", str(output)], output),
+        Command("cp", ["cp", source, str(output)], output),
+        Command("torch", [*torch_line, "read"], output),
+        Command("torch, mmap", [*torch_line, "mmap"], output),
+    ]
+    targets = [
+        Target(verb, "cp", 1.25, 80 * MB),
+        Target(verb, "torch", 1 / 3, 80 * MB),
+        Target(verb, "torch, mmap", 1 / 3, 80 * MB),
+    ]
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    yield from compare(f"{verb} {file.stat().st_size / 1e9:.2g} GB", costs, targets)
+
+
+def bench_parse(tensors: int, rounds: int) -> Iterator[Result]:
+    """Our parser beside other unpicklers, in one process that only this is done in."""
+    line = [sys.executable, str(SCRIPTS / "benchmark_torch.py"), "parse", str(tensors), str(rounds)]
+    found = json.loads(subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout)
+    costs = {name: [Cost(*pair) for pair in pairs] for name, pairs in found["seconds"].items()}
+    targets = [
+        Target("parse", "C unpickler, stubs", 6),
+        Target("parse", "torch, weights_only", 1 / 2),
+        Target("walk", "C unpickler, stubs"),
+        Target("emit", "C unpickler, stubs"),
+    ]
+    yield from compare(f"pickle of {found['operations']} operations", costs, targets)
+
+
+def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[str, Path], Path]:
+    """The checkpoints to measure on, as torch writes them; some may not be `wanted`."""
+    small, large = folder / "resnet34.pth", folder / "large.pth"
+    if wanted in {None, "inspect"}:
+        subprocess.run([sys.executable, SCRIPTS / "make_resnet34.py", small], cwd=ROOT, check=True)
+    if wanted != "parse":
+        line = [
+            sys.executable,
+            str(SCRIPTS / "benchmark_torch.py"),
+            "make",
+            str(size_gb),
+            str(large),
+        ]
+        subprocess.run(line, cwd=ROOT, check=True)
+    return {"resnet34": small, f"{size_gb:g} GB": large}, large
+
+
+def run(options: argparse.Namespace) -> list[Result]:
+    """Make the files, take all measurements wanted, and remove the files."""
+    quick, wanted, size_gb = options.quick, options.only, options.size_gb
+    benchmarks: dict[str, Callable[[], Iterator[Result]]] = {
+        "inspect": lambda: bench_inspect(small_and_large, 3 if quick else 9),
+        "parse": lambda: bench_parse(3_000 if quick else 15_000, 3 if quick else 7),
+        "strip": lambda: bench_edit("strip", large, 3 if quick else 5),
+        "rename": lambda: bench_edit("rename", large, 3 if quick else 5),
+    }
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
+        free, needed = shutil.disk_usage(folder).free, int(2.5e9 * size_gb) + 1_000_000_000
+        if wanted != "parse" and free < needed:
+            raise RuntimeError(
+                f"{needed / 1e9:.1f} GB are needed in '{folder}', {free / 1e9:.1f} free"
+            )
+        small_and_large, large = make_files(Path(folder), size_gb, wanted)
+        for name, benchmark in benchmarks.items():
+            if wanted in {None, name}:
+                print(f"measuring {name} …", file=sys.stderr, flush=True)
+                results += benchmark()
+    return results
+
+
+def show(results: Sequence[Result]) -> None:
+    """Print the results as a table."""
+    head = ("benchmark", "ours", "s", "CPU s", "peak MB", "theirs", "s", "CPU s", "peak MB")
+    table = [(*head, "ratio", "of CPU", "of best", "target", "met")]
+    for result in results:
+        target = result.target
+        wanted = [] if target.ratio is None else [f"≤ {target.ratio:.3g}"]
+        if target.peak is not None:
+            wanted.append(f"≤ {target.peak // MB} MB")
+        table.append(
+            (
+                *(result.benchmark, target.ours, *_cells(result.ours)),
+                *(target.theirs, *_cells(result.theirs)),
+                *(
+                    f"{result.wall_ratio:.3f}",
+                    f"{result.cpu_ratio:.3f}",
+                    f"{result.best_ratio:.3f}",
+                ),
+                *(", ".join(wanted), {True: "yes", False: "NO", None: ""}[result.met]),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (
+            cell.ljust(width)
+            if title in {"benchmark", "ours", "theirs", "target"}
+            else cell.rjust(width)
+            for cell, width, title in zip(row, widths, table[0], strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+def _cells(cost: Cost) -> tuple[str, str, str]:
+    peak = "" if cost.peak is None else f"{cost.peak / MB:.1f}"
+    return f"{cost.wall:.3f}", f"{cost.cpu:.3f}", peak
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
+    parser.add_argument("--only", choices=["inspect", "parse", "strip", "rename"])
+    parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
+    parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    if options.size_gb is None:
+        options.size_gb = 0.25 if options.quick else 2.0
+    load = [os.getloadavg()[0]]
+    try:
+        results = run(options)
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        print(f"error: not measured: {error}", file=sys.stderr)
+        return 2
+    load.append(os.getloadavg()[0])
+    if options.json:
+        print(
+            json.dumps({"load": load, "results": [asdict(result) for result in results]}, indent=1)
+        )
+    else:
+        show(results)
+        print(f"load of the machine: {load[0]:.2f} before, {load[1]:.2f} after")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,267 @@
+"""Laws of ``ckpt strip``, ``rename`` and ``convert`` as commands: where what goes, and when."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from ckpt_surgery.cli.options import FORMATS, output_of
+from ckpt_surgery.cli.output import report_stream
+from ckpt_surgery.cli.strip import strip
+from ckpt_surgery.ops.editing import OUTPUT_FORMAT
+
+EDITS = (
+    ["strip", "--prefix", "fc"],
+    ["rename", "--add-prefix", "m"],
+    ["convert"],
+)
+
+
+def snapshot(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def test_strip_removes_what_is_selected(folder, invoke, net):
+    result = invoke("strip", "net.pth", "--pattern", "fc", "-o", "out.pth")
+    assert result.exit_code == 0, result.stderr
+    left = load("out.pth")
+    assert list(left) == [name for name in net.state_dict() if "fc" not in name]
+    assert left._metadata[""] == {"version": 1}
+    assert "--pattern fc: matched 2 names" in result.stdout
+    assert "removed 2 of 15 entries:" in result.stdout
+    assert "written to out.pth" in result.stdout
+
+
+def test_strip_keep_inverts(folder, invoke, net):
+    invoke("strip", "net.pth", "--keep", "--prefix", "blocks.0", "-o", "out.pth")
+    assert list(load("out.pth")) == [k for k in net.state_dict() if k.startswith("blocks.0.")]
+
+
+def test_strip_drops_training_state_and_carries_the_rest(folder, invoke):
+    result = invoke("strip", "train.pth.tar", "--training-state", "--compact", "-o", "out.pth")
+    assert result.exit_code == 0, result.stderr
+    assert "removed beside them: optimizer" in result.stdout
+    assert "carried over: epoch, arch, args, loss" in result.stdout
+    assert "compacted:" in result.stdout
+    out = torch.load("out.pth", weights_only=False)
+    assert set(out) == {"epoch", "arch", "state_dict", "state_dict_ema", "args", "loss"}
+
+
+def test_strip_keeps_ema_in_step_and_at_narrows(folder, invoke):
+    invoke("strip", "train.pth.tar", "--prefix", "module.fc", "-o", "both.pth")
+    invoke("strip", "train.pth.tar", "--prefix", "module.fc", "--at", "state_dict", "-o", "one.pth")
+    both = torch.load("both.pth", weights_only=False)
+    one = torch.load("one.pth", weights_only=False)
+    assert "module.fc.bias" not in {**both["state_dict"], **both["state_dict_ema"]}
+    assert "module.fc.bias" not in one["state_dict"]
+    assert "module.fc.bias" in one["state_dict_ema"]
+
+
+def test_rename_applies_rules_in_the_order_given(folder, invoke):
+    # the same rules give other names, or fail, in any other order
+    rules = ["--replace", "fc", "tmp", "--add-prefix", "x", "--sub", r"^x\.(tmp)", r"y.\1"]
+    rules += ["--replace", "tmp", "last", "--strip-prefix", "y"]
+    result = invoke("rename", "net.pth", *rules, "-o", "out.pth")
+    assert result.exit_code == 0, result.stderr
+    names = list(load("out.pth"))
+    assert names[-3:] == ["last.weight", "last.bias", "x.head.weight"]
+    said = [line.split(":")[0] for line in result.stdout.splitlines()[:5]]
+    assert said == [
+        "--replace fc tmp",
+        "--add-prefix x.",
+        r"--sub ^x\.(tmp) y.\1",
+        "--replace tmp last",
+        "--strip-prefix y.",
+    ]
+
+
+def test_rename_takes_a_map_in_toml_or_json(folder, invoke):
+    (folder / "m.toml").write_text('fc.bias = "head.bias"\n')
+    (folder / "m.json").write_text('{"fc.bias": "head.bias"}')
+    for source in ("m.toml", "m.json"):
+        assert invoke("rename", "net.pth", "--map", source, "-o", f"{source}.pth").exit_code == 0
+        assert "head.bias" in load(f"{source}.pth")
+
+
+def test_rename_strip_prefix_loads_into_the_bare_model(folder, invoke, net):
+    invoke("convert", "train.pth.tar", "--at", "state_dict", "-o", "wrapped.pth")
+    result = invoke("rename", "wrapped.pth", "--strip-prefix", "module", "-i")
+    assert result.exit_code == 0, result.stderr
+    state = load("wrapped.pth")
+    net.load_state_dict(state, strict=True)
+    assert dict(state._metadata) == dict(net.state_dict()._metadata)
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ([], "no rule says what to rename"),
+        (["--strip-prefix", "nope"], "'--strip-prefix nope.' changes no name"),
+        (["--sub", "(", ""], "'--sub ( ''' is no valid pattern"),
+        (["--sub", r"^.*\.", "x."], "would both be called"),
+        (["--sub", ".*", ""], "empty name"),
+        (["--map", "nope.toml"], "nope.toml"),
+    ],
+)
+def test_rename_that_cannot_be_is_refused_before_writing(folder, invoke, rules, said):
+    before = snapshot(folder)
+    result = invoke("rename", "net.pth", *rules, "-o", "out.pth")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert snapshot(folder) == before
+
+
+def test_convert_writes_one_state_dict_alone(folder, invoke):
+    result = invoke("convert", "train.pth.tar", "--state-dict-only", "-o", "out.pth")
+    assert result.exit_code == 2
+    assert "2 state dicts" in result.stderr
+    result = invoke("convert", "train.pth.tar", "--at", "state_dict_ema", "-o", "out.pth")
+    assert result.exit_code == 0, result.stderr
+    assert "module.fc.bias" in load("out.pth")
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit[0])
+def test_dry_run_touches_nothing_and_says_the_same(folder, invoke, edit):
+    before = snapshot(folder)
+    dry = invoke(*edit, "net.pth", "-o", "out.pth", "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert snapshot(folder) == before
+    real = invoke(*edit, "net.pth", "-o", "out.pth")
+    assert dry.stdout.splitlines()[:-1] == real.stdout.splitlines()[:-1]
+    assert "nothing was written" in dry.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit[0])
+def test_json_is_one_document_of_the_edit(folder, invoke, edit):
+    result = invoke(*edit, "net.pth", "-o", "out.pth", "--json")
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["command"]) == (1, edit[0])
+    assert (document["inputs"], document["output"]) == (["net.pth"], "out.pth")
+    assert document["plan"]
+    dry = json.loads(invoke(*edit, "net.pth", "--dry-run", "--json").stdout)
+    assert dry == document | {"output": None}
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit[0])
+def test_report_leaves_standard_output_to_the_checkpoint(folder, ckpt, edit):
+    invoked = ckpt(*edit, "net.pth", "--json")
+    to_file = ckpt(*edit, "net.pth", "-o", "out.pth", "--json")
+    assert invoked.stdout == (folder / "out.pth").read_bytes()
+    assert json.loads(invoked.stderr) == json.loads(to_file.stdout) | {"output": "<stdout>"}
+    assert to_file.stderr == b""
+
+
+def test_standard_output_is_written_by_its_descriptor(folder, invoke, monkeypatch):
+    context = click.Context(strip, info_name="strip")
+    parsed = {p.name: p.get_default(context) for p in strip.params}
+    context.params = parsed | {"output": None, "in_place": False, "dry_run": False, "record": None}
+    with (folder / "out.pth").open("w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert output_of(context).stream == stream.fileno()
+        assert report_stream(context) is not stream
+
+
+def test_list_of_names_may_not_be_huge(folder, invoke, monkeypatch):
+    monkeypatch.setattr("ckpt_surgery.cli.options._MOST_TEXT", 3)
+    (folder / "keys.txt").write_text("fc.bias")
+    result = invoke("strip", "net.pth", "--keys-from", "keys.txt", "--dry-run")
+    assert result.exit_code == 2
+    assert "too large" in result.stderr
+
+
+def test_commands_pipe_into_each_other(folder, ckpt, invoke):
+    invoke("strip", "net.pth", "--prefix", "fc", "-o", "a.pth")
+    invoke("rename", "a.pth", "--add-prefix", "m", "-o", "b.pth")
+    data = (folder / "net.pth").read_bytes()
+    stripped = ckpt("strip", "--prefix", "fc", "-q", stdin=data)
+    renamed = ckpt("rename", "-", "--add-prefix", "m", "-q", "-o", "-", stdin=stripped.stdout)
+    assert (stripped.stderr, renamed.stderr) == (b"", b"")
+    assert renamed.stdout == (folder / "b.pth").read_bytes()
+
+
+def test_in_place_replaces_the_input(folder, invoke):
+    (folder / "net.pth").chmod(0o640)
+    assert invoke("strip", "net.pth", "--prefix", "fc", "-i").exit_code == 0
+    assert "fc.bias" not in load("net.pth")
+    assert (folder / "net.pth").stat().st_mode & 0o777 == 0o640
+
+
+def test_existing_output_needs_force(folder, invoke):
+    (folder / "out.pth").write_bytes(b"mine")
+    refused = invoke("strip", "net.pth", "--prefix", "fc", "-o", "out.pth")
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert (folder / "out.pth").read_bytes() == b"mine"
+    assert invoke("strip", "net.pth", "--prefix", "fc", "-o", "out.pth", "--force").exit_code == 0
+    assert load("out.pth")
+
+
+@pytest.mark.parametrize("alias", ["net.pth", "./net.pth", "link.pth"])
+def test_output_equal_to_input_is_refused(folder, invoke, alias):
+    Path("link.pth").symlink_to("net.pth")
+    before = snapshot(folder)
+    result = invoke("strip", "net.pth", "--prefix", "fc", "-o", alias, "--force")
+    assert result.exit_code == 2
+    assert "--in-place" in result.stderr
+    assert snapshot(folder) == before
+
+
+def test_record_holds_the_edits(folder, invoke):
+    options = ["--prefix", "fc", "-o", "out.pth", "--record", "log.json"]
+    result = invoke("strip", "net.pth", *options, "--json")
+    assert json.loads((folder / "log.json").read_text()) == json.loads(result.stdout)
+    again = invoke("strip", "net.pth", "--prefix", "fc", "-o", "two.pth", "--record", "log.json")
+    assert again.exit_code == 2
+    assert not (folder / "two.pth").exists()
+    assert invoke("strip", "net.pth", *options, "--force", "-q").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-o", "out.pth", "-i"], "--in-place"),
+        (["-o", "-", "-i"], "'-o -' and '--in-place'"),
+        (["-o", "out.safetensors"], ".safetensors"),
+        (["-o", "nowhere/out.pth"], "nowhere"),
+        (["-o", "out.pth", "--format", "onnx"], "--format"),
+        (["-o", "out.pth", "--record", "net.pth", "--force"], "--record"),
+        (["-o", "out.pth", "--record", "out.pth"], "--record"),
+        (["-o", "out.pth", "--record", "-"], "--record"),
+        (["--dry-run", "--record", "log.json"], "--dry-run"),
+    ],
+)
+def test_output_without_sense_is_refused_and_nothing_written(folder, invoke, options, said):
+    before = snapshot(folder)
+    result = invoke("strip", "net.pth", "--prefix", "fc", *options)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert snapshot(folder) == before
+
+
+def test_standard_input_cannot_be_replaced(folder, invoke):
+    data = (folder / "net.pth").read_bytes()
+    assert invoke("strip", "-", "--prefix", "fc", "-i", stdin=data).exit_code == 2
+
+
+def test_quiet_edit_prints_nothing(folder, invoke):
+    result = invoke("strip", "net.pth", "--prefix", "fc", "-o", "out.pth", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_format_option_offers_what_can_be_written():
+    assert FORMATS == (OUTPUT_FORMAT,)
+
+
+def test_long_lists_of_names_are_cut(folder, invoke):
+    output = invoke("rename", "many.pth", "--strip-prefix", "layers", "-o", "out.pth").stdout
+    assert "renamed 3,000 of 3,000 entries:" in output
+    assert "… and 2,980 more" in output

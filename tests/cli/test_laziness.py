@@ -1,0 +1,95 @@
+"""What a command does not need it does not import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from inspect import cleandoc
+
+import click
+import pytest
+
+from ckpt_surgery.cli.main import COMMANDS, cli
+
+_GUARD = """
+import sys
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {forbidden!r}:
+            raise ImportError("imported " + name)
+sys.meta_path.insert(0, Guard())
+from ckpt_surgery.cli.main import cli
+cli.main({args!r})
+"""
+
+
+def run_without(forbidden, args, environment):
+    code = _GUARD.format(forbidden=set(forbidden), args=args)
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["inspect", "train.pth.tar"],
+        ["strip", "net.pth", "--prefix", "fc", "--compact", "-o", "s.pth"],
+        ["rename", "net.pth", "--add-prefix", "m", "-o", "r.pth"],
+        ["convert", "net.pth", "-o", "c.pth"],
+        ["strip", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_no_command_imports_torch(folder, environment, args):
+    done = run_without({"torch", "torchvision", "numpy"}, args, environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("form", [["--keys"], ["--json"], ["--csv"], ["--tree"], []], ids=" ".join)
+def test_inspect_into_a_pipe_does_without_rich(folder, environment, form):
+    forbidden = {"rich", "importlib.metadata", "typing_extensions", "torch", "numpy"}
+    done = run_without(forbidden, ["inspect", "net.pth", *form], environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_guard_notices():
+    """The tests above can fail."""
+    done = run_without({"click"}, ["--help"], None)
+    assert b"imported click" in done.stderr
+
+
+def test_help_of_the_group_imports_no_command(environment):
+    code = (
+        "import sys; from ckpt_surgery.cli.main import COMMANDS, cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "loaded = [m for m in ('inspect', 'strip', 'rename', 'convert')"
+        " if 'ckpt_surgery.cli.' + m in sys.modules]\n"
+        "sys.exit(str(loaded) if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert all(name.encode() in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_help_of_the_table_and_examples(name):
+    with click.Context(cli) as context:
+        command = cli.get_command(context, name)
+    assert command is not None
+    assert command.name == name
+    assert command.get_short_help_str(limit=200) == COMMANDS[name][2]
+    assert "\b\nExamples:\n  " in cleandoc(command.help or "")
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    assert all(option.help for option in options)
+
+
+def test_unknown_command_is_none():
+    with click.Context(cli) as context:
+        assert cli.get_command(context, "nope") is None
+
+
+def test_object_that_is_no_command_is_a_bug(monkeypatch):
+    monkeypatch.setitem(COMMANDS, "odd", ("base", "HELP_SETTINGS", "Odd."))
+    with click.Context(cli) as context, pytest.raises(TypeError, match="no command"):
+        cli.get_command(context, "odd")

@@ -1,0 +1,105 @@
+"""The checkpoints that the sessions in README.md and docs/ name, made from code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ckpt_surgery.models.torchvision_import import import_torchvision
+
+
+def make(folder: Path) -> None:
+    """Write every file into `folder`. The numbers in them are those of a fixed seed."""
+    torch.manual_seed(0)
+    resnet34 = import_torchvision().models.resnet34()
+    torch.save(resnet34.state_dict(), folder / "resnet34.pth")
+    _save_training(folder / "train.pth.tar")
+    _save_module(folder / "model.pkl")
+    _save_rows(folder / "rows.pth")
+    _save_attack(folder / "evil.pth")
+    whole = (folder / "rows.pth").read_bytes()
+    (folder / "cut.pth").write_bytes(whole[: len(whole) // 2])
+    save_file(
+        {"weight": torch.zeros(5, 8), "bias": torch.zeros(5)},
+        folder / "head.safetensors",
+        metadata={"license": "MIT"},
+    )
+    torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
+    (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
+
+
+def _net() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        OrderedDict(
+            conv=torch.nn.Conv2d(3, 8, 3, bias=False),
+            bn=torch.nn.BatchNorm2d(8),
+            fc=torch.nn.Linear(8, 5),
+        )
+    )
+
+
+def _save_training(path: Path) -> None:
+    """What a training script keeps: a wrapped model, its moving average, an optimizer."""
+    model = torch.nn.Module()
+    model.module = net = _net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save(
+        {
+            "epoch": 3,
+            "arch": "net",
+            "state_dict": model.state_dict(),
+            "state_dict_ema": {k: v.clone() for k, v in model.state_dict().items()},
+            "best_acc1": 71.5,
+            "optimizer": optimizer.state_dict(),
+            "args": argparse.Namespace(lr=0.1, data="/data/imagenet"),
+        },
+        path,
+    )
+
+
+def _save_module(path: Path) -> None:
+    """A whole pickled model, of a class that cannot be imported when the file is read."""
+    module = types.ModuleType("my_project")
+
+    class Classifier(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = torch.nn.Conv2d(3, 4, 3)
+            self.norm = torch.nn.BatchNorm2d(4)
+
+    Classifier.__module__, Classifier.__qualname__ = module.__name__, "Classifier"
+    module.Classifier = Classifier
+    sys.modules[module.__name__] = module
+    try:
+        torch.save(Classifier(), path)
+    finally:
+        del sys.modules[module.__name__]
+
+
+def _save_rows(path: Path) -> None:
+    """Ten rows of a large table, a tied pair of weights, a moment's NaN."""
+    table = torch.arange(80_000, dtype=torch.float32).reshape(10_000, 8)
+    weight = torch.tensor([[1.0, 0.0], [-1.0, float("nan")]])
+    torch.save({"table": table[:10], "encoder.weight": weight, "decoder.weight": weight}, path)
+
+
+class _Attack:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch owned",)
+
+
+def _save_attack(path: Path) -> None:
+    """Good weights, and beside them an object that unpickling would run."""
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}, "config": _Attack()}, path)

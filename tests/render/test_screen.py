@@ -1,0 +1,216 @@
+"""Tables and lines on a stream, programs' forms, and the progress bar."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from ckpt_surgery.checkpoint import Other, StateDict
+from ckpt_surgery.render import edits, progress, screen
+from ckpt_surgery.render.inspection import View, show
+from ckpt_surgery.render.plain import to_json
+from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
+from ckpt_surgery.report import EditReport, InspectReport, TensorStats, Totals
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+GRID = Grid((Column("n", right=True), Column("name", fold=True)), (("1", "a"), ("10", "b.c")))
+
+
+def test_plain_table_is_aligned_and_cut_nowhere():
+    assert list(plain_lines(GRID)) == [" n  name\n", " 1  a\n", "10  b.c\n"]
+
+
+def test_terminal_shows_the_same_table():
+    plain, terminal = io.StringIO(), Terminal()
+    Screen(plain).grid(GRID)
+    Screen(terminal, color=False).grid(GRID)
+    assert [line.split() for line in terminal.getvalue().splitlines()] == [
+        line.split() for line in plain.getvalue().splitlines()
+    ]
+
+
+@pytest.mark.parametrize("folding", [(), (1,), (1, 2)])
+@pytest.mark.parametrize("width", [8, 20, 30, 37, 38, 39, 60, 120])
+def test_table_looks_as_if_every_row_were_printed_alone(folding, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = [
+        Column(name, name == "n", i in folding) for i, name in enumerate(("n", "it", "bytes"))
+    ]
+    names = ["a", "layer4.0.conv1", "a name of words", "x" * 40, "宽" * 9, "", "b.weight", "é" * 18]
+    grid = Grid(columns, [(str(i), name, "7" * (i % 5)) for i, name in enumerate(names * 3)])
+    joined, alone = Terminal(), Terminal()
+    Screen(joined).grid(grid)
+    monkeypatch.setattr(screen, "_blocks", lambda grid, _width: grid.rows)
+    Screen(alone).grid(grid)
+    assert joined.getvalue() == alone.getvalue()
+
+
+def test_rows_that_fit_are_printed_together():
+    names = ["a", "b", "c" * 9, "d"]
+    grid = Grid((Column("n", right=True), Column("name", fold=True)), [(n, n) for n in names[:2]])
+    assert list(screen._blocks(grid, 80)) == [["a\nb", "a\nb"]]
+    grid = Grid((Column("n"), Column("name", fold=True)), [("1", name) for name in names])
+    assert list(screen._blocks(grid, 10)) == [["1\n1", "a\nb"], ("1", "c" * 9), ["1", "d"]]
+
+
+def test_markup_is_text():
+    for stream in (io.StringIO(), Terminal()):
+        screen = Screen(stream, color=False)
+        screen.line("[bold]a[/bold] :smile:", "bold")
+        screen.grid(Grid((Column("x"),), (("[red]b[/red]",),)))
+        assert "[bold]a[/bold] :smile:" in stream.getvalue()
+        assert "[red]b[/red]" in stream.getvalue()
+
+
+def shown(report: InspectReport) -> str:
+    stream = io.StringIO()
+    show(report, View(), Screen(stream))
+    return stream.getvalue()
+
+
+def inspected(**fields) -> InspectReport:
+    facts = {"state_dicts": (), "others": (), "totals": Totals(0, 0, 0, 0, 0)} | fields
+    return InspectReport("f.pth", "torch-zip", 2000, **facts)
+
+
+def test_footer_says_what_is_unused_and_noted():
+    text = shown(inspected(totals=Totals(1, 2, 8, 16, 8), notes=("odd", "\x1b")))
+    assert "unused: 8 bytes of storages that no tensor uses" in text
+    assert "note: odd\nnote: \\x1b\n" in text
+    assert "no state dict found" in text
+    assert "f.pth: torch-zip, 2,000 bytes (2.0 KiB)" in text
+
+
+def test_footer_is_bounded():
+    others = tuple(Other(f"o{i}", "int", i) for i in range(100))
+    ties = (tuple(f"n{i}" for i in range(50)),)
+    text = shown(inspected(others=others, ties=ties))
+    assert "  … and 60 more\n" in text
+    assert "n7 = … 42 more" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "x = 3"),
+        ("a\nb", "x = 'a\\nb'"),
+        (True, "x = True"),
+        (float("nan"), "x = nan"),
+        (1 << 100_000, "x = a number of 100001 bits"),
+        (None, "x: some.Type"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_value_of_an_entry_is_shown(value, text):
+    assert f"  {text}\n" in shown(inspected(others=(Other("x", "some.Type", value),)))
+
+
+def test_counts_of_an_entry_are_shown():
+    others = (Other("o", "dict"), Other("l", "list"), Other("", "list"))
+    details = {"o": {"groups": 2, "states": 110}, "l": {"entries": 1}}
+    text = shown(inspected(others=others, details=details))
+    assert "  o: 2 groups, 110 states (dict)\n  l: 1 entry (list)\n  (top level): list\n" in text
+
+
+def test_stats_without_numbers_are_dashes():
+    from ckpt_surgery.checkpoint import Entry, Tensor
+    from ckpt_surgery.dtypes import BY_NAME
+    from ckpt_surgery.report import Place
+
+    tensor = Tensor((2,), BY_NAME["float32"], (1,), layout="sparse_coo")
+    entries = tuple(Entry(name, tensor) for name in ("none", "nan", "some"))
+    stats = {
+        "none": None,
+        "nan": TensorStats(None, None, None, None, 2, 0, 0),
+        "some": TensorStats(-1, 1, 0, 1, 0, 0, 0, (1, 0, 8)),
+    }
+    places = {entry.name: Place(0, 0) for entry in entries}
+    report = inspected(state_dicts=(StateDict("", "model", entries),), stats=stats, places=places)
+    stream = io.StringIO()
+    show(report, View(), Screen(stream))
+    rows = [line.split() for line in stream.getvalue().splitlines()[1:4]]
+    assert [row[2:5] for row in rows] == [["(2,)", "float32", "sparse_coo"]] * 3
+    assert rows[0][7:] == ["-"] * 8
+    assert rows[1][7:] == ["-", "-", "-", "-", "2", "0", "0"]
+    assert rows[2][7:] == ["-1", "1", "0", "1", "0", "0", "0", "▂▁█"]
+
+
+def test_json_is_strict():
+    document = {"a": (float("inf"), 1 << 5000, None, True, b"x"), "b": {"c": "\x1b\ud800"}}
+    text = to_json(document)
+    assert text.isascii()
+    loaded = json.loads(text, parse_constant=pytest.fail)
+    assert loaded["a"] == ["inf", hex(1 << 5000), None, True, "b'x'"]
+
+
+def test_edit_report_names_warnings_and_edits():
+    report = EditReport(
+        command="strip",
+        inputs=("a.pth",),
+        output="b.pth",
+        format="torch-zip",
+        plan=({"edit": "compact", "unused_nbytes": 2048},),
+        rules=(
+            {"kind": "keys", "text": "k.txt", "matched": 1},
+            {"rule": "replace", "old": ".net", "new": "", "matched": 2},
+            {"rule": "map", "source": "m.toml", "names": {}, "matched": 3},
+        ),
+        kept=("x",),
+        removed=(),
+        renamed=(),
+        carried=tuple(f"o{i}" for i in range(22)),
+        dropped=("optimizer", ""),
+        warnings=("careful \x1b",),
+        nbytes_before=10,
+        nbytes_after=5000,
+    )
+    stream = io.StringIO()
+    edits.show(report, Screen(stream))
+    assert stream.getvalue().splitlines() == [
+        "--keys-from k.txt: matched 1 name",
+        "--replace .net '': changed 2 names",
+        "--map m.toml: changed 3 names",
+        "kept 1 entry",
+        "removed beside them: optimizer, (top level)",
+        "carried over: " + ", ".join(f"o{i}" for i in range(20)) + " and 2 more",
+        "compacted: 2.0 KiB that no tensor uses",
+        "warning: careful \\x1b",
+        "written to b.pth, 10 bytes -> 4.9 KiB",
+    ]
+
+
+def test_progress_appears_only_after_a_while(monkeypatch):
+    clock, terminal = [0.0], Terminal()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    bar = progress.progress_bar(color=False)
+    with bar(10 << 20) as advance:
+        advance(1 << 20)
+        assert terminal.getvalue() == ""
+    monkeypatch.undo()
+    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "_DELAY", 0.0)
+    with progress.progress_bar(color=False)(10 << 20) as advance:
+        advance(1 << 20)
+        advance(9 << 20)
+    assert "10.0/10.0 MiB" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_progress_is_for_terminals(monkeypatch, stream):
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    assert progress.progress_bar() is None
