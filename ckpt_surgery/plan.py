@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
-from ckpt_surgery.checkpoint import Checkpoint, StateDict, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.rules import (
@@ -74,9 +74,47 @@ class Compact:
     unused_nbytes: int
 
 
-Edit = Drop | Rename | RenameModule | DropOther | Compact
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Put an entry of another file in the place of an entry, or after the last one.
+
+    It is called `entry` in the state dict `source` of the file whose name is `file`.
+    """
+
+    edit: ClassVar[str] = "take"
+    state_dict: str
+    name: str
+    file: str
+    source: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeModule:
+    """Put another file's record of a module in ``_metadata``; the fields are those of `Take`."""
+
+    edit: ClassVar[str] = "take-module"
+    state_dict: str
+    name: str
+    file: str
+    source: str
+    entry: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Put numbers that are computed from all inputs in the place of a tensor's."""
+
+    edit: ClassVar[str] = "merge"
+    state_dict: str
+    name: str
+    method: str
+
+
+Edit = Drop | Rename | RenameModule | DropOther | Compact | Take | TakeModule | Merge
 _EDITS: dict[str, type[Edit]] = {
-    kind.edit: kind for kind in (Drop, Rename, RenameModule, DropOther, Compact)
+    kind.edit: kind
+    for kind in (Drop, Rename, RenameModule, DropOther, Compact, Take, TakeModule, Merge)
 }
 # In JSON an edit says "from" and "to", which Python reserves.
 _JSON_NAMES = {"old": "from", "new": "to"}
@@ -309,38 +347,66 @@ def _renames(
     return edits
 
 
-def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
+def apply(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    others: Sequence[Checkpoint] = (),
+    merged: Mapping[tuple[str, str], Entry] | None = None,
+) -> Checkpoint:
     """`checkpoint` after the edits; the one given stays as it is.
 
-    Raises `PlanError` if the plan speaks of something that is not there, and `NameCollisionError`
-    if two entries would get one name.
+    What a plan takes comes from `others`, what it merges from `merged`: entries by state dict and
+    name. Names are dropped first, then changed, then merged and taken. Raises `PlanError` if the
+    plan speaks of something that is not there, and `NameCollisionError` if two entries would get
+    one name.
     """
-    dropped: dict[str, set[str]] = {}
-    renamed: dict[str, dict[str, str]] = {}
-    modules: dict[str, dict[str, str | None]] = {}
-    others: set[str] = set()
+    sorted_edits: dict[str, _Edits] = {}
+    dropped: set[str] = set()
     for edit in plan.edits:
-        match edit:
-            case Drop(state_dict=path, name=name):
-                dropped.setdefault(path, set()).add(name)
-            case Rename(state_dict=path, old=old, new=new):
-                renamed.setdefault(path, {})[old] = new
-            case RenameModule(state_dict=path, old=old, new=moved):
-                modules.setdefault(path, {})[old] = moved
-            case DropOther(path=path):
-                others.add(path)
-    _require_known(checkpoint, [*dropped, *renamed, *modules], others)
+        if isinstance(edit, DropOther):
+            dropped.add(edit.path)
+        elif not isinstance(edit, Compact):
+            sorted_edits.setdefault(edit.state_dict, _Edits()).add(edit)
+    _require_known(checkpoint, sorted_edits, dropped)
     edited = replace(
         checkpoint,
         state_dicts=tuple(
-            _edited(s, dropped.get(s.path, set()), renamed.get(s.path, {}), modules.get(s.path, {}))
+            _edited(s, sorted_edits[s.path], others, merged or {}) if s.path in sorted_edits else s
             for s in checkpoint.state_dicts
         ),
-        others=tuple(other for other in checkpoint.others if other.path not in others),
-        dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in others)),
+        others=tuple(other for other in checkpoint.others if other.path not in dropped),
+        dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in dropped)),
     )
     compacts = any(isinstance(edit, Compact) for edit in plan.edits)
     return compact(edited) if compacts else edited
+
+
+@dataclass(frozen=True, slots=True)
+class _Edits:
+    """The edits of one state dict, by what they do."""
+
+    dropped: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, str | None] = field(default_factory=dict)
+    taken: list[Take] = field(default_factory=list)
+    taken_modules: list[TakeModule] = field(default_factory=list)
+    merged: list[Merge] = field(default_factory=list)
+
+    def add(self, edit: Drop | Rename | RenameModule | Take | TakeModule | Merge) -> None:
+        match edit:
+            case Drop(name=name):
+                self.dropped.add(name)
+            case Rename(old=old, new=new):
+                self.renamed[old] = new
+            case RenameModule(old=old, new=moved):
+                self.modules[old] = moved
+            case Take():
+                self.taken.append(edit)
+            case TakeModule():
+                self.taken_modules.append(edit)
+            case Merge():
+                self.merged.append(edit)
 
 
 def _require_known(
@@ -357,25 +423,62 @@ def _require_known(
 
 def _edited(
     state_dict: StateDict,
-    dropped: set[str],
-    renamed: Mapping[str, str],
-    modules: Mapping[str, str | None],
+    edits: _Edits,
+    others: Sequence[Checkpoint],
+    merged: Mapping[tuple[str, str], Entry],
 ) -> StateDict:
-    _require_there(state_dict.path, (*dropped, *renamed), state_dict.names)
-    entries = tuple(
-        replace(entry, name=renamed[entry.name]) if entry.name in renamed else entry
-        for entry in state_dict.entries
-        if entry.name not in dropped
-    )
-    _require_distinct(state_dict.path, [entry.name for entry in entries])
+    path, renamed = state_dict.path, edits.renamed
+    _require_there(path, (*edits.dropped, *renamed), state_dict.names)
+    kept = [entry for entry in state_dict.entries if entry.name not in edits.dropped]
+    entries = [replace(e, name=renamed[e.name]) if e.name in renamed else e for e in kept]
+    _require_distinct(path, [entry.name for entry in entries])
+    by_name = {entry.name: entry for entry in entries}
+    for merge in edits.merged:
+        if merge.name not in by_name:
+            _require_there(path, [merge.name], by_name)
+        if (path, merge.name) not in merged:
+            raise PlanError(f"nothing is computed for '{join_path(path, merge.name)}'")
+        by_name[merge.name] = merged[path, merge.name]
+    sources: dict[tuple[str, str], dict[str, Entry]] = {}
+    for take in edits.taken:
+        entries_there = sources.get((take.file, take.source))
+        if entries_there is None:
+            entries_there = {entry.name: entry for entry in _source(take, others).entries}
+            sources[take.file, take.source] = entries_there
+        if take.entry not in entries_there:
+            _require_there(take.source, [take.entry], entries_there)
+        old = by_name.get(take.name)
+        entry = replace(entries_there[take.entry], name=take.name)
+        by_name[take.name] = replace(entry, key_node=old.key_node) if old is not None else entry
+    metadata = _edited_metadata(state_dict, edits, others)
+    return replace(state_dict, entries=tuple(by_name.values()), metadata=metadata)
+
+
+def _edited_metadata(
+    state_dict: StateDict, edits: _Edits, others: Sequence[Checkpoint]
+) -> Mapping[str, object] | None:
     metadata = state_dict.metadata
-    if modules:
-        _require_there(join_path(state_dict.path, "_metadata"), modules, metadata or ())
-        moved = [(modules.get(module, module), value) for module, value in (metadata or {}).items()]
+    path = join_path(state_dict.path, "_metadata")
+    if edits.modules:
+        _require_there(path, edits.modules, metadata or ())
+        moved = [(edits.modules.get(module, module), v) for module, v in (metadata or {}).items()]
         kept = [(module, value) for module, value in moved if module is not None]
-        _require_distinct(join_path(state_dict.path, "_metadata"), [module for module, _ in kept])
+        _require_distinct(path, [module for module, _ in kept])
         metadata = dict(kept)
-    return replace(state_dict, entries=entries, metadata=metadata)
+    for take in edits.taken_modules:
+        known = _source(take, others).metadata or {}
+        _require_there(join_path(take.source, "_metadata"), [take.entry], known)
+        metadata = {**(metadata or {}), take.name: known[take.entry]}
+    return metadata
+
+
+def _source(take: Take | TakeModule, others: Sequence[Checkpoint]) -> StateDict:
+    for other in others:
+        if other.file.name == take.file:
+            for state_dict in other.state_dicts:
+                if state_dict.path == take.source:
+                    return state_dict
+    raise PlanError(f"the plan takes from '{take.source}', which is not there", path=take.file)
 
 
 def _require_there(path: str, wanted: Iterable[str], names: Iterable[str]) -> None:

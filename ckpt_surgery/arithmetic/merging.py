@@ -65,12 +65,10 @@ def merged_runs(
     Raises `NonFiniteError` at NaN or infinity in an input unless `inputs` allow them, and
     `LossyEditError` if a norm overflows.
     """
-    # glibc gives freed memory back to the kernel at once, and each piece would fault it in again,
-    # until a block that it had mapped is freed: from then on it keeps twice as much
-    torch.empty(_HEAP, dtype=torch.uint8)
+    keep_freed_memory()
     tally = Tally() if tally is None else tally
     if inputs.numel <= RUN:
-        yield _merge_run(method, inputs, (0, inputs.numel), dtype, method.measure(inputs), tally)
+        yield merge_run(method, inputs, (0, inputs.numel), dtype, method.measure(inputs), tally)
         return
     pending: deque[Future[Tensor]] = deque()
     # one thread of torch's in each of ours: its own wait for each other after every operation,
@@ -80,9 +78,7 @@ def merged_runs(
         measured = pool.submit(method.measure, inputs).result()
         try:
             for span in spans(0, inputs.numel, RUN):
-                pending.append(
-                    pool.submit(_merge_run, method, inputs, span, dtype, measured, tally)
-                )
+                pending.append(pool.submit(merge_run, method, inputs, span, dtype, measured, tally))
                 if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:
@@ -93,7 +89,16 @@ def merged_runs(
             torch.set_num_threads(before)
 
 
-def _merge_run(
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed between pieces.
+
+    glibc gives freed memory back to the kernel at once, and each piece would fault it in again,
+    until a block that it had mapped is freed: from then on it keeps twice as much.
+    """
+    torch.empty(_HEAP, dtype=torch.uint8)
+
+
+def merge_run(
     method: Method,
     inputs: Inputs,
     span: tuple[int, int],
@@ -101,6 +106,7 @@ def _merge_run(
     measured: Any,
     tally: Tally,
 ) -> Tensor:
+    """The elements of one run (begin and end), made piece by piece; raises as `merged_runs`."""
     start, stop = span
     result = torch.empty(stop - start, dtype=dtype)
     shows = method.shows_nonfinite(inputs.settings)

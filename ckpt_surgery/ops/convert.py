@@ -14,7 +14,7 @@ from ckpt_surgery.plan import choose_state_dicts
 from ckpt_surgery.report import EditReport
 
 # Formats of which only the state dict can be written: what lies beside it has no place in a pickle.
-_WITHOUT_OTHERS = frozenset({"torchscript", "safetensors"})
+WITHOUT_OTHERS = frozenset({"torchscript", "safetensors"})
 
 
 def convert(
@@ -38,17 +38,16 @@ def convert(
     target.check()
     with read(source) as checkpoint:
         converted = replace(checkpoint, format=OUTPUT_FORMAT)
-        if checkpoint.format in _WITHOUT_OTHERS:
+        if checkpoint.format in WITHOUT_OTHERS:
             converted = replace(converted, others=())
         if state_dict_only or at is not None:
-            converted = _alone(
-                converted, _the_state_dict(checkpoint, [at] if at is not None else [])
-            )
+            converted = alone(converted, the_state_dict(checkpoint, [at] if at is not None else []))
         nbytes = write(converted, target)
         return _report(checkpoint, converted, target, nbytes)
 
 
-def _the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+    """The state dict at `at`, or the only one. Raises `UsageError` if there are several."""
     found = choose_state_dicts(checkpoint, at)
     if len(found) > 1:
         paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
@@ -60,9 +59,11 @@ def _the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
     return found[0]
 
 
-def _alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+    """A checkpoint of that state dict and nothing beside it."""
     return replace(
         checkpoint,
+        dropped=(),
         root=state_dict.node,
         state_dicts=(replace(state_dict, path=""),),
         others=(),

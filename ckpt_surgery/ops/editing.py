@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,8 +95,18 @@ def require_editable(checkpoint: Checkpoint) -> None:
         )
 
 
-def write(checkpoint: Checkpoint, output: Output) -> int:
-    """Write `checkpoint`; the number of bytes that it takes, also if nothing is written."""
+def write(
+    checkpoint: Checkpoint,
+    output: Output,
+    *,
+    inputs: Sequence[SourceFile] = (),
+    prepare: Callable[[Sequence[object]], object] | None = None,
+) -> int:
+    """Write `checkpoint`; the number of bytes that it takes, also if nothing is written.
+
+    `inputs` are the files that bytes come from beside its own. `prepare` is given the sources of
+    all bytes in the order in which they will be read, before the first is.
+    """
     if checkpoint.unwritable:
         name = checkpoint.file.name
         raise LossyEditError(
@@ -107,18 +117,22 @@ def write(checkpoint: Checkpoint, output: Output) -> int:
     layout = lay_out_torch_zip(checkpoint)
     if not output.dry_run:
         bar = output.progress
+        if prepare is not None:
+            prepare([record.source for record in layout.records])
         with (
             nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
-            _opened(checkpoint.file, output, progress) as sink,
+            _opened(checkpoint.file, output, [checkpoint.file, *inputs], progress) as sink,
         ):
             layout.write(sink)
     return layout.nbytes
 
 
 @contextmanager
-def _opened(file: SourceFile, output: Output, progress: Progress | None) -> Iterator[Sink]:
+def _opened(
+    file: SourceFile, output: Output, inputs: Sequence[SourceFile], progress: Progress | None
+) -> Iterator[Sink]:
     if output.stream is not None:
-        with stream_output(output.stream, inputs=[file], progress=progress) as sink:
+        with stream_output(output.stream, inputs=inputs, progress=progress) as sink:
             yield sink
         return
     path = file.path if output.in_place else output.path
@@ -128,7 +142,7 @@ def _opened(file: SourceFile, output: Output, progress: Progress | None) -> Iter
         path,
         force=output.force,
         replacing=file if output.in_place else None,
-        inputs=[file],
+        inputs=inputs,
         fsync=output.fsync,
         progress=progress,
     ) as sink:
