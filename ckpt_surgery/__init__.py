@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
-The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`. Each takes a
-path, writes what it is told to and returns a report; `read` gives the description that they work
-on. Nothing here imports torch before something needs numbers.
+The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `merge`. Each
+takes paths, writes what it is told to and returns a report; `read` gives the description that they
+work on. Nothing here imports torch before something needs numbers.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         DamagedFileError,
         LimitExceededError,
         LossyEditError,
+        MismatchError,
         MissingDependencyError,
         NameCollisionError,
+        NonFiniteError,
         PlanError,
         ReadError,
         UnknownFormatError,
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     )
     from ckpt_surgery.formats import read
     from ckpt_surgery.ops import Output, convert, inspect, rename, strip
+    from ckpt_surgery.ops.merge import MergeScope, merge, merge_recipe
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
-    from ckpt_surgery.report import EditReport, InspectReport
+    from ckpt_surgery.report import EditReport, InspectReport, MergeReport
     from ckpt_surgery.rules import (
         AddPrefix,
         MapNames,
@@ -56,8 +59,10 @@ _HOMES = {
         "DamagedFileError",
         "LimitExceededError",
         "LossyEditError",
+        "MismatchError",
         "MissingDependencyError",
         "NameCollisionError",
+        "NonFiniteError",
         "PlanError",
         "ReadError",
         "UnknownFormatError",
@@ -66,9 +71,10 @@ _HOMES = {
     ),
     "ckpt_surgery.formats": ("read",),
     "ckpt_surgery.ops": ("Output", "convert", "inspect", "rename", "strip"),
+    "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
-    "ckpt_surgery.report": ("EditReport", "InspectReport"),
+    "ckpt_surgery.report": ("EditReport", "InspectReport", "MergeReport"),
     "ckpt_surgery.rules": (
         "AddPrefix",
         "MapNames",
@@ -84,11 +90,12 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "AddPrefix", "Checkpoint", "CkptError", "DamagedFileError", "EditReport", "Entry",
-    "InspectReport", "LimitExceededError", "Limits", "LossyEditError", "MapNames",
-    "MissingDependencyError", "NameCollisionError", "Other", "Output", "Plan", "PlanError",
-    "ReadError", "Replace", "Rule", "Selection", "StateDict", "Storage", "StripPrefix",
-    "Substitute", "Tensor", "UnknownFormatError", "UsageError", "WriteError", "__version__",
-    "apply", "convert", "inspect", "read", "rename", "selection", "strip",
+    "InspectReport", "LimitExceededError", "Limits", "LossyEditError", "MapNames", "MergeReport",
+    "MergeScope", "MismatchError", "MissingDependencyError", "NameCollisionError", "NonFiniteError",
+    "Other", "Output", "Plan", "PlanError", "ReadError", "Replace", "Rule", "Selection",
+    "StateDict", "Storage", "StripPrefix", "Substitute", "Tensor", "UnknownFormatError",
+    "UsageError", "WriteError", "__version__", "apply", "convert", "inspect", "merge",
+    "merge_recipe", "read", "rename", "selection", "strip",
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "strip": ("strip", "strip", "Remove entries from a checkpoint."),
     "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
     "convert": ("convert", "convert", "Write a checkpoint in another format."),
+    "merge": ("merge", "merge", "Merge checkpoints: overlay, average, ties and more."),
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }
 

@@ -8,13 +8,13 @@ from typing import TextIO
 import click
 
 from ckpt_surgery.fileio import atomic_output
-from ckpt_surgery.render import edits
+from ckpt_surgery.render import edits, merging
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.report import EditReport, MergeReport
 
 
-def finish_edit(ctx: click.Context, report: EditReport) -> int:
+def finish_edit(ctx: click.Context, report: EditReport | MergeReport) -> int:
     """Print and record the report of an edit; its exit code.
 
     It goes to standard output, or to standard error if standard output carries the checkpoint.
@@ -28,6 +28,8 @@ def finish_edit(ctx: click.Context, report: EditReport) -> int:
         return report.exit_code
     if given["as_json"]:
         write_json(report, stream)
+    elif isinstance(report, MergeReport):
+        merging.show(report, Screen(stream, color=not given["no_color"]))
     else:
         edits.show(report, Screen(stream, color=not given["no_color"]))
     return report.exit_code
