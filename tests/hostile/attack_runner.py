@@ -111,7 +111,7 @@ def _run(line: list[str]) -> tuple[int, str]:
 
 def _scratch() -> TextIO:
     """An anonymous file in memory as a text stream, so that output takes no memory of ours."""
-    return open(os.memfd_create("output"), "w+", encoding="utf-8")  # noqa: PTH123, SIM115
+    return open(os.memfd_create("output"), "w+", encoding="utf-8")  # noqa: PTH123
 
 
 def _watch(seen: list[str], writable: tuple[str, ...]) -> Callable[[str, tuple[Any, ...]], None]:

@@ -44,7 +44,13 @@ def numbers(values: Iterable[int]) -> bytes:
 
 def storage(key: str = "0", numel: int = 4, kind: str = "FloatStorage") -> bytes:
     return (
-        b"(" + text("storage") + name("torch", kind) + text(key) + text("cpu") + number(numel) + b"tQ"
+        b"("
+        + text("storage")
+        + name("torch", kind)
+        + text(key)
+        + text("cpu")
+        + number(numel)
+        + b"tQ"
     )
 
 
@@ -153,7 +159,9 @@ def _from_types(times: int) -> bytes:
     """A call whose first two arguments say to make the same call with the next one, and so on."""
     head = name("torch._tensor", "_rebuild_from_type_v2") + name("torch", "Tensor")
     inner = b"(" + storage() + number(0) + numbers([4]) + numbers([1]) + b"\x89" + ODICT + b"t"
-    last = b"(" + name("torch._utils", "_rebuild_tensor_v2") + name("torch", "Tensor") + inner + b"Nt"
+    last = (
+        b"(" + name("torch._utils", "_rebuild_tensor_v2") + name("torch", "Tensor") + inner + b"Nt"
+    )
     return (
         name("torch._tensor", "_rebuild_from_type_v2")
         + _wrapped(times, b"(" + head, last, b"Nt")
@@ -427,7 +435,11 @@ def _compressed(key: str) -> bytes:
 def _torchscript(code: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as out:
-        for record, data in (("data.pkl", HONEST), ("constants.pkl", whole(b")")), ("version", b"3\n")):
+        for record, data in (
+            ("data.pkl", HONEST),
+            ("constants.pkl", whole(b")")),
+            ("version", b"3\n"),
+        ):
             out.writestr(f"a/{record}", data)
         out.writestr("a/code/__torch__/m.py", code, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
