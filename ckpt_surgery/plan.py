@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
+from ckpt_surgery.pickles import walk
 from ckpt_surgery.rules import (
     Chosen,
     RewriteRule,
@@ -375,7 +376,7 @@ def apply(
             _edited(s, sorted_edits[s.path], others, merged or {}) if s.path in sorted_edits else s
             for s in checkpoint.state_dicts
         ),
-        others=tuple(other for other in checkpoint.others if other.path not in dropped),
+        others=_remaining(checkpoint.others, dropped),
         dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in dropped)),
     )
     compacts = any(isinstance(edit, Compact) for edit in plan.edits)
@@ -407,6 +408,21 @@ class _Edits:
                 self.taken_modules.append(edit)
             case Merge():
                 self.merged.append(edit)
+
+
+def _remaining(others: Sequence[Other], dropped: set[str]) -> tuple[Other, ...]:
+    """The entries that stay, with the tensors that they share with those that go."""
+    kept = [other for other in others if other.path not in dropped]
+    left = {id(t.node): t for o in others if o.path in dropped for t in o.tensors}
+    if not left:
+        return tuple(kept)
+    index_of = {id(other.node): index for index, other in enumerate(kept)}
+    index = 0
+    for node in walk([other.node for other in kept]):
+        index = index_of.get(id(node), index)
+        if (tensor := left.pop(id(node), None)) is not None:
+            kept[index] = replace(kept[index], tensors=(*kept[index].tensors, tensor))
+    return tuple(kept)
 
 
 def _require_known(

@@ -6,6 +6,7 @@ python scripts/benchmark_torch.py parse TENSORS ROUNDS
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import math
@@ -106,6 +107,7 @@ def time_unpicklers(tensors: int, rounds: int) -> dict[str, object]:
         "walk": lambda: sum(1 for _ in walk(root)),
         "emit": lambda: emit(root),
     }
+    gc.disable()  # as in reading a checkpoint; what it costs depends on what else is in memory
     taken = [{name: seconds(job) for name, job in jobs.items()} for _ in range(rounds + 1)][1:]
     return {
         "operations": sum(1 for _ in pickletools.genops(data)),

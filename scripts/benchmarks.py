@@ -222,13 +222,15 @@ def bench_edit(verb: str, file: Path, rounds: int) -> Iterator[Result]:
         Command("torch", [*torch_line, "read"], output),
         Command("torch, mmap", [*torch_line, "mmap"], output),
     ]
+    size_gb = file.stat().st_size / 1e9
     targets = [
-        Target(verb, "cp", 1.25, 80 * MB),
+        # the start of a process outweighs copying less
+        Target(verb, "cp", 1.25 if size_gb > 1.5 else None, 80 * MB),
         Target(verb, "torch", 1 / 3, 80 * MB),
         Target(verb, "torch, mmap", 1 / 3, 80 * MB),
     ]
     costs = in_turn({command.name: command.run for command in commands}, rounds)
-    yield from compare(f"{verb} {file.stat().st_size / 1e9:.2g} GB", costs, targets)
+    yield from compare(f"{verb} {size_gb:.2g} GB", costs, targets)
 
 
 def bench_average(

@@ -385,8 +385,12 @@ segments = st.sampled_from(["aa", "bb", "net", "10", "weight"])
 dotted = st.lists(segments, min_size=1, max_size=4).map(".".join)
 name_lists = st.lists(dotted, min_size=2, max_size=8, unique=True)
 on_files = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+
+
+def modules_of(names: list[str]) -> set[str]:
+    return {name.rpartition(".")[0] for name in names}
 
 
 def written(names: list[str], path: Path) -> Path:
@@ -395,8 +399,8 @@ def written(names: list[str], path: Path) -> Path:
     for index, name in enumerate(names):
         value[name] = torch.full((index + 1,), float(index))
     value[names[-1]] = value[names[0]]
-    modules = {name.rpartition(".")[0] for name in names}
-    value._metadata = OrderedDict((m, {"version": i}) for i, m in enumerate(sorted(modules)))  # type: ignore[attr-defined]
+    modules = sorted(modules_of(names))
+    value._metadata = OrderedDict((m, {"version": i}) for i, m in enumerate(modules))  # type: ignore[attr-defined]
     return save({"model": value, "epoch": 1}, path)
 
 
@@ -459,8 +463,9 @@ def test_rename_loses_no_tensor_or_is_refused(
     found = load(out)["model"]
     assert list(found) == renamed
     assert_same(list(found.values()), list(load(path)["model"].values()))
-    versions = {m["version"] for m in found._metadata.values()}
-    assert versions == {m["version"] for m in load(path)["model"]._metadata.values()}
+    if len(modules_of(renamed)) == len(modules_of(names)):  # otherwise two became one
+        versions = {m["version"] for m in found._metadata.values()}
+        assert versions == {m["version"] for m in load(path)["model"]._metadata.values()}
 
 
 @on_files

@@ -90,8 +90,9 @@ def bits(tensor: torch.Tensor) -> bytes:
         return b""
     if tensor.is_quantized:
         tensor = tensor.int_repr()
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().tobytes()
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    flat = plain.as_strided((plain.numel(),), (1,))  # of one element any stride is contiguous
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def assert_same(found: Any, expected: Any) -> None:

@@ -58,9 +58,12 @@ def tensor_stats(tensor: Tensor) -> TensorStats | None:
 
 
 def _pieces(elements: torch.Tensor) -> Iterator[torch.Tensor]:
+    import torch
+
     for start in range(0, elements.numel(), _PIECE):
         piece = elements[start : start + _PIECE]
-        yield (piece.abs() if piece.is_complex() else piece).double()
+        # A magnitude may be larger than the largest number of the type of the halves.
+        yield piece.to(torch.complex128).abs() if piece.is_complex() else piece.double()
 
 
 def _histogram(elements: torch.Tensor, low: float, high: float) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ _SHOWN_TEXT = 200
 # An optimizer, a scheduler or the like has a few entries; of what has more, which a file may refer
 # to any number of times, the form is not looked at.
 _MOST_SETTINGS = 200
-_PATH_SHARE = 4  # characters of all paths, as a share of the operations of `Limits`
+_PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
 
 
 def is_training_state(path: str, node: Node) -> bool:
@@ -64,7 +64,13 @@ def is_training_state(path: str, node: Node) -> bool:
         return True
     if {"scale", "growth_factor"} <= keys:
         return True
-    return bool(_TRAINING_STATE.search(path.rpartition("/")[2].lower()))
+    return bool(_TRAINING_STATE.search(_last(path)))
+
+
+def _last(path: str) -> str:
+    """The last part of a path in lower case; ``""`` if that is longer than any usual name."""
+    name = path[-_SHOWN_TEXT:].rpartition("/")[2].lower()
+    return "" if len(name) == _SHOWN_TEXT else name
 
 
 def holds_optimizer(node: Node) -> bool:
@@ -229,14 +235,14 @@ class Survey:
     def _spend(self, characters: int) -> None:
         self._characters += characters
         if self._characters > self.limits.operations // _PATH_SHARE:
-            raise LimitExceededError("the paths to what it holds are too long")
+            raise LimitExceededError("the names of what it holds are too long")
 
     def _path(self, place: _Place) -> str:
         self._spend(place.path_length + place.depth)
         return place.path
 
     def _is_no_model(self, place: _Place) -> bool:
-        name = place.name.rpartition("/")[2].lower()
+        name = _last(place.name)
         if place.parent is None or name in _WRAPPERS:
             return False
         return bool(_NOT_WEIGHTS.search(name)) or is_training_state(place.name, place.node)
@@ -256,7 +262,7 @@ class Survey:
         if entries is None or not _are_weights(node, entries):
             return None
         path = _distinct(self._path(place), self._paths)
-        self._spend(len(path) * len(entries))
+        self._spend(len(path) * len(entries) + sum(len(entry.name) for entry in entries))
         _require_distinct(entries, path)
         kind = kind_of(path, [entry.name for entry in entries])
         self.state_dicts.append(StateDict(path, kind, entries, metadata_of(node), node))

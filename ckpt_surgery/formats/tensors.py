@@ -30,10 +30,10 @@ _MAX_DIMENSIONS = 1000  # torch sets no bound; a shape of a million ones is an a
 _MAX_INT = 2**63 - 1
 _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
-# Shares of the operations of `Limits`: what looking for the parts of tensors may take, and how
-# many strided tensors those that have parts may be made of, each counted as often as it occurs.
-_SEARCH_SHARE = 16
-_PARTS_SHARE = 128
+# Shares of the operations of `Limits`: how often objects that parts of tensors refer to may be
+# looked at again, and how many tensors others may be made of, counted as often as they occur.
+_SEARCH_SHARE = 64
+_PARTS_SHARE = 256
 
 
 class TensorReader:
@@ -46,6 +46,7 @@ class TensorReader:
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self._search_left = limits.operations // _SEARCH_SHARE
         self._parts_left = limits.operations // _PARTS_SHARE
+        self._searched: set[int] = set()  # what parts of tensors refer to
         self._made_of: dict[int, int] = {}  # strided tensors, by the identity of a tensor
         self._seen: dict[int, Tensor | None] = {}
         self._active: set[int] = set()
@@ -92,9 +93,7 @@ class TensorReader:
         while waiting:
             found = waiting.pop()
             if is_part_of_tensor:
-                self._search_left -= 1
-                if self._search_left < 0:
-                    raise LimitExceededError("tensors are made of too many objects")
+                self._count_visit(found)
             if id(found) in seen or not isinstance(found, _CONTAINERS):
                 continue
             seen.add(id(found))
@@ -103,6 +102,15 @@ class TensorReader:
                 waiting.extend(reversed(children(found)))
             else:
                 yield tensor
+
+    def _count_visit(self, node: Node) -> None:
+        """Count what parts of several tensors refer to, each time but the first."""
+        if id(node) not in self._searched:
+            self._searched.add(id(node))
+            return
+        self._search_left -= 1
+        if self._search_left < 0:
+            raise LimitExceededError("too many tensors are made of the same objects")
 
     def _rebuild(self, node: Object) -> Tensor | None:
         if node.op != "REDUCE" or not isinstance(node.callee, Global):

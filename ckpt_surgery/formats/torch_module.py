@@ -50,8 +50,11 @@ def is_module(node: Node) -> bool:
     """Whether `node` would be a ``torch.nn.Module``: its state has parameters and modules."""
     if not isinstance(node, Object):
         return False
-    if node.name == _COMPILED:
-        return isinstance(node.args, tuple) and bool(node.args) and is_module(node.args[0])
+    while node.name == _COMPILED:
+        inner = node.args[0] if isinstance(node.args, tuple) and node.args else None
+        if not isinstance(inner, Object) or inner is node:
+            return False
+        node = inner
     if not isinstance(node.state, Dict):
         return False
     wanted = {"_parameters", "_modules"}

@@ -178,7 +178,7 @@ def _require_version(archive: ZipArchive) -> None:
     alignment = archive.get(".storage_alignment")
     if alignment is not None:
         text = alignment.read(_SMALL)
-        if not text.isdigit() or not 1 <= int(text[:9]) <= 1 << 20:
+        if not text.isdigit() or not 1 <= int(text[:9]) <= 1 << 15:
             raise DamagedFileError(
                 "is no alignment in bytes", path=archive.file.name, entry=".storage_alignment"
             )

@@ -20,12 +20,12 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 
 _NAME: Final = Column("name", fold=True)
 _SHAPE: Final = Column("shape", style="cyan")
-_DTYPE: Final = Column("dtype", style="green")
-_ELEMENTS: Final = Column("elements", right=True)
-_BYTES: Final = Column("bytes", right=True)
+_DTYPE: Final = Column("dtype", spare=True, style="green")
+_ELEMENTS: Final = Column("elements", right=True, spare=True)
+_BYTES: Final = Column("bytes", right=True, spare=True)
 _STATS: Final = (
     *(Column(name, right=True) for name in ("min", "max", "mean", "std", "NaN", "Inf", "zeros")),
-    Column("histogram"),
+    Column("histogram", spare=True),
 )
 
 

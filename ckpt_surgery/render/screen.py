@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 _MOST_RICH_ROWS: Final = 1000
 _GAP: Final = "  "
+_FOLDED: Final = 24  # characters of a column that folds; with less a name is hard to read
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table. On a narrow terminal those that `fold` give way, the others never."""
+    """A column of a table. On a narrow terminal those that `fold` give way, and `spare` ones go."""
 
     title: str
     right: bool = False
     fold: bool = False
+    spare: bool = False
     style: str = ""
 
 
@@ -58,7 +60,7 @@ class Screen:
         if self._console is None or len(grid.rows) > _MOST_RICH_ROWS:
             self._stream.writelines(plain_lines(grid))
         else:
-            _print_rich(self._console, grid)
+            _print_rich(self._console, _without_spare(grid, self._console.width))
 
 
 def plain_lines(grid: Grid) -> Iterable[str]:
@@ -85,6 +87,27 @@ def console(stream: TextIO, *, color: bool) -> Console:
         emoji=False,
         highlight=False,
     )
+
+
+def _without_spare(grid: Grid, width: int) -> Grid:
+    """The table without as many spare columns, from the right, as leave no room for the others."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(text) for text in (column.title, *(row[index] for row in grid.rows)))
+        for index, column in enumerate(grid.columns)
+    ]
+    kept = list(range(len(grid.columns)))
+
+    def needed() -> int:
+        return sum(
+            min(widths[i], _FOLDED) if grid.columns[i].fold else widths[i] for i in kept
+        ) + len(_GAP) * (len(kept) - 1)
+
+    for index in reversed(range(len(grid.columns))):
+        if grid.columns[index].spare and needed() > width:
+            kept.remove(index)
+    return Grid([grid.columns[i] for i in kept], [[row[i] for i in kept] for row in grid.rows])
 
 
 def _print_rich(console: Console, grid: Grid) -> None:

@@ -21,19 +21,19 @@ def rewrite_metadata(
     without such an ancestor the rules themselves. A module missing from the result gives way to
     another that lands on its name: what keys tell wins, as when ``module`` takes the place of the
     wrapper's root (torch's ``consume_prefix_in_state_dict_if_present`` does the same), and among
-    equals the first.
+    equals the first. So does one that had keys below it and where it goes has none.
     """
     paths = dict.fromkeys(modules)
     wanted = {path for module in paths for path in (*ancestors(module), module)}
     images = _images(wanted, old_names, new_names)
     told = {module: image for module in paths if (image := images.get(module)) is not None}
+    led = {module: _follow(module, images, rules) for module in paths if module not in told}
+    filled = _with_keys(set(led.values()), new_names)
+    emptied = {m for m in _with_keys(set(led), old_names) if led[m] not in filled}
     moved: dict[str, str] = {}
     taken: set[str] = set()
-    for module, image in (
-        *told.items(),
-        *((module, _follow(module, images, rules)) for module in paths if module not in told),
-    ):
-        if image not in taken:
+    for module, image in (*told.items(), *led.items()):
+        if image not in taken and module not in emptied:
             taken.add(image)
             moved[module] = image
     return {module: moved[module] for module in paths if module in moved}

@@ -16,6 +16,7 @@ import pytest
 
 from ckpt_surgery.errors import DamagedFileError, WriteError
 from ckpt_surgery.fileio import (
+    CHUNK,
     ByteRange,
     Bytes,
     Sink,
@@ -331,6 +332,22 @@ class TestCopying:
                 sink.write(b"0123456789")
         assert (tmp_path / "out").read_bytes() == b"0123456789" * 10_000
         assert len(calls) == 2
+
+    def test_copies_are_written_in_whole_blocks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        large = tmp_path / "large"
+        large.write_bytes(bytes(range(256)) * (3 * CHUNK // 256))
+        monkeypatch.setattr(outputs, "_kernel_copies", lambda: iter(()))
+        written: list[int] = []
+        with (
+            SourceFile.open(large) as file,
+            atomic_output(tmp_path / "out", progress=written.append) as sink,
+        ):
+            sink.write(b"head")
+            sink.copy(ByteRange(file, 0, 3 * CHUNK))
+        assert written == [4, CHUNK - 4, CHUNK, CHUNK, 4]
+        assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:
         with atomic_output(tmp_path / "out") as sink:

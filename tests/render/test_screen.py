@@ -214,3 +214,23 @@ def test_progress_appears_only_after_a_while(monkeypatch):
 def test_progress_is_for_terminals(monkeypatch, stream):
     monkeypatch.setattr(progress.sys, "stderr", stream)
     assert progress.progress_bar() is None
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (60, ["name", "shape", "bytes"]),
+        (36, ["name", "shape"]),
+        (20, ["name", "shape"]),
+    ],
+)
+def test_narrow_terminal_loses_spare_columns_before_names(width, shown):
+    grid = Grid(
+        [Column("name", fold=True), Column("shape"), Column("bytes", right=True, spare=True)],
+        [("a.rather.long.name.weight", "(1,)", "4")],
+    )
+    terminal = Terminal()
+    screen = Screen(terminal, color=False)
+    screen._console.width = width
+    screen.grid(grid)
+    assert terminal.getvalue().splitlines()[0].split() == shown

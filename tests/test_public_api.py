@@ -1,0 +1,81 @@
+"""What `import ckpt_surgery` offers, and that it costs nothing before it is used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from torch_checks import save
+
+import ckpt_surgery
+
+
+def test_all_is_what_homes_offer() -> None:
+    names = {name for group in ckpt_surgery._HOMES.values() for name in group}
+    assert set(ckpt_surgery.__all__) == names | {"__version__"}
+    assert sorted(ckpt_surgery.__all__) == list(ckpt_surgery.__all__)
+    assert dir(ckpt_surgery) == sorted(ckpt_surgery.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(ckpt_surgery._HOME_OF))
+def test_name_is_that_of_its_home(name: str) -> None:
+    home = import_module(ckpt_surgery._HOME_OF[name])
+    assert getattr(ckpt_surgery, name) is getattr(home, name)
+
+
+def test_type_checkers_are_told_the_same_names() -> None:
+    """The imports under TYPE_CHECKING are a copy of `_HOMES`."""
+    assert ckpt_surgery.__file__ is not None
+    module = ast.parse(Path(ckpt_surgery.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in module.body if isinstance(node, ast.If)]
+    told = {
+        node.module: tuple(alias.name for alias in node.names)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+    }
+    assert told == ckpt_surgery._HOMES
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'explode'"):
+        ckpt_surgery.explode  # noqa: B018
+
+
+def test_import_imports_nothing_else() -> None:
+    code = (
+        "import sys, ckpt_surgery;"
+        "found = {n for n in sys.modules if n.startswith('ckpt_surgery.')};"
+        "heavy = {'torch', 'numpy', 'rich', 'click', 'pickle'} & set(sys.modules);"
+        "assert not found | heavy, found | heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_verbs_do_not_import_torch(tmp_path: Path) -> None:
+    path = save({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "w.pth")
+    code = (
+        "import sys, ckpt_surgery as ckpt\n"
+        f"ckpt.inspect({str(path)!r})\n"
+        f"ckpt.strip({str(path)!r}, {str(tmp_path / 'o.pth')!r}, ckpt.selection(pattern='a'))\n"
+        "heavy = {'torch', 'numpy', 'rich', 'click', 'pickle'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_example_of_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import doctest
+
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential()
+    model.conv1, model.fc = torch.nn.Conv2d(1, 1, 1), torch.nn.Linear(1, 1)  # type: ignore[assignment]
+    save(model.state_dict(), tmp_path / "resnet34.pth")
+    result = doctest.testmod(ckpt_surgery)
+    assert result.attempted == 3
+    assert result.failed == 0
+    assert (tmp_path / "backbone.pth").exists()
