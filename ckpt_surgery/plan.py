@@ -9,10 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
+from ckpt_surgery.edits import (
+    EDITS,
+    JSON_NAMES,
+    Compact,
+    Drop,
+    DropOther,
+    Edit,
+    Merge,
+    Rename,
+    RenameModule,
+    Take,
+    TakeModule,
+)
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.pickles import walk
 from ckpt_surgery.rules import (
@@ -29,96 +42,11 @@ from ckpt_surgery.rules import (
     strip_metadata,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Remove an entry of a state dict."""
-
-    edit: ClassVar[str] = "drop"
-    state_dict: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """Give an entry of a state dict another name."""
-
-    edit: ClassVar[str] = "rename"
-    state_dict: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class RenameModule:
-    """Give a module's record in ``_metadata`` another path; `new` None removes it."""
-
-    edit: ClassVar[str] = "rename-module"
-    state_dict: str
-    old: str
-    new: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class DropOther:
-    """Remove an entry beside the state dicts: an optimizer, a scheduler."""
-
-    edit: ClassVar[str] = "drop-entry"
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Compact:
-    """Give every tensor only the bytes that it uses; true ties and overlaps stay."""
-
-    edit: ClassVar[str] = "compact"
-    unused_nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """Put an entry of another file in the place of an entry, or after the last one.
-
-    It is called `entry` in the state dict `source` of the file whose name is `file`.
-    """
-
-    edit: ClassVar[str] = "take"
-    state_dict: str
-    name: str
-    file: str
-    source: str
-    entry: str
-
-
-@dataclass(frozen=True, slots=True)
-class TakeModule:
-    """Put another file's record of a module in ``_metadata``; the fields are those of `Take`."""
-
-    edit: ClassVar[str] = "take-module"
-    state_dict: str
-    name: str
-    file: str
-    source: str
-    entry: str
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """Put numbers that are computed from all inputs in the place of a tensor's."""
-
-    edit: ClassVar[str] = "merge"
-    state_dict: str
-    name: str
-    method: str
-
-
-Edit = Drop | Rename | RenameModule | DropOther | Compact | Take | TakeModule | Merge
-_EDITS: dict[str, type[Edit]] = {
-    kind.edit: kind
-    for kind in (Drop, Rename, RenameModule, DropOther, Compact, Take, TakeModule, Merge)
-}
-# In JSON an edit says "from" and "to", which Python reserves.
-_JSON_NAMES = {"old": "from", "new": "to"}
+__all__ = [
+    "Compact", "Drop", "DropOther", "Edit", "Merge", "Plan", "Planned", "Rename", "RenameModule",
+    "RuleCount", "Take", "TakeModule", "all_names", "apply", "choose_state_dicts", "plan_rename",
+    "plan_strip", "select",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +58,7 @@ class Plan:
     def to_dict(self) -> list[dict[str, Any]]:
         """The edits as JSON has them: ``{"edit": "rename", "from": …, "to": …}``."""
         return [
-            {"edit": edit.edit, **{_JSON_NAMES.get(k, k): v for k, v in asdict(edit).items()}}
+            {"edit": edit.edit, **{JSON_NAMES.get(k, k): v for k, v in asdict(edit).items()}}
             for edit in self.edits
         ]
 
@@ -144,12 +72,12 @@ class Plan:
 
 
 def _edit_from_dict(edit: Mapping[str, Any]) -> Edit:
-    python_names = {json: name for name, json in _JSON_NAMES.items()}
+    python_names = {json: name for name, json in JSON_NAMES.items()}
     fields = {python_names.get(k, k): value for k, value in edit.items() if k != "edit"}
     for value in fields.values():
         if not isinstance(value, str | int | None):
             raise TypeError(f"'{value}' is neither a text nor a number")
-    return _EDITS[str(edit["edit"])](**fields)
+    return EDITS[str(edit["edit"])](**fields)
 
 
 @dataclass(frozen=True, slots=True)
