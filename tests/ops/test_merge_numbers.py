@@ -146,7 +146,7 @@ def test_a_base_beside_the_inputs_gives_the_rest(folder):
 def test_keys_that_differ(folder):
     save("x", both=[1.0], only_x=[1.0])
     save("y", both=[3.0], only_y=[2.0])
-    with pytest.raises(UsageError, match="'only_x'.*'only_y'"):
+    with pytest.raises(UsageError, match=r"'only_x'.*'only_y'"):
         merge(["x", "y"], "o.pth", "average")
     report = merge(["x", "y"], "u.pth", "average", keys="union")
     assert {k: v.item() for k, v in load("u.pth").items()} == {
@@ -213,11 +213,10 @@ def test_quantized_tensors_must_be_equal(folder):
 def test_nan_and_infinity_are_named_and_refused(folder, value):
     save("x", w=[1.0, value])
     save("y", w=[1.0, 2.0])
-    with pytest.raises(NonFiniteError, match="'y'|'x'") as caught:
+    with pytest.raises(NonFiniteError, match="'w' holds") as caught:
         merge(["y", "x"], "o.pth", "average")
     assert (str(caught.value.path), caught.value.entry) == ("x", "w")
-    assert os.listdir() == [name for name in os.listdir() if not name.startswith(".")]
-    assert not (folder / "o.pth").exists()
+    assert not [path for path in folder.iterdir() if path.name[0] in ".o"]
     merge(["y", "x"], "o.pth", "average", allow_nonfinite=True)
     assert not load()["w"].isfinite().all()
 
@@ -321,7 +320,8 @@ def test_a_recipe_says_everything(folder):
     assert ("model/bn.weight", "skipped by the recipe") in report.copied
     merge(
         ["a.pth", "b.pth", "c.pth"], "p.pth", "ties",
-        weights=[0.7, 0.3], parameters={"density": 0.5}, overrides=[Override("prefix", "bn", skip=True)],
+        weights=[0.7, 0.3], parameters={"density": 0.5},
+        overrides=[Override("prefix", "bn", skip=True)],
     )  # fmt: skip
     assert (folder / "o.pth").read_bytes() == (folder / "p.pth").read_bytes()
 
@@ -387,12 +387,12 @@ def test_a_missing_base_is_an_error(folder, method):
 def test_a_file_that_shrinks_during_the_run_leaves_nothing_behind(folder, monkeypatch, method):
     for name in "xy":
         torch.save({"v": torch.ones(10), "w": torch.randn(3000, 500)}, name)
-    before = sorted(os.listdir())
+    before = sorted(folder.iterdir())
     lock, real = threading.Lock(), SourceFile.read_into
 
     def cut(file, offset, buffer):
         with lock:
-            if file.name == "y" and os.path.getsize("y") > 2_000_000:
+            if file.name == "y" and (folder / "y").stat().st_size > 2_000_000:
                 os.truncate("y", 2_000_000)
         return real(file, offset, buffer)
 
@@ -414,7 +414,7 @@ def test_a_file_that_shrinks_during_the_run_leaves_nothing_behind(folder, monkey
     with pytest.raises(DamagedFileError) as caught:
         merge(["x", "y"], output, method)
     assert str(caught.value.path) == "y"
-    assert sorted(os.listdir()) == before
+    assert sorted(folder.iterdir()) == before
 
 
 def test_r28_averaged_and_interpolated_networks(folder):
@@ -477,7 +477,7 @@ def test_resnet20_with_a_perturbed_copy(shared_dir, tmp_path):
     generator = torch.Generator().manual_seed(0)
     for value in loaded["state_dict"].values():
         if value.is_floating_point():
-            value += 1e-3 * torch.randn(value.shape, generator=generator)
+            value.add_(1e-3 * torch.randn(value.shape, generator=generator))
     torch.save(loaded, tmp_path / "perturbed.th")
     report = merge([path, tmp_path / "perturbed.th"], tmp_path / "o.th", "average")
     original = torch.load(path, weights_only=True, map_location="cpu")
