@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
-The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`.
-Each takes a path, writes what it is told to and returns a report; `read` gives the description
-that they work on. Nothing here imports torch before something needs numbers.
+The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`,
+`merge`, `freeze_plan`. Each takes paths, writes what it is told to and returns a report; `read`
+gives the description that they work on. Nothing here imports torch before it needs numbers.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         DamagedFileError,
         LimitExceededError,
         LossyEditError,
+        MismatchError,
         MissingDependencyError,
         NameCollisionError,
+        NonFiniteError,
         PlanError,
         ReadError,
         UnknownFormatError,
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops import Output, convert, freeze_plan, inspect, rename, strip
     from ckpt_surgery.ops.fit import fit
     from ckpt_surgery.ops.match import match
+    from ckpt_surgery.ops.merge import MergeScope, merge, merge_recipe
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
-    from ckpt_surgery.report import EditReport, InspectReport
+    from ckpt_surgery.report import EditReport, InspectReport, MergeReport
     from ckpt_surgery.rules import (
         AddPrefix,
         MapNames,
@@ -63,8 +66,10 @@ _HOMES = {
         "DamagedFileError",
         "LimitExceededError",
         "LossyEditError",
+        "MismatchError",
         "MissingDependencyError",
         "NameCollisionError",
+        "NonFiniteError",
         "PlanError",
         "ReadError",
         "UnknownFormatError",
@@ -78,9 +83,10 @@ _HOMES = {
     "ckpt_surgery.ops": ("Output", "convert", "freeze_plan", "inspect", "rename", "strip"),
     "ckpt_surgery.ops.fit": ("fit",),
     "ckpt_surgery.ops.match": ("match",),
+    "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
-    "ckpt_surgery.report": ("EditReport", "InspectReport"),
+    "ckpt_surgery.report": ("EditReport", "InspectReport", "MergeReport"),
     "ckpt_surgery.rules": (
         "AddPrefix",
         "MapNames",
@@ -112,8 +118,12 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "LossyEditError",
     "MapNames",
     "MatchReport",
+    "MergeReport",
+    "MergeScope",
+    "MismatchError",
     "MissingDependencyError",
     "NameCollisionError",
+    "NonFiniteError",
     "Other",
     "Output",
     "Plan",
@@ -139,6 +149,8 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "freeze_plan",
     "inspect",
     "match",
+    "merge",
+    "merge_recipe",
     "read",
     "rename",
     "selection",

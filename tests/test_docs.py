@@ -19,6 +19,7 @@ from docs_sessions import Shell, Step, fenced, steps
 
 import ckpt_surgery
 from ckpt_surgery.arithmetic import elements
+from ckpt_surgery.arithmetic.method import catalogue
 from ckpt_surgery.cli import boundary, options
 from ckpt_surgery.fileio import ziprecords
 from ckpt_surgery.formats import safetensors, tensors, torchscript
@@ -204,6 +205,19 @@ def test_every_field_of_a_report_is_explained(report, folder):
     cells = [name for name, *_ in table(read("docs/cli.md"), heading)]
     said = {name.strip(" `") for cell in cells for name in cell.split(",")}
     assert said == document.keys()
+
+
+def test_every_field_of_a_merge_is_explained(folder):
+    sources = ["run1.pth", "run2.pth"]
+    document = ckpt_surgery.merge(sources, "out.pth", "average").to_dict()
+    cells = [cell for cell, *_ in table(read("docs/cli.md"), "JSON of merge")]
+    assert {name.strip("` ") for cell in cells for name in cell.split(",")} == document.keys()
+
+
+def test_methods_of_merging_are_those_of_the_catalogue():
+    rows = {(name, method.summary, method.citation) for name, method in catalogue().items()}
+    said = table(read("docs/merge.md"), "Numbers")
+    assert {(name, what, where) for name, _, what, where in said} == rows
 
 
 @pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: path.name)

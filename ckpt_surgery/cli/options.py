@@ -201,7 +201,8 @@ def _check_record(ctx: click.Context) -> None:
             "'--record' and '--dry-run' contradict each other: a dry run writes nothing",
             hint="'--dry-run --json' prints the same document",
         )
-    taken = {os.path.realpath(p) for p in (ctx.params["output"], ctx.params["file"]) if p}
+    inputs = (ctx.params.get("file"), *ctx.params.get("files", ()))
+    taken = {os.path.realpath(p) for p in (ctx.params["output"], *inputs) if p}
     if record == "-" or os.path.realpath(record) in taken:
         raise UsageError(f"'--record {record}' is the input or the output")
     if Path(record).exists() and not ctx.params["force"]:

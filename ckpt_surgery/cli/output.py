@@ -9,16 +9,18 @@ from typing import TextIO, TypeVar
 import click
 
 from ckpt_surgery.fileio import atomic_output
-from ckpt_surgery.render import edits
+from ckpt_surgery.render import edits, merging
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.report import EditReport, Report
+from ckpt_surgery.report import EditReport, MergeReport, Report
 
 _Report = TypeVar("_Report", bound=Report)
 
 
-def finish_edit(ctx: click.Context, report: EditReport) -> int:
+def finish_edit(ctx: click.Context, report: EditReport | MergeReport) -> int:
     """Print and record the report of an edit; its exit code."""
+    if isinstance(report, MergeReport):
+        return finish(ctx, report, merging.show)
     return finish(ctx, report, edits.show)
 
 

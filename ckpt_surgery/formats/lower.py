@@ -90,7 +90,7 @@ def lower(checkpoint: Checkpoint) -> Lowered:
         replaced.update(_classes_with_source(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():
         if isinstance(tensor.node, Object) and tensor.storage is not None:
-            place = PersistentId(None, tensor.storage)
+            place = PersistentId(_storage_id(tensor.node, tensor.storage), tensor.storage)
             replaced[node_id] = relocated(tensor.node, place, tensor)
     if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
         return Lowered(lower_state_dict(checkpoint.state_dicts[0]), replaced)
@@ -99,6 +99,19 @@ def lower(checkpoint: Checkpoint) -> Lowered:
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced)
+
+
+def _storage_id(node: Object, storage: Storage) -> Node:
+    """The id by which `node` refers to its storage, if one of the same kind can take it over.
+
+    What it is made of is then still the same objects, which a pickle writes once.
+    """
+    old = node.args[0] if isinstance(node.args, tuple) and node.args else None
+    if not isinstance(old, PersistentId) or not isinstance(old.target, Storage):
+        return None
+    was, now = old.target, storage
+    alike = (was.dtype, was.untyped, was.device) == (now.dtype, now.untyped, now.device)
+    return old.pid if alike else None
 
 
 def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:

@@ -36,14 +36,13 @@ def convert(
     with read(source) as checkpoint:
         converted = as_archive(checkpoint)
         if state_dict_only or at is not None:
-            converted = _alone(
-                converted, _the_state_dict(checkpoint, [at] if at is not None else [])
-            )
+            converted = alone(converted, the_state_dict(checkpoint, [at] if at is not None else []))
         nbytes = write(converted, target)
         return _report(checkpoint, converted, target, nbytes)
 
 
-def _the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+    """The state dict at `at`, or the only one. Raises `UsageError` if there are several."""
     found = choose_state_dicts(checkpoint, at)
     if len(found) > 1:
         paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
@@ -55,9 +54,11 @@ def _the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
     return found[0]
 
 
-def _alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+    """A checkpoint of that state dict and nothing beside it."""
     return replace(
         checkpoint,
+        dropped=(),
         root=state_dict.node,
         state_dicts=(replace(state_dict, path=""),),
         others=(),

@@ -129,10 +129,17 @@ def named_by_content(checkpoint: Checkpoint, output: Output) -> Output:
     return replace(output, path=path.with_name(name), hash_name=False)
 
 
-def write(checkpoint: Checkpoint, output: Output, *, inputs: Sequence[SourceFile] = ()) -> int:
+def write(
+    checkpoint: Checkpoint,
+    output: Output,
+    *,
+    inputs: Sequence[SourceFile] = (),
+    prepare: Callable[[Sequence[object]], object] | None = None,
+) -> int:
     """Write `checkpoint`; the number of bytes that it takes, also if nothing is written.
 
-    `inputs` are the files that bytes come from beside the checkpoint's own.
+    `inputs` are the files that bytes come from beside its own. `prepare` is given the sources of
+    all bytes in the order in which they will be read, before the first is.
     """
     if checkpoint.unwritable:
         name = checkpoint.file.name
@@ -144,9 +151,11 @@ def write(checkpoint: Checkpoint, output: Output, *, inputs: Sequence[SourceFile
     layout = lay_out_torch_zip(checkpoint)
     if not output.dry_run:
         bar = output.progress
+        if prepare is not None:
+            prepare([record.source for record in layout.records])
         with (
             nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
-            _opened(checkpoint.file, inputs, output, progress) as sink,
+            _opened(checkpoint.file, output, [checkpoint.file, *inputs], progress) as sink,
         ):
             layout.write(sink)
     return layout.nbytes
@@ -154,9 +163,8 @@ def write(checkpoint: Checkpoint, output: Output, *, inputs: Sequence[SourceFile
 
 @contextmanager
 def _opened(
-    file: SourceFile, others: Sequence[SourceFile], output: Output, progress: Progress | None
+    file: SourceFile, output: Output, inputs: Sequence[SourceFile], progress: Progress | None
 ) -> Iterator[Sink]:
-    inputs = [file, *others]
     if output.stream is not None:
         with stream_output(output.stream, inputs=inputs, progress=progress) as sink:
             yield sink
