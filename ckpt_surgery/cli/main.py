@@ -25,7 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "convert": ("convert", "convert", "Write a checkpoint in another format."),
     "match": ("match", "match", "Say what load_state_dict would say."),
     "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
-    "merge": ("merge", "merge", "Merge checkpoints: overlay, average, ties and more."),
+    "merge": ("merge", "merge", "Merge checkpoints into one."),
     "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }
