@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict
-from ckpt_surgery.errors import LossyEditError, PlanError
+from ckpt_surgery.errors import LimitExceededError, LossyEditError, PlanError
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.optimizers.correspond import bare_name
 from ckpt_surgery.pickles import walk
 
-COUNT = "n_averaged"
+_MOST_PAIRS: Final = 4096
+COUNT: Final = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` calls the number of models that it averages."""
 
 
 def find_averages(checkpoint: Checkpoint) -> list[tuple[StateDict, StateDict]]:
     """Pairs of a model and an average of it: the same names and shapes, wrappers aside.
 
-    An average may lack buffers; the first that fits is a model's.
+    An average may lack buffers. Raises LimitExceededError if there are thousands to compare.
     """
     averages = [s for s in checkpoint.state_dicts if s.kind == "ema"]
-    return [
-        (model, average)
-        for average in averages
-        for model in checkpoint.state_dicts
-        if model.kind == "model" and _is_average_of(average, model)
-    ]
+    models = [s for s in checkpoint.state_dicts if s.kind == "model"]
+    if len(averages) * len(models) > _MOST_PAIRS:
+        raise LimitExceededError(
+            f"there are {len(averages)} moving averages for {len(models)} models"
+        )
+    return [(m, average) for average in averages for m in models if _is_average_of(average, m)]
 
 
 def take_weights(checkpoint: Checkpoint, path: str, average_path: str) -> Checkpoint:

@@ -7,10 +7,9 @@ from typing import Any
 
 from ckpt_surgery.averages import COUNT
 from ckpt_surgery.checkpoint import Checkpoint
-from ckpt_surgery.formats.mappings import mapping_pairs
-from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import TensorReader
 from ckpt_surgery.optimizers import FoundOptimizer, ParameterGroup, classify, find
+from ckpt_surgery.optimizers.items import Items
 from ckpt_surgery.optimizers.scalars import scalar
 from ckpt_surgery.pickles import Node
 from ckpt_surgery.report import (
@@ -30,27 +29,28 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
 
     Of tensors only step counts, learning rates and scales of one element are read.
     """
-    reader = TensorReader()
+    reader, items = TensorReader(), Items()
     found: dict[str, list[FoundOptimizer]] = {}
-    for optimizer in find(checkpoint):
+    for optimizer in find(checkpoint, items):
         found.setdefault(optimizer.other.path, []).append(optimizer)
     facts: dict[str, TrainingFacts] = {}
     for other in checkpoint.others:
-        kind, node = classify(other.node), other.node
+        kind, node = classify(other.node, items), other.node
         optimizers = found.get(other.path)
         if optimizers:
             each = tuple(_optimizer(optimizer, reader) for optimizer in optimizers)
             facts[other.path] = TrainingFacts(kind or "optimizers", optimizers=each)
         elif kind == "scheduler":
-            facts[other.path] = TrainingFacts(kind, schedulers=(_scheduler(node, reader),))
+            facts[other.path] = TrainingFacts(
+                kind, schedulers=(_scheduler(items.named(node), reader),)
+            )
         elif kind == "schedulers" and isinstance(node, list):
-            schedulers = tuple(_scheduler(item, reader) for item in node)
+            schedulers = tuple(_scheduler(items.named(item), reader) for item in items.listed(node))
             facts[other.path] = TrainingFacts(kind, schedulers=schedulers)
         elif kind == "scaler":
-            facts[other.path] = TrainingFacts(kind, scaler=_scaler(node, reader))
+            facts[other.path] = TrainingFacts(kind, scaler=_scaler(items.named(node), reader))
         elif kind == "callbacks":
-            names = tuple(name for key, _ in mapping_pairs(node) or () if (name := text(key)))
-            facts[other.path] = TrainingFacts(kind, callbacks=names)
+            facts[other.path] = TrainingFacts(kind, callbacks=tuple(items.named(node)))
     return facts
 
 
@@ -94,9 +94,8 @@ def _optimizer(found: FoundOptimizer, reader: TensorReader) -> OptimizerFacts:
 def _options(group: ParameterGroup, reader: TensorReader) -> Mapping[str, Any]:
     """The options of a group that are plain, a pair, or a tensor of one element."""
     options: dict[str, Any] = dict(group.options)
-    for key, value in mapping_pairs(group.node) or ():
-        name = text(key)
-        if name is None or name in options or name in {"params", "param_names"}:
+    for name, value in group.fields.items():
+        if name in options:
             continue
         if isinstance(value, list | tuple):
             numbers = _numbers(value, reader)
@@ -107,8 +106,7 @@ def _options(group: ParameterGroup, reader: TensorReader) -> Mapping[str, Any]:
     return options
 
 
-def _scheduler(node: Node, reader: TensorReader) -> SchedulerFacts:
-    fields = _fields(node)
+def _scheduler(fields: Mapping[str, Node], reader: TensorReader) -> SchedulerFacts:
     inner = fields.get("_schedulers")
     rates = fields.get("_last_lr")
     return SchedulerFacts(
@@ -118,15 +116,10 @@ def _scheduler(node: Node, reader: TensorReader) -> SchedulerFacts:
     )
 
 
-def _scaler(node: Node, reader: TensorReader) -> ScalerFacts:
-    fields = _fields(node)
+def _scaler(fields: Mapping[str, Node], reader: TensorReader) -> ScalerFacts:
     return ScalerFacts(
         _number(fields.get("scale"), reader), _number(fields.get("_growth_tracker"), reader)
     )
-
-
-def _fields(node: Node) -> dict[str, Node]:
-    return {name: v for k, v in mapping_pairs(node) or () if (name := text(k)) is not None}
 
 
 def _number(node: Node, reader: TensorReader) -> int | float | None:
@@ -135,7 +128,9 @@ def _number(node: Node, reader: TensorReader) -> int | float | None:
 
 def _numbers(nodes: list[Node] | tuple[Node, ...], reader: TensorReader) -> tuple[float, ...]:
     """The numbers in a list; nothing if it holds anything else, or more than anybody would."""
-    values = [_number(node, reader) for node in nodes[:_MOST_VALUES]]
-    if len(nodes) > _MOST_VALUES or None in values:
+    if len(nodes) > _MOST_VALUES:
+        return ()
+    values = [_number(node, reader) for node in nodes]
+    if None in values:
         return ()
     return tuple(value for value in values if value is not None)

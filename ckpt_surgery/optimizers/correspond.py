@@ -21,6 +21,8 @@ Certainty = Literal["stored", "order", "partial", "none"]
 
 _WRAPPERS: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _MAX_ROUNDS: Final = 100
+_LEAST_ROUNDS: Final = 4  # few are needed in practice; stopping early leaves more in doubt
+_MAX_STEPS: Final = 300_000
 _MAX_CANDIDATES: Final = 2_000_000
 
 
@@ -177,7 +179,7 @@ class _Search:
 
     def run(self) -> dict[Key, tuple[int, ...]]:
         """The positions that each key may have. Raises `_Contradiction` if some key has none."""
-        for _ in range(_MAX_ROUNDS):
+        for _ in range(max(_LEAST_ROUNDS, min(_MAX_ROUNDS, _MAX_STEPS // (1 + len(self.keys))))):
             before = (sum(self.low.values()), sum(self.high.values()))
             for keys in self.groups:
                 self._raise_bounds(keys)

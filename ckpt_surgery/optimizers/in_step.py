@@ -79,21 +79,26 @@ def keep_in_step(
     """
     found = [f for f in find(before) if only is None or f.path in only]
     present = {other.path for other in after.others}
+    differences = _Differences(after, sources or {})
     changes: list[OptimizerChange] = []
+    nodes: list[tuple[FoundOptimizer, Node]] = []
     for optimizer in found:
         if optimizer.other.path not in present:
             continue
-        difference = _difference(optimizer, after, sources or {}, choice)
+        difference = _difference(optimizer, differences, choice)
         if difference is None:
             continue
         if choice == "auto":
-            after, change = _update(after, optimizer, difference, resize)
-            changes += () if change is None else (change,)
+            node, change = _update(optimizer, difference, resize)
+            if node is not optimizer.state.node:
+                nodes.append((optimizer, node))
+                changes.append(change)
         else:
             action: Action = "kept" if choice == "keep" else "dropped"
             changes.append(OptimizerChange(optimizer.path, action))
+    after = _with_nodes(after, nodes)
     unknown = unknown_optimizers(before, found) if only is None else []
-    if unknown and any(_Difference.of((s,), after, sources or {}).any for s in before.state_dicts):
+    if unknown and any(differences.of((s,)).any for s in before.state_dicts):
         action = "dropped" if choice == "drop" else "unknown"
         changes += (OptimizerChange(path, action) for path in unknown if path in present)
     if choice == "drop":
@@ -107,16 +112,13 @@ def keep_in_step(
 
 
 def _difference(
-    optimizer: FoundOptimizer,
-    after: Checkpoint,
-    sources: Mapping[str, str | None],
-    choice: OptimizerChoice,
+    optimizer: FoundOptimizer, known: _Differences, choice: OptimizerChoice
 ) -> _Difference | None:
     """What happened to the model of an optimizer; None if nothing that concerns it."""
     possible: list[tuple[StateDict, ...]] = [(rival,) for rival in optimizer.rivals]
     if optimizer.model is not None:
         possible.insert(0, optimizer.model.state_dicts)
-    differences = [_Difference.of(models, after, sources) for models in possible]
+    differences = [known.of(models) for models in possible]
     first = next((each for each in differences if each.any), None)
     if first is None or choice != "auto":
         return first
@@ -136,12 +138,16 @@ def _difference(
 def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChange]) -> set[str]:
     """The entries to leave out for the optimizers that are dropped."""
     dropped = {change.path for change in changes if change.action == "dropped"}
-    entries = {path for path in dropped if path not in {f.path for f in found}}
+    entries = dropped - {optimizer.path for optimizer in found}
+    sources: dict[str, set[int]] = {}
+    for optimizer in found:
+        sources.setdefault(optimizer.other.path, set()).add(id(optimizer.source))
     for optimizer in found:
         if optimizer.path not in dropped:
             continue
-        other = optimizer.other
-        inside = {id(f.source) for f in found if f.other.path == other.path}
+        other, inside = optimizer.other, sources[optimizer.other.path]
+        if other.path in entries:
+            continue
         node = other.node
         held = node if isinstance(node, list) else [value for _, value in mapping_pairs(node) or ()]
         if optimizer.path != other.path and any(id(each) not in inside for each in held):
@@ -184,9 +190,9 @@ class _Difference:
             new_dict = new.get(old_dict.path)
             if new_dict is None:
                 continue
-            lineage = _Lineage(old_dict, old, sources)
+            lineage = _Lineage(old_dict, old, new_dict, sources)
             for parameter in Inventory.of_state_dict(new_dict).parameters:
-                source, anew = lineage.of(parameter, new_dict)
+                source, anew = lineage.of(parameter)
                 name = qualified(state_dicts, old_dict, parameter.name)
                 origin = None if source is None else qualified(state_dicts, old_dict, source.name)
                 changed = source is not None and source.shape != parameter.shape
@@ -214,6 +220,21 @@ class _Difference:
         return self.reordered or any(t.source is None or t.reset for t in self.targets)
 
 
+class _Differences:
+    """What an edit did to each model, looked at once for all the optimizers that may train it."""
+
+    def __init__(self, after: Checkpoint, sources: Mapping[str, str | None]) -> None:
+        self._after, self._sources = after, sources
+        self._known: dict[tuple[int, ...], _Difference] = {}
+
+    def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
+        """The difference of these state dicts, which must be those from before the edit."""
+        key = tuple(map(id, state_dicts))
+        if key not in self._known:
+            self._known[key] = _Difference.of(state_dicts, self._after, self._sources)
+        return self._known[key]
+
+
 class _Lineage:
     """Which old parameter a new one continues; an old one is given away once."""
 
@@ -221,8 +242,10 @@ class _Lineage:
         self,
         old_dict: StateDict,
         old: Sequence[Parameter],
+        new_dict: StateDict,
         sources: Mapping[str, str | None],
     ) -> None:
+        self._nodes = {entry.name: entry.node for entry in new_dict.entries}
         self._by_name = {name: p for p in old for name in p.names}
         self._by_node = {
             id(entry.node): self._by_name[entry.name]
@@ -233,18 +256,16 @@ class _Lineage:
         self._sources = sources
         self._given: set[str] = set()
 
-    def of(self, parameter: Parameter, new_dict: StateDict) -> tuple[Parameter | None, bool]:
+    def of(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
         """The old parameter, and whether the new one begins anew nevertheless."""
-        nodes = {entry.name: entry.node for entry in new_dict.entries}
-        source, anew = self._find(parameter, nodes)
+        source, anew = self._find(parameter)
         if source is None or source.name in self._given:
             return None, False
         self._given.add(source.name)
         return source, anew
 
-    def _find(
-        self, parameter: Parameter, nodes: Mapping[str, object]
-    ) -> tuple[Parameter | None, bool]:
+    def _find(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
+        nodes = self._nodes
         for name in parameter.names:
             if name in self._sources:
                 origin = self._sources[name]
@@ -261,11 +282,9 @@ class _Lineage:
 
 
 def _update(
-    after: Checkpoint,
-    optimizer: FoundOptimizer,
-    difference: _Difference,
-    resize: Resize | None,
-) -> tuple[Checkpoint, OptimizerChange | None]:
+    optimizer: FoundOptimizer, difference: _Difference, resize: Resize | None
+) -> tuple[Node, OptimizerChange]:
+    """The optimizer's new node, and what changed."""
     reader = TensorReader()
     try:
         edited, resized = _edit(optimizer, difference, resize, reader)
@@ -274,8 +293,6 @@ def _update(
             f"the optimizer in '{optimizer.path}' cannot be kept in step: {error.message}",
             hint=error.hint,
         ) from error
-    if edited.node is optimizer.state.node:
-        return after, None
     change = OptimizerChange(
         optimizer.path,
         "updated",
@@ -287,7 +304,7 @@ def _update(
         renamed=_count_renamed(optimizer, edited, reader),
         emptied=edited.emptied,
     )
-    return _with_node(after, optimizer, edited.node, reader), change
+    return edited.node, change
 
 
 def _edit(
@@ -370,22 +387,26 @@ def _count_renamed(optimizer: FoundOptimizer, edited: Edited, reader: TensorRead
     return len(set(names(edited.node)) - set(names(optimizer.state.node)) - set(edited.added))
 
 
-def _with_node(
-    checkpoint: Checkpoint, optimizer: FoundOptimizer, node: Node, reader: TensorReader
-) -> Checkpoint:
-    """The optimizer's node replaced, and the tensors below its entry brought up to date."""
-    old = {id(t.node) for t in reader.below(optimizer.state.node, set())}
-    new = tuple(reader.below(node, set()))
+def _with_nodes(checkpoint: Checkpoint, nodes: Sequence[tuple[FoundOptimizer, Node]]) -> Checkpoint:
+    """The optimizers' nodes replaced, and the tensors below their entries brought up to date."""
+    reader = TensorReader()
+    old: dict[str, set[int]] = {}
+    new: dict[str, list[Tensor]] = {}
+    for optimizer, node in nodes:
+        below = reader.below(optimizer.state.node, set())
+        old.setdefault(optimizer.other.path, set()).update(id(t.node) for t in below)
+        new.setdefault(optimizer.other.path, []).extend(reader.below(node, set()))
 
     def renewed(other: Other) -> Other:
-        if other.path != optimizer.other.path:
+        if other.path not in new:
             return other
         kept = {id(t.node): t for t in other.tensors}
-        rest = tuple(t for t in other.tensors if id(t.node) not in old)
-        return replace(other, tensors=(*rest, *(kept.get(id(t.node), t) for t in new)))
+        rest = [t for t in other.tensors if id(t.node) not in old[other.path]]
+        return replace(other, tensors=(*rest, *(kept.get(id(t.node), t) for t in new[other.path])))
 
+    replaced = {id(optimizer.source): node for optimizer, node in nodes}
     return replace(
         checkpoint,
         others=tuple(map(renewed, checkpoint.others)),
-        replaced={**checkpoint.replaced, id(optimizer.source): node},
+        replaced={**checkpoint.replaced, **replaced},
     )

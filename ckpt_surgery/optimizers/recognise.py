@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Final, Literal, Protocol, TypeAlias
 
 from ckpt_surgery.checkpoint import join_path
-from ckpt_surgery.formats.mappings import mapping_pairs
+from ckpt_surgery.formats.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.formats.storages import text
-from ckpt_surgery.pickles import Node
+from ckpt_surgery.optimizers.items import Items
+from ckpt_surgery.pickles import Dict, Node, Object
 
 Key: TypeAlias = int | str
 """What stands for a parameter: its index, or its name in a distributed checkpoint's flat form."""
@@ -39,7 +40,7 @@ _LAYOUTS: Final[dict[frozenset[str], str]] = {
 _OPTIONS: Final = {"dampening": "SGD", "betas": "Adam", "alpha": "RMSprop", "rho": "Adadelta"}
 _SCALER: Final = frozenset({"scale", "growth_factor", "backoff_factor", "growth_interval"})
 _CALLBACKS: Final = ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor")
-_MAX_SEARCHED: Final = 10_000
+_CONTAINERS: Final = (list, tuple, Dict, Object)
 
 
 class TensorLike(Protocol):
@@ -93,11 +94,15 @@ class ParameterState:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """A group: its parameters in order, their names where stored, its options that are scalars."""
+    """A group: its parameters in order, and their names where stored.
+
+    `options` are those that are scalars, `fields` the nodes of all.
+    """
 
     keys: tuple[Key, ...]
     names: tuple[str, ...] | None
     options: Mapping[str, str | int | float | bool | None]
+    fields: Mapping[str, Node] = field(repr=False)
     node: Node = field(repr=False)
 
 
@@ -132,8 +137,7 @@ class OptimizerState:
         if found:
             names = {_LAYOUTS.get(each) for each in found}
             return names.pop() or "unknown" if len(names) == 1 else "unknown"
-        options = {name for group in self.groups for name in group.options}
-        options.update(name for group in self.groups for name in _mapping(group.node))
+        options = {name for group in self.groups for name in group.fields}
         return next((name for option, name in _OPTIONS.items() if option in options), "unknown")
 
     @property
@@ -148,19 +152,24 @@ class OptimizerState:
         return tuple(float(rate) for rate in rates if isinstance(rate, (int, float)))
 
 
-def read_optimizer(node: Node, describe: Describe) -> OptimizerState | None:
+def read_optimizer(
+    node: Node, describe: Describe, items: Items | None = None
+) -> OptimizerState | None:
     """The optimizer that a node is the state dict of; None if it has not that form.
 
     None also for forms that cannot be edited: a parameter in two groups, groups without a list
-    of indices or names, states that are no mappings.
+    of indices or names, states that are no mappings. Raises LimitExceededError if the same parts
+    occur too often in what `items` has given.
     """
-    fields = _mapping(node)
-    states, groups = mapping_pairs(fields.get("state")), fields.get("param_groups")
-    if states is None or not isinstance(groups, list):
+    items = items or Items()
+    fields = items.named(node) if mapping_length(node) else {}
+    groups = fields.get("param_groups")
+    if not isinstance(groups, list) or mapping_length(fields.get("state")) is None:
         return None
-    read = [_group(group) for group in groups]
+    read = [_group(group, items) for group in items.listed(groups)]
     if any(group is None for group in read):
         return None
+    states = items.pairs(fields["state"]) or []
     parts = tuple(group for group in read if group is not None)
     keys = [key for group in parts for key in group.keys]
     if len(set(keys)) != len(keys) or len({type(key) for key in keys}) > 1:
@@ -171,44 +180,55 @@ def read_optimizer(node: Node, describe: Describe) -> OptimizerState | None:
         key = parse_key(key_node)
         if key is None or key not in known:
             continue  # torch keeps state that belongs to no parameter; so do we
-        if mapping_pairs(value) is None or key in found:
+        if mapping_length(value) is None or key in found:
             return None
-        found[key] = _state(key, value, describe)
+        found[key] = _state(key, value, describe, items)
     return OptimizerState(node, parts, found)
 
 
-def find_optimizers(root: Node, describe: Describe) -> Iterator[tuple[str, OptimizerState]]:
-    """Every optimizer at or below a node, with its path (keys and positions joined by ``/``)."""
+def find_optimizers(
+    root: Node, describe: Describe, items: Items | None = None, seen: set[int] | None = None
+) -> Iterator[tuple[str, OptimizerState]]:
+    """Every optimizer at or below a node, with its path (keys and positions joined by ``/``).
+
+    Nothing below a node in `seen` is looked at; `seen` grows by what was.
+    """
+    items = items or Items()
     waiting: list[tuple[str, Node]] = [("", root)]
-    seen: set[int] = set()
-    while waiting and len(seen) < _MAX_SEARCHED:
+    seen = set() if seen is None else seen
+    while waiting:
         path, node = waiting.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
-        optimizer = read_optimizer(node, describe)
+        optimizer = read_optimizer(node, describe, items)
         if optimizer is not None:
             yield path, optimizer
             continue
         waiting.extend(reversed([(join_path(path, key), child) for key, child in _children(node)]))
 
 
-def classify(node: Node) -> TrainingKind | None:
+def classify(node: Node, items: Items | None = None) -> TrainingKind | None:
     """What kind of training state a node is, by its form alone; None if it is none known.
 
     ``optimizers`` and ``schedulers`` are lists (Lightning's ``optimizer_states``,
     ``lr_schedulers``); ``callbacks`` a mapping by callback of Lightning.
     """
+    items = items or Items()
     if not isinstance(node, list):
-        return _form(node)
-    kinds = {_form(item) for item in node}
+        return _form(node, items)
+    kinds: set[TrainingKind | None] = set()
+    for item in items.listed(node):
+        kinds.add(_form(item, items))
+        if len(kinds) > 1 or None in kinds:
+            return None
     if kinds == {"optimizer"}:
         return "optimizers"
     return "schedulers" if kinds == {"scheduler"} else None
 
 
-def _form(node: Node) -> TrainingKind | None:
-    names = _mapping(node).keys()
+def _form(node: Node, items: Items) -> TrainingKind | None:
+    names = items.named(node).keys()
     if names >= {"state", "param_groups"}:
         return "optimizer"
     if names >= _SCALER:
@@ -222,29 +242,30 @@ def _form(node: Node) -> TrainingKind | None:
     return None
 
 
-def _group(node: Node) -> ParameterGroup | None:
-    fields = _mapping(node)
+def _group(node: Node, items: Items) -> ParameterGroup | None:
+    fields = items.named(node)
     params = fields.get("params")
     if not isinstance(params, list):
         return None
-    keys = [parse_key(item) for item in params]
+    keys = [parse_key(item) for item in items.listed(params)]
     names = fields.get("param_names")
-    stored = [text(name) for name in names] if isinstance(names, list) else None
+    stored = [text(name) for name in items.listed(names)] if isinstance(names, list) else None
     if None in keys or (stored is not None and (None in stored or len(stored) != len(keys))):
         return None
     return ParameterGroup(
         tuple(key for key in keys if key is not None),
         None if stored is None else tuple(name for name in stored if name is not None),
         {name: _plain(value) for name, value in fields.items() if _is_plain(value)},
+        {name: value for name, value in fields.items() if name not in {"params", "param_names"}},
         node,
     )
 
 
-def _state(key: Key, node: Node, describe: Describe) -> ParameterState:
+def _state(key: Key, node: Node, describe: Describe, items: Items) -> ParameterState:
     moments: list[Moment] = []
     nbytes = 0
     understood = True
-    fields = _mapping(node)
+    fields = items.named(node)
     for name, value in fields.items():
         tensor = describe(value)
         if tensor is None:
@@ -258,12 +279,6 @@ def _state(key: Key, node: Node, describe: Describe) -> ParameterState:
     understood = understood and len({moment.shape for moment in moments}) <= 1
     filled = frozenset(name for name, value in fields.items() if value is not None)
     return ParameterState(key, node, tuple(moments), filled, fields.get("step"), nbytes, understood)
-
-
-def _mapping(node: Node) -> dict[str, Node]:
-    """The items of a mapping that have a text for a key; empty for what is no mapping."""
-    pairs = mapping_pairs(node) or []
-    return {name: value for key, value in pairs if (name := text(key)) is not None}
 
 
 def parse_key(node: Node) -> Key | None:
@@ -282,6 +297,11 @@ def _plain(node: Node) -> str | int | float | bool | None:
 
 
 def _children(node: Node) -> list[tuple[str, Node]]:
+    """The containers in a container; scalars lead nowhere, and there may be millions."""
     if isinstance(node, (list, tuple)):
-        return [(str(i), child) for i, child in enumerate(node)]
-    return list(_mapping(node).items())
+        return [(str(i), child) for i, child in enumerate(node) if isinstance(child, _CONTAINERS)]
+    return [
+        (name, value)
+        for key, value in mapping_pairs(node) or ()
+        if isinstance(value, _CONTAINERS) and (name := text(key)) is not None
+    ]

@@ -9,14 +9,16 @@ from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, join_path
 from ckpt_surgery.errors import LimitExceededError
-from ckpt_surgery.formats.mappings import mapping_pairs
+from ckpt_surgery.formats.mappings import mapping_length
 from ckpt_surgery.formats.tensors import TensorReader
 from ckpt_surgery.freezing.inventory import Inventory
 from ckpt_surgery.optimizers.correspond import Correspondence, correspond
+from ckpt_surgery.optimizers.items import Items
 from ckpt_surgery.optimizers.recognise import OptimizerState, find_optimizers, read_optimizer
 from ckpt_surgery.pickles import Node, Object
 
 _MOST_MODELS: Final = 32  # among which the one that an optimizer trains is looked for
+_MOST_COMPARED: Final = 1_000_000  # parameters and states, over all comparisons
 _OPTIMIZER_NAME: Final = re.compile(r"(^|_)(optim|optimizer|opt)(s|_|$)")
 
 
@@ -59,19 +61,22 @@ class FoundOptimizer:
     rivals: tuple[StateDict, ...] = ()
 
 
-def find(checkpoint: Checkpoint) -> list[FoundOptimizer]:
-    """Every optimizer beside the state dicts, in the order of the file."""
+def find(checkpoint: Checkpoint, items: Items | None = None) -> list[FoundOptimizer]:
+    """Every optimizer beside the state dicts, in the order of the file; one that stands in two
+    places is found in the first.
+    """
     reader = TensorReader()
-    models: dict[tuple[int, ...], TrainedModel] = {}
+    items, seen = items or Items(), set[int]()
+    models = _Models(checkpoint.state_dicts)
     found: list[FoundOptimizer] = []
     for other in checkpoint.others:
-        for below, original in find_optimizers(other.node, reader.describe):
+        for below, original in find_optimizers(other.node, reader.describe, items, seen):
             path = "/".join(part for part in (other.path, below) if part)
             state = original
             edited = checkpoint.replaced.get(id(original.node))
             if edited is not None:
                 state = read_optimizer(edited, reader.describe) or original
-            found.append(_placed(checkpoint, path, other, original.node, state, models))
+            found.append(_placed(path, other, original.node, state, models))
     return found
 
 
@@ -83,7 +88,9 @@ def unknown_optimizers(checkpoint: Checkpoint, found: Sequence[FoundOptimizer]) 
         for other in checkpoint.others
         if other.path not in known
         and _OPTIMIZER_NAME.search(other.path.rpartition("/")[2].lower())
-        and (mapping_pairs(other.node) or (isinstance(other.node, list | Object) and other.tensors))
+        and (
+            mapping_length(other.node) or (isinstance(other.node, list | Object) and other.tensors)
+        )
     ]
 
 
@@ -92,23 +99,41 @@ def qualified(state_dicts: Sequence[StateDict], state_dict: StateDict, name: str
     return name if len(state_dicts) == 1 else join_path(state_dict.path, name)
 
 
+class _Models:
+    """The models of a file, each described once, and a bound on comparing them."""
+
+    def __init__(self, state_dicts: Sequence[StateDict]) -> None:
+        self._candidates = [s for s in state_dicts if s.kind == "model" and s.entries]
+        self._candidates = self._candidates or list(state_dicts)
+        self._known: dict[tuple[int, ...], TrainedModel] = {}
+        self._left = _MOST_COMPARED
+
+    def nearest(self, path: str) -> list[StateDict]:
+        """The state dicts that lie closest to an entry; averages only if there is nothing else."""
+        if len(self._candidates) > _MOST_MODELS:
+            return self._candidates
+        depth = [_common(s.path, path) for s in self._candidates]
+        return [s for s, d in zip(self._candidates, depth, strict=True) if d == max(depth)]
+
+    def compare(
+        self, state: OptimizerState, state_dicts: Sequence[StateDict]
+    ) -> tuple[TrainedModel, Correspondence]:
+        """An optimizer matched with the parameters of these state dicts."""
+        key = tuple(map(id, state_dicts))
+        if key not in self._known:
+            self._known[key] = TrainedModel.of(state_dicts)
+        model = self._known[key]
+        self._left -= len(model.parameters) + len(state.keys)
+        if self._left < 0:
+            return model, Correspondence("none", "there are too many optimizers", {})
+        return model, correspond(state, model.parameters)
+
+
 def _placed(
-    checkpoint: Checkpoint,
-    path: str,
-    other: Other,
-    source: Node,
-    state: OptimizerState,
-    models: dict[tuple[int, ...], TrainedModel],
+    path: str, other: Other, source: Node, state: OptimizerState, models: _Models
 ) -> FoundOptimizer:
     """The optimizer with the state dict that it fits best."""
-
-    def model_of(*state_dicts: StateDict) -> TrainedModel:
-        key = tuple(map(id, state_dicts))
-        if key not in models:
-            models[key] = TrainedModel.of(state_dicts)
-        return models[key]
-
-    near = _nearest(checkpoint.state_dicts, path)
+    near = models.nearest(path)
 
     def unplaced(reason: str) -> FoundOptimizer:
         nothing = Correspondence("none", reason, {})
@@ -119,10 +144,9 @@ def _placed(
     if len(near) > _MOST_MODELS:
         return unplaced(f"there are {len(near)} models that it may belong to")
     try:
-        tried = [(model, correspond(state, model.parameters)) for model in map(model_of, near)]
+        tried = [models.compare(state, [state_dict]) for state_dict in near]
         if len(near) > 1 and not any(_fits(each) for _, each in tried):
-            together = model_of(*near)
-            tried.append((together, correspond(state, together.parameters)))
+            tried.append(models.compare(state, near))
     except LimitExceededError as error:
         return unplaced(error.message)
     tried.sort(key=lambda item: _rank(item[1]))
@@ -141,14 +165,6 @@ def _rank(correspondence: Correspondence) -> tuple[bool, int, int]:
     """Lower is better: certain, then fewer names of nobody, then more that are known."""
     certain = {"stored": 0, "order": 0, "partial": 1, "none": 2}[correspondence.certainty]
     return not _fits(correspondence), certain, len(correspondence.foreign)
-
-
-def _nearest(state_dicts: Sequence[StateDict], path: str) -> list[StateDict]:
-    """The models' state dicts that lie closest to an entry; averages only if nothing else."""
-    models = [s for s in state_dicts if s.kind == "model" and s.entries] or list(state_dicts)
-    depth = {id(s): _common(s.path, path) for s in models}
-    deepest = max(depth.values(), default=0)
-    return [s for s in models if depth[id(s)] == deepest]
 
 
 def _common(one: str, other: str) -> int:
