@@ -40,6 +40,7 @@ SATURATED_32: Final = 0xFFFFFFFF
 MAX_RECORDS: Final = 1 << 20
 MAX_DIRECTORY: Final = 1 << 28  # bytes: 256 for each of a million records
 _MAX_COMMENT: Final = 0xFFFF
+_FOLDER: Final = 0x10  # of the external attributes
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +283,8 @@ def _decode_name(file: SourceFile, raw: bytes) -> str:
 
 
 def _make_entry(file: SourceFile, name: str, fields: tuple[int, ...], extra: bytes) -> _Entry:
-    _, _, _, flags, method, _, _, crc32, stored_nbytes, nbytes, _, _, _, disk, _, _, offset = fields
+    _, _, _, flags, method, _, _, crc32, stored_nbytes, nbytes, *_, attributes, offset = fields
+    disk = fields[13]
     if flags & ~(FLAG_DESCRIPTOR | FLAG_UTF8):
         raise _damaged(file, f"the record has flags {flags:#06x}: encrypted or unknown", name)
     if method not in (STORED, DEFLATED):
@@ -292,6 +294,8 @@ def _make_entry(file: SourceFile, name: str, fields: tuple[int, ...], extra: byt
     nbytes, stored_nbytes, offset = _widen(
         file, name, extra, (nbytes, stored_nbytes, offset), "the directory"
     )
+    if attributes & _FOLDER and nbytes:  # torch would leave its memory uninitialised
+        raise _damaged(file, "the record is marked as a folder but has bytes", name)
     if method == STORED and stored_nbytes != nbytes:
         raise _damaged(
             file, f"the record is stored as {stored_nbytes} bytes but claims {nbytes}", name

@@ -224,7 +224,7 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "deep tuple": lambda: weights(("t", b")" + b"\x85" * 300_000)),
     "deep tuple as key": lambda: b"})" + b"\x85" * MILLION + b"Ns",
     "deep tuple in a set": lambda: b"\x8f()" + b"\x85" * 100_000 + b"\x90",
-    "deep lists": lambda: b"]" * 300_000 + b"a" * 299_999,
+    "deep lists": lambda: b"]" * 100_000 + b"a" * 99_999,
     "deep dictionaries": lambda: b"}X\1\0\0\0a" * 30_000 + b"N" + b"s" * 30_000,
     "deep states": lambda: (
         name("m", "C") + keep(0) + (fetch(0) + b")\x81") * 30_000 + b"b" * 29_999

@@ -28,9 +28,12 @@ Outcome = dict[str, Any]
 Files = dict[str, Callable[[], bytes]]
 
 
-# Refused only after the better part of a second, by the one function that every command reads
-# with: two commands are enough, and all others are left out to save half a minute.
+# What takes the better part of a second takes it in the one function that every command reads
+# with: three commands are enough, and the others are left out to save half a minute.
 SLOW = {
+    "deep tuple as key",
+    "deep lists",
+    "deep states",
     "compiled modules of compiled modules",
     "doubling modules",
     "one list below many tensors",
@@ -43,10 +46,9 @@ def command_lines(file: Path, out: Path) -> list[list[str]]:
     """Every command on `file`; what the edits write begins with the name of `out`."""
     edits = [
         ["strip", "--pattern", "^$", "--allow-unmatched", "--training-state", "--compact"],
-        ["strip", "--prefix", "encoder.layer"],  # matches nothing, and looks for near names
+        ["rename", "--replace", "encoder.layer", "x"],  # else it looks for near names
         ["rename", "--add-prefix", "x."],
         ["convert"],
-        ["convert", "--state-dict-only"],
     ]
     return [
         ["inspect", str(file)],
@@ -73,7 +75,7 @@ def attack(files: Files, folder: Path) -> dict[str, Outcome]:
         file = _written(inputs / f"{index}.bin", build())
         out = outputs / f"{index}"
         lines = command_lines(file, out)
-        lines = [lines[0], lines[-1]] if name in SLOW else lines
+        lines = [lines[0], lines[3], lines[-1]] if name in SLOW else lines
         jobs.append({"name": name, "lines": lines, "writable": [str(outputs)]})
     done = subprocess.run(
         [sys.executable, str(RUNNER)],
@@ -139,7 +141,7 @@ def test_lying_container_does_no_harm(tmp_path: Path) -> None:
 
 # Archives that are odd, but about which no two readers disagree: what is in them can be said.
 ACCEPTED = {
-    "zip: 20000 records",
+    "zip: 5000 records",
     "zip: alignment of a mebibyte",
     "zip: alignment of 32 KiB for nothing",
 }

@@ -1,0 +1,78 @@
+"""A few hundred mutated files; `scripts/fuzz` tries as many thousand as one likes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fuzzing import Case, WrongAnswerError, _Refusal, check, seeds
+
+FUZZ = Path(__file__).resolve().parents[2] / "scripts" / "fuzz"
+
+# What torch's ``weights_only`` does not read at all, mutated or not.
+ONLY_CKPT = {"module", "legacy module", "safetensors"}
+
+
+def test_untouched_files_are_read_alike(tmp_path: Path) -> None:
+    for name, data in seeds().items():
+        expected = "only ckpt reads" if name in ONLY_CKPT else "both read, and agree"
+        assert check(data, tmp_path) == expected, name
+
+
+def test_mutated_files_are_refused_or_read_as_torch_reads_them() -> None:
+    """In a process of its own, since torch may crash on one."""
+    line = [sys.executable, str(FUZZ), "--cases", "600", "--seed", "7", "--processes", "1"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert outcomes.pop("cases") == 600 == sum(outcomes.values())
+    for outcome in ("both refuse", "both read, and agree", "only ckpt reads", "only torch reads"):
+        assert outcomes[outcome] > 10, "the mutations have become too weak or too strong"
+
+
+def test_a_case_is_made_again_from_its_number() -> None:
+    originals = seeds()
+    for number in range(40):
+        assert Case.make(3, number, originals) == Case.make(3, number, originals)
+
+
+@pytest.mark.parametrize("what", ["bytes", "shape", "names"])
+def test_fuzzing_notices_a_wrong_answer(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the tests above could not fail."""
+    data = seeds()["state dict"]
+    (tmp_path / "other.pth").write_bytes(data)
+    other = torch.load(tmp_path / "other.pth", weights_only=True)
+    match what:
+        case "bytes":
+            other["0.weight"][0, 0] += 1
+        case "shape":
+            other["0.weight"] = other["0.weight"].t()
+        case _:
+            other["1.extra"] = other.pop("0.bias")
+    monkeypatch.setattr("fuzzing._ask_torch", lambda _: other)
+    with pytest.raises(WrongAnswerError):
+        check(data, tmp_path)
+
+
+def test_fuzzing_notices_a_tensor_outside_its_storage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = _Refusal("Trying to resize storage that is not resizable")
+    monkeypatch.setattr("fuzzing._ask_torch", lambda _: refusal)
+    with pytest.raises(WrongAnswerError, match="a tensor that torch refuses"):
+        check(seeds()["state dict"], tmp_path)
+
+
+def test_fuzzing_notices_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr("fuzzing.lay_out_torch_zip", broken)
+    with pytest.raises(IndexError):
+        check(seeds()["state dict"], tmp_path)
