@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, Tensor
@@ -77,6 +78,8 @@ def keep_in_step(
     Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
     which parameter.
     """
+    if _same_entries(before, after):
+        return InStep(after)
     found = [f for f in find(before) if only is None or f.path in only]
     present = {other.path for other in after.others}
     differences = _Differences(after, sources or {})
@@ -109,6 +112,14 @@ def keep_in_step(
             dropped=(*after.dropped, *(o for o in after.others if o.path in paths)),
         )
     return InStep(after, tuple(changes))
+
+
+def _same_entries(before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether no state dict changed, which is cheap to see."""
+    return len(before.state_dicts) == len(after.state_dicts) and all(
+        len(old.entries) == len(new.entries) and all(map(is_, old.entries, new.entries))
+        for old, new in zip(before.state_dicts, after.state_dicts, strict=True)
+    )
 
 
 def _difference(
@@ -200,11 +211,12 @@ class _Difference:
                 if origin is not None and changed and not anew:
                     reshaped[name] = origin
         kept = [target.source for target in targets if target.source is not None]
+        known = set(kept)
         places = {name: i for i, name in enumerate(old_names)}
         order = [places[name] for name in kept]
         return cls(
             tuple(targets),
-            tuple(name for name in old_names if name not in set(kept)),
+            tuple(name for name in old_names if name not in known),
             {t.source: t.name for t in targets if t.source not in (None, t.name) and t.source},
             order != sorted(order),
             reshaped,
@@ -301,7 +313,7 @@ def _update(
         added=edited.added,
         reset=tuple(name for name in edited.reset if name not in resized),
         resized=tuple(resized),
-        renamed=_count_renamed(optimizer, edited, reader),
+        renamed=_count_renamed(optimizer, edited, reader) if _stores_names(optimizer) else 0,
         emptied=edited.emptied,
     )
     return edited.node, change
@@ -318,8 +330,10 @@ def _edit(
         targets, resized = _with_moments(optimizer, difference, resize, reader)
         return align(state, correspondence, targets), resized
     edited = remove(state, correspondence, difference.gone)
+    if not (difference.renamed and _stores_names(optimizer)):
+        return edited, []
     left = read_optimizer(edited.node, reader.describe)
-    if left is not None and difference.renamed and _stores_names(optimizer):
+    if left is not None:
         known = correspond(left, optimizer.model.parameters if optimizer.model else ())
         edited = replace(edited, node=rename(left, known, difference.renamed).node)
     return edited, []
