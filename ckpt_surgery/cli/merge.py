@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import Any, Final, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
 from ckpt_surgery.arithmetic.policies import INTEGER_POLICIES, SHAPE_POLICIES
 from ckpt_surgery.cli.base import Command, in_order
-from ckpt_surgery.cli.names import CheckpointFile
+from ckpt_surgery.cli.names import CheckpointFile, TextType
 from ckpt_surgery.cli.options import (
     at_option,
     output_of,
@@ -62,13 +62,7 @@ class _GroupedCommand(Command):
             formatter.write_dl([record for record in records.values() if record is not None])
 
 
-if TYPE_CHECKING:
-    _Text = click.ParamType[str]
-else:  # generic only since Click 8.2
-    _Text = click.ParamType
-
-
-class _Method(_Text):
+class _Method(TextType):
     """The name of a method; whether there is one of that name is for `ops` to say."""
 
     name = "method"

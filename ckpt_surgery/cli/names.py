@@ -18,12 +18,12 @@ _MOST: Final = 1000  # candidates
 
 
 if TYPE_CHECKING:
-    _Text = click.ParamType[str]
+    TextType = click.ParamType[str]
 else:  # generic only since Click 8.2
-    _Text = click.ParamType
+    TextType = click.ParamType
 
 
-class CheckpointFile(_Text):
+class CheckpointFile(TextType):
     """The path of a checkpoint, or ``-``. Whether it can be read is for the reader to say."""
 
     name = "file"
@@ -37,7 +37,7 @@ class CheckpointFile(_Text):
         return [CompletionItem(incomplete, type="file")]
 
 
-class KeyName(_Text):
+class KeyName(TextType):
     """A name, or a part of names, in the state dicts of the file; completed segment by segment."""
 
     name = "name"
@@ -55,7 +55,7 @@ class KeyName(_Text):
         return _items(_next_segments(names, incomplete))
 
 
-class StateDictPath(_Text):
+class StateDictPath(TextType):
     """The path of a state dict in the file."""
 
     name = "path"

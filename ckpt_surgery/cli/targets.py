@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from ckpt_surgery.cli.names import CheckpointFile
+from ckpt_surgery.cli.names import CheckpointFile, TextType
 from ckpt_surgery.cli.options import all_of
 
-if TYPE_CHECKING:
-    _Text = click.ParamType[str]
-else:  # generic only since Click 8.2
-    _Text = click.ParamType
 
-
-class ModelName(_Text):
+class ModelName(TextType):
     """``torchvision:NAME`` or ``package.module:callable``; the former are completed."""
 
     name = "model"
