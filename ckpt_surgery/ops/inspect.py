@@ -16,7 +16,7 @@ from ckpt_surgery.checkpoint import (
     join_path,
 )
 from ckpt_surgery.compaction import find_pieces
-from ckpt_surgery.errors import PathLike
+from ckpt_surgery.errors import LimitExceededError, PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
 from ckpt_surgery.plan import choose_state_dicts, select
@@ -46,7 +46,7 @@ def inspect(
     with read(source) as checkpoint:
         listed = _listed(checkpoint, selection, at, params_only=params_only)
         narrowed = replace(checkpoint, state_dicts=tuple(listed))
-        training, averaged = _training(checkpoint, narrowed)
+        training, averaged, unclear = _training(checkpoint, narrowed)
         return InspectReport(
             file=checkpoint.file.name,
             format=checkpoint.format,
@@ -56,7 +56,7 @@ def inspect(
             totals=_totals(checkpoint, [tensor for _, tensor in narrowed.tensors]),
             ties=find_ties(narrowed.tensors),
             globals=checkpoint.globals,
-            notes=checkpoint.notes,
+            notes=(*checkpoint.notes, *unclear),
             stats=_stats(narrowed) if stats else {},
             places=places(checkpoint.state_dicts),
             training=training,
@@ -68,13 +68,20 @@ def inspect(
 
 def _training(
     checkpoint: Checkpoint, narrowed: Checkpoint
-) -> tuple[Mapping[str, TrainingFacts], Mapping[str, int]]:
-    """What is known of training state and of averages; a file of bare weights has neither."""
+) -> tuple[Mapping[str, TrainingFacts], Mapping[str, int], tuple[str, ...]]:
+    """What is known of training state and of averages, and a note if it is too much to look at.
+
+    A file of bare weights has neither.
+    """
     if not checkpoint.others and all(each.kind == "model" for each in checkpoint.state_dicts):
-        return {}, {}
+        return {}, {}, ()
     from ckpt_surgery.ops.training_facts import averaged_counts, training_facts
 
-    return training_facts(checkpoint), averaged_counts(narrowed)
+    averaged = averaged_counts(narrowed)
+    try:
+        return training_facts(checkpoint), averaged, ()
+    except LimitExceededError as error:  # the rest of the file can still be described
+        return {}, averaged, (f"nothing is said of training state: {error.message}",)
 
 
 def _listed(

@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint import Checkpoint
-from ckpt_surgery.errors import UsageError
+from ckpt_surgery.errors import PlanError, UsageError
+from ckpt_surgery.formats import holds_optimizer
 from ckpt_surgery.plan import (
     Compact,
+    Drop,
     DropOther,
     DropStateDict,
     Edit,
     Plan,
     Planned,
+    Rename,
     TakeWeights,
     UpdateOptimizer,
     apply,
@@ -30,6 +33,8 @@ def with_optimizers(
 
     Raises PlanError where it is not certain which state belongs to which parameter.
     """
+    if choice != "keep":
+        _require_none_inside(checkpoint, planned.plan)
     if not checkpoint.others:  # bare weights: nothing that could be an optimizer
         return planned
     from ckpt_surgery.optimizers import keep_in_step
@@ -50,6 +55,22 @@ def with_optimizers(
         warnings=(*planned.warnings, *result.warnings),
         optimizers=result.changes,
     )
+
+
+def _require_none_inside(checkpoint: Checkpoint, plan: Plan) -> None:
+    """Refuse to edit a state dict that has an optimizer for an entry: only those beside follow."""
+    gone = {(edit.state_dict, edit.name) for edit in plan.edits if isinstance(edit, Drop)}
+    edited = {edit.state_dict for edit in plan.edits if isinstance(edit, Drop | Rename)}
+    for state_dict in checkpoint.state_dicts:
+        held = [e for e in state_dict.entries if e.tensor is None and holds_optimizer(e.node)]
+        inside = [e for e in held if (state_dict.path, e.name) not in gone]
+        if state_dict.path in edited and inside:
+            raise PlanError(
+                f"the optimizer '{inside[0].name}' is among the weights and cannot follow them",
+                path=checkpoint.file.name,
+                entry=state_dict.path or None,
+                hint="--optimizer keep leaves it as it is; ckpt strip removes it like any entry",
+            )
 
 
 def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:

@@ -199,3 +199,34 @@ def test_groups_that_interleave_are_told_apart_by_their_shapes(tmp_path: Path) -
     steps(whole, optimizer, range(2, 3))
     steps(cut, again, range(2, 3))
     assert_equal(parameters(cut), parameters(whole))
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Weights and their optimizer in one dictionary, so that the optimizer is an entry of it."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save({**model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "flat.pth")
+    return tmp_path / "flat.pth"
+
+
+@pytest.mark.parametrize("choice", ["auto", "drop"])
+def test_an_optimizer_among_the_weights_is_never_left_out_of_step(flat: Path, choice: Any) -> None:
+    out = flat.with_name("out.pth")
+    with pytest.raises(ckpt.PlanError, match="'optimizer' is among the weights"):
+        ckpt.strip(flat, out, ckpt.selection(prefix="1"), optimizer=choice)
+    with pytest.raises(ckpt.PlanError, match="'optimizer' is among the weights"):
+        ckpt.rename(flat, out, [ckpt.AddPrefix("m")], optimizer=choice)
+    assert not out.exists()
+
+
+def test_an_optimizer_among_the_weights_stays_or_goes_when_told_to(flat: Path) -> None:
+    kept, gone = flat.with_name("kept.pth"), flat.with_name("gone.pth")
+    ckpt.strip(flat, kept, ckpt.selection(prefix="1"), optimizer="keep")
+    loaded, original = torch.load(kept), torch.load(flat)
+    assert list(loaded) == ["0.weight", "0.bias", "optimizer"]
+    assert loaded["optimizer"]["param_groups"] == original["optimizer"]["param_groups"]
+    ckpt.strip(flat, gone, ckpt.selection(prefix=["1", "optimizer"]))
+    assert list(torch.load(gone)) == ["0.weight", "0.bias"]
