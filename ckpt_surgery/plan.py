@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
+from ckpt_surgery.choosing import RuleCount, choose_state_dicts, select
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.edits import (
     EDITS,
@@ -36,7 +37,6 @@ from ckpt_surgery.rules import (
     Chosen,
     RewriteRule,
     Rewritten,
-    Rule,
     Selection,
     find_collisions,
     near,
@@ -48,8 +48,8 @@ from ckpt_surgery.rules import (
 
 __all__ = [
     "Compact", "Drop", "DropOther", "DropStateDict", "Edit", "Merge", "Plan", "Planned", "Rename",
-    "RenameModule", "RuleCount", "Take", "TakeModule", "TakeWeights", "UpdateOptimizer",
-    "all_names", "apply", "choose_state_dicts", "plan_rename", "plan_strip", "select",
+    "RenameModule", "Take", "TakeModule", "TakeWeights", "UpdateOptimizer",
+    "apply", "plan_rename", "plan_strip",
 ]  # fmt: skip
 
 
@@ -85,14 +85,6 @@ def _edit_from_dict(edit: Mapping[str, Any]) -> Edit:
 
 
 @dataclass(frozen=True, slots=True)
-class RuleCount:
-    """How many names a rule matched or changed, over all state dicts."""
-
-    rule: Rule | RewriteRule
-    matched: int
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
     """A plan, what its rules matched, and what the user should know about it."""
 
@@ -100,48 +92,6 @@ class Planned:
     rules: tuple[RuleCount, ...] = ()
     warnings: tuple[str, ...] = ()
     optimizers: tuple[OptimizerChange, ...] = ()
-
-
-def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateDict]:
-    """The state dicts to edit: all, or those at the paths `at`.
-
-    Raises `UsageError` if there is none, or none at one of the paths.
-    """
-    if not checkpoint.state_dicts:
-        raise UsageError(
-            "there is no state dict in it",
-            path=checkpoint.file.name,
-            hint="'ckpt inspect' shows what the file holds",
-        )
-    by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
-    for path in at:
-        if path not in by_path:
-            known = ", ".join(f"'{path}'" if path else "the top level ('')" for path in by_path)
-            raise UsageError(
-                f"'--at {path}': no state dict there",
-                path=checkpoint.file.name,
-                hint=f"there are state dicts at: {known}",
-            )
-    wanted = dict.fromkeys(at or by_path)
-    return [by_path[path] for path in wanted]
-
-
-def select(
-    state_dicts: Sequence[StateDict], selection: Selection
-) -> tuple[list[Chosen], tuple[RuleCount, ...]]:
-    """What a selection takes of each state dict. Raises `UsageError` for a rule without match."""
-    chosen = [selection.choose(state_dict.names) for state_dict in state_dicts]
-    counts: Counter[int] = Counter()
-    for each in chosen:
-        counts.update({index: count for index, (_, count) in enumerate(each.counts)})
-    totals = [(rule, counts[index]) for index, rule in enumerate(selection.rules)]
-    selection.require_matches(totals, all_names(state_dicts))
-    return chosen, tuple(RuleCount(rule, count) for rule, count in totals)
-
-
-def all_names(state_dicts: Iterable[StateDict]) -> list[str]:
-    """Every name of the state dicts once, in order."""
-    return list(dict.fromkeys(name for state_dict in state_dicts for name in state_dict.names))
 
 
 def plan_strip(

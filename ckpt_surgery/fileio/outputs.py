@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import select
@@ -197,6 +196,8 @@ class Digest(Sink):
     """What would be written, put into a SHA-256 instead."""
 
     def __init__(self) -> None:
+        import hashlib  # takes as long to import as all the rest of this module
+
         super().__init__(-1, name="the checksum")
         self._kernel_copies = []
         self._sha256 = hashlib.sha256()

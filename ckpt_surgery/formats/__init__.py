@@ -10,8 +10,12 @@ from ckpt_surgery.errors import CkptError, PathLike, UnknownFormatError
 from ckpt_surgery.fileio import SourceFile, looks_like_zip, read_zip
 from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
 from ckpt_surgery.formats.mappings import named_items
-from ckpt_surgery.formats.torch_zip import is_torch_zip, lay_out_torch_zip, read_torch_zip
-from ckpt_surgery.formats.torchscript import is_torchscript, read_torchscript
+from ckpt_surgery.formats.torch_zip import (
+    is_torch_zip,
+    is_torchscript,
+    lay_out_torch_zip,
+    read_torch_zip,
+)
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 # What files that are no checkpoints begin with, for a helpful message.
@@ -56,6 +60,8 @@ def _read(file: SourceFile, limits: Limits) -> Checkpoint:
     if looks_like_zip(file):
         archive = read_zip(file)
         if is_torchscript(archive):
+            from ckpt_surgery.formats.torchscript import read_torchscript
+
             return read_torchscript(file, archive, limits)
         if is_torch_zip(archive):
             return read_torch_zip(file, archive, limits)

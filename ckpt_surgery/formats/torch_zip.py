@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, UnknownFormatError
@@ -17,11 +18,14 @@ from ckpt_surgery.fileio import (
     serialization_id,
 )
 from ckpt_surgery.formats.assemble import assemble
-from ckpt_surgery.formats.lower import Pickled, lower
 from ckpt_surgery.formats.storages import parse_storage_id
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
 
+if TYPE_CHECKING:
+    from ckpt_surgery.formats.lower import Pickled
+
 PICKLE = "data.pkl"
+CONSTANTS = "constants.pkl"
 _SERIALIZATION_ID = ".data/serialization_id"
 _STORAGE_FOLDER = "data/"
 _SMALL = 1 << 16  # bytes; a record such as `version` that is longer is an attack
@@ -70,6 +74,11 @@ MODERN = Container(
     storages=(),
     after=(("version", Bytes(b"3\n")), (_SERIALIZATION_ID, Bytes(b""))),
 )
+
+
+def is_torchscript(archive: ZipArchive) -> bool:
+    """Whether ``torch.load`` would take the archive for TorchScript: it has constants."""
+    return archive.get(CONSTANTS) is not None
 
 
 def is_torch_zip(archive: ZipArchive) -> bool:
@@ -216,6 +225,8 @@ def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
     container = checkpoint.container
     if not isinstance(container, Container):
         container = MODERN
+    from ckpt_surgery.formats.lower import lower  # not for those who only read
+
     lowered = lower(checkpoint)
     pickled = lowered.emit()
     if container.original and _keep_their_places(container, pickled):

@@ -23,14 +23,13 @@ from ckpt_surgery.formats.assemble import type_name
 from ckpt_surgery.formats.mappings import named_items
 from ckpt_surgery.formats.module_tree import ModuleTree
 from ckpt_surgery.formats.tensors import TensorReader
-from ckpt_surgery.formats.torch_zip import StorageRecords
+from ckpt_surgery.formats.torch_zip import CONSTANTS, StorageRecords
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 
 FORMAT: Final = "torchscript"
 MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
 
 _DATA: Final = "data.pkl"
-_CONSTANTS: Final = "constants.pkl"
 _BYTE_ORDER: Final = "byteorder"
 _MAX_CODE: Final = 1 << 26  # bytes of all source files that are read
 _BUILT_IN: Final = "__torch__.torch.classes."  # declared in C++, not in the archive
@@ -53,11 +52,6 @@ class _Declaration:
     buffers: frozenset[str]
 
 
-def is_torchscript(archive: ZipArchive) -> bool:
-    """Whether ``torch.load`` would take the archive for TorchScript: it has constants."""
-    return archive.get(_CONSTANTS) is not None
-
-
 def read_torchscript(file: SourceFile, archive: ZipArchive, limits: Limits) -> Checkpoint:
     """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
 
@@ -72,7 +66,7 @@ def read_torchscript(file: SourceFile, archive: ZipArchive, limits: Limits) -> C
     if not isinstance(root, Object) or reader.declaration(root) is None:
         raise DamagedFileError("holds no module", path=file.name, entry=_DATA)
     tree.walk(root, reader.enter)
-    constants = _parse(archive, _CONSTANTS, limits)
+    constants = _parse(archive, CONSTANTS, limits)
     return Checkpoint(
         format=FORMAT,
         file=file,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ckpt_surgery.checkpoint import Checkpoint, StateDict, join_path
+from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
 from ckpt_surgery.ops.editing import OUTPUT_FORMAT, Output, as_archive, destination, left_out, write
-from ckpt_surgery.plan import choose_state_dicts
 from ckpt_surgery.report import EditReport
 
 

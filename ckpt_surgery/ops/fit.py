@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.arithmetic.computed import computed_tensor
 from ckpt_surgery.arithmetic.elements import can_load, load_elements, require_torch
 from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import SourceFile, atomic_output
@@ -30,7 +31,6 @@ from ckpt_surgery.ops.editing import (
     write,
 )
 from ckpt_surgery.ops.targets import Aim, describe, opened
-from ckpt_surgery.plan import choose_state_dicts
 from ckpt_surgery.rules import Selection
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint import StateDict
+from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
@@ -15,7 +16,6 @@ from ckpt_surgery.freezing.inventory import Inventory
 from ckpt_surgery.freezing.schedule import PlanWarning
 from ckpt_surgery.models.freezing import FreezePlan
 from ckpt_surgery.optimizers.correspond import bare_name
-from ckpt_surgery.plan import choose_state_dicts
 
 if TYPE_CHECKING:
     from ckpt_surgery.models.specs import ModelSpec

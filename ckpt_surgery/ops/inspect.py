@@ -15,11 +15,11 @@ from ckpt_surgery.checkpoint import (
     find_ties,
     join_path,
 )
+from ckpt_surgery.choosing import choose_state_dicts, select
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import LimitExceededError, PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
-from ckpt_surgery.plan import choose_state_dicts, select
 from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals, TrainingFacts
 from ckpt_surgery.rules import Selection
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
 from ckpt_surgery.models.reports import Matched, MatchReport
 from ckpt_surgery.models.specs import Value
 from ckpt_surgery.ops.targets import describe, opened
-from ckpt_surgery.plan import choose_state_dicts
 
 
 def match(

@@ -14,6 +14,7 @@ from ckpt_surgery.arithmetic.parameters import near_names
 from ckpt_surgery.arithmetic.policies import IntegerPolicy, ShapePolicy
 from ckpt_surgery.arithmetic.recipe import WEIGHT, Override, Recipe, RecipeInput, read_recipe
 from ckpt_surgery.checkpoint import Checkpoint, join_path
+from ckpt_surgery.choosing import RuleCount, choose_state_dicts
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
@@ -35,16 +36,7 @@ from ckpt_surgery.ops.merge_numbers import (
     rounding_warnings,
 )
 from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
-from ckpt_surgery.plan import (
-    Compact,
-    Drop,
-    Edit,
-    Plan,
-    Rename,
-    RuleCount,
-    apply,
-    choose_state_dicts,
-)
+from ckpt_surgery.plan import Compact, Drop, Edit, Plan, Rename, apply
 from ckpt_surgery.report import MergeInput, MergeReport
 from ckpt_surgery.rules import RewriteRule, Selection
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint, StateDict, Tensor
+from ckpt_surgery.choosing import RuleCount
 from ckpt_surgery.errors import CkptError, PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.plan import Plan, Rename, RenameModule, RuleCount, apply, plan_rename
+from ckpt_surgery.plan import Plan, Rename, RenameModule, apply, plan_rename
 from ckpt_surgery.rules import RewriteRule, near
 
 SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")

@@ -10,13 +10,14 @@ from ckpt_surgery.arithmetic.parameters import Settings
 from ckpt_surgery.arithmetic.policies import Region, ShapePolicy, agree
 from ckpt_surgery.arithmetic.recipe import Override, Recipe
 from ckpt_surgery.checkpoint import Entry, StateDict, Storage, Tensor, join_path
+from ckpt_surgery.choosing import RuleCount, select
 from ckpt_surgery.dtypes import BY_NAME, UNTYPED, DType
 from ckpt_surgery.errors import MismatchError, UsageError
 from ckpt_surgery.formats.tensors import math_bits
 from ckpt_surgery.ops.merge_files import MergeFile, partner
 from ckpt_surgery.ops.merge_structure import Taking, add_takes, big_endian
 from ckpt_surgery.pickles import Object
-from ckpt_surgery.plan import Drop, Edit, Merge, RuleCount, select
+from ckpt_surgery.plan import Drop, Edit, Merge
 from ckpt_surgery.rules import Rule, RuleKind, Selection
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.choosing import RuleCount, select
 from ckpt_surgery.errors import LossyEditError, UsageError
 from ckpt_surgery.ops.merge_files import MergeFile, partner
-from ckpt_surgery.plan import Edit, RuleCount, Take, TakeModule, select
+from ckpt_surgery.plan import Edit, Take, TakeModule
 from ckpt_surgery.rules import Selection
 
 

@@ -17,7 +17,8 @@ from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import SourceFile, atomic_output, read_zip
 from ckpt_surgery.formats import torchscript
-from ckpt_surgery.formats.torchscript import is_torchscript, read_torchscript
+from ckpt_surgery.formats.torch_zip import is_torchscript
+from ckpt_surgery.formats.torchscript import read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
