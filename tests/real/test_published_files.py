@@ -178,7 +178,10 @@ def test_stripped_keys_are_what_torch_says_is_missing(
 
 @pytest.mark.parametrize(
     "line",
-    [("rename", "--add-prefix", "outer."), ("strip", "--prefix", "predictor")],
+    [
+        ("rename", "--add-prefix", "outer."),
+        ("strip", "--prefix", "predictor", "--optimizer", "keep"),
+    ],
     ids=["rename", "strip"],
 )
 @pytest.mark.parametrize("name", LIGHTNING)
