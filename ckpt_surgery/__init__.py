@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
-The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`. Each takes a
-path, writes what it is told to and returns a report; `read` gives the description that they work
-on. Nothing here imports torch before something needs numbers.
+The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`,
+`merge`, `freeze_plan`. Each takes paths, writes what it is told to and returns a report; `read`
+gives the description that they work on. Nothing here imports torch before it needs numbers.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage, Tensor
     from ckpt_surgery.errors import (
         CkptError,
+        ConstructionError,
         DamagedFileError,
         LimitExceededError,
         LossyEditError,
+        MismatchError,
         MissingDependencyError,
         NameCollisionError,
+        NonFiniteError,
         PlanError,
         ReadError,
         UnknownFormatError,
@@ -32,10 +35,14 @@ if TYPE_CHECKING:
     from ckpt_surgery.formats import read
     from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
     from ckpt_surgery.models.freezing import FreezePlan
+    from ckpt_surgery.models.reports import FitReport, MatchReport
     from ckpt_surgery.ops import Output, convert, freeze_plan, inspect, rename, strip
+    from ckpt_surgery.ops.fit import fit
+    from ckpt_surgery.ops.match import match
+    from ckpt_surgery.ops.merge import MergeScope, merge, merge_recipe
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
-    from ckpt_surgery.report import EditReport, InspectReport
+    from ckpt_surgery.report import EditReport, InspectReport, MergeReport
     from ckpt_surgery.rules import (
         AddPrefix,
         MapNames,
@@ -55,11 +62,14 @@ _HOMES = {
     "ckpt_surgery.checkpoint": ("Checkpoint", "Entry", "Other", "StateDict", "Storage", "Tensor"),
     "ckpt_surgery.errors": (
         "CkptError",
+        "ConstructionError",
         "DamagedFileError",
         "LimitExceededError",
         "LossyEditError",
+        "MismatchError",
         "MissingDependencyError",
         "NameCollisionError",
+        "NonFiniteError",
         "PlanError",
         "ReadError",
         "UnknownFormatError",
@@ -68,11 +78,15 @@ _HOMES = {
     ),
     "ckpt_surgery.formats": ("read",),
     "ckpt_surgery.models.freezing": ("FreezePlan",),
+    "ckpt_surgery.models.reports": ("FitReport", "MatchReport"),
     "ckpt_surgery.freezing.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
     "ckpt_surgery.ops": ("Output", "convert", "freeze_plan", "inspect", "rename", "strip"),
+    "ckpt_surgery.ops.fit": ("fit",),
+    "ckpt_surgery.ops.match": ("match",),
+    "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
-    "ckpt_surgery.report": ("EditReport", "InspectReport"),
+    "ckpt_surgery.report": ("EditReport", "InspectReport", "MergeReport"),
     "ckpt_surgery.rules": (
         "AddPrefix",
         "MapNames",
@@ -87,13 +101,60 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
-    "AddPrefix", "Checkpoint", "CkptError", "DamagedFileError", "EditReport", "Entry", "FreezePlan",
-    "FreezeRule", "GroupRule", "InspectReport", "LimitExceededError", "Limits", "LossyEditError",
-    "MapNames", "MissingDependencyError", "NameCollisionError", "Other", "Output", "Plan",
-    "PlanError", "ReadError", "Recipe", "Replace", "Rule", "Selection", "Stage", "StateDict",
-    "Storage", "StripPrefix", "Substitute", "Tensor", "UnknownFormatError", "UsageError",
-    "WriteError", "__version__", "apply", "convert", "freeze_plan", "inspect", "read", "rename",
-    "selection", "strip",
+    "AddPrefix",
+    "Checkpoint",
+    "CkptError",
+    "ConstructionError",
+    "DamagedFileError",
+    "EditReport",
+    "Entry",
+    "FitReport",
+    "FreezePlan",
+    "FreezeRule",
+    "GroupRule",
+    "InspectReport",
+    "LimitExceededError",
+    "Limits",
+    "LossyEditError",
+    "MapNames",
+    "MatchReport",
+    "MergeReport",
+    "MergeScope",
+    "MismatchError",
+    "MissingDependencyError",
+    "NameCollisionError",
+    "NonFiniteError",
+    "Other",
+    "Output",
+    "Plan",
+    "PlanError",
+    "ReadError",
+    "Recipe",
+    "Replace",
+    "Rule",
+    "Selection",
+    "Stage",
+    "StateDict",
+    "Storage",
+    "StripPrefix",
+    "Substitute",
+    "Tensor",
+    "UnknownFormatError",
+    "UsageError",
+    "WriteError",
+    "__version__",
+    "apply",
+    "convert",
+    "fit",
+    "freeze_plan",
+    "inspect",
+    "match",
+    "merge",
+    "merge_recipe",
+    "read",
+    "rename",
+    "selection",
+    "strip",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ writes one; none of them knows the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -205,3 +205,13 @@ class Checkpoint:
 def join_path(path: str, key: str) -> str:
     """`key` below `path`; the top level is the empty path."""
     return f"{path}/{key}" if path else key
+
+
+def find_ties(tensors: Iterable[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
+    """Groups of names whose tensors are the same elements of the same storage."""
+    groups: dict[object, list[str]] = {}
+    for name, tensor in tensors:
+        if tensor.storage is not None and tensor.numel:
+            place = (id(tensor.storage), tensor.offset, tensor.shape, tensor.stride)
+            groups.setdefault(place, []).append(name)
+    return tuple(tuple(names) for names in groups.values() if len(names) > 1)

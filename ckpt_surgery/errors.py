@@ -8,7 +8,10 @@ CkptError
 │   └── LimitExceededError      larger or deeper than `Limits` allow
 ├── PlanError
 │   ├── NameCollisionError      two entries would get one name
-│   └── LossyEditError          the target cannot hold something
+│   ├── LossyEditError          the target cannot hold something
+│   ├── MismatchError           inputs that should agree differ: shapes, integers, kinds of type
+│   └── NonFiniteError          an input to arithmetic holds NaN or infinity
+├── ConstructionError       a model's own code raised, or made no model that can be described
 ├── WriteError              output exists, is the input, no space, not permitted
 └── MissingDependencyError  this command needs torch or torchvision
 
@@ -90,6 +93,18 @@ class NameCollisionError(PlanError):
 
 class LossyEditError(PlanError):
     """The target cannot hold something that the source has."""
+
+
+class MismatchError(PlanError):
+    """Inputs that should agree differ: in shape, in integer values, or in kind of element type."""
+
+
+class NonFiniteError(PlanError):
+    """An input to arithmetic holds NaN or infinity."""
+
+
+class ConstructionError(CkptError):
+    """A model's own code raised, returned no module, or made one that cannot be described."""
 
 
 class WriteError(CkptError):

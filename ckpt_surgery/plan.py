@@ -8,12 +8,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from ckpt_surgery.averages import drop_state_dict, take_weights
-from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, join_path
+from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
+from ckpt_surgery.edits import (
+    EDITS,
+    JSON_NAMES,
+    Compact,
+    Drop,
+    DropOther,
+    DropStateDict,
+    Edit,
+    Merge,
+    Rename,
+    RenameModule,
+    Take,
+    TakeModule,
+    TakeWeights,
+    UpdateOptimizer,
+)
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.optimizers import keep_in_step
 from ckpt_surgery.pickles import walk
@@ -32,90 +48,11 @@ from ckpt_surgery.rules import (
     strip_metadata,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Remove an entry of a state dict."""
-
-    edit: ClassVar[str] = "drop"
-    state_dict: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """Give an entry of a state dict another name."""
-
-    edit: ClassVar[str] = "rename"
-    state_dict: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class RenameModule:
-    """Give a module's record in ``_metadata`` another path; `new` None removes it."""
-
-    edit: ClassVar[str] = "rename-module"
-    state_dict: str
-    old: str
-    new: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class DropOther:
-    """Remove an entry beside the state dicts: an optimizer, a scheduler."""
-
-    edit: ClassVar[str] = "drop-entry"
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropStateDict:
-    """Remove a whole state dict: a moving average."""
-
-    edit: ClassVar[str] = "drop-state-dict"
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class TakeWeights:
-    """Give the state dict `state_dict` the values that the state dict `old` has for its names."""
-
-    edit: ClassVar[str] = "take-weights"
-    state_dict: str
-    old: str
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateOptimizer:
-    """Let the optimizer at `path` follow what the edits do to the model that it trains."""
-
-    edit: ClassVar[str] = "update-optimizer"
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Compact:
-    """Give every tensor only the bytes that it uses; true ties and overlaps stay."""
-
-    edit: ClassVar[str] = "compact"
-    unused_nbytes: int
-
-
-Edit = (
-    Drop
-    | Rename
-    | RenameModule
-    | DropOther
-    | DropStateDict
-    | TakeWeights
-    | UpdateOptimizer
-    | Compact
-)
-_EDITS: dict[str, type[Edit]] = {kind.edit: kind for kind in get_args(Edit)}
-# In JSON an edit says "from" and "to", which Python reserves.
-_JSON_NAMES = {"old": "from", "new": "to"}
+__all__ = [
+    "Compact", "Drop", "DropOther", "DropStateDict", "Edit", "Merge", "Plan", "Planned", "Rename",
+    "RenameModule", "RuleCount", "Take", "TakeModule", "TakeWeights", "UpdateOptimizer",
+    "all_names", "apply", "choose_state_dicts", "plan_rename", "plan_strip", "select",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +64,7 @@ class Plan:
     def to_dict(self) -> list[dict[str, Any]]:
         """The edits as JSON has them: ``{"edit": "rename", "from": …, "to": …}``."""
         return [
-            {"edit": edit.edit, **{_JSON_NAMES.get(k, k): v for k, v in asdict(edit).items()}}
+            {"edit": edit.edit, **{JSON_NAMES.get(k, k): v for k, v in asdict(edit).items()}}
             for edit in self.edits
         ]
 
@@ -141,12 +78,12 @@ class Plan:
 
 
 def _edit_from_dict(edit: Mapping[str, Any]) -> Edit:
-    python_names = {json: name for name, json in _JSON_NAMES.items()}
+    python_names = {json: name for name, json in JSON_NAMES.items()}
     fields = {python_names.get(k, k): value for k, value in edit.items() if k != "edit"}
     for value in fields.values():
         if not isinstance(value, str | int | None):
             raise TypeError(f"'{value}' is neither a text nor a number")
-    return _EDITS[str(edit["edit"])](**fields)
+    return EDITS[str(edit["edit"])](**fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,49 +283,77 @@ def _renames(
     return edits
 
 
-def apply(plan: Plan, checkpoint: Checkpoint) -> Checkpoint:
+def apply(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    *,
+    others: Sequence[Checkpoint] = (),
+    merged: Mapping[tuple[str, str], Entry] | None = None,
+) -> Checkpoint:
     """`checkpoint` after the edits; the one given stays as it is.
 
-    Raises `PlanError` if the plan speaks of something that is not there, and `NameCollisionError`
-    if two entries would get one name.
+    What a plan takes comes from `others`, what it merges from `merged`: entries by state dict and
+    name. Names are dropped first, then changed, then merged and taken. Raises `PlanError` if the
+    plan speaks of something that is not there, and `NameCollisionError` if two entries would get
+    one name.
     """
-    dropped: dict[str, set[str]] = {}
-    renamed: dict[str, dict[str, str]] = {}
-    modules: dict[str, dict[str, str | None]] = {}
-    others: set[str] = set()
+    sorted_edits: dict[str, _Edits] = {}
+    dropped: set[str] = set()
     optimizers: set[str] = set()
     original = checkpoint
     for edit in plan.edits:
-        match edit:
-            case TakeWeights(state_dict=path, old=old):
-                checkpoint = take_weights(checkpoint, path, old)
-            case DropStateDict(path=path):
-                _require_known(checkpoint, [path], [])
-                checkpoint = drop_state_dict(checkpoint, path)
-            case UpdateOptimizer(path=path):
-                optimizers.add(path)
-            case Drop(state_dict=path, name=name):
-                dropped.setdefault(path, set()).add(name)
-            case Rename(state_dict=path, old=old, new=new):
-                renamed.setdefault(path, {})[old] = new
-            case RenameModule(state_dict=path, old=old, new=moved):
-                modules.setdefault(path, {})[old] = moved
-            case DropOther(path=path):
-                others.add(path)
-    _require_known(checkpoint, [*dropped, *renamed, *modules], others)
+        if isinstance(edit, TakeWeights):
+            checkpoint = take_weights(checkpoint, edit.state_dict, edit.old)
+        elif isinstance(edit, DropStateDict):
+            _require_known(checkpoint, [edit.path], [])
+            checkpoint = drop_state_dict(checkpoint, edit.path)
+        elif isinstance(edit, UpdateOptimizer):
+            optimizers.add(edit.path)
+        elif isinstance(edit, DropOther):
+            dropped.add(edit.path)
+        elif not isinstance(edit, Compact):
+            sorted_edits.setdefault(edit.state_dict, _Edits()).add(edit)
+    _require_known(checkpoint, sorted_edits, dropped)
     edited = replace(
         checkpoint,
         state_dicts=tuple(
-            _edited(s, dropped.get(s.path, set()), renamed.get(s.path, {}), modules.get(s.path, {}))
+            _edited(s, sorted_edits[s.path], others, merged or {}) if s.path in sorted_edits else s
             for s in checkpoint.state_dicts
         ),
-        others=_remaining(checkpoint.others, others),
-        dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in others)),
+        others=_remaining(checkpoint.others, dropped),
+        dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in dropped)),
     )
     if optimizers:
         edited = keep_in_step(original, edited, only=optimizers).checkpoint
     compacts = any(isinstance(edit, Compact) for edit in plan.edits)
     return compact(edited) if compacts else edited
+
+
+@dataclass(frozen=True, slots=True)
+class _Edits:
+    """The edits of one state dict, by what they do."""
+
+    dropped: set[str] = field(default_factory=set)
+    renamed: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, str | None] = field(default_factory=dict)
+    taken: list[Take] = field(default_factory=list)
+    taken_modules: list[TakeModule] = field(default_factory=list)
+    merged: list[Merge] = field(default_factory=list)
+
+    def add(self, edit: Drop | Rename | RenameModule | Take | TakeModule | Merge) -> None:
+        match edit:
+            case Drop(name=name):
+                self.dropped.add(name)
+            case Rename(old=old, new=new):
+                self.renamed[old] = new
+            case RenameModule(old=old, new=moved):
+                self.modules[old] = moved
+            case Take():
+                self.taken.append(edit)
+            case TakeModule():
+                self.taken_modules.append(edit)
+            case Merge():
+                self.merged.append(edit)
 
 
 def _remaining(others: Sequence[Other], dropped: set[str]) -> tuple[Other, ...]:
@@ -420,25 +385,62 @@ def _require_known(
 
 def _edited(
     state_dict: StateDict,
-    dropped: set[str],
-    renamed: Mapping[str, str],
-    modules: Mapping[str, str | None],
+    edits: _Edits,
+    others: Sequence[Checkpoint],
+    merged: Mapping[tuple[str, str], Entry],
 ) -> StateDict:
-    _require_there(state_dict.path, (*dropped, *renamed), state_dict.names)
-    entries = tuple(
-        replace(entry, name=renamed[entry.name]) if entry.name in renamed else entry
-        for entry in state_dict.entries
-        if entry.name not in dropped
-    )
-    _require_distinct(state_dict.path, [entry.name for entry in entries])
+    path, renamed = state_dict.path, edits.renamed
+    _require_there(path, (*edits.dropped, *renamed), state_dict.names)
+    kept = [entry for entry in state_dict.entries if entry.name not in edits.dropped]
+    entries = [replace(e, name=renamed[e.name]) if e.name in renamed else e for e in kept]
+    _require_distinct(path, [entry.name for entry in entries])
+    by_name = {entry.name: entry for entry in entries}
+    for merge in edits.merged:
+        if merge.name not in by_name:
+            _require_there(path, [merge.name], by_name)
+        if (path, merge.name) not in merged:
+            raise PlanError(f"nothing is computed for '{join_path(path, merge.name)}'")
+        by_name[merge.name] = merged[path, merge.name]
+    sources: dict[tuple[str, str], dict[str, Entry]] = {}
+    for take in edits.taken:
+        entries_there = sources.get((take.file, take.source))
+        if entries_there is None:
+            entries_there = {entry.name: entry for entry in _source(take, others).entries}
+            sources[take.file, take.source] = entries_there
+        if take.entry not in entries_there:
+            _require_there(take.source, [take.entry], entries_there)
+        old = by_name.get(take.name)
+        entry = replace(entries_there[take.entry], name=take.name)
+        by_name[take.name] = replace(entry, key_node=old.key_node) if old is not None else entry
+    metadata = _edited_metadata(state_dict, edits, others)
+    return replace(state_dict, entries=tuple(by_name.values()), metadata=metadata)
+
+
+def _edited_metadata(
+    state_dict: StateDict, edits: _Edits, others: Sequence[Checkpoint]
+) -> Mapping[str, object] | None:
     metadata = state_dict.metadata
-    if modules:
-        _require_there(join_path(state_dict.path, "_metadata"), modules, metadata or ())
-        moved = [(modules.get(module, module), value) for module, value in (metadata or {}).items()]
+    path = join_path(state_dict.path, "_metadata")
+    if edits.modules:
+        _require_there(path, edits.modules, metadata or ())
+        moved = [(edits.modules.get(module, module), v) for module, v in (metadata or {}).items()]
         kept = [(module, value) for module, value in moved if module is not None]
-        _require_distinct(join_path(state_dict.path, "_metadata"), [module for module, _ in kept])
+        _require_distinct(path, [module for module, _ in kept])
         metadata = dict(kept)
-    return replace(state_dict, entries=entries, metadata=metadata)
+    for take in edits.taken_modules:
+        known = _source(take, others).metadata or {}
+        _require_there(join_path(take.source, "_metadata"), [take.entry], known)
+        metadata = {**(metadata or {}), take.name: known[take.entry]}
+    return metadata
+
+
+def _source(take: Take | TakeModule, others: Sequence[Checkpoint]) -> StateDict:
+    for other in others:
+        if other.file.name == take.file:
+            for state_dict in other.state_dicts:
+                if state_dict.path == take.source:
+                    return state_dict
+    raise PlanError(f"the plan takes from '{take.source}', which is not there", path=take.file)
 
 
 def _require_there(path: str, wanted: Iterable[str], names: Iterable[str]) -> None:

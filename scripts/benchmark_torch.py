@@ -1,6 +1,6 @@
 """What the benchmarks need torch for: a large checkpoint, and the time that unpicklers take.
 
-python scripts/benchmark_torch.py make GIGABYTES FILE
+python scripts/benchmark_torch.py make GIGABYTES FILE [DTYPE]
 python scripts/benchmark_torch.py parse TENSORS ROUNDS
 """
 
@@ -58,15 +58,17 @@ def weights_only(data: bytes) -> object:
     return unpickler.load()
 
 
-def large_state_dict(gigabytes: float) -> dict[str, torch.Tensor]:
+def large_state_dict(
+    gigabytes: float, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """290 tensors named and shaped like a transformer's, of 10**9 bytes a gigabyte."""
-    width = math.isqrt(int(gigabytes * 1e9) // (4 * 12 * LAYERS))
+    width = math.isqrt(int(gigabytes * 1e9) // (dtype.itemsize * 12 * LAYERS))
     shapes = {f"self_attn.{name}_proj.weight": (width, width) for name in "qkvo"}
     shapes |= {"up.weight": (4 * width, width), "down.weight": (width, 4 * width)}
     shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
     names = {f"layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes.items()}
     names = {"embed.weight": (width, width), **names, "head.weight": (width, width)}
-    return {name: torch.rand(shape) for name, shape in names.items()}
+    return {name: torch.rand(shape).to(dtype) for name, shape in names.items()}
 
 
 def state_dict_pickle(tensors: int) -> bytes:
@@ -114,9 +116,10 @@ def time_unpicklers(tensors: int, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    what, size, more = sys.argv[1:]
+    what, size, more, *dtypes = sys.argv[1:]
     if what == "make":
-        torch.save(large_state_dict(float(size)), more)
+        dtype = getattr(torch, dtypes[0] if dtypes else "float32")
+        torch.save(large_state_dict(float(size), dtype), more)
     else:
         print(json.dumps(time_unpicklers(int(size), int(more))))
 

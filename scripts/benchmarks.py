@@ -52,6 +52,28 @@ torch.save(state_dict, sys.argv[2])
 torch.save({{"module." + key: tensor for key, tensor in state_dict.items()}}, sys.argv[2])
 """,
 }
+# fairseq's average_checkpoints.py: load one after the other, add up, divide
+TORCH_AVERAGE = """
+import sys, torch
+total, files = {}, sys.argv[1:-1]
+for file in files:
+    for key, tensor in torch.load(file, map_location="cpu", weights_only=True).items():
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()
+        if key in total:
+            total[key] += tensor
+        else:
+            total[key] = tensor.clone()
+for key, tensor in total.items():
+    tensor.div_(len(files)) if tensor.is_floating_point() else tensor.floor_divide_(len(files))
+torch.save(total, sys.argv[-1])
+"""
+MERGEKIT_CONFIG = """merge_method: linear
+dtype: float32
+out_dtype: {dtype}
+models:
+{models}
+"""
 CKPT_EDIT = {"strip": ["--prefix", "embed"], "rename": ["--add-prefix", "module"]}
 
 
@@ -77,7 +99,7 @@ class Command:
         """Run it once. What it wrote is removed, so that no later run pays for writing it."""
         cost = measure(self.line, on_terminal=self.on_terminal)
         if self.writes is not None:
-            self.writes.unlink()
+            shutil.rmtree(self.writes) if self.writes.is_dir() else self.writes.unlink()
             os.sync()
         return cost
 
@@ -211,6 +233,51 @@ def bench_edit(verb: str, file: Path, rounds: int) -> Iterator[Result]:
     yield from compare(f"{verb} {size_gb:.2g} GB", costs, targets)
 
 
+def bench_average(
+    folder: Path, size_gb: float, dtype: str, rounds: int, mergekit: str | None
+) -> Iterator[Result]:
+    """The average of three files beside fairseq's script, and mergekit where it is installed."""
+    files = [str(folder / f"{dtype}-{number}.pth") for number in range(3)]
+    maker = [sys.executable, str(SCRIPTS / "benchmark_torch.py"), "make", str(size_gb)]
+    for file in files:
+        subprocess.run([*maker, file, dtype], cwd=ROOT, check=True)
+    output = folder / "average.pth"
+    ours = [*CKPT, "merge", *files, "-m", "average", "-q", "-o", str(output)]
+    sums = [sys.executable, "-c", TORCH_AVERAGE, *files, str(output)]
+    commands = [Command("average", ours, output), Command("load and sum", sums, output)]
+    targets = [Target("average", "load and sum", 1 / 2, 500 * MB)]
+    if mergekit is not None:
+        config, merged = folder / "mergekit.yml", folder / "merged"
+        models = "\n".join(f"- {{model: {file}, parameters: {{weight: 1}}}}" for file in files)
+        config.write_text(MERGEKIT_CONFIG.format(dtype=dtype, models=models), encoding="utf-8")
+        line = [mergekit, str(config), str(merged)]
+        commands.append(Command("mergekit", line, merged))
+        targets.append(Target("average", "mergekit", 1 / 4, 500 * MB))
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    yield from compare(f"average of three {dtype}, {size_gb:g} GB each", costs, targets)
+    for file in files:
+        Path(file).unlink()
+
+
+def bench_overlay(folder: Path, size_gb: float, rounds: int) -> Iterator[Result]:
+    """One file laid over another beside copying as many bytes as that writes."""
+    files = [str(folder / f"{name}.pth") for name in ("under", "over")]
+    maker = [sys.executable, str(SCRIPTS / "benchmark_torch.py"), "make", str(size_gb)]
+    for file in files:
+        subprocess.run([*maker, file], cwd=ROOT, check=True)
+    output = folder / "output.pth"
+    line = [*CKPT, "merge", *files, "--prefix", "layers", "-q", "-o", str(output)]
+    commands = [
+        Command("overlay", line, output),
+        Command("cp", ["cp", files[0], str(output)], output),
+    ]
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    targets = [Target("overlay", "cp", 1.25, 500 * MB)]
+    yield from compare(f"overlay of two files, {size_gb:g} GB each", costs, targets)
+    for file in files:
+        Path(file).unlink()
+
+
 def bench_parse(tensors: int, rounds: int) -> Iterator[Result]:
     """Our parser beside other unpicklers, in one process that only this is done in."""
     line = [sys.executable, str(SCRIPTS / "benchmark_torch.py"), "parse", str(tensors), str(rounds)]
@@ -225,12 +292,22 @@ def bench_parse(tensors: int, rounds: int) -> Iterator[Result]:
     yield from compare(f"pickle of {found['operations']} operations", costs, targets)
 
 
+def bench_merge(
+    folder: Path, size_gb: float, rounds: int, options: argparse.Namespace
+) -> Iterator[Result]:
+    """Everything about `ckpt merge`."""
+    found = options.mergekit or shutil.which("mergekit-pytorch")
+    for dtype in ("float32", "bfloat16"):
+        yield from bench_average(folder, size_gb, dtype, rounds, found)
+    yield from bench_overlay(folder, size_gb, rounds)
+
+
 def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[str, Path], Path]:
     """The checkpoints to measure on, as torch writes them; some may not be `wanted`."""
     small, large = folder / "resnet34.pth", folder / "large.pth"
     if wanted in {None, "inspect"}:
         subprocess.run([sys.executable, SCRIPTS / "make_resnet34.py", small], cwd=ROOT, check=True)
-    if wanted != "parse":
+    if wanted not in {"parse", "merge"}:
         line = [
             sys.executable,
             str(SCRIPTS / "benchmark_torch.py"),
@@ -250,6 +327,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "parse": lambda: bench_parse(3_000 if quick else 15_000, 3 if quick else 7),
         "strip": lambda: bench_edit("strip", large, 3 if quick else 5),
         "rename": lambda: bench_edit("rename", large, 3 if quick else 5),
+        "merge": lambda: bench_merge(Path(folder), size_gb / 2, 3 if quick else 5, options),
     }
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
@@ -308,9 +386,10 @@ def main() -> int:
         prog="scripts/bench", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
-    parser.add_argument("--only", choices=["inspect", "parse", "strip", "rename"])
+    parser.add_argument("--only", choices=["inspect", "parse", "strip", "rename", "merge"])
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
     parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")
+    parser.add_argument("--mergekit", help="its mergekit-pytorch, to compare with (default: PATH)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     if options.size_gb is None:

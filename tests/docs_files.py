@@ -32,7 +32,43 @@ def make(folder: Path) -> None:
         metadata={"license": "MIT"},
     )
     torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
+    _save_finetuned(folder)
     (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
+
+
+def _save_finetuned(folder: Path) -> None:
+    """A pretrained network, and three that were trained further on from it."""
+    pretrained = _net().state_dict()
+    torch.save(pretrained, folder / "pretrained.pth")
+    for number in (1, 2, 3):
+        state_dict = {
+            name: value + 0.01 * torch.randn(value.shape) if value.is_floating_point() else value
+            for name, value in pretrained.items()
+        }
+        checkpoint = {"state_dict": state_dict, "epoch": number, "acc": 70.0 + number % 3}
+        torch.save(checkpoint, folder / f"run{number}.pth")
+    (folder / "merge.toml").write_text(_RECIPE, encoding="utf-8")
+
+
+_RECIPE = """\
+method = "ties"
+base = "pretrained.pth"
+
+[parameters]
+density = 0.5
+
+[[inputs]]
+file = "run1.pth"
+weight = 0.7
+
+[[inputs]]
+file = "run2.pth"
+weight = 0.3
+
+[[for]]
+select = "prefix:fc"
+skip = true
+"""
 
 
 def _net() -> torch.nn.Module:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
@@ -26,6 +28,13 @@ _STORED_AS = {
 }
 
 
+def can_load(tensor: Tensor) -> bool:
+    """Whether `load_elements` can: the tensor is strided, its elements are whole bytes."""
+    dtype = tensor.dtype
+    packed = dtype.elements_per_byte > 1 or _PACKED.fullmatch(dtype.name) is not None
+    return tensor.storage is not None and not packed
+
+
 def load_elements(tensor: Tensor) -> torch.Tensor | None:
     """The elements of a strided tensor in row-major order, as a one-dimensional torch tensor.
 
@@ -36,7 +45,7 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     import torch
 
     name = _STORED_AS.get(tensor.dtype.name, tensor.dtype.name)
-    if tensor.storage is None or tensor.dtype.elements_per_byte > 1 or _PACKED.fullmatch(name):
+    if tensor.storage is None or not can_load(tensor):
         return None
     if tensor.numel > max(tensor.extent, _MOST_REPEATED):
         raise LimitExceededError(
@@ -55,6 +64,59 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     if conjugate:
         elements = elements.conj().resolve_conj()
     return -elements if negative else elements
+
+
+def run_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
+    """A function that gives the elements from one position to another, row-major and flat.
+
+    Positions count real numbers, two of them for a complex element. Elements that lie in this
+    order in a file are read when they are asked for, by whatever thread asks; any others are
+    loaded all at once. Raises what `load_elements` raises, and `ReadError` when reading.
+    """
+    import torch
+
+    storage = tensor.storage
+    as_stored = tensor.is_contiguous and not any(math_bits(tensor))
+    if storage is None or not isinstance(storage.data, ByteRange) or not as_stored:
+        return _loaded_reader(tensor)
+    dtype: torch.dtype = getattr(torch, tensor.dtype.name)
+    dtype = dtype.to_real() if dtype.is_complex else dtype
+    width, data, swapped = dtype.itemsize, storage.data, storage.big_endian
+    first = tensor.dtype.nbytes(tensor.offset)
+    if first + tensor.dtype.nbytes(tensor.numel) > data.nbytes:
+        raise data.file.ends_early(data.offset + first, tensor.nbytes)
+    file, begin = data.file, data.offset + first
+
+    def read(start: int, stop: int) -> torch.Tensor:
+        raw = torch.empty((stop - start) * width, dtype=torch.uint8)
+        if stop > start:
+            file.read_into(begin + start * width, raw.numpy().data)
+        if swapped:
+            raw = raw.view(-1, width).flip(1).reshape(-1)
+        return raw.view(dtype)
+
+    return read
+
+
+def _loaded_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
+    import torch
+
+    lock = Lock()
+    loaded: list[torch.Tensor] = []
+
+    def read(start: int, stop: int) -> torch.Tensor:
+        with lock:
+            if not loaded:
+                elements = load_elements(tensor)
+                if elements is None:
+                    raise TypeError(tensor.dtype)
+                real = (
+                    torch.view_as_real(elements).reshape(-1) if elements.is_complex() else elements
+                )
+                loaded.append(real)
+        return loaded[0][start:stop]
+
+    return read
 
 
 def _stored_bytes(tensor: Tensor, storage: Storage) -> bytearray:

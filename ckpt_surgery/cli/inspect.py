@@ -74,6 +74,7 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
         at=ctx.params["at"],
         params_only=params_only,
         stats=stats,
+        recognise=not (ctx.params["keys"] or ctx.params["csv"]),
     )
     if not ctx.params["quiet"] and sys.stdout is not None:
         _print(ctx, in_sequence(report, ctx.params["sort"]))

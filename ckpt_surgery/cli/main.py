@@ -23,6 +23,9 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "strip": ("strip", "strip", "Remove entries from a checkpoint."),
     "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
     "convert": ("convert", "convert", "Write a checkpoint in another format."),
+    "match": ("match", "match", "Say what load_state_dict would say."),
+    "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
+    "merge": ("merge", "merge", "Merge checkpoints into one."),
     "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }

@@ -75,7 +75,8 @@ class StateDictPath(_Text):
 def _open(ctx: click.Context) -> Checkpoint:
     from ckpt_surgery.formats import read
 
-    return read(ctx.params["file"])
+    several = ctx.params.get("files")
+    return read(several[0] if several else ctx.params["file"])
 
 
 def _next_segments(names: Iterable[str], incomplete: str) -> Iterator[str]:

@@ -38,7 +38,9 @@ _Callback = TypeVar("_Callback", bound=Callable[..., Any])
 _Decorator = Callable[[_Callback], _Callback]
 
 
-def _all_of(*decorators: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
+def all_of(*decorators: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
+    """One decorator that does what several do, the first first."""
+
     def decorate(callback: _Callback) -> _Callback:
         return functools.reduce(lambda f, add: add(f), reversed(decorators), callback)
 
@@ -55,7 +57,7 @@ at_option = click.option(
     help="Only the state dict at PATH in the file, such as 'state_dict'. Repeatable.",
 )
 
-selection_options = _all_of(
+selection_options = all_of(
     click.option(
         "--pattern",
         multiple=True,
@@ -88,7 +90,7 @@ selection_options = _all_of(
     click.option("--allow-unmatched", is_flag=True, help="A rule may match nothing."),
 )
 
-output_options = _all_of(
+output_options = all_of(
     click.option(
         "-o",
         "--output",
@@ -122,7 +124,7 @@ optimizer_option = click.option(
     help="Keep the state of an optimizer in step with its model, leave it as it is, or drop it.",
 )
 
-report_options = _all_of(
+report_options = all_of(
     click.option("--json", "as_json", is_flag=True, help="Report as one JSON document."),
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
     click.option("--no-color", is_flag=True, help="No colors, as with NO_COLOR set."),
@@ -199,7 +201,8 @@ def _check_record(ctx: click.Context) -> None:
             "'--record' and '--dry-run' contradict each other: a dry run writes nothing",
             hint="'--dry-run --json' prints the same document",
         )
-    taken = {os.path.realpath(p) for p in (ctx.params["output"], ctx.params["file"]) if p}
+    inputs = (ctx.params.get("file"), *ctx.params.get("files", ()))
+    taken = {os.path.realpath(p) for p in (ctx.params["output"], *inputs) if p}
     if record == "-" or os.path.realpath(record) in taken:
         raise UsageError(f"'--record {record}' is the input or the output")
     if Path(record).exists() and not ctx.params["force"]:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import TextIO, TypeVar
 
 import click
 
 from ckpt_surgery.fileio import atomic_output
-from ckpt_surgery.render import edits
+from ckpt_surgery.render import edits, merging
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.report import EditReport, MergeReport, Report
+
+_Report = TypeVar("_Report", bound=Report)
 
 
-def finish_edit(ctx: click.Context, report: EditReport) -> int:
-    """Print and record the report of an edit; its exit code.
+def finish_edit(ctx: click.Context, report: EditReport | MergeReport) -> int:
+    """Print and record the report of an edit; its exit code."""
+    if isinstance(report, MergeReport):
+        return finish(ctx, report, merging.show)
+    return finish(ctx, report, edits.show)
+
+
+def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen], None]) -> int:
+    """Print and record a report, for people by `show`; its exit code.
 
     It goes to standard output, or to standard error if standard output carries the checkpoint.
     """
@@ -29,7 +39,7 @@ def finish_edit(ctx: click.Context, report: EditReport) -> int:
     if given["as_json"]:
         write_json(report, stream)
     else:
-        edits.show(report, Screen(stream, color=not given["no_color"]))
+        show(report, Screen(stream, color=not given["no_color"]))
     return report.exit_code
 
 

@@ -135,6 +135,21 @@ class SourceFile:
             raise ReadError(cannot("be read", error), path=self.name) from error
         return data
 
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, of bytes, from byte `offset` on; raises like `read_at`."""
+        nbytes = buffer.nbytes
+        if offset < 0 or offset + nbytes > self.size:
+            raise self.ends_early(offset, nbytes)
+        fd, done = self.fileno(), 0
+        try:
+            while done < nbytes:
+                count = _read_into(fd, buffer[done:], offset + done)
+                if not count:
+                    raise self.ends_early(offset, nbytes, end=offset + done)
+                done += count
+        except OSError as error:
+            raise ReadError(cannot("be read", error), path=self.name) from error
+
     def ends_early(self, offset: int, nbytes: int, end: int | None = None) -> DamagedFileError:
         """The error for bytes that are asked for but lie beyond the file's end."""
         return DamagedFileError(
@@ -286,3 +301,16 @@ else:  # pragma: no cover (Windows)
         with _seek_lock:
             os.lseek(fd, offset, os.SEEK_SET)
             return os.read(fd, nbytes)
+
+
+if hasattr(os, "preadv"):
+
+    def _read_into(fd: int, buffer: memoryview, offset: int) -> int:
+        return os.preadv(fd, [buffer], offset)
+
+else:  # pragma: no cover (macOS before 11, Windows)
+
+    def _read_into(fd: int, buffer: memoryview, offset: int) -> int:
+        data = _read_at(fd, buffer.nbytes, offset)
+        buffer[: len(data)] = data
+        return len(data)

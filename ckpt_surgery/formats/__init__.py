@@ -8,7 +8,8 @@ from typing import Final
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import CkptError, PathLike, UnknownFormatError
 from ckpt_surgery.fileio import SourceFile, looks_like_zip, read_zip
-from ckpt_surgery.formats.assemble import entry_counts, is_training_state
+from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
+from ckpt_surgery.formats.mappings import named_items
 from ckpt_surgery.formats.torch_zip import is_torch_zip, lay_out_torch_zip, read_torch_zip
 from ckpt_surgery.formats.torchscript import is_torchscript, read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
@@ -88,4 +89,11 @@ def _unknown(file: SourceFile) -> UnknownFormatError:
     return UnknownFormatError("not a checkpoint of any known format")
 
 
-__all__ = ["entry_counts", "is_training_state", "lay_out_torch_zip", "read"]
+__all__ = [
+    "entry_counts",
+    "holds_optimizer",
+    "is_training_state",
+    "lay_out_torch_zip",
+    "named_items",
+    "read",
+]

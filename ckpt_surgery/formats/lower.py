@@ -90,7 +90,7 @@ def lower(checkpoint: Checkpoint) -> Lowered:
         replaced.update(_classes_with_source(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():
         if isinstance(tensor.node, Object) and tensor.storage is not None:
-            place = PersistentId(None, tensor.storage)
+            place = PersistentId(_storage_id(tensor.node, tensor.storage), tensor.storage)
             replaced[node_id] = relocated(tensor.node, place, tensor)
     if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
         return Lowered(lower_state_dict(checkpoint.state_dicts[0]), replaced)
@@ -99,6 +99,19 @@ def lower(checkpoint: Checkpoint) -> Lowered:
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced)
+
+
+def _storage_id(node: Object, storage: Storage) -> Node:
+    """The id by which `node` refers to its storage, if one of the same kind can take it over.
+
+    What it is made of is then still the same objects, which a pickle writes once.
+    """
+    old = node.args[0] if isinstance(node.args, tuple) and node.args else None
+    if not isinstance(old, PersistentId) or not isinstance(old.target, Storage):
+        return None
+    was, now = old.target, storage
+    alike = (was.dtype, was.untyped, was.device) == (now.dtype, now.untyped, now.device)
+    return old.pid if alike else None
 
 
 def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:
@@ -117,7 +130,8 @@ def _is_unchanged(state_dict: StateDict) -> bool:
     pairs = mapping_pairs(state_dict.node)
     if pairs is None or is_module(state_dict.node) or len(pairs) != len(state_dict.entries):
         return False
-    if list(metadata_of(state_dict.node) or ()) != list(state_dict.metadata or ()):
+    old, new = metadata_of(state_dict.node) or {}, state_dict.metadata or {}
+    if list(old) != list(new) or any(old[module] is not new[module] for module in old):
         return False
     return all(
         text(key) == entry.name and value is entry.node
@@ -131,7 +145,7 @@ def lower_state_dict(state_dict: StateDict) -> Node:
     for entry in state_dict.entries:
         items += (_key(entry), _value(entry))
     node = state_dict.node
-    if isinstance(node, Dict):
+    if isinstance(node, Dict) and state_dict.metadata is None:  # a plain one has no attributes
         return Dict(items)
     if isinstance(node, Object) and mapping_pairs(node) is not None and not is_module(node):
         args = () if node.items is None else node.args
@@ -150,13 +164,18 @@ def lower_state_dict(state_dict: StateDict) -> Node:
 
 
 def _state(node: Object, state_dict: StateDict) -> Node:
+    """The attributes of a mapping: `_metadata` as the state dict has it, the others as they are."""
     old = metadata_node(node)
-    if old is None or state_dict.metadata is None or not isinstance(node.state, Dict):
+    if old is None and state_dict.metadata is None:
         return node.state
-    new = _metadata(old, state_dict.metadata)
     items: list[Node] = []
-    for key, value in node.state.pairs():
-        items += (key, new if value is old else value)
+    for key, value in mapping_pairs(node.state) or ():
+        if value is not old:
+            items += (key, value)
+        elif state_dict.metadata is not None:
+            items += (key, _metadata(old, state_dict.metadata))
+    if old is None and state_dict.metadata is not None:
+        items += ("_metadata", _metadata(None, state_dict.metadata))
     return Dict(items)
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ckpt_surgery.errors import CkptError, UsageError
+from ckpt_surgery.errors import CkptError, ConstructionError, UsageError
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
@@ -29,10 +29,6 @@ from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
 _DOWNLOADING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
-
-
-class ConstructionError(CkptError):
-    """The model's own code raised, returned no module, or made one that cannot be described."""
 
 
 def torchvision_names() -> list[str]:
@@ -269,7 +265,6 @@ def _ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:
 
 
 __all__ = [
-    "ConstructionError",
     "build_module",
     "build_target",
     "describe",

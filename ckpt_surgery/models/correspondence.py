@@ -10,7 +10,7 @@ Tried from the safest to the boldest, and no bolder than asked:
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -18,6 +18,11 @@ from typing import Literal, get_args
 from ckpt_surgery.models.alignment import AmbiguousMatchError, align_in_order, ambiguous
 from ckpt_surgery.models.spellings import modern_spelling, unwrapped
 from ckpt_surgery.models.target import Shape, TensorSpec
+
+_DEEPEST = 32
+"""Segments of a name that are looked at: a hostile file may have names of thousands."""
+_MOST_INFIXES = 64
+"""Segments that are tried as inserted everywhere, the most frequent ones."""
 
 Level = Literal["name", "prefix", "suffix", "order"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -248,7 +253,9 @@ def _subtrees(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     below: dict[str, list[str]] = defaultdict(list)
     for name in names:
         position = name.find(".")
-        while position >= 0:
+        for _ in range(_DEEPEST):
+            if position < 0:
+                break
             below[name[:position]].append(name[position + 1 :])
             position = name.find(".", position + 1)
     yield from below.items()
@@ -273,11 +280,13 @@ def _infixes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Iterat
 
 
 def _segments(names: Iterable[str]) -> list[str]:
-    return list(
-        dict.fromkeys(
-            segment for name in names for segment in name.split(".")[:-1] if not segment.isdigit()
-        )
+    found = Counter(
+        segment
+        for name in names
+        for segment in dict.fromkeys(name.split(".", _DEEPEST)[:-1])
+        if not segment.isdigit()
     )
+    return [segment for segment, _ in found.most_common(_MOST_INFIXES)]
 
 
 def _without(segment: str, name: str) -> str:
@@ -318,8 +327,10 @@ def _by_suffix(source: Sequence[TensorSpec], target: Sequence[TensorSpec]) -> li
 
 
 def _suffixes(name: str) -> Iterator[str]:
-    """Dotted suffixes, the whole name first."""
+    """Dotted suffixes, the whole name first; of an absurdly deep name only that."""
     yield name
+    if name.count(".") > _DEEPEST:
+        return
     position = name.find(".")
     while position >= 0:
         yield name[position + 1 :]

@@ -322,7 +322,7 @@ def _refuse_initial(initial: Sequence[str], permitted: Callable[[str], bool]) ->
         more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise PlanError(
             f"{shown}{more} would take {'its' if len(refused) == 1 else 'their'} initial value",
-            hint="--initial does not select them; see --dry-run for what would adapt them",
+            hint="--initial does not select them; without it the report says what would adapt them",
         )
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Final
 
-_LONGEST_NUMBER = 9
+_LONGEST_NUMBER: Final = 9
+_DEEPEST: Final = 64  # segments in which numbers are looked for; a file may have absurd names
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """A pattern, the names it stands for in their order, and the value that they all have."""
+    """A pattern, the names it stands for in their order, and the value that they all have.
+
+    `indices` are the places of the names among those that were given.
+    """
 
     pattern: str
     names: tuple[str, ...]
     value: Hashable = None
+    indices: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def count(self) -> int:
@@ -37,13 +44,18 @@ def fold(pairs: Iterable[tuple[str, Hashable]]) -> list[Fold]:
     names: list[str] = []
     for index, (name, value) in enumerate(pairs):
         names.append(name)
-        groups.append((tuple(name.split(".")), [index], value))
+        groups.append((tuple(name.split(".", _DEEPEST)), [index], value))
     depth = max((len(segments) for segments, _, _ in groups), default=0)
-    for position in range(depth):
+    for position in range(min(depth, _DEEPEST)):
         groups = _join_at(position, groups)
     groups.sort(key=lambda group: group[1][0])
     return [
-        Fold(".".join(segments), tuple(names[index] for index in sorted(indices)), value)
+        Fold(
+            ".".join(segments),
+            tuple(names[index] for index in sorted(indices)),
+            value,
+            tuple(sorted(indices)),
+        )
         for segments, indices, value in groups
     ]
 
@@ -67,7 +79,7 @@ def _join_at(
         if len(numbers) == 1 or len(numbers) < len(members):  # a single one, or names repeated
             result.extend(members)
             continue
-        pattern = (*segments[:position], f"{{{_ranges(numbers)}}}", *segments[position + 1 :])
+        pattern = (*segments[:position], f"{{{ranges(numbers)}}}", *segments[position + 1 :])
         result.append((pattern, [index for m in members for index in m[1]], value))
     return result
 
@@ -79,11 +91,10 @@ def _is_number(segment: str) -> bool:
     return str(int(segment)) == segment
 
 
-def _ranges(numbers: list[int]) -> str:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}..{b}" for a, b in runs)
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers in brief: ``0..3,5,7..8``."""
+    runs = []
+    for _, group in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in group]
+        runs.append(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}")
+    return ",".join(runs)

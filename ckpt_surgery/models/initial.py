@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from ckpt_surgery.errors import ConstructionError
 from ckpt_surgery.models.building import (
-    ConstructionError,
     find_factory,
     read_state_dict,
     run_factory,

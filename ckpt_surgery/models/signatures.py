@@ -26,6 +26,10 @@ MAGIC = b"CKPTSIG1"
 _FEWEST = 8
 """Tensors below which a resemblance says nothing."""
 _LEAST_LIKENESS = 0.5
+_LONGEST_NAME = 512
+"""Characters; no architecture has longer names, a hostile file may."""
+_DEEPEST_PREFIX = 8
+"""Segments that wrappers may have put before the names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,20 @@ class Recognition:
         """Of the tensors of either side, those that agree."""
         return self.agreeing / (self.wanted + self.found - self.agreeing)
 
+    def to_dict(self) -> dict[str, object]:
+        """As the JSON report of ``ckpt inspect`` has it."""
+        return {
+            "name": f"torchvision:{self.name}",
+            "also": [f"torchvision:{name}" for name in self.also],
+            "prefix": self.prefix,
+            "agreeing": self.agreeing,
+            "wanted": self.wanted,
+            "found": self.found,
+            "classes": self.classes,
+            "fraction": round(self.fraction, 4),
+            "summary": str(self),
+        }
+
     def __str__(self) -> str:
         if self.is_exact:
             parts = [f"torchvision {self.name}", "every key"]
@@ -120,9 +138,12 @@ def recognise(
     near. Wrapper prefixes and old spellings are seen through.
     """
     shapes = {name: tuple(shape) for name, shape in tensors if not _is_counter(name)}
-    if len(shapes) < _FEWEST:
-        return None
     signatures = load_table() if table is None else table
+    largest = max((signature.count for signature in signatures), default=0)
+    if not _FEWEST <= len(shapes) <= largest / _LEAST_LIKENESS:
+        return None
+    if any(len(name) > _LONGEST_NAME for name in shapes):
+        return None
     best: list[Recognition] = []
     for prefix in _prefixes(shapes):
         below = {
@@ -153,10 +174,8 @@ def _prefixes(names: Iterable[str]) -> list[str]:
     total = 0
     for name in names:
         total += 1
-        position = name.find(".")
-        while position >= 0:
-            below[name[: position + 1]] += 1
-            position = name.find(".", position + 1)
+        segments = name.split(".", _DEEPEST_PREFIX)[:-1]
+        below.update(".".join(segments[:n]) + "." for n in range(1, len(segments) + 1))
     return ["", *(prefix for prefix, count in below.items() if 2 * count >= total)]
 
 

@@ -18,6 +18,8 @@ WRAPPERS: Final = frozenset(
 )
 """Segments that a wrapper around a module adds to the names of everything inside it."""
 
+_LONGEST: Final = 512  # characters
+
 _Replacement = str | Callable[[re.Match[str]], str]
 
 
@@ -63,7 +65,9 @@ def modern_spelling(name: str, known: Container[str]) -> str | None:
 
 
 def respellings(name: str) -> Iterator[str]:
-    """The names that `name` may be an old spelling of."""
+    """The names that `name` may be an old spelling of; an absurdly long one is none."""
+    if len(name) > _LONGEST:
+        return
     for pattern, replacement in _SPELLINGS:
         renamed = pattern.sub(replacement, name)
         if renamed != name:

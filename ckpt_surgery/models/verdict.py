@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ckpt_surgery.models.building import ConstructionError
+from ckpt_surgery.errors import ConstructionError
 from ckpt_surgery.models.comparison import Comparison, Mismatch, dtype_differences, split_tied
 from ckpt_surgery.models.target import Metadata, Target, TensorSpec
 

@@ -1,4 +1,7 @@
-"""The verbs: arguments in, a report out. The command line and library users call the same ones."""
+"""The verbs: arguments in, a report out. The command line and library users call the same ones.
+
+`match` and `fit` have to be imported from their modules: they need more than the others.
+"""
 
 from ckpt_surgery.ops.convert import convert
 from ckpt_surgery.ops.editing import Output

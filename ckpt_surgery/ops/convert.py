@@ -9,12 +9,9 @@ from ckpt_surgery.checkpoint import Checkpoint, StateDict, join_path
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.ops.editing import OUTPUT_FORMAT, Output, destination, write
+from ckpt_surgery.ops.editing import OUTPUT_FORMAT, Output, as_archive, destination, left_out, write
 from ckpt_surgery.plan import choose_state_dicts
 from ckpt_surgery.report import EditReport
-
-# Formats of which only the state dict can be written: what lies beside it has no place in a pickle.
-_WITHOUT_OTHERS = frozenset({"torchscript", "safetensors"})
 
 
 def convert(
@@ -37,18 +34,15 @@ def convert(
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     with read(source) as checkpoint:
-        converted = replace(checkpoint, format=OUTPUT_FORMAT)
-        if checkpoint.format in _WITHOUT_OTHERS:
-            converted = replace(converted, others=())
+        converted = as_archive(checkpoint)
         if state_dict_only or at is not None:
-            converted = _alone(
-                converted, _the_state_dict(checkpoint, [at] if at is not None else [])
-            )
+            converted = alone(converted, the_state_dict(checkpoint, [at] if at is not None else []))
         nbytes = write(converted, target)
         return _report(checkpoint, converted, target, nbytes)
 
 
-def _the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+    """The state dict at `at`, or the only one. Raises `UsageError` if there are several."""
     found = choose_state_dicts(checkpoint, at)
     if len(found) > 1:
         paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
@@ -60,9 +54,11 @@ def _the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
     return found[0]
 
 
-def _alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+    """A checkpoint of that state dict and nothing beside it."""
     return replace(
         checkpoint,
+        dropped=(),
         root=state_dict.node,
         state_dicts=(replace(state_dict, path=""),),
         others=(),
@@ -71,7 +67,6 @@ def _alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
 
 
 def _report(before: Checkpoint, after: Checkpoint, output: Output, nbytes: int) -> EditReport:
-    left_out = {other.path for other in before.others} - {other.path for other in after.others}
     return EditReport(
         command="convert",
         inputs=(before.file.name,),
@@ -83,7 +78,7 @@ def _report(before: Checkpoint, after: Checkpoint, output: Output, nbytes: int) 
         removed=(),
         renamed=(),
         carried=tuple(other.path for other in after.others),
-        dropped=tuple(other.path for other in before.others if other.path in left_out),
+        dropped=left_out(before, after),
         warnings=before.notes,
         nbytes_before=before.file.size,
         nbytes_after=nbytes,

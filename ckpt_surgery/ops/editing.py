@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ _READ_ONLY = {
     "torchscript": "a TorchScript archive",
     "safetensors": "a safetensors file",
 }
+_WITHOUT_OTHERS = frozenset({"torchscript", "safetensors"})
 _FOREIGN_SUFFIXES = frozenset({".safetensors", ".json"})
 
 HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
@@ -128,8 +129,18 @@ def named_by_content(checkpoint: Checkpoint, output: Output) -> Output:
     return replace(output, path=path.with_name(name), hash_name=False)
 
 
-def write(checkpoint: Checkpoint, output: Output) -> int:
-    """Write `checkpoint`; the number of bytes that it takes, also if nothing is written."""
+def write(
+    checkpoint: Checkpoint,
+    output: Output,
+    *,
+    inputs: Sequence[SourceFile] = (),
+    prepare: Callable[[Sequence[object]], object] | None = None,
+) -> int:
+    """Write `checkpoint`; the number of bytes that it takes, also if nothing is written.
+
+    `inputs` are the files that bytes come from beside its own. `prepare` is given the sources of
+    all bytes in the order in which they will be read, before the first is.
+    """
     if checkpoint.unwritable:
         name = checkpoint.file.name
         raise LossyEditError(
@@ -140,18 +151,22 @@ def write(checkpoint: Checkpoint, output: Output) -> int:
     layout = lay_out_torch_zip(checkpoint)
     if not output.dry_run:
         bar = output.progress
+        if prepare is not None:
+            prepare([record.source for record in layout.records])
         with (
             nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
-            _opened(checkpoint.file, output, progress) as sink,
+            _opened(checkpoint.file, output, [checkpoint.file, *inputs], progress) as sink,
         ):
             layout.write(sink)
     return layout.nbytes
 
 
 @contextmanager
-def _opened(file: SourceFile, output: Output, progress: Progress | None) -> Iterator[Sink]:
+def _opened(
+    file: SourceFile, output: Output, inputs: Sequence[SourceFile], progress: Progress | None
+) -> Iterator[Sink]:
     if output.stream is not None:
-        with stream_output(output.stream, inputs=[file], progress=progress) as sink:
+        with stream_output(output.stream, inputs=inputs, progress=progress) as sink:
             yield sink
         return
     path = file.path if output.in_place else output.path
@@ -161,7 +176,7 @@ def _opened(file: SourceFile, output: Output, progress: Progress | None) -> Iter
         path,
         force=output.force,
         replacing=file if output.in_place else None,
-        inputs=[file],
+        inputs=inputs,
         fsync=output.fsync,
         progress=progress,
     ) as sink:
@@ -203,6 +218,22 @@ def _report(
         nbytes_before=before.file.size,
         nbytes_after=nbytes,
     )
+
+
+def as_archive(checkpoint: Checkpoint) -> Checkpoint:
+    """`checkpoint` as what `write` makes of it, from whatever format it was read.
+
+    A pickled module is then its state dict. Of TorchScript and safetensors only the state dict
+    is left: what lies beside it has no place in a pickle.
+    """
+    others = () if checkpoint.format in _WITHOUT_OTHERS else checkpoint.others
+    return replace(checkpoint, format=OUTPUT_FORMAT, others=others)
+
+
+def left_out(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
+    """The paths of the other entries that `after` does not have."""
+    kept = {other.path for other in after.others}
+    return tuple(other.path for other in before.others if other.path not in kept)
 
 
 def conversion(checkpoint: Checkpoint) -> list[dict[str, str]]:

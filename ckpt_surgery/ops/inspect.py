@@ -6,7 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Storage, Tensor, join_path
+from ckpt_surgery.checkpoint import (
+    Checkpoint,
+    Entry,
+    StateDict,
+    Storage,
+    Tensor,
+    find_ties,
+    join_path,
+)
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
@@ -24,12 +32,14 @@ def inspect(
     at: Sequence[str] = (),
     params_only: bool = False,
     stats: bool = False,
+    recognise: bool = False,
 ) -> InspectReport:
     """Describe the checkpoint in `source`: its tensors, what lies beside them, ties, waste.
 
     `selection` and `at` narrow what is listed; `params_only` leaves out what is known to be a
     buffer. Only `stats` reads tensors, and imports torch; without it single numbers of the training
-    state are read, such as an optimizer's step counts.
+    state are read, such as an optimizer's step counts. `recognise` looks the whole state dicts up
+    among torchvision's architectures.
 
     Raises `UsageError` for a rule that matches nothing, `ReadError` for a bad input and
     `MissingDependencyError` if `stats` finds no torch.
@@ -44,13 +54,14 @@ def inspect(
             state_dicts=narrowed.state_dicts,
             others=checkpoint.others,
             totals=_totals(checkpoint, [tensor for _, tensor in narrowed.tensors]),
-            ties=_ties(narrowed),
+            ties=find_ties(narrowed.tensors),
             globals=checkpoint.globals,
             notes=checkpoint.notes,
             stats=_stats(narrowed) if stats else {},
             places=places(checkpoint.state_dicts),
             training=training_facts(checkpoint),
             averaged=averaged_counts(narrowed),
+            architectures=_architectures(checkpoint, listed) if recognise else {},
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
 
@@ -95,14 +106,18 @@ def _totals(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Totals:
     )
 
 
-def _ties(checkpoint: Checkpoint) -> tuple[tuple[str, ...], ...]:
-    """Groups of names whose tensors are the same elements of the same storage."""
-    groups: dict[object, list[str]] = {}
-    for name, tensor in checkpoint.tensors:
-        if tensor.storage is not None and tensor.numel:
-            place = (id(tensor.storage), tensor.offset, tensor.shape, tensor.stride)
-            groups.setdefault(place, []).append(name)
-    return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+def _architectures(
+    checkpoint: Checkpoint, listed: Sequence[StateDict]
+) -> dict[str, dict[str, object]]:
+    from ckpt_surgery.models.signatures import recognise
+
+    paths = {state_dict.path for state_dict in listed}
+    found = {
+        state_dict.path: recognise((name, tensor.shape) for name, tensor in state_dict.tensors)
+        for state_dict in checkpoint.state_dicts
+        if state_dict.path in paths
+    }
+    return {path: each.to_dict() for path, each in found.items() if each is not None}
 
 
 def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:

@@ -31,16 +31,16 @@ def _lines(report: EditReport) -> Iterator[str]:
     entries = len(report.kept) + len(report.removed) + len(report.renamed)
     if report.removed:
         yield f"removed {len(report.removed):,} of {count(entries, 'entry', 'entries')}:"
-        yield from _names([printable(name) for name in report.removed])
+        yield from names_of([printable(name) for name in report.removed])
     if report.renamed:
         yield f"renamed {len(report.renamed):,} of {count(entries, 'entry', 'entries')}:"
-        yield from _names([f"{printable(a)} -> {printable(b)}" for a, b in report.renamed])
+        yield from names_of([f"{printable(a)} -> {printable(b)}" for a, b in report.renamed])
     if not report.removed and not report.renamed:
         yield f"kept {count(entries, 'entry', 'entries')}"
     if report.dropped:
-        yield f"removed beside them: {_listing(report.dropped)}"
+        yield f"removed beside them: {listing(report.dropped)}"
     if report.carried:
-        yield f"carried over: {_listing(report.carried)}"
+        yield f"carried over: {listing(report.carried)}"
     for change in report.optimizers:
         if change.action == "updated":
             yield f"optimizer in '{printable(change.path)}' kept in step: {_change(change)}"
@@ -81,13 +81,15 @@ def _option(rule: Mapping[str, Any]) -> str:
     return " ".join([f"--{rule['rule']}", *(str(value) or "''" for value in values)])
 
 
-def _names(lines: Sequence[str]) -> Iterator[str]:
+def names_of(lines: Sequence[str]) -> Iterator[str]:
+    """Names on a line each, and how many there are more."""
     yield from (f"  {line}" for line in lines[:_MOST_NAMES])
     if len(lines) > _MOST_NAMES:
         yield f"  … and {len(lines) - _MOST_NAMES:,} more"
 
 
-def _listing(paths: Sequence[str]) -> str:
-    shown = ", ".join(printable(path) or "(top level)" for path in paths[:_MOST_NAMES])
-    more = len(paths) - _MOST_NAMES
+def listing(paths: Sequence[str], *, most: int = _MOST_NAMES) -> str:
+    """Some paths on one line, and how many there are more."""
+    shown = ", ".join(printable(path) or "(top level)" for path in paths[:most])
+    more = len(paths) - most
     return f"{shown} and {more:,} more" if more > 0 else shown

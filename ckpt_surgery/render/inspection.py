@@ -152,6 +152,9 @@ def _footer(report: InspectReport) -> Iterator[str]:
     yield f"{printable(report.file)}: {report.format}, {_exact_bytes(report.size)}"
     if not report.state_dicts:
         yield "no state dict found"
+    for path, each in report.architectures.items():
+        where = f" ({printable(path)})" if path else ""
+        yield f"architecture{where}: {printable(str(each['summary']))}"
     yield (
         f"total: {count(totals.tensors, 'tensor')}, {count(totals.numel, 'element')}, "
         f"{_exact_bytes(totals.nbytes)}"

@@ -126,8 +126,8 @@ class MapNames:
 RewriteRule = StripPrefix | AddPrefix | Replace | Substitute | MapNames
 
 
-def parse_name_map(text: str, source: str) -> MapNames:
-    """A ``--map`` file: TOML, or JSON if it starts with ``{``; old name = new name.
+def parse_name_map(text: str, source: str, option: str = "--map") -> MapNames:
+    """The file `source` of ``--map``: TOML, or JSON if it starts with ``{``; old name = new name.
 
     TOML reads ``conv1.weight = "x"`` as a table in a table; it is taken as the dotted name that
     it looks like. Raises `UsageError` if the text is neither, or holds anything but names.
@@ -146,13 +146,13 @@ def parse_name_map(text: str, source: str) -> MapNames:
         document = json.loads(text, object_pairs_hook=unique) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"'--map {source}' is not {'JSON' if is_json else 'TOML'}: {error}",
+            f"'{option} {source}' is not {'JSON' if is_json else 'TOML'}: {error}",
             hint='write lines such as \'"old.name" = "new.name"\'',
         ) from None
-    return MapNames(dict(_flatten(document, source)), source)
+    return MapNames(dict(_flatten(document, f"{option} {source}")), source)
 
 
-def _flatten(document: Mapping[str, object], source: str) -> Iterator[tuple[str, str]]:
+def _flatten(document: Mapping[str, object], file: str) -> Iterator[tuple[str, str]]:
     """Leaves of nested tables as (dotted name, text), in order."""
     seen: set[str] = set()
     waiting = [iter([(key, value) for key, value in document.items()])]
@@ -163,9 +163,9 @@ def _flatten(document: Mapping[str, object], source: str) -> Iterator[tuple[str,
         elif isinstance(value, dict):
             waiting.append(iter([(f"{key}.{below}", leaf) for below, leaf in value.items()]))
         elif not isinstance(value, str):
-            raise UsageError(f"'--map {source}' gives '{key}' a new name that is no text")
+            raise UsageError(f"'{file}' gives '{key}' a new name that is no text")
         elif key in seen:
-            raise UsageError(f"'--map {source}' names '{key}' twice")
+            raise UsageError(f"'{file}' names '{key}' twice")
         else:
             seen.add(key)
             yield key, value

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ckpt_surgery.models.building import ConstructionError, build_module, describe
+from ckpt_surgery.errors import ConstructionError
+from ckpt_surgery.models.building import build_module, describe
 from ckpt_surgery.models.comparison import Comparison, compare, loads_into
 from ckpt_surgery.models.specs import ModelSpec
 from ckpt_surgery.models.target import Target, TensorSpec

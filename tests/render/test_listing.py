@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from ckpt_surgery.checkpoint import Entry, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
+from ckpt_surgery.models.folding import ranges
 from ckpt_surgery.ops.inspect import places
-from ckpt_surgery.render.listing import fold, in_sequence, ranges, tree
+from ckpt_surgery.render.listing import fold, in_sequence, tree
 from ckpt_surgery.report import InspectReport, Place, Totals
 
 FLOAT = BY_NAME["float32"]

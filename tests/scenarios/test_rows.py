@@ -259,7 +259,7 @@ def test_r21_the_state_dict_is_found_and_the_rest_kept(
     [found] = inspected(file)["state_dicts"]
     assert found["path"] == "state_dict"
     out = tmp_path / "out.pth"
-    ckpt("strip", file, "--prefix", "fc", "--at", "state_dict", "-o", out)
+    ckpt("strip", file, "--prefix", "fc", "--at", "state_dict", "--optimizer", "keep", "-o", out)
     expected = checkpoint | {
         "state_dict": OrderedDict(
             (name, t) for name, t in resnet18_weights.items() if not name.startswith("fc.")

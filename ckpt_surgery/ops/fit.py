@@ -1,0 +1,319 @@
+"""Write a checkpoint that loads strictly into a target, from as much of another as fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckpt_surgery.arithmetic.computed import computed_tensor
+from ckpt_surgery.arithmetic.elements import can_load, load_elements, require_torch
+from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
+from ckpt_surgery.fileio import SourceFile, atomic_output
+from ckpt_surgery.formats import holds_optimizer, read
+from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
+from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, correspond
+from ckpt_surgery.models.fitting import FitItem, FitOptions, plan_fit
+from ckpt_surgery.models.maps import check_map, format_proposal
+from ckpt_surgery.models.reports import FitReport, Fitted
+from ckpt_surgery.models.specs import Value
+from ckpt_surgery.ops.editing import (
+    OUTPUT_FORMAT,
+    Output,
+    as_archive,
+    destination,
+    left_out,
+    write,
+)
+from ckpt_surgery.ops.targets import Aim, describe, opened
+from ckpt_surgery.plan import choose_state_dicts
+from ckpt_surgery.rules import Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.models.initial import InitialValues
+
+_Elements = Any
+"""``torch.Tensor``, which is not imported here."""
+
+
+def fit(
+    source: PathLike | SourceFile,
+    output: Output | PathLike,
+    *,
+    model: str | None = None,
+    model_args: Mapping[str, Value] | None = None,
+    settings: Sequence[str] = (),
+    like: PathLike | SourceFile | None = None,
+    match: str = "prefix",
+    renames: Mapping[str, str] | None = None,
+    emit_map: PathLike | None = None,
+    adapt: Sequence[str] = (),
+    fill: Sequence[str] = (),
+    classes: tuple[Sequence[str], Sequence[str]] | None = None,
+    initial: Selection | None = None,
+    dtype: str | None = None,
+    seed: int = 0,
+    at: Sequence[str] = (),
+) -> FitReport:
+    """Fit the state dicts of `source`, or those at the paths `at`, to one target; see `match`.
+
+    Names are paired no more boldly than `match` (``name``, ``prefix``, ``suffix``, ``order``),
+    after what `renames` says (old name: new name); `emit_map` writes the pairing for review.
+    `adapt` permits adaptations (``"channels=mean"``), `fill` says what takes the place of initial
+    values (``"fc=zeros"``), `classes` are the class names of the old and of the new head. With
+    `initial`, any initial tensor outside this selection is an error. `dtype` is the type of the
+    result's floating-point tensors, the target's if None. What lies beside the state dicts is
+    carried over.
+
+    Raises `PlanError` if nothing fits or a tensor may not be initial, `AmbiguousMatchError` for
+    names with two equally good partners, `WriteError` for a bad output, and what `match` raises.
+    Nothing is then written.
+    """
+    target = output if isinstance(output, Output) else Output(output)
+    target.check()
+    fills, channels = parse_fills(fill)
+    options = FitOptions(
+        rules=(*parse_adaptations(adapt), *channels),
+        fills=fills,
+        classes=None if classes is None else Classes(*map(tuple, classes)),
+        dtype=dtype,
+    )
+    level = _level(match)
+    with read(source) as checkpoint, opened(model, model_args, settings, like) as aim:
+        if initial is not None:
+            options = replace(options, may_be_initial=_permitted(initial, aim))
+        chosen = choose_state_dicts(checkpoint, at)
+        fitted = []
+        for each in chosen:
+            with _naming(checkpoint, each, several=len(chosen) > 1):
+                fitted.append(_plan(each, aim, options, level, renames or {}))
+        big_endian = any(_is_big_endian(t) for _, t in checkpoint.tensors)
+        values = _Values(aim, seed, big_endian=big_endian)
+        archive = as_archive(checkpoint)
+        result = replace(archive, state_dicts=_replaced(archive, fitted, values))
+        if emit_map is not None:
+            _write_map(emit_map, fitted, force=target.force)
+        nbytes = write(result, target, inputs=aim.inputs)
+        return FitReport(
+            inputs=(checkpoint.file.name, *(file.name for file in aim.inputs)),
+            output=destination(checkpoint, target),
+            format=OUTPUT_FORMAT,
+            target=aim.target.title,
+            fitted=tuple(fitted),
+            carried=tuple(other.path for other in result.others),
+            dropped_others=left_out(checkpoint, result),
+            warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted)),
+            seed=seed,
+            nbytes_before=checkpoint.file.size,
+            nbytes_after=nbytes,
+        )
+
+
+def _level(text: str) -> Level:
+    for level in LEVELS:
+        if text == level:
+            return level
+    raise UsageError(f"'{text}' is no way to match names", hint=f"there are {', '.join(LEVELS)}")
+
+
+def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:
+    names = aim.target.names
+    chosen = initial.choose(names)
+    initial.require_matches(chosen.counts, names)
+    return chosen.chosen.__contains__
+
+
+@contextmanager
+def _naming(checkpoint: Checkpoint, state_dict: StateDict, *, several: bool) -> Iterator[None]:
+    """Say in an error which file and which of several state dicts it is about."""
+    try:
+        yield
+    except CkptError as error:
+        if error.path is None:
+            error.name_file(checkpoint.file.name)
+        if several and error.entry is None:
+            error.entry = state_dict.path
+            error.hint = error.hint or "--at chooses which state dicts to fit"
+        raise
+
+
+def _plan(
+    state_dict: StateDict, aim: Aim, options: FitOptions, level: Level, renames: Mapping[str, str]
+) -> Fitted:
+    source = describe(state_dict)
+    check_map(renames, (spec.name for spec in source.specs), aim.target.names)
+    found = correspond(
+        source.specs,
+        aim.target.tensors,
+        level=level,
+        upgraded=aim.upgraded(source),
+        renames=renames,
+    )
+    plan = plan_fit(source.specs, aim.target, found, options, source_ties=source.ties)
+    tensors = dict(state_dict.tensors)
+    for item in plan.items:
+        computes = item.tie_of is None and not item.is_verbatim and item.status != "initial"
+        if computes and item.source is not None and not can_load(tensors[item.source]):
+            raise LossyEditError(
+                f"'{item.source}' is no plain tensor, so it can only be copied as it is",
+                hint=f"the target wants {item.dtype} {list(item.shape)}",
+            )
+    return Fitted(state_dict.path, state_dict.kind, found, plan)
+
+
+@dataclass(slots=True)
+class _Values:
+    """Entries of the result: bytes of the files where they stay, computed tensors elsewhere."""
+
+    aim: Aim
+    seed: int
+    big_endian: bool
+    _drawn: dict[int, InitialValues] = field(default_factory=dict)
+
+    def entries(self, state_dict: StateDict, fitted: Fitted) -> list[Entry]:
+        sources = {entry.name: entry for entry in state_dict.entries}
+        made: dict[str, Entry] = {}
+        for item in fitted.plan.items:
+            if item.tie_of is not None:
+                made[item.name] = replace(made[item.tie_of], name=item.name, key_node=None)
+            else:
+                made[item.name] = self._entry(item, sources, fitted)
+        for name in self.aim.target.extra_state:
+            made[name] = self._extra_state(name, sources)
+        return list(made.values())
+
+    def _extra_state(self, name: str, sources: Mapping[str, Entry]) -> Entry:
+        entry = sources.get(name) or self.aim.entry(name)
+        if entry is None:
+            raise PlanError(
+                f"'{name}' is no tensor but a state that the model keeps, and the checkpoint "
+                "does not have it",
+                hint="save the model's own state dict and use --like",
+            )
+        return replace(entry, key_node=None)
+
+    def _entry(self, item: FitItem, sources: Mapping[str, Entry], fitted: Fitted) -> Entry:
+        entry = sources[item.source] if item.is_verbatim and item.source is not None else None
+        if entry is None and _keeps_own_value(item):
+            entry = self.aim.entry(item.name)
+        kept = None if entry is None or entry.tensor is None else self._kept(item, entry.tensor)
+        if entry is not None and kept is not None:
+            role = self.aim.target.by_name[item.name].role
+            node = entry.node if kept is entry.tensor else None
+            return Entry(item.name, kept, role, node=node)
+
+        def compute() -> _Elements:
+            from ckpt_surgery.models.adapting import fitted as value
+
+            return value(item, lambda name: _load(sources[name]), self._initial(fitted))
+
+        tensor = computed_tensor(
+            item.shape, BY_NAME[item.dtype], compute, key=item.name, big_endian=self.big_endian
+        )
+        return Entry(item.name, tensor, self.aim.target.by_name[item.name].role)
+
+    def _kept(self, item: FitItem, tensor: Tensor) -> Tensor | None:
+        """`tensor` if its bytes can stay as they are; None if they have to be computed."""
+        if tensor.dtype.name != item.dtype or _is_big_endian(tensor) != self.big_endian:
+            return None if can_load(tensor) else tensor
+        if tensor.shape != item.shape:  # one element, which torch 0.3 wrote with an axis
+            return replace(tensor, shape=item.shape, stride=(), node=None)
+        return tensor
+
+    def _initial(self, fitted: Fitted) -> Callable[[FitItem], _Elements]:
+        from ckpt_surgery.models.adapting import initial_value
+
+        return lambda item: initial_value(item, self.seed, lambda name: self._own(name, fitted))
+
+    def _own(self, name: str, fitted: Fitted) -> _Elements:
+        """The target's own value: of its file, or drawn as its constructor does."""
+        entry = self.aim.entry(name)
+        if entry is not None:
+            return _load(entry)
+        if self.aim.spec is None:
+            raise PlanError(f"the target has no value for '{name}'")
+        drawn = self._drawn.get(id(fitted))
+        if drawn is None:
+            from ckpt_surgery.models.initial import InitialValues
+
+            names = [
+                item.name
+                for item in fitted.plan.items
+                if item.needs_initial and _takes_own_value(item)
+            ]
+            drawn = self._drawn[id(fitted)] = InitialValues(self.aim.spec, names, self.seed)
+        return drawn.tensor(name)
+
+
+def _takes_own_value(item: FitItem) -> bool:
+    return item.fill is None or item.fill.kind == "init"
+
+
+def _keeps_own_value(item: FitItem) -> bool:
+    """Whether the target's own value is all of it."""
+    return item.status == "initial" and _takes_own_value(item)
+
+
+def _is_big_endian(tensor: Tensor) -> bool:
+    return tensor.storage is not None and tensor.storage.big_endian
+
+
+def _load(entry: Entry) -> _Elements:
+    tensor = entry.tensor
+    elements = None if tensor is None else load_elements(tensor)
+    if tensor is None or elements is None:
+        raise LossyEditError(f"'{entry.name}' is no plain tensor", entry=entry.name)
+    return elements.reshape(tensor.shape)
+
+
+def _replaced(
+    checkpoint: Checkpoint, fitted: Sequence[Fitted], values: _Values
+) -> tuple[StateDict, ...]:
+    by_path = {each.path: each for each in fitted}
+    if any(not item.is_verbatim for each in fitted for item in each.plan.items):
+        require_torch()
+    return tuple(
+        replace(
+            each,
+            entries=tuple(values.entries(each, by_path[each.path])),
+            metadata=values.aim.metadata,
+        )
+        if each.path in by_path
+        else each
+        for each in checkpoint.state_dicts
+    )
+
+
+def _write_map(path: PathLike, fitted: Sequence[Fitted], *, force: bool) -> None:
+    found: list[Correspondence] = [each.found for each in fitted]
+    if any(each.renames != found[0].renames for each in found):
+        raise UsageError(
+            "the state dicts differ in how their names are paired, so one map cannot say it",
+            hint="--at chooses one of them",
+        )
+    form = "json" if Path(path).suffix.lower() == ".json" else "toml"
+    text = format_proposal(found[0], "json" if form == "json" else "toml")
+    with atomic_output(path, force=force) as sink:
+        sink.write(text.encode())
+
+
+def _warnings(
+    result: Checkpoint, chosen: Sequence[StateDict], fitted: Sequence[Fitted]
+) -> Iterator[str]:
+    for each in fitted:
+        for note in each.plan.notes:
+            yield join_path(each.path, note) if len(fitted) > 1 else note
+    paths = {each.path for each in chosen}
+    for state_dict in result.state_dicts:
+        if state_dict.path not in paths:
+            yield f"'{state_dict.path}' is carried over as it was, and may not load into the target"
+    for other in result.others:
+        if holds_optimizer(other.node):
+            yield (
+                f"'{other.path}' is carried over, and is about the parameters as they were: "
+                "do not resume from it"
+            )

@@ -1,0 +1,170 @@
+"""What `match` and `fit` found, for people: many names folded to few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Final
+
+from ckpt_surgery.models.comparison import Comparison, Mismatch
+from ckpt_surgery.models.fitting import FitItem
+from ckpt_surgery.models.folding import Fold, fold, fold_names
+from ckpt_surgery.models.reports import FitReport, Fitted, Matched, MatchReport
+from ckpt_surgery.render.screen import Screen
+from ckpt_surgery.render.text import count, nbytes, printable, shape
+
+_MOST_LINES: Final = 40  # of one kind
+_MOST_RENAMES: Final = 8  # most are alike; --emit-map and --json list all
+_MOST_NAMES: Final = 2000  # that are folded; beyond, the first are shown as they are
+_LONGEST_NOTE: Final = 500  # characters
+
+
+def show_match(report: MatchReport, screen: Screen) -> None:
+    """For each state dict the counts, then what differs in torch's words."""
+    for each in report.matched:
+        loads = each.comparison.fits
+        screen.line(_verdict(report, each), "green" if loads else "bold")
+        for line in _differences(each.comparison):
+            screen.line(line)
+    for warning in report.warnings:
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+
+
+def _verdict(report: MatchReport, each: Matched) -> str:
+    found = each.comparison
+    where = f" ({printable(each.path)})" if each.path else ""
+    wanted = len(found.matched) + len(found.mismatched) + len(found.missing) + len(found.tied)
+    who = printable(report.target)
+    if report.class_name != report.target:
+        who += f" ({printable(report.class_name)})"
+    return (
+        f"{printable(report.inputs[0])}{where} for {who}: "
+        f"{len(found.matched):,} of {count(wanted, 'key')} match"
+    )
+
+
+def _differences(found: Comparison) -> Iterator[str]:
+    if found.fits:
+        yield "<All keys matched successfully>"
+    if found.missing:
+        yield f"Missing key(s) in state_dict: {len(found.missing):,}"
+        yield from _limited(_pattern(each) for each in _fold_names(found.missing))
+    if found.unexpected:
+        yield f"Unexpected key(s) in state_dict: {len(found.unexpected):,}"
+        yield from _limited(_pattern(each) for each in _fold_names(found.unexpected))
+    for line in _limited(
+        str(Mismatch(_pattern(each), *each.value))
+        for each in _fold((m.name, (m.checkpoint, m.model)) for m in found.mismatched)
+        if isinstance(each.value, tuple)
+    ):
+        yield line.strip()
+    if found.dtype_differences:
+        yield "element types differ, which load_state_dict converts:"
+        yield from _limited(
+            f"{_pattern(each)}: {each.value}"
+            for each in _fold(
+                (d.name, f"{d.checkpoint} in the checkpoint, {d.model} in the model")
+                for d in found.dtype_differences
+            )
+        )
+    if found.tied:
+        yield "not in the file, but tied to what is:"
+        yield from _limited(f"{printable(t.name)} = {printable(t.present)}" for t in found.tied)
+    if found.renamed:
+        yield f"old spellings that the model renames when it loads: {len(found.renamed):,}"
+        yield from _limited(f"{printable(a)} -> {printable(b)}" for a, b in found.renamed)
+
+
+def _fold_names(names: Sequence[str]) -> list[Fold]:
+    return fold_names(names) if len(names) <= _MOST_NAMES else [Fold(n, (n,)) for n in names]
+
+
+def _fold(pairs: Iterable[tuple[str, Hashable]]) -> list[Fold]:
+    listed = list(pairs)
+    if len(listed) <= _MOST_NAMES:
+        return fold(listed)
+    return [Fold(name, (name,), value) for name, value in listed]
+
+
+def _pattern(each: Fold) -> str:
+    """``layer3.{0..5}.conv2.weight (6)``."""
+    return printable(each.pattern) + (f" ({each.count:,})" if each.count > 1 else "")
+
+
+def _limited(lines: Iterable[str], most: int = _MOST_LINES) -> Iterator[str]:
+    listed = list(lines)
+    yield from (f"  {line}" for line in listed[:most])
+    if len(listed) > most:
+        yield f"  … and {len(listed) - most:,} more"
+
+
+def show_fit(report: FitReport, screen: Screen) -> None:
+    """Counts for each state dict, every tensor that is not copied, and what to know."""
+    for each in report.fitted:
+        where = f" ({printable(each.path)})" if each.path else ""
+        screen.line(f"{printable(report.inputs[0])}{where} for {printable(report.target)}:", "bold")
+        for line in _fitted(each):
+            screen.line(line)
+    if report.carried:
+        screen.line(f"carried over: {_listing(report.carried)}")
+    if report.dropped_others:
+        screen.line(f"left out beside them: {_listing(report.dropped_others)}")
+    for warning in report.warnings:
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+    size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
+    if report.output:
+        screen.line(f"written to {printable(report.output)}, {size}", "bold")
+    else:
+        screen.line(f"dry run: nothing was written, {size}", "bold")
+
+
+def _fitted(each: Fitted) -> Iterator[str]:
+    plan = each.plan
+    yield f"copied {_sum(plan.having('copied'), plan.elements['copied'])}"
+    if renames := each.found.renames:
+        ways = dict.fromkeys(p.how for p in each.found.pairs if p.source != p.target)
+        yield f"names that differ: {len(renames):,}, paired by {', '.join(map(printable, ways))}"
+        listed = [f"{printable(old)} -> {printable(new)}" for old, new in renames.items()]
+        yield from _limited(listed, most=_MOST_RENAMES)
+    if adapted := plan.having("adapted"):
+        yield f"adapted {_sum(adapted, plan.elements['adapted'])}:"
+        yield from _limited(
+            f"{_pattern(f)}: {f.value}" for f in _fold((i.name, _adapted(i)) for i in adapted)
+        )
+    if initial := plan.having("initial"):
+        yield f"initial {_sum(initial, plan.elements['initial'])}:"
+        yield from _limited(
+            f"{_pattern(f)}: {f.value}" for f in _fold((i.name, _initial(i)) for i in initial)
+        )
+    if plan.dropped:
+        yield f"dropped {_sum(plan.dropped, plan.elements['dropped'])}:"
+        dropped = _fold((spec.name, shape(spec.shape)) for spec in plan.dropped)
+        yield from _limited(f"{_pattern(f)} {f.value}" for f in dropped)
+
+
+def _sum(tensors: Sequence[object], elements: int) -> str:
+    return f"{count(len(tensors), 'tensor')}, {count(elements, 'element')}"
+
+
+def _adapted(item: FitItem) -> str:
+    rest = " (initial values elsewhere)" if item.needs_initial else ""
+    return f"{shape(item.source_shape or ())} -> {shape(item.shape)} by {item.adaptation}{rest}"
+
+
+def _initial(item: FitItem) -> str:
+    value = "" if item.fill is None or item.fill.kind == "init" else f", filled by {item.fill}"
+    if item.source_shape is None:
+        return f"{shape(item.shape)}, {item.reason}{value}"
+    if item.would_adapt:
+        advice = f"; it would take --adapt {' or '.join(item.would_adapt)}"
+    else:
+        advice = "; no adaptation carries it over"
+    if item.source_shape == item.shape:
+        return f"{shape(item.shape)}, {item.reason}{value}"
+    came = f"the checkpoint's is {shape(item.source_shape)}"
+    return f"{shape(item.shape)}, {came}{advice}{value}"
+
+
+def _listing(paths: Sequence[str]) -> str:
+    shown = ", ".join(printable(path) or "(top level)" for path in paths[:_MOST_LINES])
+    more = len(paths) - _MOST_LINES
+    return f"{shown} and {more:,} more" if more > 0 else shown

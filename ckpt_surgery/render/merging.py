@@ -1,0 +1,82 @@
+"""What a merge did, for people: the files, what became of the entries, what to know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from ckpt_surgery.render.edits import listing, names_of
+from ckpt_surgery.render.screen import Column, Grid, Screen
+from ckpt_surgery.render.text import count, nbytes, printable
+from ckpt_surgery.report import MergeReport
+
+_LONGEST_NOTE: Final = 500  # characters
+
+
+def show(report: MergeReport, screen: Screen) -> None:
+    """Print the report. It is the same for a dry run but for the last line."""
+    screen.grid(_files(report))
+    for line in (*_entries(report), *_beside(report)):
+        screen.line(line)
+    for warning in report.warnings:
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+    size = nbytes(report.nbytes_after)
+    if report.arithmetic:
+        size += f", computed in at most {nbytes(report.peak_bytes)} of memory"
+    where = f"written to {printable(report.output)}" if report.output else "dry run"
+    screen.line(f"{where}, {size}" if report.output else f"{where}: nothing was written, {size}")
+
+
+def _files(report: MergeReport) -> Grid:
+    weighs = any(each.weight is not None for each in report.inputs)
+    columns = [Column("file", fold=True), Column("role")]
+    columns += [Column("weight", right=True)] if weighs else []
+    columns += [] if report.arithmetic else [Column("taken", right=True)]
+    rows = []
+    for each in report.inputs:
+        row = [printable(each.file), "base" if each.base else "input"]
+        if weighs:
+            row.append("" if each.weight is None else f"{each.weight:g}")
+        if not report.arithmetic:
+            row.append("" if each.base else f"{each.taken:,}")
+        rows.append(row)
+    return Grid(columns, rows)
+
+
+def _entries(report: MergeReport) -> Iterator[str]:
+    for rule in report.rules:
+        matched = count(int(rule["matched"]), "name")
+        text = rule.get("text") or rule.get("prefix") or ""
+        yield f"{rule.get('kind') or rule.get('rule')} {printable(str(text))}: {matched}"
+    if report.arithmetic:
+        yield f"{report.method}: merged {count(len(report.merged), 'tensor')}"
+        yield from _reasons("copied as they are", report.copied)
+        yield from _reasons("left out", report.skipped)
+    if report.renamed:
+        yield f"renamed {count(len(report.renamed), 'entry', 'entries')} of the base"
+    if report.taken:
+        yield f"taken from other files: {count(len(report.taken), 'entry', 'entries')}"
+        if not report.arithmetic:
+            yield from names_of([f"{printable(a)} <- {printable(b)}" for a, b in report.taken])
+    if report.kept and not report.arithmetic:
+        yield f"kept {count(len(report.kept), 'entry', 'entries')} of the base"
+
+
+def _reasons(what: str, names: Sequence[tuple[str, str]]) -> Iterator[str]:
+    for why, number in Counter(why for _, why in names).items():
+        alike = [printable(name) for name, each in names if each == why]
+        yield f"{what} ({why}): {count(number, 'entry', 'entries')}, {listing(alike, most=3)}"
+
+
+def _beside(report: MergeReport) -> Iterator[str]:
+    base = printable(report.base)
+    if report.carried:
+        yield f"carried over from {base}: {listing(report.carried)}"
+    if report.dropped:
+        yield f"removed beside them: {listing(report.dropped)}"
+    for edit in report.plan:
+        if edit["edit"] == "compact":
+            yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"
+        elif edit["edit"] == "convert":
+            yield f"converted: {edit['from']} -> {edit['to']}"
