@@ -8,7 +8,7 @@ from typing import Final
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import CkptError, PathLike, UnknownFormatError
 from ckpt_surgery.fileio import SourceFile, looks_like_zip, read_zip
-from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
+from ckpt_surgery.formats.assemble import entry_counts, is_training_state
 from ckpt_surgery.formats.mappings import named_items
 from ckpt_surgery.formats.torch_zip import is_torch_zip, lay_out_torch_zip, read_torch_zip
 from ckpt_surgery.formats.torchscript import is_torchscript, read_torchscript
@@ -91,7 +91,6 @@ def _unknown(file: SourceFile) -> UnknownFormatError:
 
 __all__ = [
     "entry_counts",
-    "holds_optimizer",
     "is_training_state",
     "lay_out_torch_zip",
     "named_items",

@@ -73,13 +73,6 @@ def _last(path: str) -> str:
     return "" if len(name) == _SHOWN_TEXT else name
 
 
-def holds_optimizer(node: Node) -> bool:
-    """Whether `node` is an optimizer's state dict, or a list of them as Lightning keeps it."""
-    if isinstance(node, list):
-        return any("groups" in entry_counts(child) for child in node[:_MOST_SETTINGS])
-    return "groups" in entry_counts(node)
-
-
 def entry_counts(node: Node) -> dict[str, int]:
     """What can be counted in an entry: an optimizer's groups and states, a container's length."""
     if isinstance(node, (list, tuple)):

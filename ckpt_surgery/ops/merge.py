@@ -16,6 +16,7 @@ from ckpt_surgery.arithmetic.recipe import WEIGHT, Override, Recipe, RecipeInput
 from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.convert import alone, the_state_dict
 from ckpt_surgery.ops.editing import (
@@ -35,13 +36,16 @@ from ckpt_surgery.ops.merge_numbers import (
     rounding_warnings,
 )
 from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
+from ckpt_surgery.optimizers import InStep, OptimizerChoice, keep_in_step
 from ckpt_surgery.plan import (
     Compact,
     Drop,
+    DropOther,
     Edit,
     Plan,
     Rename,
     RuleCount,
+    UpdateOptimizer,
     apply,
     choose_state_dicts,
 )
@@ -60,7 +64,8 @@ class MergeScope:
     """What of the files is merged, and what else the result is to be.
 
     `renames` are rules for the files by their number from 1, `compact` removes bytes that no tensor
-    uses, `state_dict_only` everything beside the state dict.
+    uses, `state_dict_only` everything beside the state dict. The base's `optimizer` follows its
+    model, is kept as it is, or dropped.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -68,6 +73,7 @@ class MergeScope:
     renames: Mapping[int, Sequence[RewriteRule]] | None = None
     state_dict_only: bool = False
     compact: bool = False
+    optimizer: OptimizerChoice = "auto"
 
 
 def methods() -> tuple[str, ...]:
@@ -280,6 +286,7 @@ def _merge_structure(
         edits: tuple[Edit, ...] = tuple(taking.edits)
         before = as_archive(base.checkpoint)
         edited = apply(Plan(edits), before, others=[file.original for file in others])
+        edited, edits, step = _in_step(base, edited, edits, scope)
         if scope.compact:
             edits = (*edits, Compact(unused_nbytes(edited)))
             edited = compact(edited)
@@ -291,8 +298,8 @@ def _merge_structure(
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties)
-        facts = _Facts(method, False, tuple(inputs), {}, warnings, nbytes, 0)
+        warnings = (*taking.warnings, *ties, *step.warnings)
+        facts = _Facts(method, False, tuple(inputs), {}, step.changes, warnings, nbytes, 0)
         return _report(base, before, edited, edits, numbers, facts, output)
 
 
@@ -320,12 +327,13 @@ def _merge_numbers(
         stream = Stream(threads=workers, memory=room)
         planner = NumberPlanner(recipe, policies, base, files, stream, tally)
         numbers = planner.plan(chosen, scope.selection)
-        edits = (*numbers.edits, *numbers.taking.edits)
+        edits: tuple[Edit, ...] = (*numbers.edits, *numbers.taking.edits)
         before = as_archive(base.checkpoint)
         edited = apply(
             Plan(edits), before, others=[f.original for f in files], merged=numbers.entries
         )
         edited = replace(edited, moved={**edited.moved, **numbers.moved})
+        edited, edits, step = _in_step(base, edited, edits, scope)
         ties = broken_ties(before, edited)
         edited = _narrowed(edited, scope)
         if not output.dry_run:
@@ -339,11 +347,13 @@ def _merge_numbers(
             True,
             _inputs(recipe, base, files, numbers),
             _policies(recipe, policies, scope, base),
+            step.changes,
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
                 *rounding_warnings(tally),
                 *ties,
+                *step.warnings,
             ),
             nbytes,
             peak,
@@ -356,6 +366,19 @@ def _threads(wanted: int | None) -> int:
         raise UsageError(f"'--threads {wanted}' is no number of threads")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return wanted or min(_MOST_THREADS, available or 1)
+
+
+def _in_step(
+    base: MergeFile, edited: Checkpoint, edits: tuple[Edit, ...], scope: MergeScope
+) -> tuple[Checkpoint, tuple[Edit, ...], InStep]:
+    """The result with the base's optimizers following its model, and the edits that say so."""
+    if scope.state_dict_only:
+        return edited, edits, InStep(edited)
+    step = keep_in_step(as_archive(base.original), edited, scope.optimizer)
+    left = {other.path for other in step.checkpoint.others}
+    more: list[Edit] = [UpdateOptimizer(c.path) for c in step.changes if c.action == "updated"]
+    more += (DropOther(other.path) for other in edited.others if other.path not in left)
+    return step.checkpoint, (*edits, *more), step
 
 
 def _narrowed(checkpoint: Checkpoint, scope: MergeScope) -> Checkpoint:
@@ -412,6 +435,7 @@ class _Facts:
     arithmetic: bool
     inputs: tuple[MergeInput, ...]
     policies: Mapping[str, Any]
+    optimizers: tuple[OptimizerChange, ...]
     warnings: tuple[str, ...]
     nbytes: int
     peak: int
@@ -458,6 +482,7 @@ def _report(
         carried=tuple(other.path for other in after.others),
         dropped=dropped,
         policies=facts.policies,
+        optimizers=facts.optimizers,
         warnings=(*base.original.notes, *facts.warnings),
         nbytes_before=base.original.file.size,
         nbytes_after=facts.nbytes,

@@ -268,9 +268,7 @@ def test_r21_the_state_dict_is_found_and_the_rest_kept(
     loaded = torch.load(out, weights_only=True)
     assert list(loaded) == list(checkpoint)
     assert_same(dict(loaded["state_dict"]), dict(expected["state_dict"]))
-    edited = {"state_dict": 0, "optimizer": 0}
-    assert_same({**loaded, **edited}, {**checkpoint, **edited})
-    assert loaded["optimizer"]["param_groups"][0]["params"] == []  # it held fc alone
+    assert_same({**loaded, "state_dict": 0}, {**checkpoint, "state_dict": 0})
 
 
 def test_r21_the_state_dict_is_written_alone(
