@@ -10,8 +10,11 @@ from click.shell_completion import CompletionItem
 
 from ckpt_surgery.cli.names import CheckpointFile
 from ckpt_surgery.cli.options import all_of
+from ckpt_surgery.errors import UsageError
 
 if TYPE_CHECKING:
+    from ckpt_surgery.models.specs import ModelSpec
+
     _Text = click.ParamType[str]
 else:  # generic only since Click 8.2
     _Text = click.ParamType
@@ -38,13 +41,12 @@ class ModelName(_Text):
         return [CompletionItem(spec) for spec in specs if spec.startswith(incomplete)]
 
 
-target_options = all_of(
+model_options = all_of(
     click.option(
         "--model",
         metavar="SPEC",
         type=ModelName(),
-        help="The model to load into: 'torchvision:NAME' or 'package.module:callable', whose "
-        "code runs.",
+        help="The model: 'torchvision:NAME' or 'package.module:callable', whose code runs.",
     ),
     click.option(
         "--model-arg",
@@ -60,6 +62,10 @@ target_options = all_of(
         metavar="MODULE.ATTRIBUTE=VALUE",
         help="Rebuild one layer of the model: 'fc.out_features=5'. Repeatable.",
     ),
+)
+
+target_options = all_of(
+    model_options,
     click.option(
         "--like",
         metavar="OTHER",
@@ -80,3 +86,18 @@ def target_of(ctx: click.Context) -> dict[str, Any]:
         "settings": given["settings"],
         "like": given["like"],
     }
+
+
+def model_of(ctx: click.Context) -> ModelSpec | None:
+    """The model that `model_options` name, None if they name none. Raises `UsageError`."""
+    given = ctx.params
+    if given["model"] is None:
+        for name, option in (("model_arg", "--model-arg"), ("settings", "--set")):
+            if given[name]:
+                raise UsageError(f"'{option}' is about a model", hint="add --model SPEC")
+        return None
+    from ckpt_surgery.models.specs import ModelSpec, parse_arguments, parse_settings
+
+    return ModelSpec(
+        given["model"], parse_arguments(given["model_arg"]), parse_settings(given["settings"])
+    )
