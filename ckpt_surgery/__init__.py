@@ -36,10 +36,15 @@ if TYPE_CHECKING:
     from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
     from ckpt_surgery.models.freezing import FreezePlan
     from ckpt_surgery.models.reports import FitReport, MatchReport
-    from ckpt_surgery.ops import Output, convert, freeze_plan, inspect, rename, strip
+    from ckpt_surgery.ops.convert import convert
+    from ckpt_surgery.ops.editing import Output
     from ckpt_surgery.ops.fit import fit
+    from ckpt_surgery.ops.freeze_plan import freeze_plan
+    from ckpt_surgery.ops.inspect import inspect
     from ckpt_surgery.ops.match import match
     from ckpt_surgery.ops.merge import MergeScope, merge, merge_recipe
+    from ckpt_surgery.ops.rename import rename
+    from ckpt_surgery.ops.strip import strip
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
     from ckpt_surgery.report import EditReport, InspectReport, MergeReport
@@ -80,7 +85,12 @@ _HOMES = {
     "ckpt_surgery.models.freezing": ("FreezePlan",),
     "ckpt_surgery.models.reports": ("FitReport", "MatchReport"),
     "ckpt_surgery.freezing.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
-    "ckpt_surgery.ops": ("Output", "convert", "freeze_plan", "inspect", "rename", "strip"),
+    "ckpt_surgery.ops.convert": ("convert",),
+    "ckpt_surgery.ops.editing": ("Output",),
+    "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
+    "ckpt_surgery.ops.inspect": ("inspect",),
+    "ckpt_surgery.ops.rename": ("rename",),
+    "ckpt_surgery.ops.strip": ("strip",),
     "ckpt_surgery.ops.fit": ("fit",),
     "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),

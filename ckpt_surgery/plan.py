@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ckpt_surgery.averages import drop_state_dict, take_weights
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.edits import (
@@ -32,7 +31,6 @@ from ckpt_surgery.edits import (
 )
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.facts import OptimizerChange
-from ckpt_surgery.optimizers import keep_in_step
 from ckpt_surgery.pickles import walk
 from ckpt_surgery.rules import (
     Chosen,
@@ -303,9 +301,13 @@ def apply(
     original = checkpoint
     for edit in plan.edits:
         if isinstance(edit, TakeWeights):
+            from ckpt_surgery.averages import take_weights
+
             checkpoint = take_weights(checkpoint, edit.state_dict, edit.old)
         elif isinstance(edit, DropStateDict):
             _require_known(checkpoint, [edit.path], [])
+            from ckpt_surgery.averages import drop_state_dict
+
             checkpoint = drop_state_dict(checkpoint, edit.path)
         elif isinstance(edit, UpdateOptimizer):
             optimizers.add(edit.path)
@@ -324,6 +326,8 @@ def apply(
         dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in dropped)),
     )
     if optimizers:
+        from ckpt_surgery.optimizers import keep_in_step
+
         edited = keep_in_step(original, edited, only=optimizers).checkpoint
     compacts = any(isinstance(edit, Compact) for edit in plan.edits)
     return compact(edited) if compacts else edited

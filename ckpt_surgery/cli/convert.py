@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ckpt_surgery import ops
+import ckpt_surgery.ops.convert as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.names import StateDictPath
 from ckpt_surgery.cli.options import (
@@ -49,5 +49,5 @@ def convert(ctx: click.Context, /, state_dict_only: bool, at: str | None, **_: A
       ckpt convert silero.safetensors -o silero.pth
     """
     output = output_of(ctx)
-    report = ops.convert(source_of(ctx), output, at=at, state_dict_only=state_dict_only)
+    report = verb.convert(source_of(ctx), output, at=at, state_dict_only=state_dict_only)
     return finish_edit(ctx, report)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import click
 
-from ckpt_surgery import ops
+import ckpt_surgery.ops.freeze_plan as verb
 from ckpt_surgery.cli.base import Command, in_order
 from ckpt_surgery.cli.names import KeyName, StateDictPath
 from ckpt_surgery.cli.options import input_argument, report_options, source_of
@@ -188,7 +188,7 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
     form = _form(ctx)
     model = model_of(ctx)
     source = None if given["file"] is None and model is not None else source_of(ctx)
-    report = ops.freeze_plan(
+    report = verb.freeze_plan(
         source, _recipe(ctx), model=model, at=given["at"], epoch=given["epoch"] or 0
     )
     if given["output"] is not None:

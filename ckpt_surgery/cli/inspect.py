@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ckpt_surgery import ops
+import ckpt_surgery.ops.inspect as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     at_option,
@@ -68,7 +68,7 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
       ckpt inspect model.pth --params-only --keys > names.txt
     """
     _check_forms(ctx)
-    report = ops.inspect(
+    report = verb.inspect(
         source_of(ctx),
         selection_of(ctx),
         at=ctx.params["at"],

@@ -19,7 +19,7 @@ from ckpt_surgery.cli.base import in_order, traceback_option
 from ckpt_surgery.cli.names import CheckpointFile, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.ops import Output
+from ckpt_surgery.ops.editing import Output
 from ckpt_surgery.render.progress import progress_bar
 from ckpt_surgery.rules import Rule, RuleKind, Selection, parse_key_list
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-from ckpt_surgery import ops
+import ckpt_surgery.ops.rename as verb
 from ckpt_surgery.cli.base import Command, in_order
 from ckpt_surgery.cli.names import KeyName
 from ckpt_surgery.cli.options import (
@@ -92,5 +92,5 @@ def rename(ctx: click.Context, /, optimizer: OptimizerChoice, **_: Any) -> int:
     """
     rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
     output = output_of(ctx)
-    report = ops.rename(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
+    report = verb.rename(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
     return finish_edit(ctx, report)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ckpt_surgery import ops
+import ckpt_surgery.ops.strip as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     at_option,
@@ -77,7 +77,7 @@ def strip(
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
     """
     output, selection = replace(output_of(ctx), hash_name=hash_name), selection_of(ctx)
-    report = ops.strip(
+    report = verb.strip(
         source_of(ctx),
         output,
         selection,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -17,9 +17,9 @@ from ckpt_surgery.checkpoint import (
 )
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import PathLike
+from ckpt_surgery.facts import TrainingFacts
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
-from ckpt_surgery.ops.training_facts import averaged_counts, training_facts
 from ckpt_surgery.plan import choose_state_dicts, select
 from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals
 from ckpt_surgery.rules import Selection
@@ -47,6 +47,7 @@ def inspect(
     with read(source) as checkpoint:
         listed = _listed(checkpoint, selection, at, params_only=params_only)
         narrowed = replace(checkpoint, state_dicts=tuple(listed))
+        training, averaged = _training(checkpoint, narrowed)
         return InspectReport(
             file=checkpoint.file.name,
             format=checkpoint.format,
@@ -59,11 +60,22 @@ def inspect(
             notes=checkpoint.notes,
             stats=_stats(narrowed) if stats else {},
             places=places(checkpoint.state_dicts),
-            training=training_facts(checkpoint),
-            averaged=averaged_counts(narrowed),
+            training=training,
+            averaged=averaged,
             architectures=_architectures(checkpoint, listed) if recognise else {},
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
+
+
+def _training(
+    checkpoint: Checkpoint, narrowed: Checkpoint
+) -> tuple[Mapping[str, TrainingFacts], Mapping[str, int]]:
+    """What is known of training state and of averages; a file of bare weights has neither."""
+    if not checkpoint.others and all(each.kind == "model" for each in checkpoint.state_dicts):
+        return {}, {}
+    from ckpt_surgery.ops.training_facts import averaged_counts, training_facts
+
+    return training_facts(checkpoint), averaged_counts(narrowed)
 
 
 def _listed(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.arithmetic.method import catalogue, find
 from ckpt_surgery.arithmetic.parameters import near_names
@@ -36,7 +36,6 @@ from ckpt_surgery.ops.merge_numbers import (
     rounding_warnings,
 )
 from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
-from ckpt_surgery.optimizers import InStep, OptimizerChoice, keep_in_step
 from ckpt_surgery.plan import (
     Compact,
     Drop,
@@ -51,6 +50,9 @@ from ckpt_surgery.plan import (
 )
 from ckpt_surgery.report import MergeInput, MergeReport
 from ckpt_surgery.rules import RewriteRule, Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import InStep, OptimizerChoice
 
 STRUCTURAL: Final = ("overlay", "fill")
 """Methods that compute nothing: later files win, and earlier files win."""
@@ -298,8 +300,9 @@ def _merge_structure(
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties, *step.warnings)
-        facts = _Facts(method, False, tuple(inputs), {}, step.changes, warnings, nbytes, 0)
+        warnings = (*taking.warnings, *ties, *(step.warnings if step else ()))
+        changes = step.changes if step else ()
+        facts = _Facts(method, False, tuple(inputs), {}, changes, warnings, nbytes, 0)
         return _report(base, before, edited, edits, numbers, facts, output)
 
 
@@ -347,13 +350,13 @@ def _merge_numbers(
             True,
             _inputs(recipe, base, files, numbers),
             _policies(recipe, policies, scope, base),
-            step.changes,
+            step.changes if step else (),
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
                 *rounding_warnings(tally),
                 *ties,
-                *step.warnings,
+                *(step.warnings if step else ()),
             ),
             nbytes,
             peak,
@@ -370,10 +373,12 @@ def _threads(wanted: int | None) -> int:
 
 def _in_step(
     base: MergeFile, edited: Checkpoint, edits: tuple[Edit, ...], scope: MergeScope
-) -> tuple[Checkpoint, tuple[Edit, ...], InStep]:
+) -> tuple[Checkpoint, tuple[Edit, ...], InStep | None]:
     """The result with the base's optimizers following its model, and the edits that say so."""
-    if scope.state_dict_only:
-        return edited, edits, InStep(edited)
+    if scope.state_dict_only or not edited.others:
+        return edited, edits, None
+    from ckpt_surgery.optimizers import keep_in_step
+
     step = keep_in_step(as_archive(base.original), edited, scope.optimizer)
     left = {other.path for other in step.checkpoint.others}
     more: list[Edit] = [UpdateOptimizer(c.path) for c in step.changes if c.action == "updated"]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.editing import Output, edit
 from ckpt_surgery.ops.training import with_optimizers
-from ckpt_surgery.optimizers import OptimizerChoice
 from ckpt_surgery.plan import Planned, plan_rename
 from ckpt_surgery.report import EditReport
 from ckpt_surgery.rules import RewriteRule
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import OptimizerChoice
 
 
 def rename(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import PathLike, UsageError
@@ -11,10 +12,12 @@ from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import is_training_state
 from ckpt_surgery.ops.editing import Output, edit
 from ckpt_surgery.ops.training import plan_averages, with_optimizers
-from ckpt_surgery.optimizers import OptimizerChoice
 from ckpt_surgery.plan import Plan, Planned, apply, plan_strip
 from ckpt_surgery.report import EditReport
 from ckpt_surgery.rules import Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import OptimizerChoice
 
 
 def strip(

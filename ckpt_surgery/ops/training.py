@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from ckpt_surgery.averages import find_averages
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.optimizers import OptimizerChoice, keep_in_step
 from ckpt_surgery.plan import (
     Compact,
     DropOther,
@@ -20,6 +19,9 @@ from ckpt_surgery.plan import (
     apply,
 )
 
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import OptimizerChoice
+
 
 def with_optimizers(
     checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
@@ -28,6 +30,10 @@ def with_optimizers(
 
     Raises PlanError where it is not certain which state belongs to which parameter.
     """
+    if not checkpoint.others:  # bare weights: nothing that could be an optimizer
+        return planned
+    from ckpt_surgery.optimizers import keep_in_step
+
     result = keep_in_step(checkpoint, apply(planned.plan, checkpoint), choice)
     known = {other.path for other in checkpoint.others}
     edits: list[Edit] = [
@@ -51,6 +57,8 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
 
     Raises UsageError if there is none to publish, or if one model has several.
     """
+    from ckpt_surgery.averages import find_averages
+
     pairs = find_averages(checkpoint)
     edits: list[Edit] = []
     if publish:

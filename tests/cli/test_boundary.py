@@ -161,7 +161,7 @@ def test_usage_error_says_what_to_do(invoke, args, said):
 
 
 def test_bug_in_a_command_is_called_one(folder, invoke, monkeypatch):
-    monkeypatch.setattr("ckpt_surgery.ops.inspect", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("ckpt_surgery.ops.inspect.inspect", lambda *_, **__: 1 // 0)
     result = invoke("inspect", "net.pth")
     assert result.exit_code == 70
     assert "bug in ckpt: ZeroDivisionError" in result.stderr

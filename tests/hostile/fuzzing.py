@@ -34,7 +34,7 @@ from ckpt_surgery.checkpoint import Checkpoint, Tensor
 from ckpt_surgery.errors import CkptError, LossyEditError
 from ckpt_surgery.fileio import atomic_output
 from ckpt_surgery.formats import lay_out_torch_zip, read
-from ckpt_surgery.ops import inspect
+from ckpt_surgery.ops.inspect import inspect
 from ckpt_surgery.pickles import Limits
 
 # Small, so that a mutation that would go on for long is refused soon.
