@@ -31,8 +31,8 @@ from ckpt_surgery.edits import (
     UpdateOptimizer,
 )
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
+from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.pickles import walk
-from ckpt_surgery.report import OptimizerChange
 from ckpt_surgery.rules import (
     Chosen,
     RewriteRule,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.render.screen import Screen
 
 _NOTHING = "none"
+_PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
 
 
 @click.command(cls=Command)
@@ -82,6 +83,14 @@ _NOTHING = "none"
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="What initial values are drawn from."
 )
+@click.option(
+    "--optimizer",
+    type=click.Choice(["resize", "reset", "keep", "drop"]),
+    default="resize",
+    show_default=True,
+    help="The moments of an adapted tensor are adapted too, or begin anew; or leave the whole "
+    "optimizer as it is, or out.",
+)
 @at_option
 @output_options
 @report_options
@@ -91,7 +100,8 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
 
     Every tensor of the model is copied from FILE where name and shape agree, adapted where
     --adapt permits it, and otherwise takes the model's own initial value. The report names all
-    that is not copied. What lies beside the state dicts of FILE is carried over.
+    that is not copied. What lies beside the state dicts of FILE is carried over; an optimizer
+    follows its model.
 
     \b
     Examples:
@@ -113,7 +123,7 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
         **target_of(ctx),
         **_texts(given),
         initial=_selection(given["initial"]),
-        **{name: given[name] for name in ("match", "emit_map", "adapt", "fill", "dtype", "seed")},
+        **{name: given[name] for name in _PLAIN},
         at=given["at"],
     )
     return finish(ctx, report, _show)

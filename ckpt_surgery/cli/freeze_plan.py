@@ -12,9 +12,9 @@ import click
 
 import ckpt_surgery.ops.freeze_plan as verb
 from ckpt_surgery.cli.base import Command, in_order
-from ckpt_surgery.cli.model_options import model_of, model_options
 from ckpt_surgery.cli.names import KeyName, StateDictPath
 from ckpt_surgery.cli.options import input_argument, report_options, source_of
+from ckpt_surgery.cli.targets import model_of, model_options
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fileio import atomic_output
 from ckpt_surgery.freezing.build import (

@@ -14,6 +14,7 @@ from ckpt_surgery.cli.base import Command, in_order
 from ckpt_surgery.cli.names import CheckpointFile, TextType
 from ckpt_surgery.cli.options import (
     at_option,
+    optimizer_option,
     output_of,
     output_options,
     report_options,
@@ -193,6 +194,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 )
 @selection_options
 @at_option
+@optimizer_option
 @click.option("--state-dict-only", is_flag=True, help="Write the state dict alone.")
 @click.option("--threads", type=int, metavar="N", help="Threads that compute (default: all).")
 @click.option(
@@ -227,6 +229,7 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
         renames=_renames(ctx),
         state_dict_only=ctx.params["state_dict_only"],
         compact=ctx.params["compact"],
+        optimizer=ctx.params["optimizer"],
     )
     common = {
         "scope": scope,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from ckpt_surgery.cli.names import CheckpointFile, TextType
 from ckpt_surgery.cli.options import all_of
+from ckpt_surgery.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_surgery.models.specs import ModelSpec
 
 
 class ModelName(TextType):
@@ -33,13 +37,12 @@ class ModelName(TextType):
         return [CompletionItem(spec) for spec in specs if spec.startswith(incomplete)]
 
 
-target_options = all_of(
+model_options = all_of(
     click.option(
         "--model",
         metavar="SPEC",
         type=ModelName(),
-        help="The model to load into: 'torchvision:NAME' or 'package.module:callable', whose "
-        "code runs.",
+        help="The model: 'torchvision:NAME' or 'package.module:callable', whose code runs.",
     ),
     click.option(
         "--model-arg",
@@ -55,6 +58,10 @@ target_options = all_of(
         metavar="MODULE.ATTRIBUTE=VALUE",
         help="Rebuild one layer of the model: 'fc.out_features=5'. Repeatable.",
     ),
+)
+
+target_options = all_of(
+    model_options,
     click.option(
         "--like",
         metavar="OTHER",
@@ -75,3 +82,18 @@ def target_of(ctx: click.Context) -> dict[str, Any]:
         "settings": given["settings"],
         "like": given["like"],
     }
+
+
+def model_of(ctx: click.Context) -> ModelSpec | None:
+    """The model that `model_options` name, None if they name none. Raises `UsageError`."""
+    given = ctx.params
+    if given["model"] is None:
+        for name, option in (("model_arg", "--model-arg"), ("settings", "--set")):
+            if given[name]:
+                raise UsageError(f"'{option}' is about a model", hint="add --model SPEC")
+        return None
+    from ckpt_surgery.models.specs import ModelSpec, parse_arguments, parse_settings
+
+    return ModelSpec(
+        given["model"], parse_arguments(given["model_arg"]), parse_settings(given["settings"])
+    )

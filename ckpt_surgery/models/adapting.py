@@ -67,6 +67,16 @@ def adapt(
     return result
 
 
+def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape) -> Tensor:
+    """A moment that an optimizer keeps of a parameter, carried into `shape` as the parameter is.
+
+    What is new begins with zeros, as an optimizer does. A moment without negative elements (an
+    average of squares) gets none, which interpolation alone would not see to.
+    """
+    result = adapt(how, moment, shape, lambda: torch.zeros(shape, dtype=moment.dtype))
+    return result.clamp_min(0) if bool((moment >= 0).all()) else result
+
+
 def adapt_channels(
     weight: Tensor, channels: int, method: ChannelMethod, *, scaled: bool = False
 ) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.checkpoint import StateDictKind, join_path
+from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.models.comparison import Comparison
 from ckpt_surgery.models.correspondence import Correspondence
 from ckpt_surgery.models.fitting import FitItem, FitPlan
@@ -86,7 +87,8 @@ class Fitted:
 class FitReport:
     """Where each tensor of the result comes from, for every state dict that was fitted.
 
-    `carried` and `dropped_others` are the paths of what lies beside the state dicts. `seed` is
+    `carried` and `dropped_others` are the paths of what lies beside the state dicts, `optimizers`
+    say what became of those whose model changed. `seed` is
     what initial values were drawn from. `output` is None if nothing was written.
     """
 
@@ -97,6 +99,7 @@ class FitReport:
     fitted: tuple[Fitted, ...]
     carried: tuple[str, ...]
     dropped_others: tuple[str, ...] = ()
+    optimizers: tuple[OptimizerChange, ...] = ()
     warnings: tuple[str, ...] = ()
     seed: int = 0
     nbytes_before: int = 0
@@ -154,6 +157,7 @@ class FitReport:
             "seed": self.seed,
             "carried": list(self.carried),
             "dropped_others": list(self.dropped_others),
+            "optimizers": [change.to_dict() for change in self.optimizers],
             "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ckpt_surgery.arithmetic.computed import computed_tensor
 from ckpt_surgery.arithmetic.elements import can_load, load_elements, require_torch
@@ -15,7 +15,7 @@ from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import SourceFile, atomic_output
-from ckpt_surgery.formats import holds_optimizer, read
+from ckpt_surgery.formats import read
 from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
 from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, correspond
 from ckpt_surgery.models.fitting import FitItem, FitOptions, plan_fit
@@ -31,10 +31,13 @@ from ckpt_surgery.ops.editing import (
     write,
 )
 from ckpt_surgery.ops.targets import Aim, describe, opened
+from ckpt_surgery.optimizers import InStep, keep_in_step
 from ckpt_surgery.rules import Selection
 
 if TYPE_CHECKING:
     from ckpt_surgery.models.initial import InitialValues
+
+FitOptimizer = Literal["resize", "reset", "keep", "drop"]
 
 _Elements = Any
 """``torch.Tensor``, which is not imported here."""
@@ -58,6 +61,7 @@ def fit(
     dtype: str | None = None,
     seed: int = 0,
     at: Sequence[str] = (),
+    optimizer: FitOptimizer = "resize",
 ) -> FitReport:
     """Fit the state dicts of `source`, or those at the paths `at`, to one target; see `match`.
 
@@ -69,7 +73,12 @@ def fit(
     result's floating-point tensors, the target's if None. What lies beside the state dicts is
     carried over.
 
-    Raises `PlanError` if nothing fits or a tensor may not be initial, `AmbiguousMatchError` for
+    An optimizer follows its model: what is left out leaves it, and what is initial begins anew. The
+    moments of an adapted tensor are adapted the same way (``"resize"``) or begin anew
+    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out.
+
+    Raises `PlanError` if nothing fits, a tensor may not be initial, or it is not certain which of
+    an optimizer's state belongs to which parameter, `AmbiguousMatchError` for
     names with two equally good partners, `WriteError` for a bad output, and what `match` raises.
     Nothing is then written.
     """
@@ -95,6 +104,8 @@ def fit(
         values = _Values(aim, seed, big_endian=big_endian)
         archive = as_archive(checkpoint)
         result = replace(archive, state_dicts=_replaced(archive, fitted, values))
+        step = _in_step(archive, result, fitted, optimizer)
+        result = step.checkpoint
         if emit_map is not None:
             _write_map(emit_map, fitted, force=target.force)
         nbytes = write(result, target, inputs=aim.inputs)
@@ -106,11 +117,51 @@ def fit(
             fitted=tuple(fitted),
             carried=tuple(other.path for other in result.others),
             dropped_others=left_out(checkpoint, result),
-            warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted)),
+            optimizers=step.changes,
+            warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted), *step.warnings),
             seed=seed,
             nbytes_before=checkpoint.file.size,
             nbytes_after=nbytes,
         )
+
+
+def _in_step(
+    before: Checkpoint, after: Checkpoint, fitted: Sequence[Fitted], choice: FitOptimizer
+) -> InStep:
+    """The result with its optimizers following the fit."""
+    items = {each.path: {item.name: item for item in each.plan.items} for each in fitted}
+    sources = {
+        path: {name: None if i.status == "initial" else i.source for name, i in own.items()}
+        for path, own in items.items()
+    }
+    by_name = {name: item for own in reversed(items.values()) for name, item in own.items()}
+
+    def resize(name: str, moment: Tensor) -> Tensor | None:
+        item = by_name.get(name)
+        how = None if item is None else item.adaptation
+        if item is None or how is None or not can_load(moment):
+            return None
+
+        def compute() -> _Elements:
+            from ckpt_surgery.models.adapting import adapt_moment
+
+            return adapt_moment(how, _elements(name, moment), item.shape)
+
+        big = _is_big_endian(moment)
+        return computed_tensor(item.shape, moment.dtype, compute, key=name, big_endian=big)
+
+    try:
+        return keep_in_step(
+            before,
+            after,
+            choice if choice in {"keep", "drop"} else "auto",
+            sources=sources,
+            resize=resize if choice == "resize" else None,
+        )
+    except CkptError as error:
+        if error.path is None:
+            error.name_file(before.file.name)
+        raise
 
 
 def _level(text: str) -> Level:
@@ -263,10 +314,13 @@ def _is_big_endian(tensor: Tensor) -> bool:
 
 
 def _load(entry: Entry) -> _Elements:
-    tensor = entry.tensor
+    return _elements(entry.name, entry.tensor)
+
+
+def _elements(name: str, tensor: Tensor | None) -> _Elements:
     elements = None if tensor is None else load_elements(tensor)
     if tensor is None or elements is None:
-        raise LossyEditError(f"'{entry.name}' is no plain tensor", entry=entry.name)
+        raise LossyEditError(f"'{name}' is no plain tensor", entry=name)
     return elements.reshape(tensor.shape)
 
 
@@ -311,9 +365,3 @@ def _warnings(
     for state_dict in result.state_dicts:
         if state_dict.path not in paths:
             yield f"'{state_dict.path}' is carried over as it was, and may not load into the target"
-    for other in result.others:
-        if holds_optimizer(other.node):
-            yield (
-                f"'{other.path}' is carried over, and is about the parameters as they were: "
-                "do not resume from it"
-            )

@@ -18,9 +18,10 @@ from ckpt_surgery.checkpoint import (
 from ckpt_surgery.choosing import choose_state_dicts, select
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import LimitExceededError, PathLike
+from ckpt_surgery.facts import TrainingFacts
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
-from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals, TrainingFacts
+from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals
 from ckpt_surgery.rules import Selection
 
 

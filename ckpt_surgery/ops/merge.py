@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.arithmetic.method import catalogue, find
 from ckpt_surgery.arithmetic.parameters import near_names
@@ -17,6 +17,7 @@ from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.choosing import RuleCount, choose_state_dicts
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.convert import alone, the_state_dict
 from ckpt_surgery.ops.editing import (
@@ -36,9 +37,12 @@ from ckpt_surgery.ops.merge_numbers import (
     rounding_warnings,
 )
 from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
-from ckpt_surgery.plan import Compact, Drop, Edit, Plan, Rename, apply
+from ckpt_surgery.plan import Compact, Drop, DropOther, Edit, Plan, Rename, UpdateOptimizer, apply
 from ckpt_surgery.report import MergeInput, MergeReport
 from ckpt_surgery.rules import RewriteRule, Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import InStep, OptimizerChoice
 
 STRUCTURAL: Final = ("overlay", "fill")
 """Methods that compute nothing: later files win, and earlier files win."""
@@ -52,7 +56,8 @@ class MergeScope:
     """What of the files is merged, and what else the result is to be.
 
     `renames` are rules for the files by their number from 1, `compact` removes bytes that no tensor
-    uses, `state_dict_only` everything beside the state dict.
+    uses, `state_dict_only` everything beside the state dict. The base's `optimizer` follows its
+    model, is kept as it is, or dropped.
     """
 
     selection: Selection = field(default_factory=Selection)
@@ -60,6 +65,7 @@ class MergeScope:
     renames: Mapping[int, Sequence[RewriteRule]] | None = None
     state_dict_only: bool = False
     compact: bool = False
+    optimizer: OptimizerChoice = "auto"
 
 
 def methods() -> tuple[str, ...]:
@@ -272,6 +278,7 @@ def _merge_structure(
         edits: tuple[Edit, ...] = tuple(taking.edits)
         before = as_archive(base.checkpoint)
         edited = apply(Plan(edits), before, others=[file.original for file in others])
+        edited, edits, step = _in_step(base, edited, edits, scope)
         if scope.compact:
             edits = (*edits, Compact(unused_nbytes(edited)))
             edited = compact(edited)
@@ -283,8 +290,9 @@ def _merge_structure(
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties)
-        facts = _Facts(method, False, tuple(inputs), {}, warnings, nbytes, 0)
+        warnings = (*taking.warnings, *ties, *(step.warnings if step else ()))
+        changes = step.changes if step else ()
+        facts = _Facts(method, False, tuple(inputs), {}, changes, warnings, nbytes, 0)
         return _report(base, before, edited, edits, numbers, facts, output)
 
 
@@ -312,12 +320,13 @@ def _merge_numbers(
         stream = Stream(threads=workers, memory=room)
         planner = NumberPlanner(recipe, policies, base, files, stream, tally)
         numbers = planner.plan(chosen, scope.selection)
-        edits = (*numbers.edits, *numbers.taking.edits)
+        edits: tuple[Edit, ...] = (*numbers.edits, *numbers.taking.edits)
         before = as_archive(base.checkpoint)
         edited = apply(
             Plan(edits), before, others=[f.original for f in files], merged=numbers.entries
         )
         edited = replace(edited, moved={**edited.moved, **numbers.moved})
+        edited, edits, step = _in_step(base, edited, edits, scope)
         ties = broken_ties(before, edited)
         edited = _narrowed(edited, scope)
         if not output.dry_run:
@@ -331,11 +340,13 @@ def _merge_numbers(
             True,
             _inputs(recipe, base, files, numbers),
             _policies(recipe, policies, scope, base),
+            step.changes if step else (),
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
                 *rounding_warnings(tally),
                 *ties,
+                *(step.warnings if step else ()),
             ),
             nbytes,
             peak,
@@ -348,6 +359,21 @@ def _threads(wanted: int | None) -> int:
         raise UsageError(f"'--threads {wanted}' is no number of threads")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return wanted or min(_MOST_THREADS, available or 1)
+
+
+def _in_step(
+    base: MergeFile, edited: Checkpoint, edits: tuple[Edit, ...], scope: MergeScope
+) -> tuple[Checkpoint, tuple[Edit, ...], InStep | None]:
+    """The result with the base's optimizers following its model, and the edits that say so."""
+    if scope.state_dict_only or not edited.others:
+        return edited, edits, None
+    from ckpt_surgery.optimizers import keep_in_step
+
+    step = keep_in_step(as_archive(base.original), edited, scope.optimizer)
+    left = {other.path for other in step.checkpoint.others}
+    more: list[Edit] = [UpdateOptimizer(c.path) for c in step.changes if c.action == "updated"]
+    more += (DropOther(other.path) for other in edited.others if other.path not in left)
+    return step.checkpoint, (*edits, *more), step
 
 
 def _narrowed(checkpoint: Checkpoint, scope: MergeScope) -> Checkpoint:
@@ -404,6 +430,7 @@ class _Facts:
     arithmetic: bool
     inputs: tuple[MergeInput, ...]
     policies: Mapping[str, Any]
+    optimizers: tuple[OptimizerChange, ...]
     warnings: tuple[str, ...]
     nbytes: int
     peak: int
@@ -450,6 +477,7 @@ def _report(
         carried=tuple(other.path for other in after.others),
         dropped=dropped,
         policies=facts.policies,
+        optimizers=facts.optimizers,
         warnings=(*base.original.notes, *facts.warnings),
         nbytes_before=base.original.file.size,
         nbytes_after=facts.nbytes,

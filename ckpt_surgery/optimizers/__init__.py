@@ -18,6 +18,7 @@ from ckpt_surgery.optimizers.in_step import (
     InStep,
     OptimizerChoice,
     Resize,
+    Sources,
     keep_in_step,
 )
 from ckpt_surgery.optimizers.recognise import (
@@ -46,6 +47,7 @@ __all__ = [
     "ParameterGroup",
     "ParameterState",
     "Resize",
+    "Sources",
     "Target",
     "TrainingKind",
     "align",

@@ -9,6 +9,7 @@ from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, Tensor
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.facts import Action, OptimizerChange
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.formats.tensors import TensorReader, build
 from ckpt_surgery.freezing.inventory import Inventory, Parameter
@@ -22,12 +23,14 @@ from ckpt_surgery.optimizers.survey import (
     unknown_optimizers,
 )
 from ckpt_surgery.pickles import Node, PersistentId
-from ckpt_surgery.report import Action, OptimizerChange
 
 _MOST_NAMED: Final = 4  # state dicts in a message
 
 OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
 """Keep optimizers in step or refuse; leave them as they are; leave them out."""
+
+Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
+"""By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
 
 Resize: TypeAlias = Callable[[str, Tensor], Tensor | None]
 """Given a parameter's new name and a moment of its old shape: that moment in the new shape, with
@@ -64,14 +67,14 @@ def keep_in_step(
     after: Checkpoint,
     choice: OptimizerChoice = "auto",
     *,
-    sources: Mapping[str, str | None] | None = None,
+    sources: Sources | None = None,
     resize: Resize | None = None,
     only: Collection[str] | None = None,
 ) -> InStep:
     """`after` with its optimizers following what was done to the models of `before`.
 
     A parameter that an edit took over is known by its node, else by its name; `sources` says it
-    where neither does: old names by new ones, None for a parameter that begins anew. State whose
+    where neither does. State whose
     parameter changed its shape goes through `resize`, and is left out without it. An optimizer
     whose model did not change stays the same. `only` narrows it to the optimizers at these paths.
 
@@ -93,7 +96,7 @@ def keep_in_step(
             continue
         if choice == "auto":
             node, change = _update(optimizer, difference, resize)
-            if node is not optimizer.state.node:
+            if node is not optimizer.state.node and (change.any or difference.reordered):
                 nodes.append((optimizer, node))
                 changes.append(change)
         else:
@@ -189,7 +192,7 @@ class _Difference:
         cls,
         state_dicts: Sequence[StateDict],
         after: Checkpoint,
-        sources: Mapping[str, str | None],
+        sources: Sources,
     ) -> _Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
@@ -201,7 +204,7 @@ class _Difference:
             new_dict = new.get(old_dict.path)
             if new_dict is None:
                 continue
-            lineage = _Lineage(old_dict, old, new_dict, sources)
+            lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
             for parameter in Inventory.of_state_dict(new_dict).parameters:
                 source, anew = lineage.of(parameter)
                 name = qualified(state_dicts, old_dict, parameter.name)
@@ -235,7 +238,7 @@ class _Difference:
 class _Differences:
     """What an edit did to each model, looked at once for all the optimizers that may train it."""
 
-    def __init__(self, after: Checkpoint, sources: Mapping[str, str | None]) -> None:
+    def __init__(self, after: Checkpoint, sources: Sources) -> None:
         self._after, self._sources = after, sources
         self._known: dict[tuple[int, ...], _Difference] = {}
 

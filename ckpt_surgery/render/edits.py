@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable
-from ckpt_surgery.report import EditReport, OptimizerChange
+from ckpt_surgery.render.training import optimizer_lines
+from ckpt_surgery.report import EditReport
 
 _MOST_NAMES: Final = 20
 _LONGEST_NOTE: Final = 500  # characters
@@ -41,9 +42,7 @@ def _lines(report: EditReport) -> Iterator[str]:
         yield f"removed beside them: {listing(report.dropped)}"
     if report.carried:
         yield f"carried over: {listing(report.carried)}"
-    for change in report.optimizers:
-        if change.action == "updated":
-            yield f"optimizer in '{printable(change.path)}' kept in step: {_change(change)}"
+    yield from optimizer_lines(report.optimizers)
     for edit in report.plan:
         if edit["edit"] == "compact":
             yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"
@@ -51,23 +50,6 @@ def _lines(report: EditReport) -> Iterator[str]:
             yield f"converted: {edit['from']} -> {edit['to']}"
         elif edit["edit"] == "take-weights":
             yield f"weights of {printable(edit['from'])} put into {printable(edit['state_dict'])}"
-
-
-def _change(change: OptimizerChange) -> str:
-    """What happened to the state of parameters: ``2 states removed, 60 names changed``."""
-    facts = [
-        f"{count(len(names), 'parameter')} {what}"
-        for what, names in (
-            ("removed", change.removed),
-            ("added", change.added),
-            ("reset", change.reset),
-            ("resized", change.resized),
-        )
-        if names
-    ]
-    if change.renamed:
-        facts.append(f"{count(change.renamed, 'stored name')} changed")
-    return ", ".join(facts) or "reordered"
 
 
 def _option(rule: Mapping[str, Any]) -> str:

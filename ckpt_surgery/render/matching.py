@@ -11,6 +11,7 @@ from ckpt_surgery.models.folding import Fold, fold, fold_names
 from ckpt_surgery.models.reports import FitReport, Fitted, Matched, MatchReport
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
+from ckpt_surgery.render.training import optimizer_lines
 
 _MOST_LINES: Final = 40  # of one kind
 _MOST_RENAMES: Final = 8  # most are alike; --emit-map and --json list all
@@ -108,6 +109,8 @@ def show_fit(report: FitReport, screen: Screen) -> None:
         screen.line(f"carried over: {_listing(report.carried)}")
     if report.dropped_others:
         screen.line(f"left out beside them: {_listing(report.dropped_others)}")
+    for line in optimizer_lines(report.optimizers):
+        screen.line(line)
     for warning in report.warnings:
         screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"

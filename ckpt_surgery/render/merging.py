@@ -9,6 +9,7 @@ from typing import Final
 from ckpt_surgery.render.edits import listing, names_of
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
+from ckpt_surgery.render.training import optimizer_lines
 from ckpt_surgery.report import MergeReport
 
 _LONGEST_NOTE: Final = 500  # characters
@@ -17,7 +18,7 @@ _LONGEST_NOTE: Final = 500  # characters
 def show(report: MergeReport, screen: Screen) -> None:
     """Print the report. It is the same for a dry run but for the last line."""
     screen.grid(_files(report))
-    for line in (*_entries(report), *_beside(report)):
+    for line in (*_entries(report), *_beside(report), *optimizer_lines(report.optimizers)):
         screen.line(line)
     for warning in report.warnings:
         screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")

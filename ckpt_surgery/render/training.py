@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from ckpt_surgery.facts import OptimizerChange, OptimizerFacts, SchedulerFacts, TrainingFacts
 from ckpt_surgery.render.text import count, printable
-from ckpt_surgery.report import OptimizerFacts, SchedulerFacts, TrainingFacts
 
 _MOST: Final = 4  # of one kind
 _MOST_BITS: Final = 1000  # of an integer that can be shown as a floating-point number
@@ -29,6 +29,30 @@ def training_lines(facts: TrainingFacts) -> Iterator[str]:
     if facts.scaler is not None:
         yield f"scale {_number(facts.scaler.scale)}"
     yield from (printable(name.partition("{")[0]) for name in facts.callbacks[:_MOST])
+
+
+def optimizer_lines(changes: Iterable[OptimizerChange]) -> Iterator[str]:
+    """What became of the optimizers that follow their model; the others are in the warnings."""
+    for change in changes:
+        if change.action == "updated":
+            yield f"optimizer in '{printable(change.path)}' kept in step: {_change(change)}"
+
+
+def _change(change: OptimizerChange) -> str:
+    """What happened to the state of parameters: ``2 states removed, 60 names changed``."""
+    facts = [
+        f"{count(len(names), 'parameter')} {what}"
+        for what, names in (
+            ("removed", change.removed),
+            ("added", change.added),
+            ("reset", change.reset),
+            ("resized", change.resized),
+        )
+        if names
+    ]
+    if change.renamed:
+        facts.append(f"{count(change.renamed, 'stored name')} changed")
+    return ", ".join(facts) or "reordered"
 
 
 def _optimizer(facts: OptimizerFacts) -> Iterator[str]:

@@ -365,7 +365,7 @@ def test_a_resized_head_gets_its_moments_resized_or_begins_anew(how: str, tmp_pa
         result = keep_in_step(
             checkpoint,
             after,
-            sources={"1.weight": None, "1.bias": None} if how == "initial" else None,
+            sources={"model": {"1.weight": None, "1.bias": None}} if how == "initial" else None,
             resize=(lambda name, moment: zeros((3, *moment.shape[1:]), moment))
             if how == "resize"
             else None,
