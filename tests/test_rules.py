@@ -11,24 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules import (
+from ckpt_surgery.rules import Rule, Selection, near, parse_key_list, selection
+from ckpt_surgery.rules.modules import rewrite_metadata, strip_metadata
+from ckpt_surgery.rules.rewriting import (
     AddPrefix,
     MapNames,
     Replace,
     RewriteRule,
-    Rule,
-    Selection,
     StripPrefix,
     Substitute,
     find_collisions,
-    near,
-    parse_key_list,
     parse_name_map,
     require_changes,
     rewrite,
-    rewrite_metadata,
-    selection,
-    strip_metadata,
 )
 
 NAMES = (

@@ -19,7 +19,8 @@ from ckpt_surgery.cli.options import (
 from ckpt_surgery.cli.output import finish
 from ckpt_surgery.cli.targets import target_of, target_options
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules import Rule, Selection, parse_name_map
+from ckpt_surgery.rules import Rule, Selection
+from ckpt_surgery.rules.rewriting import parse_name_map
 
 if TYPE_CHECKING:
     from ckpt_surgery.models.reports import FitReport

@@ -16,7 +16,7 @@ from ckpt_surgery.cli.names import KeyName, StateDictPath
 from ckpt_surgery.cli.options import input_argument, report_options, source_of
 from ckpt_surgery.cli.targets import model_of, model_options
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.fileio import atomic_output
+from ckpt_surgery.fileio.outputs import atomic_output
 from ckpt_surgery.freezing.build import (
     NO_DECAY_DEFAULT,
     FreezeRule,

@@ -15,7 +15,6 @@ from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
 from ckpt_surgery.cli.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules import near
 
 # Name: module, object in it, and its one line of help, which shows without importing it.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -54,6 +53,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            from ckpt_surgery.rules import near
+
             meant = " or ".join(f"'{name}'" for name in near(args[0], COMMANDS))
             raise UsageError(
                 f"no such command '{args[0]}'",

@@ -10,7 +10,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -19,7 +18,6 @@ from ckpt_surgery.cli.base import in_order, traceback_option
 from ckpt_surgery.cli.names import CheckpointFile, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.render.progress import progress_bar
 from ckpt_surgery.rules import Rule, RuleKind, Selection, parse_key_list
 
 if TYPE_CHECKING:
@@ -165,6 +163,7 @@ def selection_of(ctx: click.Context) -> Selection:
 def output_of(ctx: click.Context) -> Output:
     """Where the output goes. Raises `UsageError` if it would go to a terminal."""
     from ckpt_surgery.ops.editing import Output
+    from ckpt_surgery.render.progress import progress_bar
 
     given = ctx.params
     path, in_place, dry_run = given["output"], given["in_place"], given["dry_run"]
@@ -209,6 +208,8 @@ def _check_record(ctx: click.Context) -> None:
     taken = {os.path.realpath(p) for p in (ctx.params["output"], *inputs) if p}
     if record == "-" or os.path.realpath(record) in taken:
         raise UsageError(f"'--record {record}' is the input or the output")
+    from pathlib import Path  # for those who ask for a record
+
     if Path(record).exists() and not ctx.params["force"]:
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
 
@@ -219,6 +220,8 @@ def read_text(path: str, option: str) -> str:
         if path == "-":
             data = sys.stdin.buffer.read(_MOST_TEXT + 1) if sys.stdin is not None else b""
         else:
+            from pathlib import Path
+
             with Path(path).open("rb") as file:
                 data = file.read(_MOST_TEXT + 1)
         if len(data) > _MOST_TEXT:

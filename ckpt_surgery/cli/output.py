@@ -8,19 +8,17 @@ from typing import TextIO, TypeVar
 
 import click
 
-from ckpt_surgery.fileio import atomic_output
-from ckpt_surgery.render import edits, merging
+from ckpt_surgery.render import edits
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.report import EditReport, MergeReport, Report
+from ckpt_surgery.reports import Report
+from ckpt_surgery.reports.edits import EditReport
 
 _Report = TypeVar("_Report", bound=Report)
 
 
-def finish_edit(ctx: click.Context, report: EditReport | MergeReport) -> int:
+def finish_edit(ctx: click.Context, report: EditReport) -> int:
     """Print and record the report of an edit; its exit code."""
-    if isinstance(report, MergeReport):
-        return finish(ctx, report, merging.show)
     return finish(ctx, report, edits.show)
 
 
@@ -31,6 +29,8 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
     """
     given = ctx.params
     if given["record"] is not None:
+        from ckpt_surgery.fileio.outputs import atomic_output
+
         with atomic_output(given["record"], force=given["force"]) as sink:
             sink.write(to_json(report.to_dict()).encode() + b"\n")
     stream = report_stream(ctx)

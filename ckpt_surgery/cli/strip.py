@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,9 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.optimizers import OptimizerChoice
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import OptimizerChoice
 
 
 @click.command(cls=Command)

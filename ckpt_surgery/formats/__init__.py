@@ -1,4 +1,7 @@
-"""Reading checkpoints of every format, found from their content, and writing them."""
+"""Reading checkpoints of every format, found from their content.
+
+They are written by `torch_zip_layout`, which those who only read need not import.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from ckpt_surgery.formats.mappings import named_items
 from ckpt_surgery.formats.torch_zip import (
     is_torch_zip,
     is_torchscript,
-    lay_out_torch_zip,
     read_torch_zip,
 )
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
@@ -99,7 +101,6 @@ __all__ = [
     "entry_counts",
     "holds_optimizer",
     "is_training_state",
-    "lay_out_torch_zip",
     "named_items",
     "read",
 ]

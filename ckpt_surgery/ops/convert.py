@@ -11,7 +11,7 @@ from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
 from ckpt_surgery.ops.editing import OUTPUT_FORMAT, Output, as_archive, destination, left_out, write
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.reports.edits import EditReport
 
 
 def convert(

@@ -14,7 +14,8 @@ from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_p
 from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
-from ckpt_surgery.fileio import SourceFile, atomic_output
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio.outputs import atomic_output
 from ckpt_surgery.formats import read
 from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
 from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, correspond

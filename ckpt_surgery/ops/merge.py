@@ -17,7 +17,6 @@ from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.choosing import RuleCount, choose_state_dicts
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.convert import alone, the_state_dict
 from ckpt_surgery.ops.editing import (
@@ -38,8 +37,10 @@ from ckpt_surgery.ops.merge_numbers import (
 )
 from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
 from ckpt_surgery.plan import Compact, Drop, DropOther, Edit, Plan, Rename, UpdateOptimizer, apply
-from ckpt_surgery.report import MergeInput, MergeReport
-from ckpt_surgery.rules import RewriteRule, Selection
+from ckpt_surgery.reports.merging import MergeInput, MergeReport
+from ckpt_surgery.reports.training import OptimizerChange
+from ckpt_surgery.rules import Selection
+from ckpt_surgery.rules.rewriting import RewriteRule
 
 if TYPE_CHECKING:
     from ckpt_surgery.optimizers import InStep, OptimizerChoice

@@ -9,7 +9,6 @@ from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, Tensor
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.facts import Action, OptimizerChange
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.formats.tensors import TensorReader, build
 from ckpt_surgery.freezing.inventory import Inventory, Parameter
@@ -23,6 +22,7 @@ from ckpt_surgery.optimizers.survey import (
     unknown_optimizers,
 )
 from ckpt_surgery.pickles import Node, PersistentId
+from ckpt_surgery.reports.training import Action, OptimizerChange
 
 _MOST_NAMED: Final = 4  # state dicts in a message
 

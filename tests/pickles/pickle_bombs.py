@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable
 
 from ckpt_surgery.errors import CkptError
-from ckpt_surgery.pickles import emit, parse, walk
+from ckpt_surgery.pickles import parse, walk
+from ckpt_surgery.pickles.emit import emit
 
 _MILLION = 1_000_000
 _MANY = 200_000  # deeper than any stack that recursion would use

@@ -12,7 +12,8 @@ from ckpt_surgery.render import edits, progress, screen
 from ckpt_surgery.render.inspection import View, show
 from ckpt_surgery.render.plain import to_json
 from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
-from ckpt_surgery.report import EditReport, InspectReport, TensorStats, Totals
+from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.reports.inspection import InspectReport, TensorStats, Totals
 
 
 class Terminal(io.StringIO):
@@ -129,7 +130,7 @@ def test_counts_of_an_entry_are_shown():
 def test_stats_without_numbers_are_dashes():
     from ckpt_surgery.checkpoint import Entry, Tensor
     from ckpt_surgery.dtypes import BY_NAME
-    from ckpt_surgery.report import Place
+    from ckpt_surgery.reports.inspection import Place
 
     tensor = Tensor((2,), BY_NAME["float32"], (1,), layout="sparse_coo")
     entries = tuple(Entry(name, tensor) for name in ("none", "nan", "some"))
