@@ -6,7 +6,7 @@ import gc
 from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint
-from ckpt_surgery.errors import CkptError, PathLike, UnknownFormatError
+from ckpt_surgery.errors import CkptError, LimitExceededError, PathLike, UnknownFormatError
 from ckpt_surgery.fileio import SourceFile, looks_like_zip, read_zip
 from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
 from ckpt_surgery.formats.mappings import named_items
@@ -51,9 +51,17 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
             error.name_file(file.name)
         file.close()
         raise
+    except MemoryError:
+        pass  # and what filled the memory is gone
     finally:
         if collecting:
             gc.enable()
+    file.close()
+    raise LimitExceededError(
+        "out of memory: it describes more than fits",
+        path=file.name,
+        hint="a checkpoint's description is small: the file may be meant to fill the memory",
+    )
 
 
 def _read(file: SourceFile, limits: Limits) -> Checkpoint:
