@@ -213,8 +213,19 @@ def _check_record(ctx: click.Context) -> None:
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
 
 
+def _checkpoint_is_on_stdin() -> bool:
+    ctx = click.get_current_context(silent=True)
+    given: dict[str, Any] = {} if ctx is None else ctx.params
+    return given.get("file", "") in {None, "-"} or "-" in given.get("files", ())
+
+
 def read_text(path: str, option: str) -> str:
-    """A text file that `option` names ('-': standard input). Raises `ReadError`."""
+    """A text file that `option` names ('-': standard input).
+
+    Raises `ReadError`, and `UsageError` if the checkpoint comes from standard input as well.
+    """
+    if path == "-" and _checkpoint_is_on_stdin():
+        raise UsageError(f"'{option} -' and FILE are both standard input", hint="name one of them")
     try:
         if path == "-":
             data = sys.stdin.buffer.read(_MOST_TEXT + 1) if sys.stdin is not None else b""

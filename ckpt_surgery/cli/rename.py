@@ -62,7 +62,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     multiple=True,
     nargs=2,
     metavar="RE REPL",
-    help=r"Replace what matches; REPL may name groups as \1.",
+    help=r"Replace what the regular expression RE matches; REPL may name groups as \1.",
 )
 @click.option(
     "--map",
