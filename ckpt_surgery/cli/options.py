@@ -85,7 +85,7 @@ selection_options = all_of(
         "--keys-from",
         multiple=True,
         metavar="LIST",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="The names in the file LIST, one a line.",
     ),
     click.option("--keep", is_flag=True, help="Invert: all names but these."),
@@ -97,7 +97,7 @@ output_options = all_of(
         "-o",
         "--output",
         metavar="OUT",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="Write to OUT; '-' is standard output, the default if that is no terminal.",
     ),
     click.option("-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."),
@@ -113,7 +113,7 @@ output_options = all_of(
     click.option(
         "--record",
         metavar="LOG",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="Also write the report, with every edit, to the file LOG as JSON.",
     ),
 )
@@ -209,6 +209,8 @@ def _check_record(ctx: click.Context) -> None:
     taken = {os.path.realpath(p) for p in (ctx.params["output"], *inputs) if p}
     if record == "-" or os.path.realpath(record) in taken:
         raise UsageError(f"'--record {record}' is the input or the output")
+    if not Path(os.path.realpath(record)).parent.is_dir():
+        raise UsageError(f"the directory of '--record {record}' does not exist")
     if Path(record).exists() and not ctx.params["force"]:
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
 

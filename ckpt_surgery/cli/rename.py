@@ -68,7 +68,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     "--map",
     multiple=True,
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
 @at_option
