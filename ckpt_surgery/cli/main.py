@@ -120,7 +120,7 @@ def cli(ctx: click.Context) -> None:
     """Edit PyTorch checkpoints without running or loading them.
 
     Commands read files or standard input, find the format from the content, and write a complete
-    new file or none. What it does not understand it carries over unchanged.
+    new file or none. What ckpt does not understand is carried over unchanged.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
