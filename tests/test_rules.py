@@ -306,13 +306,6 @@ def test_no_rules_change_nothing(names):
     assert find_collisions(names, names) == []
 
 
-def test_rule_brings_in_no_bytes_that_are_no_text():
-    """What Python makes of an argument in another encoding; a file's own odd names are kept."""
-    with pytest.raises(UsageError, match="makes names that are no text"):
-        rewrite(["conv1"], [AddPrefix("b\udce4ck")])
-    assert rewrite(["b\udce4ck"], [AddPrefix("a")]).names == ("a.b\udce4ck",)
-
-
 def test_collisions_name_all_sources():
     assert find_collisions(["a.w", "b.w", "c"], ["w", "w", "c"]) == [("w", ["a.w", "b.w"])]
 

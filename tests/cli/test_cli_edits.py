@@ -316,3 +316,13 @@ def test_long_lists_of_names_are_cut(folder, invoke):
     output = invoke("rename", "many.pth", "--strip-prefix", "layers", "-o", "out.pth").stdout
     assert "renamed 3,000 of 3,000 entries:" in output
     assert "… and 2,980 more" in output
+
+
+def test_rename_brings_in_no_bytes_that_are_no_text(folder, invoke):
+    """What Python makes of an argument in another encoding; a file's own odd names are kept."""
+    result = invoke("rename", "net.pth", "--add-prefix", "b\udce4ck", "-o", "out.pth")
+    assert result.exit_code == 2
+    assert "makes names that are no text" in result.stderr
+    torch.save({"b\udce4ck": torch.ones(1)}, "odd.pth")
+    assert invoke("rename", "odd.pth", "--add-prefix", "a", "-o", "out.pth").exit_code == 0
+    assert list(torch.load("out.pth")) == ["a.b\udce4ck"]
