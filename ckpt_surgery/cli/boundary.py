@@ -86,6 +86,8 @@ def _message(error: BaseException) -> tuple[str, str | None, int]:
             return "interrupted", None, _BY_SIGNAL + signal.SIGINT
         case _Terminated():
             return "terminated", None, _BY_SIGNAL + int(error.args[0])
+        case MemoryError():
+            return "out of memory", None, REFUSED
         case OSError(errno=int(number)) if number in _DISK_ERRORS:
             return f"cannot write: {os.strerror(number).lower()}", None, REFUSED
     return (

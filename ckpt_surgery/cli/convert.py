@@ -36,7 +36,7 @@ from ckpt_surgery.cli.output import finish_edit
 @report_options
 @click.pass_context
 def convert(ctx: click.Context, /, state_dict_only: bool, at: str | None, **_: Any) -> int:
-    r"""Write a checkpoint in another format.
+    r"""Write any readable file as an archive of torch.save.
 
     The output is an archive as torch.save writes it since 1.6. A pickled model becomes its state
     dict; its class need not be importable, and none of its code runs.

@@ -43,13 +43,13 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
 @click.option(
     "--rename-map",
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Pair names as the file MAP says: TOML or JSON, old = new.",
 )
 @click.option(
     "--emit-map",
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write the pairs that were found to MAP for review, also in a dry run.",
 )
 @click.option(
@@ -63,7 +63,7 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
     "--classes",
     nargs=2,
     metavar="OLD NEW",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Files of class names, one a line: with '--adapt rows' each class keeps its row.",
 )
 @click.option(

@@ -163,7 +163,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write the plan to OUT: .json, .toml or .py, or as --emit says.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")

@@ -56,7 +56,8 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
     r"""Show what a checkpoint holds.
 
     Tensors in the order of the file, what lies beside them, ties, and bytes that no tensor uses.
-    Nothing in FILE is run, and without --stats no tensor is read.
+    Nothing in FILE is run, and without --stats no tensor is read. --pattern, --prefix, --glob and
+    --keys-from, each as often as wanted, choose the tensors to show.
 
     \b
     Examples:

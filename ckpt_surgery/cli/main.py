@@ -21,7 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "inspect": ("inspect", "inspect", "Show what a checkpoint holds."),
     "strip": ("strip", "strip", "Remove entries from a checkpoint."),
     "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
-    "convert": ("convert", "convert", "Write a checkpoint in another format."),
+    "convert": ("convert", "convert", "Write any readable file as an archive of torch.save."),
     "match": ("match", "match", "Say what load_state_dict would say."),
     "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
     "merge": ("merge", "merge", "Merge checkpoints into one."),
@@ -120,8 +120,8 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 def cli(ctx: click.Context) -> None:
     """Edit PyTorch checkpoints without running or loading them.
 
-    Every command reads one file (or standard input), finds its format from its content, and
-    writes a complete new file or none. What it does not understand it carries over unchanged.
+    Commands read files or standard input, find the format from the content, and write a complete
+    new file or none. What ckpt does not understand is carried over unchanged.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

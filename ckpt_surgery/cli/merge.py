@@ -110,7 +110,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option(
     "--recipe",
     metavar="FILE",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Method, files and numbers from FILE: TOML, or mergekit's YAML.",
 )
 @click.option(

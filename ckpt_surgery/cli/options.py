@@ -83,7 +83,7 @@ selection_options = all_of(
         "--keys-from",
         multiple=True,
         metavar="LIST",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="The names in the file LIST, one a line.",
     ),
     click.option("--keep", is_flag=True, help="Invert: all names but these."),
@@ -95,7 +95,7 @@ output_options = all_of(
         "-o",
         "--output",
         metavar="OUT",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="Write to OUT; '-' is standard output, the default if that is no terminal.",
     ),
     click.option("-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."),
@@ -111,7 +111,7 @@ output_options = all_of(
     click.option(
         "--record",
         metavar="LOG",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="Also write the report, with every edit, to the file LOG as JSON.",
     ),
 )
@@ -210,12 +210,25 @@ def _check_record(ctx: click.Context) -> None:
         raise UsageError(f"'--record {record}' is the input or the output")
     from pathlib import Path  # for those who ask for a record
 
+    if not Path(os.path.realpath(record)).parent.is_dir():
+        raise UsageError(f"the directory of '--record {record}' does not exist")
     if Path(record).exists() and not ctx.params["force"]:
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
 
 
+def _checkpoint_is_on_stdin() -> bool:
+    ctx = click.get_current_context(silent=True)
+    given: dict[str, Any] = {} if ctx is None else ctx.params
+    return given.get("file", "") in {None, "-"} or "-" in given.get("files", ())
+
+
 def read_text(path: str, option: str) -> str:
-    """A text file that `option` names ('-': standard input). Raises `ReadError`."""
+    """A text file that `option` names ('-': standard input).
+
+    Raises `ReadError`, and `UsageError` if the checkpoint comes from standard input as well.
+    """
+    if path == "-" and _checkpoint_is_on_stdin():
+        raise UsageError(f"'{option} -' and FILE are both standard input", hint="name one of them")
     try:
         if path == "-":
             data = sys.stdin.buffer.read(_MOST_TEXT + 1) if sys.stdin is not None else b""

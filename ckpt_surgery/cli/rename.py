@@ -64,13 +64,13 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     multiple=True,
     nargs=2,
     metavar="RE REPL",
-    help=r"Replace what matches; REPL may name groups as \1.",
+    help=r"Replace what the regular expression RE matches; REPL may name groups as \1.",
 )
 @click.option(
     "--map",
     multiple=True,
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
 @at_option

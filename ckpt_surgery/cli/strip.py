@@ -67,8 +67,9 @@ def strip(
     r"""Remove entries from a checkpoint.
 
     The entries that any rule matches go, from every state dict in FILE; everything else stays as
-    it is. An optimizer loses the state of removed parameters, so that it still fits the model. A
-    rule that matches nothing is an error.
+    it is. Rules are --pattern, --prefix, --glob and --keys-from, each as often as wanted; one that
+    matches nothing is an error. An optimizer loses the state of removed parameters, so that it
+    still fits the model.
 
     \b
     Examples:

@@ -245,9 +245,11 @@ def as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
 
 def _require_file_or_pipe(mode: int, name: str) -> None:
     if stat.S_ISDIR(mode):
-        raise ReadError("is a directory", path=name)
+        raise ReadError("is a directory", path=name, hint="name the checkpoint file in it")
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        raise ReadError("is not a regular file", path=name)
+        raise ReadError(
+            "is not a regular file", path=name, hint="'-' reads standard input, which can be a pipe"
+        )
 
 
 def _spool(stream: BinaryIO | io.RawIOBase, name: str) -> int:

@@ -44,6 +44,23 @@ def test_terminal_shows_the_same_table():
     ]
 
 
+class AsciiTerminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [io.TextIOWrapper, AsciiTerminal])
+def test_stream_that_cannot_encode_drawings_gets_them_in_ascii(kind):
+    raw = io.BytesIO()
+    stream = kind(raw, encoding="ascii", errors="backslashreplace")
+    drawn = Screen(stream, color=False)
+    drawn.line("… and 3 more")
+    drawn.grid(Grid((Column("name"), Column("bytes")), (("├── a", "1"), ("│   └── é", "2"))))
+    stream.flush()
+    lines = [" ".join(line.split()) for line in raw.getvalue().decode().splitlines()]
+    assert lines == ["~ and 3 more", "name bytes", "|-- a 1", "| `-- \\xe9 2"]
+
+
 @pytest.mark.parametrize("folding", [(), (1,), (1, 2)])
 @pytest.mark.parametrize("width", [8, 20, 30, 37, 38, 39, 60, 120])
 def test_table_looks_as_if_every_row_were_printed_alone(folding, width, monkeypatch):
