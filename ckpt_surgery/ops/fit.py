@@ -14,6 +14,7 @@ from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_p
 from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
+from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.fileio import SourceFile, atomic_output
 from ckpt_surgery.formats import read
 from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
@@ -30,6 +31,7 @@ from ckpt_surgery.ops.editing import (
     left_out,
     write,
 )
+from ckpt_surgery.ops.inside import inside, refusal
 from ckpt_surgery.ops.targets import Aim, describe, opened
 from ckpt_surgery.optimizers import InStep, keep_in_step
 from ckpt_surgery.rules import Selection
@@ -116,7 +118,7 @@ def fit(
             target=aim.target.title,
             fitted=tuple(fitted),
             carried=tuple(other.path for other in result.others),
-            dropped_others=left_out(checkpoint, result),
+            dropped_others=(*left_out(checkpoint, result), *_left_out(chosen, result)),
             optimizers=step.changes,
             warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted), *step.warnings),
             seed=seed,
@@ -134,10 +136,9 @@ def _in_step(
         path: {name: None if i.status == "initial" else i.source for name, i in own.items()}
         for path, own in items.items()
     }
-    by_name = {name: item for own in reversed(items.values()) for name, item in own.items()}
 
-    def resize(name: str, moment: Tensor) -> Tensor | None:
-        item = by_name.get(name)
+    def resize(path: str, name: str, moment: Tensor, beginning: float) -> Tensor | None:
+        item = items.get(path, {}).get(name)
         how = None if item is None else item.adaptation
         if item is None or how is None or not can_load(moment):
             return None
@@ -145,13 +146,17 @@ def _in_step(
         def compute() -> _Elements:
             from ckpt_surgery.models.adapting import adapt_moment
 
-            return adapt_moment(how, _elements(name, moment), item.shape)
+            return adapt_moment(how, _elements(name, moment), item.shape, beginning)
 
         big = _is_big_endian(moment)
         return computed_tensor(item.shape, moment.dtype, compute, key=name, big_endian=big)
 
+    held = inside(s for s in before.state_dicts if s.path in items)
+    if held and choice != "drop":
+        raise refusal(held, before, "--optimizer drop leaves it out")
+    dropped = [OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held]
     try:
-        return keep_in_step(
+        step = keep_in_step(
             before,
             after,
             choice if choice in {"keep", "drop"} else "auto",
@@ -162,6 +167,17 @@ def _in_step(
         if error.path is None:
             error.name_file(before.file.name)
         raise
+    return replace(step, changes=(*dropped, *step.changes))
+
+
+def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
+    """What is among the weights without being a tensor, and not in the result."""
+    fitted = {state_dict.path: state_dict for state_dict in result.state_dicts}
+    for state_dict in chosen:
+        kept = set(fitted[state_dict.path].names)
+        for entry in state_dict.entries:
+            if entry.tensor is None and entry.name not in kept:
+                yield join_path(state_dict.path, entry.name)
 
 
 def _level(text: str) -> Level:

@@ -144,6 +144,10 @@ def _by_name(
     if len(set(names.values())) != len(names):
         return Correspondence("none", "it stores one name for two parameters", {})
     foreign = tuple(name for name in names.values() if name not in exact)
+    if len(foreign) == len(names):
+        return Correspondence(
+            "none", f"it stores names such as '{foreign[0]}', none the model's", {}
+        )
     return Correspondence("stored", "by the names that it stores", names, foreign)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NoReturn
 
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.formats.mappings import mapping_pairs
@@ -73,7 +73,7 @@ def remove(
     names = frozenset(gone)
     if not names:
         return Edited(optimizer.node)
-    _require_claim(correspondence)
+    _require_claim(optimizer, correspondence)
     leaving: dict[Key, str] = {}
     for key in optimizer.keys:
         inside = correspondence.holds(key, names)
@@ -98,9 +98,12 @@ def rename(
 ) -> Edited:
     """Let stored names follow a renaming of the model's parameters, given as old = new.
 
-    An optimizer without stored names does not change: it knows its parameters by position.
+    An optimizer without stored names does not change: it knows its parameters by position. Raises
+    PlanError if it stores names, and none is of the model.
     """
     stored = _stored(optimizer)
+    if stored and correspondence.certainty == "none":
+        _refuse_claim(correspondence)
     groups = [
         [
             _Member(key, _renamed(stored.get(key), correspondence.names.get(key), new_names))
@@ -121,7 +124,7 @@ def align(
     order of the targets. Raises PlanError if a source, or the group of a new parameter, is not
     certain.
     """
-    _require_claim(correspondence)
+    _require_claim(optimizer, correspondence)
     if correspondence.foreign:
         raise PlanError(
             f"the optimizer also holds '{correspondence.foreign[0]}', which the model has not",
@@ -193,13 +196,19 @@ def _require_model_order(
             )
 
 
-def _require_claim(correspondence: Correspondence) -> None:
+def _require_claim(optimizer: OptimizerState, correspondence: Correspondence) -> None:
+    if optimizer.shared:
+        raise PlanError("its state is one of all parameters together", hint=HINT)
     if correspondence.certainty == "none":
-        raise PlanError(
-            "which state of the optimizer belongs to which parameter cannot be told:"
-            f" {correspondence.reason}",
-            hint=HINT,
-        )
+        _refuse_claim(correspondence)
+
+
+def _refuse_claim(correspondence: Correspondence) -> NoReturn:
+    raise PlanError(
+        "which state of the optimizer belongs to which parameter cannot be told:"
+        f" {correspondence.reason}",
+        hint=HINT,
+    )
 
 
 def _refuse_doubt(correspondence: Correspondence, key: Key) -> None:

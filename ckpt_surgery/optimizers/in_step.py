@@ -19,6 +19,7 @@ from ckpt_surgery.optimizers.recognise import read_optimizer
 from ckpt_surgery.optimizers.survey import (
     FoundOptimizer,
     find,
+    is_called_optimizer,
     qualified,
     unknown_optimizers,
 )
@@ -32,9 +33,10 @@ OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
 Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
 """By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
 
-Resize: TypeAlias = Callable[[str, Tensor], Tensor | None]
-"""Given a parameter's new name and a moment of its old shape: that moment in the new shape, with
-bytes of its own, or None to begin anew."""
+Resize: TypeAlias = Callable[[str, str, Tensor, float], Tensor | None]
+"""Given the path of a state dict, a parameter's new name there, a moment of its old shape and what
+new elements begin with: that moment in the new shape, with bytes of its own, or None to begin
+anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChan
         if optimizer.path not in dropped:
             continue
         other, inside = optimizer.other, sources[optimizer.other.path]
-        if other.path in entries:
+        if other.path in entries or is_called_optimizer(other.path):
+            entries.add(other.path)
             continue
         node = other.node
         held = node if isinstance(node, list) else [value for _, value in mapping_pairs(node) or ()]
@@ -178,14 +181,15 @@ def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChan
 class _Difference:
     """What an edit did to the parameters that an optimizer may hold: each new one's origin.
 
-    `gone` are old names, `renamed` old to new ones.
+    `gone` are old names, `renamed` old to new ones. `reshaped` says of what has another shape
+    where it is, as the path of its state dict and its name there.
     """
 
     targets: tuple[Target, ...]
     gone: tuple[str, ...]
     renamed: Mapping[str, str]
     reordered: bool
-    reshaped: Mapping[str, str]
+    reshaped: Mapping[str, tuple[str, str]]
 
     @classmethod
     def of(
@@ -197,7 +201,7 @@ class _Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
         old_names: list[str] = []
-        reshaped: dict[str, str] = {}
+        reshaped: dict[str, tuple[str, str]] = {}
         for old_dict in state_dicts:
             old = Inventory.of_state_dict(old_dict).parameters
             old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
@@ -212,7 +216,7 @@ class _Difference:
                 changed = source is not None and source.shape != parameter.shape
                 targets.append(Target(name, origin, reset=anew or changed))
                 if origin is not None and changed and not anew:
-                    reshaped[name] = origin
+                    reshaped[name] = old_dict.path, parameter.name
         kept = [target.source for target in targets if target.source is not None]
         known = set(kept)
         places = {name: i for i, name in enumerate(old_names)}
@@ -353,9 +357,9 @@ def _with_moments(
     resized: list[str] = []
     for target in difference.targets:
         moments: dict[str, Node] | None = None
-        origin = difference.reshaped.get(target.name)
-        if origin is not None and resize is not None:
-            moments = _resized(optimizer, target.name, origin, resize, reader)
+        place = difference.reshaped.get(target.name)
+        if place is not None and target.source is not None and resize is not None:
+            moments = _resized(optimizer, place, target.source, resize, reader)
         if moments is None:
             targets.append(target)
         else:
@@ -365,17 +369,26 @@ def _with_moments(
 
 
 def _resized(
-    optimizer: FoundOptimizer, name: str, origin: str, resize: Resize, reader: TensorReader
+    optimizer: FoundOptimizer,
+    place: tuple[str, str],
+    origin: str,
+    resize: Resize,
+    reader: TensorReader,
 ) -> dict[str, Node] | None:
     """New nodes for the moments of a parameter; None if it begins anew."""
     key = optimizer.correspondence.key_of(origin)
     state = None if key is None else optimizer.state.states.get(key)
-    if state is None:
+    if key is None or state is None:
         return {}
+    if not state.understood:
+        return None
     nodes: dict[str, Node] = {}
     for moment in state.moments:
         tensor = reader.describe(moment.node)
-        new = None if tensor is None else resize(name, tensor)
+        beginning = optimizer.state.beginning(key, moment.name)
+        if tensor is None or beginning is None:
+            return None
+        new = resize(*place, tensor, beginning)
         if new is None or new.storage is None:
             return None
         nodes[moment.name] = build(PersistentId(None, new.storage), new)
