@@ -17,12 +17,15 @@ from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, 
 from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.fileio import SourceFile, atomic_output
 from ckpt_surgery.formats import read
+from ckpt_surgery.freezing.inventory import Entry as NamedEntry
+from ckpt_surgery.freezing.inventory import Inventory, Parameter
 from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
 from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, correspond
 from ckpt_surgery.models.fitting import FitItem, FitOptions, plan_fit
 from ckpt_surgery.models.maps import check_map, format_proposal
 from ckpt_surgery.models.reports import FitReport, Fitted
 from ckpt_surgery.models.specs import Value
+from ckpt_surgery.models.target import Target
 from ckpt_surgery.ops.editing import (
     OUTPUT_FORMAT,
     Output,
@@ -106,7 +109,7 @@ def fit(
         values = _Values(aim, seed, big_endian=big_endian)
         archive = as_archive(checkpoint)
         result = replace(archive, state_dicts=_replaced(archive, fitted, values))
-        step = _in_step(archive, result, fitted, optimizer)
+        step = _in_step(archive, result, fitted, aim.target, optimizer)
         result = step.checkpoint
         if emit_map is not None:
             _write_map(emit_map, fitted, force=target.force)
@@ -128,7 +131,11 @@ def fit(
 
 
 def _in_step(
-    before: Checkpoint, after: Checkpoint, fitted: Sequence[Fitted], choice: FitOptimizer
+    before: Checkpoint,
+    after: Checkpoint,
+    fitted: Sequence[Fitted],
+    target: Target,
+    choice: FitOptimizer,
 ) -> InStep:
     """The result with its optimizers following the fit."""
     items = {each.path: {item.name: item for item in each.plan.items} for each in fitted}
@@ -162,12 +169,22 @@ def _in_step(
             choice if choice in {"keep", "drop"} else "auto",
             sources=sources,
             resize=resize if choice == "resize" else None,
+            parameters=dict.fromkeys(items, _parameters(target)),
         )
     except CkptError as error:
         if error.path is None:
             error.name_file(before.file.name)
         raise
     return replace(step, changes=(*dropped, *step.changes))
+
+
+def _parameters(target: Target) -> Sequence[Parameter]:
+    """The target's parameters, of which the file may have two in one tensor, and two of one."""
+    leaders = {name: group[0] for group in target.ties for name in group}
+    return Inventory.of(
+        NamedEntry(spec.name, spec.shape, spec.dtype, spec.role, leaders.get(spec.name))
+        for spec in target.tensors
+    ).parameters
 
 
 def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:

@@ -115,14 +115,18 @@ def rename(
 
 
 def align(
-    optimizer: OptimizerState, correspondence: Correspondence, targets: Sequence[Target]
+    optimizer: OptimizerState,
+    correspondence: Correspondence,
+    targets: Sequence[Target],
+    order: Sequence[str] | None = None,
 ) -> Edited:
     """Make the optimizer fit a model with these parameters.
 
     What no target has for a source leaves; a new parameter takes its place in the group of its
     neighbours; parameters that the optimizer never had (frozen ones) stay out. Groups follow the
-    order of the targets. Raises PlanError if a source, or the group of a new parameter, is not
-    certain.
+    order of the targets if they did that of the model, which is `order` (default: that of the
+    targets). Raises PlanError if they did not, or if it is not certain which parameters leave,
+    change or move, or which group a new one belongs to.
     """
     _require_claim(optimizer, correspondence)
     if correspondence.foreign:
@@ -130,36 +134,122 @@ def align(
             f"the optimizer also holds '{correspondence.foreign[0]}', which the model has not",
             hint=HINT,
         )
-    sources = {target.source for target in targets if target.source is not None}
-    for key in optimizer.keys:
-        if len(correspondence.candidates(key)) != 1:
-            _refuse_doubt(correspondence, key)
-    key_of = {name: key for key, name in correspondence.names.items()}
-    group_of = {key: i for i, group in enumerate(optimizer.groups) for key in group.keys}
-    _require_model_order(optimizer, correspondence, targets)
-    homes = [None if t.source is None else group_of.get(key_of.get(t.source, "")) for t in targets]
-    stored = _stored(optimizer)
-    groups: list[list[_Member]] = [[] for _ in optimizer.groups]
-    added: list[str] = []
-    reset: list[str] = []
-    for position, target in enumerate(targets):
-        home = homes[position]
-        if target.source is None:
-            home = _home_of_new(target.name, position, targets, homes, optimizer)
-            if home is not None:
-                added.append(target.name)
-        if home is None:
-            continue
-        own = None if target.source is None else key_of[target.source]
-        name = target.name if stored else None
-        if own is not None and target.name == target.source:
-            name = stored.get(own)  # as the optimizer spells it, perhaps without a wrapper
-        groups[home].append(_Member(own, name, target.reset, target.moments))
-        if target.reset and own in optimizer.states:
-            reset.append(target.name)
-    removed = tuple(name for name in correspondence.names.values() if name not in sources)
-    node = _rebuild(optimizer, groups)
-    return Edited(node, removed, tuple(added), tuple(reset), _emptied(optimizer, groups))
+    alignment = _Alignment(optimizer, correspondence, targets)
+    if order is None:
+        order = [target.source for target in targets if target.source is not None]
+    alignment.follow(order)
+    added = alignment.add()
+    groups = alignment.groups
+    return Edited(
+        _rebuild(optimizer, groups),
+        removed=tuple(alignment.removed),
+        added=tuple(added),
+        reset=tuple(alignment.reset),
+        emptied=_emptied(optimizer, groups),
+    )
+
+
+class _Alignment:
+    """The members of each group, and the target that each is, by its position.
+
+    A key that may be one of several parameters stays where it is if nothing happens to any of
+    them; its positions are then those of all.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerState,
+        correspondence: Correspondence,
+        targets: Sequence[Target],
+    ) -> None:
+        self.optimizer, self.correspondence, self.targets = optimizer, correspondence, targets
+        self.place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+        self.stored = _stored(optimizer)
+        self.removed: list[str] = []
+        self.reset: list[str] = []
+        self._spans: list[list[tuple[int, int]]] = []
+        self._members: list[list[_Member]] = []
+        for group in optimizer.groups:
+            kept = [(key, span) for key in group.keys if (span := self._span(key)) is not None]
+            self._members.append([self._member(key, *span) for key, span in kept])
+            self._spans.append([span for _, span in kept])
+        self.reset.sort(key=[target.name for target in targets].index)
+
+    @property
+    def groups(self) -> list[list[_Member]]:
+        """The members of each group, in their order."""
+        return self._members
+
+    def _span(self, key: Key) -> tuple[int, int] | None:
+        """The first and the last target that a key may be; None if it leaves."""
+        candidates = self.correspondence.candidates(key)
+        places = [self.place[name] for name in candidates if name in self.place]
+        if candidates and not places:
+            self.removed.append(" or ".join(candidates))
+            return None
+        changed = any(self.targets[i].reset or self.targets[i].moments for i in places)
+        if len(places) < len(candidates) or not places or (len(places) > 1 and changed):
+            _refuse_doubt(self.correspondence, key)
+        return min(places), max(places)
+
+    def _member(self, key: Key, first: int, last: int) -> _Member:
+        if first < last:
+            return _Member(key, None)
+        target = self.targets[first]
+        name = target.name if self.stored else None
+        if target.name == target.source:
+            name = self.stored.get(key)  # as the optimizer spells it, perhaps without a wrapper
+        if target.reset and key in self.optimizer.states:
+            self.reset.append(target.name)
+        return _Member(key, name, target.reset, target.moments)
+
+    def follow(self, order: Sequence[str]) -> None:
+        """Bring every group in the order of the targets, if it has the model's, `order`."""
+        _require_model_order(self.optimizer, self.correspondence, order)
+        places = [self.place[name] for name in order if name in self.place]
+        if places == sorted(places):
+            return
+        for key in self.optimizer.keys:
+            if len(self.correspondence.candidates(key)) > 1:
+                _refuse_doubt(self.correspondence, key)
+        for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
+            pairs = sorted(zip(spans, members, strict=True), key=lambda pair: pair[0])
+            self._spans[i] = [span for span, _ in pairs]
+            self._members[i] = [member for _, member in pairs]
+
+    def add(self) -> list[str]:
+        """Put the new parameters into the groups where they belong; their names."""
+        homes = self._homes()
+        added: list[str] = []
+        for position, target in enumerate(self.targets):
+            if target.source is not None:
+                continue
+            home = _home_of_new(target.name, position, self.targets, homes, self.optimizer)
+            if home is None:
+                continue
+            spans = self._spans[home]
+            index = sum(first < position for first, _ in spans)
+            ends = [last for _, last in spans[:index]] + [first for first, _ in spans[index:]]
+            if sum(end < position for end in ends) != index:
+                _refuse_home(target.name)
+            spans.insert(index, (position, position))
+            self._members[home].insert(index, _Member(None, target.name if self.stored else None))
+            added.append(target.name)
+        return added
+
+    def _homes(self) -> list[int | None]:
+        """The group of each target, None of what is in none, -1 if that is not certain."""
+        homes: list[int | None] = [None] * len(self.targets)
+        for i, spans in enumerate(self._spans):
+            for first, last in spans:
+                if first == last:
+                    homes[first] = i
+        for key in self.optimizer.keys:
+            candidates = self.correspondence.candidates(key)
+            for name in candidates if len(candidates) > 1 else ():
+                if name in self.place:
+                    homes[self.place[name]] = -1
+        return homes
 
 
 def _home_of_new(
@@ -174,21 +264,25 @@ def _home_of_new(
     after = [i for i in range(position + 1, len(targets)) if targets[i].source is not None]
     neighbours = {homes[i] for i in (*before[-1:], *after[:1])}
     old = {home for home, t in zip(homes, targets, strict=True) if t.source is not None}
-    if len(old) == 1:  # everything is treated alike
+    if len(old) == 1 and -1 not in old:  # everything is treated alike
         return old.pop()
-    if len(neighbours) == 1 and before and after:
-        return neighbours.pop()
     if not old and len(optimizer.groups) == 1:
         return 0
+    if len(neighbours) != 1 or -1 in neighbours or not before or not after:
+        _refuse_home(name)
+    return neighbours.pop()
+
+
+def _refuse_home(name: str) -> NoReturn:
     raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=HINT)
 
 
 def _require_model_order(
-    optimizer: OptimizerState, correspondence: Correspondence, targets: Sequence[Target]
+    optimizer: OptimizerState, correspondence: Correspondence, order: Sequence[str]
 ) -> None:
-    place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+    place = {name: i for i, name in enumerate(order)}
     for group in optimizer.groups:
-        names = (correspondence.names[key] for key in group.keys)
+        names = (correspondence.names.get(key) for key in group.keys)
         places = [place[name] for name in names if name in place]
         if places != sorted(places):
             raise PlanError(
@@ -211,7 +305,7 @@ def _refuse_claim(correspondence: Correspondence) -> NoReturn:
     )
 
 
-def _refuse_doubt(correspondence: Correspondence, key: Key) -> None:
+def _refuse_doubt(correspondence: Correspondence, key: Key) -> NoReturn:
     candidates = correspondence.candidates(key)
     shown = ", ".join(f"'{name}'" for name in candidates[:3])
     more = ", …" if len(candidates) > 3 else ""

@@ -33,6 +33,9 @@ OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
 Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
 """By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
 
+Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
+"""By the path of a state dict, the parameters of the model that is to load it, in its order."""
+
 Resize: TypeAlias = Callable[[str, str, Tensor, float], Tensor | None]
 """Given the path of a state dict, a parameter's new name there, a moment of its old shape and what
 new elements begin with: that moment in the new shape, with bytes of its own, or None to begin
@@ -71,14 +74,16 @@ def keep_in_step(
     *,
     sources: Sources | None = None,
     resize: Resize | None = None,
+    parameters: Parameters | None = None,
     only: Collection[str] | None = None,
 ) -> InStep:
     """`after` with its optimizers following what was done to the models of `before`.
 
     A parameter that an edit took over is known by its node, else by its name; `sources` says it
-    where neither does. State whose
-    parameter changed its shape goes through `resize`, and is left out without it. An optimizer
-    whose model did not change stays the same. `only` narrows it to the optimizers at these paths.
+    where neither does. `parameters` are those of the edited models, where more is known than
+    their entries show. State whose parameter changed its shape goes through `resize`, and is left
+    out without it. An optimizer whose model did not change stays the same. `only` narrows it to
+    the optimizers at these paths.
 
     Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
     which parameter.
@@ -87,7 +92,7 @@ def keep_in_step(
         return InStep(after)
     found = [f for f in find(before) if only is None or f.path in only]
     present = {other.path for other in after.others}
-    differences = _Differences(after, sources or {})
+    differences = _Differences(after, sources or {}, parameters or {})
     changes: list[OptimizerChange] = []
     nodes: list[tuple[FoundOptimizer, Node]] = []
     for optimizer in found:
@@ -197,6 +202,7 @@ class _Difference:
         state_dicts: Sequence[StateDict],
         after: Checkpoint,
         sources: Sources,
+        parameters: Parameters,
     ) -> _Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
@@ -209,7 +215,8 @@ class _Difference:
             if new_dict is None:
                 continue
             lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
-            for parameter in Inventory.of_state_dict(new_dict).parameters:
+            own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
+            for parameter in own:
                 source, anew = lineage.of(parameter)
                 name = qualified(state_dicts, old_dict, parameter.name)
                 origin = None if source is None else qualified(state_dicts, old_dict, source.name)
@@ -242,15 +249,17 @@ class _Difference:
 class _Differences:
     """What an edit did to each model, looked at once for all the optimizers that may train it."""
 
-    def __init__(self, after: Checkpoint, sources: Sources) -> None:
-        self._after, self._sources = after, sources
+    def __init__(self, after: Checkpoint, sources: Sources, parameters: Parameters) -> None:
+        self._after, self._sources, self._parameters = after, sources, parameters
         self._known: dict[tuple[int, ...], _Difference] = {}
 
     def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
         """The difference of these state dicts, which must be those from before the edit."""
         key = tuple(map(id, state_dicts))
         if key not in self._known:
-            self._known[key] = _Difference.of(state_dicts, self._after, self._sources)
+            self._known[key] = _Difference.of(
+                state_dicts, self._after, self._sources, self._parameters
+            )
         return self._known[key]
 
 
@@ -335,7 +344,8 @@ def _edit(
     state, correspondence = optimizer.state, optimizer.correspondence
     if difference.is_deep:
         targets, resized = _with_moments(optimizer, difference, resize, reader)
-        return align(state, correspondence, targets), resized
+        order = [name for name, _ in optimizer.model.parameters] if optimizer.model else None
+        return align(state, correspondence, targets, order), resized
     edited = remove(state, correspondence, difference.gone)
     if not (difference.renamed and _stores_names(optimizer)):
         return edited, []
