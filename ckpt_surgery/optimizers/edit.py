@@ -8,8 +8,10 @@ of groups must agree too, and a scheduler keeps one learning rate for each.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final, NoReturn
 
 from ckpt_surgery.errors import PlanError
@@ -173,7 +175,8 @@ class _Alignment:
             kept = [(key, span) for key in group.keys if (span := self._span(key)) is not None]
             self._members.append([self._member(key, *span) for key, span in kept])
             self._spans.append([span for _, span in kept])
-        self.reset.sort(key=[target.name for target in targets].index)
+        places = {target.name: i for i, target in enumerate(targets)}
+        self.reset.sort(key=places.__getitem__)
 
     @property
     def groups(self) -> list[list[_Member]]:
@@ -219,22 +222,22 @@ class _Alignment:
 
     def add(self) -> list[str]:
         """Put the new parameters into the groups where they belong; their names."""
-        homes = self._homes()
+        if all(target.source is not None for target in self.targets):
+            return []
+        home_of = _Neighbours(self.targets, self._homes(), len(self._members)).home_of
+        new: list[list[tuple[int, _Member]]] = [[] for _ in self._members]
         added: list[str] = []
         for position, target in enumerate(self.targets):
-            if target.source is not None:
-                continue
-            home = _home_of_new(target.name, position, self.targets, homes, self.optimizer)
-            if home is None:
-                continue
-            spans = self._spans[home]
-            index = sum(first < position for first, _ in spans)
-            ends = [last for _, last in spans[:index]] + [first for first, _ in spans[index:]]
-            if sum(end < position for end in ends) != index:
-                _refuse_home(target.name)
-            spans.insert(index, (position, position))
-            self._members[home].insert(index, _Member(None, target.name if self.stored else None))
-            added.append(target.name)
+            home = home_of(position) if target.source is None else None
+            if home is not None:
+                member = _Member(None, target.name if self.stored else None)
+                new[home].append((position, member))
+                added.append(target.name)
+        for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
+            # neighbours are certain, so what is in doubt stands before or after them
+            certain = accumulate((-1 if first < last else first for first, last in spans), max)
+            placed = [*zip(certain, members, strict=True), *new[i]]
+            self._members[i] = [member for _, member in sorted(placed, key=lambda pair: pair[0])]
         return added
 
     def _homes(self) -> list[int | None]:
@@ -252,25 +255,26 @@ class _Alignment:
         return homes
 
 
-def _home_of_new(
-    name: str,
-    position: int,
-    targets: Sequence[Target],
-    homes: Sequence[int | None],
-    optimizer: OptimizerState,
-) -> int | None:
-    """The group of a new parameter: the one that the nearest old ones on both sides are in."""
-    before = [i for i in range(position) if targets[i].source is not None]
-    after = [i for i in range(position + 1, len(targets)) if targets[i].source is not None]
-    neighbours = {homes[i] for i in (*before[-1:], *after[:1])}
-    old = {home for home, t in zip(homes, targets, strict=True) if t.source is not None}
-    if len(old) == 1 and -1 not in old:  # everything is treated alike
-        return old.pop()
-    if not old and len(optimizer.groups) == 1:
-        return 0
-    if len(neighbours) != 1 or -1 in neighbours or not before or not after:
-        _refuse_home(name)
-    return neighbours.pop()
+class _Neighbours:
+    """Where new parameters belong: to the group that the nearest old ones on both sides are in."""
+
+    def __init__(self, targets: Sequence[Target], homes: Sequence[int | None], groups: int) -> None:
+        self._targets, self._homes, self._groups = targets, homes, groups
+        self._old = [i for i, target in enumerate(targets) if target.source is not None]
+        self._old_homes = {homes[i] for i in self._old}
+
+    def home_of(self, position: int) -> int | None:
+        """The group of the new parameter there, None if it is in none."""
+        if self._old_homes and len(self._old_homes) == 1 and -1 not in self._old_homes:
+            return next(iter(self._old_homes))  # everything is treated alike
+        if not self._old and self._groups == 1:
+            return 0
+        index = bisect_left(self._old, position)
+        sides = self._old[max(index - 1, 0) : index + 1]
+        homes = {self._homes[i] for i in sides}
+        if not 0 < index < len(self._old) or len(homes) != 1 or -1 in homes:
+            _refuse_home(self._targets[position].name)
+        return homes.pop()
 
 
 def _refuse_home(name: str) -> NoReturn:
