@@ -106,7 +106,7 @@ def keep_in_step(
             if node is not optimizer.state.node and (change.any or difference.reordered):
                 nodes.append((optimizer, node))
                 changes.append(change)
-        else:
+        elif choice == "drop" or not _stays_in_step(optimizer, differences):
             action: Action = "kept" if choice == "keep" else "dropped"
             changes.append(OptimizerChange(optimizer.path, action))
     after = _with_nodes(after, nodes)
@@ -154,6 +154,17 @@ def _difference(
             hint=HINT,
         )
     return first
+
+
+def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
+    """Whether an optimizer that is left as it is is certainly in step nevertheless."""
+    try:
+        difference = _difference(optimizer, known, "auto")
+        if difference is None:
+            return True
+        return _update(optimizer, difference, None)[0] is optimizer.state.node
+    except PlanError:
+        return False
 
 
 def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChange]) -> set[str]:

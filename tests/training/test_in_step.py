@@ -203,6 +203,27 @@ def test_lists_of_optimizers_as_lightning_keeps_them(tmp_path: Path) -> None:
     assert dropped.dropped == ("optimizer_states",)
 
 
+def test_what_is_kept_is_out_of_step_only_if_it_is(tmp_path: Path) -> None:
+    model = net(4, 5, 6, 7)
+    path = save(
+        tmp_path / "l.ckpt",
+        state_dict=model.state_dict(),
+        optimizer_states=[stepped(model[0]).state_dict(), stepped(*model[1:]).state_dict()],
+    )
+    report = ckpt.strip(path, tmp_path / "out.ckpt", prefixed("2"), optimizer="keep")
+    assert [change.path for change in report.optimizers] == ["optimizer_states/1"]
+    add = [ckpt.AddPrefix("m")]
+    assert ckpt.rename(path, tmp_path / "r.ckpt", add, optimizer="keep").optimizers == ()
+    one = net(4, 5)
+    path = save(
+        tmp_path / "n.pth",
+        model=one.state_dict(),
+        optimizer=stepped(one, named=True).state_dict(),
+    )
+    renamed = ckpt.rename(path, tmp_path / "named.pth", add, optimizer="keep")
+    assert [change.action for change in renamed.optimizers] == ["kept"]
+
+
 def test_an_optimizer_among_other_things_is_not_dropped_with_them(tmp_path: Path) -> None:
     model = net(4, 5, 6)
     trainer = {"optimizer": stepped(model).state_dict(), "best": 3}
