@@ -57,6 +57,12 @@ at_option = click.option(
     help="Only the state dict at PATH in the file, such as 'state_dict'. Repeatable.",
 )
 
+hash_name_option = click.option(
+    "--hash-name",
+    is_flag=True,
+    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth.",
+)
+
 selection_options = all_of(
     click.option(
         "--pattern",

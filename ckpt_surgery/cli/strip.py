@@ -11,6 +11,7 @@ import ckpt_surgery.ops.strip as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     at_option,
+    hash_name_option,
     input_argument,
     optimizer_option,
     output_of,
@@ -39,11 +40,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --training-state: put the moving average in the model's place.",
 )
-@click.option(
-    "--hash-name",
-    is_flag=True,
-    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth.",
-)
+@hash_name_option
 @click.option(
     "--compact",
     is_flag=True,

@@ -67,13 +67,15 @@ def adapt(
     return result
 
 
-def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape) -> Tensor:
+def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float = 0.0) -> Tensor:
     """A moment that an optimizer keeps of a parameter, carried into `shape` as the parameter is.
 
-    What is new begins with zeros, as an optimizer does. A moment without negative elements (an
-    average of squares) gets none, which interpolation alone would not see to.
+    What is new has the value `beginning`, as before the first step. A moment without negative
+    elements (an average of squares) gets none, which interpolation alone would not see to.
     """
-    result = adapt(how, moment, shape, lambda: torch.zeros(shape, dtype=moment.dtype))
+    result = adapt(how, moment, shape, lambda: torch.full(shape, beginning, dtype=moment.dtype))
+    if how.kind == "channels" and how.method == "zero":
+        result[:, moment.shape[1] :] = beginning
     return result.clamp_min(0) if bool((moment >= 0).all()) else result
 
 
