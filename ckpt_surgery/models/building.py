@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
+_UNEXPECTED = re.compile(
+    r"(?P<callee>\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(?P<name>\w+)'"
+)
 _DOWNLOADING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
 
 
@@ -165,14 +169,28 @@ def _construction_error(spec: ModelSpec, error: BaseException) -> CkptError:
         return ConstructionError(f"building '{spec}' took all memory")
     detail = str(error).strip().splitlines()
     said = f": {detail[0]}" if detail else ""
-    on_meta = "meta" in said
-    return ConstructionError(
-        f"building '{spec}' raised {type(error).__name__}{said}",
-        hint="its code reads values of its own parameters, which exist only as shapes; "
-        "save its state dict and use --like"
-        if on_meta
-        else None,
-    )
+    hint = _meant_argument(spec, error)
+    if "meta" in said:
+        hint = (
+            "its code reads values of its own parameters, which exist only as shapes; "
+            "save its state dict and use --like"
+        )
+    return ConstructionError(f"building '{spec}' raised {type(error).__name__}{said}", hint=hint)
+
+
+def _meant_argument(spec: ModelSpec, error: BaseException) -> str | None:
+    """What an argument may have meant that a constructor below the factory does not take."""
+    refused = _UNEXPECTED.match(str(error)) if isinstance(error, TypeError) else None
+    trace = error.__traceback__
+    if refused is None or refused["name"] not in spec.arguments or trace is None:
+        return None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    try:  # where the call was made, the callee has its name
+        parameters = inspect.signature(trace.tb_frame.f_globals[refused["callee"]]).parameters
+    except (KeyError, ValueError, TypeError):
+        return None
+    return near_hint(refused["name"], parameters)
 
 
 @contextlib.contextmanager
