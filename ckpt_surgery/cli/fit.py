@@ -137,17 +137,24 @@ def _show(report: FitReport, screen: Screen) -> None:
 
 def _texts(given: dict[str, Any]) -> dict[str, Any]:
     """What the map and the lists of classes say."""
-    from ckpt_surgery.models.adaptations import parse_classes
-
     renames, classes = given["rename_map"], given["classes"]
     return {
         "renames": None
         if renames is None
         else parse_name_map(read_text(renames, "--rename-map"), renames, "--rename-map").names,
-        "classes": None
-        if classes is None
-        else tuple(parse_classes(read_text(path, "--classes")) for path in classes),
+        "classes": None if classes is None else tuple(_classes(path) for path in classes),
     }
+
+
+def _classes(path: str) -> tuple[str, ...]:
+    from ckpt_surgery.models.adaptations import parse_classes
+
+    text = read_text(path, "--classes")
+    try:
+        return parse_classes(text)
+    except UsageError as error:
+        error.name_file(path)
+        raise
 
 
 def _selection(texts: tuple[str, ...]) -> Selection | None:

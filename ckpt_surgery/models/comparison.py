@@ -180,5 +180,14 @@ def _defaults_to_zero(name: str, target: Target, metadata: Metadata | None) -> b
     module, _, leaf = name.rpartition(".")
     if leaf != "num_batches_tracked" or target.by_name[name].shape != ():
         return False
+    return lacks_counter(module, metadata)
+
+
+def lacks_counter(module: str, metadata: Metadata | None) -> bool:
+    """Whether the batch norm at the path `module` was saved before it counted batches.
+
+    That is, before torch 0.4.1, or by something that leaves no ``_metadata``: torch then starts
+    ``num_batches_tracked`` at the model's own value, as ``load_state_dict`` says nothing of it.
+    """
     version = (metadata or {}).get(module, {}).get("version")
     return version is None or (isinstance(version, int) and version < 2)
