@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.names import TargetName
 from ckpt_surgery.cli.options import (
     at_option,
     input_argument,
@@ -76,6 +77,7 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
     "--initial",
     multiple=True,
     metavar="NAME",
+    type=TargetName(),
     help="Refuse any initial tensor that is not at or below NAME, or a glob; 'none' allows none. "
     "Repeatable.",
 )
