@@ -196,6 +196,44 @@ def test_counters_are_handled_as_torch_does(place, invoke):
     assert invoke("match", "old.pth", "--model", NET).exit_code == 0
 
 
+def test_the_symmetric_difference_of_names_is_reported(place, invoke):
+    """R20: as a loop over both sets of keys finds it, counters that torch forgives included."""
+    weights = {k.replace("bn.", "bn.net."): v for k, v in torch.load("net.pth").items()}
+    torch.save(weights, "infixed.pth")
+    result = invoke("match", "infixed.pth", "--model", NET, "--json")
+    document = json.loads(result.stdout)
+    wanted = factories.net().state_dict().keys()
+    assert {*document["missing_keys"], *document["defaulted"]} == wanted - weights.keys()
+    assert document["defaulted"] == ["bn.num_batches_tracked"]
+    assert set(document["unexpected_keys"]) == weights.keys() - wanted
+    told = invoke("match", "infixed.pth", "--model", NET).stdout
+    assert "not in the file, and load_state_dict does without: 1" in told
+
+
+@pytest.mark.parametrize(
+    ("prefix", "how"), [("module.", "wrapper"), ("net.0.", "prefix 'net.0.' removed")]
+)
+def test_names_that_fit_would_pair_are_pointed_out(place, invoke, prefix, how):
+    torch.save({prefix + k: v for k, v in torch.load("net.pth").items()}, "wrapped.pth")
+    result = invoke("match", "wrapped.pth", "--model", NET)
+    assert result.exit_code == 1
+    assert f"8 of these names are only spelled otherwise ({how}): 'ckpt fit' pairs" in result.stdout
+    two = {"a": torch.load("wrapped.pth"), "b": torch.load("net.pth")}
+    torch.save(two, "two.pth")
+    assert "warning: 'a': 8 of these" in invoke("match", "two.pth", "--model", NET).stdout
+
+
+def test_names_that_nothing_pairs_get_no_advice(place, invoke):
+    torch.save({"x.weight": torch.zeros(2), "y.weight": torch.zeros(2)}, "x.pth")
+    assert "spelled otherwise" not in invoke("match", "x.pth", "--model", NET).stdout
+    one = {"a.fc.weight": torch.zeros(2), "b.fc.weight": torch.zeros(2)}
+    torch.save(one, "one.pth")
+    torch.save({"fc.weight": torch.zeros(2)}, "like.pth")  # a's or b's: ambiguous
+    result = invoke("match", "one.pth", "--like", "like.pth")
+    assert result.exit_code == 1
+    assert "spelled otherwise" not in result.stdout
+
+
 def test_many_names_are_folded(place, invoke):
     torch.save({"x": torch.zeros(1)}, "x.pth")
     result = invoke("match", "x.pth", "--model", "factories_for_cli:deeper", "--model-arg",
