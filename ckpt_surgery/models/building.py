@@ -27,7 +27,7 @@ from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
-from ckpt_surgery.models.torchvision_import import import_torchvision
+from ckpt_surgery.models.torchvision_import import beside_torchvision, import_torchvision
 
 _UNEXPECTED = re.compile(
     r"(?P<callee>\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(?P<name>\w+)'"
@@ -75,7 +75,7 @@ def run_factory(
     """Call `factory` and apply the settings inside `context`; raises as `build_module` does."""
     with context, _hospitality(spec):
         try:
-            model = factory(**spec.arguments)
+            model = beside_torchvision(lambda: factory(**spec.arguments))
         except (Exception, SystemExit) as error:
             raise _construction_error(spec, error) from error
         if not isinstance(model, nn.Module):
@@ -146,7 +146,7 @@ def _import_callable(spec: ModelSpec) -> Callable[..., Any]:
 def _import_user_module(spec: ModelSpec) -> Any:
     with _hospitality(spec):
         try:
-            return importlib.import_module(spec.source)
+            return beside_torchvision(lambda: importlib.import_module(spec.source))
         except ModuleNotFoundError as error:
             if error.name is None or not f"{spec.source}.".startswith(f"{error.name}."):
                 raise _construction_error(spec, error) from error

@@ -254,6 +254,18 @@ def test_the_models_own_printing_stays_off_standard_output(place, ckpt):
     assert b"building" in done.stderr
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["module", "callable"])
+def test_a_users_code_may_import_torchvision_too(place, ckpt, late):
+    """Beside a CPU-only torch its wheel cannot be imported without help."""
+    line = "from torchvision.models import squeezenet1_1"
+    source = f"def net():\n    {line}\n    return squeezenet1_1()\n"
+    (place / "uses_it.py").write_text(source if late else f"{line} as net\n")
+    torch.save({"classifier.1.bias": torch.zeros(1000)}, "some.pth")
+    done = ckpt("match", "some.pth", "--model", "uses_it:net")
+    assert done.returncode == 1, done.stderr
+    assert b"1 of 52 keys match" in done.stdout
+
+
 def test_a_stripped_head_is_what_r25_says(place, invoke):
     models = import_torchvision().models
     torch.save(models.resnet18().state_dict(), "r.pth")
