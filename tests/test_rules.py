@@ -219,6 +219,7 @@ def test_near_names_are_few_and_may_be_none():
 
 def test_near_names_survive_absurd_names():
     assert near("fc.weigth", ["a." * 500_000, "fc.weight"]) == ["fc.weight"]
+    assert near("b" * 5000, ["b" * 190, "fc.weight"]) == ["b" * 190]
 
 
 def test_key_list_is_one_name_a_line():

@@ -24,7 +24,7 @@ from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, co
 from ckpt_surgery.models.fitting import FitItem, FitOptions, plan_fit
 from ckpt_surgery.models.maps import check_map, format_proposal
 from ckpt_surgery.models.reports import FitReport, Fitted
-from ckpt_surgery.models.specs import Value
+from ckpt_surgery.models.specs import Value, near_hint
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.ops.editing import (
     OUTPUT_FORMAT,
@@ -208,6 +208,12 @@ def _level(text: str) -> Level:
 def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:
     names = aim.target.names
     chosen = initial.choose(names)
+    unmatched = (rule.text for rule, count in chosen.counts if not count)
+    text = None if initial.allow_unmatched else next(unmatched, None)
+    if text is not None:
+        raise UsageError(
+            f"'--initial {text}' matches nothing in the target", hint=near_hint(text, names)
+        )
     initial.require_matches(chosen.counts, names)
     return chosen.chosen.__contains__
 
@@ -238,7 +244,14 @@ def _plan(
         upgraded=aim.upgraded(source),
         renames=renames,
     )
-    plan = plan_fit(source.specs, aim.target, found, options, source_ties=source.ties)
+    plan = plan_fit(
+        source.specs,
+        aim.target,
+        found,
+        options,
+        source_ties=source.ties,
+        source_metadata=source.metadata,
+    )
     tensors = dict(state_dict.tensors)
     for item in plan.items:
         computes = item.tie_of is None and not item.is_verbatim and item.status != "initial"
