@@ -162,7 +162,9 @@ def _in_step(
     held = inside(s for s in before.state_dicts if s.path in items)
     if held and choice != "drop":
         raise refusal(held, before, "--optimizer drop leaves it out")
-    dropped = [OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held]
+    dropped = tuple(OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held)
+    if not before.others:  # bare weights: nothing that could be an optimizer
+        return InStep(after, dropped)
     try:
         step = keep_in_step(
             before,
@@ -176,7 +178,7 @@ def _in_step(
         if error.path is None:
             error.name_file(before.file.name)
         raise
-    return replace(step, changes=(*dropped, *step.changes))
+    return replace(step, changes=dropped + step.changes)
 
 
 def _parameters(target: Target) -> Sequence[Parameter]:
