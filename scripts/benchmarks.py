@@ -11,6 +11,7 @@ A missed target is shown and is no failure: the exit code is 0 unless something 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import pty
@@ -394,6 +395,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.size_gb is None:
         options.size_gb = 0.25 if options.quick else 2.0
+    # as pip leaves what it installs: PYTHONDONTWRITEBYTECODE has it compiled in each run otherwise
+    compileall.compile_dir(ROOT / "ckpt_surgery", quiet=1)
     load = [os.getloadavg()[0]]
     try:
         results = run(options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint
@@ -16,6 +15,7 @@ from ckpt_surgery.formats.torch_zip import (
     lay_out_torch_zip,
     read_torch_zip,
 )
+from ckpt_surgery.garbage import collector_paused
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 # What files that are no checkpoints begin with, for a helpful message.
@@ -41,19 +41,14 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
     subclasses `UnknownFormatError`, `DamagedFileError` and `LimitExceededError`.
     """
     file = source if isinstance(source, SourceFile) else SourceFile.open(source)
-    # Nothing of a description is garbage before it is whole; the collector would only look at it.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        return _read(file, limits)
+        with collector_paused():
+            return _read(file, limits)
     except CkptError as error:
         if error.path is None:
             error.name_file(file.name)
         file.close()
         raise
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _read(file: SourceFile, limits: Limits) -> Checkpoint:

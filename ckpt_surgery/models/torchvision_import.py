@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from ckpt_surgery.errors import MissingDependencyError
+from ckpt_surgery.garbage import collector_paused
 
 _OPERATORS: Final = ("nms", "qnms")
 _SCHEMA: Final = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -43,7 +44,8 @@ def import_torchvision() -> ModuleType:
 
 def _import_installed(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with collector_paused():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise

@@ -105,8 +105,11 @@ def same_up_to_zero_sign(left, right):
     return same(left + 0.0, right + 0.0)
 
 
-def test_every_order_of_terms_that_cancel_gives_one_average():
-    terms = [torch.tensor([v]) for v in (2.0**100, -(2.0**100), 1.0, 2.0**-100)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_every_order_of_terms_that_cancel_gives_one_average(count, dtype):
+    values = (2.0**100, -(2.0**100), 1.0, 2.0**-100, -3.0)[:count]
+    terms = [torch.tensor([value], dtype=dtype) for value in values]
     results = {float(merge("average", list(order))) for order in itertools.permutations(terms)}
     assert len(results) == 1
 
