@@ -47,17 +47,11 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.strip import strip
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.plan import Plan, apply
-    from ckpt_surgery.report import EditReport, InspectReport, MergeReport
-    from ckpt_surgery.rules import (
-        AddPrefix,
-        MapNames,
-        Replace,
-        Rule,
-        Selection,
-        StripPrefix,
-        Substitute,
-        selection,
-    )
+    from ckpt_surgery.reports.edits import EditReport
+    from ckpt_surgery.reports.inspection import InspectReport
+    from ckpt_surgery.reports.merging import MergeReport
+    from ckpt_surgery.rules import Rule, Selection, selection
+    from ckpt_surgery.rules.rewriting import AddPrefix, MapNames, Replace, StripPrefix, Substitute
 
 __version__ = "0.1.0"
 
@@ -96,16 +90,16 @@ _HOMES = {
     "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.plan": ("Plan", "apply"),
-    "ckpt_surgery.report": ("EditReport", "InspectReport", "MergeReport"),
-    "ckpt_surgery.rules": (
+    "ckpt_surgery.reports.edits": ("EditReport",),
+    "ckpt_surgery.reports.inspection": ("InspectReport",),
+    "ckpt_surgery.reports.merging": ("MergeReport",),
+    "ckpt_surgery.rules": ("Rule", "Selection", "selection"),
+    "ckpt_surgery.rules.rewriting": (
         "AddPrefix",
         "MapNames",
         "Replace",
-        "Rule",
-        "Selection",
         "StripPrefix",
         "Substitute",
-        "selection",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

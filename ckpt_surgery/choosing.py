@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint import Checkpoint, StateDict
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules import Chosen, RewriteRule, Rule, Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint import Checkpoint, StateDict
+    from ckpt_surgery.rules import Chosen, Rule, Selection
+    from ckpt_surgery.rules.rewriting import RewriteRule
 
 
 @dataclass(frozen=True, slots=True)

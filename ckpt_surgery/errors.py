@@ -21,7 +21,10 @@ The library raises these; only the command line turns them into messages and exi
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PathLike = str | os.PathLike[str]
 
@@ -44,12 +47,16 @@ class CkptError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.path = None if path is None else Path(path)
+        self.path: Path | None = None
+        if path is not None:
+            self.name_file(path)
         self.entry = entry
         self.hint = hint
 
     def name_file(self, path: PathLike) -> None:
         """Say which file it was about, where the one who raised it could not know."""
+        from pathlib import Path  # not for a command that succeeds
+
         self.path = Path(path)
 
     def __str__(self) -> str:

@@ -1,19 +1,19 @@
-"""Plans: the edits of a checkpoint as plain data, built, checked, applied and saved.
+"""Plans: the edits of a checkpoint as plain data, applied and saved.
 
-Building a plan finds everything that is wrong with it; applying one only carries it out, on the
-description, and returns a new description.
+Building a plan (`stripping`, `renaming`) finds everything that is wrong with it; applying one only
+carries it out, on the description, and returns a new description.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
-from ckpt_surgery.choosing import RuleCount, choose_state_dicts, select
-from ckpt_surgery.compaction import compact, unused_nbytes
+from ckpt_surgery.choosing import RuleCount
+from ckpt_surgery.compaction import compact
 from ckpt_surgery.edits import (
     EDITS,
     JSON_NAMES,
@@ -30,26 +30,17 @@ from ckpt_surgery.edits import (
     TakeWeights,
     UpdateOptimizer,
 )
-from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
-from ckpt_surgery.facts import OptimizerChange
+from ckpt_surgery.errors import NameCollisionError, PlanError
 from ckpt_surgery.pickles import walk
-from ckpt_surgery.rules import (
-    Chosen,
-    RewriteRule,
-    Rewritten,
-    Selection,
-    find_collisions,
-    near,
-    require_changes,
-    rewrite,
-    rewrite_metadata,
-    strip_metadata,
-)
+from ckpt_surgery.rules import near
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.training import OptimizerChange
 
 __all__ = [
     "Compact", "Drop", "DropOther", "DropStateDict", "Edit", "Merge", "Plan", "Planned", "Rename",
     "RenameModule", "Take", "TakeModule", "TakeWeights", "UpdateOptimizer",
-    "apply", "plan_rename", "plan_strip",
+    "apply",
 ]  # fmt: skip
 
 
@@ -92,143 +83,6 @@ class Planned:
     rules: tuple[RuleCount, ...] = ()
     warnings: tuple[str, ...] = ()
     optimizers: tuple[OptimizerChange, ...] = ()
-
-
-def plan_strip(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    *,
-    at: Sequence[str] = (),
-    training_state: Callable[[str, object], bool] | None = None,
-    compact: bool = False,
-) -> Planned:
-    """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
-
-    Raises `UsageError` if there is nothing to do, a rule matches nothing, or nothing would remain.
-    """
-    edits: list[Edit] = []
-    counts: tuple[RuleCount, ...] = ()
-    warnings: list[str] = []
-    if selection.rules:
-        state_dicts = choose_state_dicts(checkpoint, at)
-        chosen, counts = select(state_dicts, selection)
-        for state_dict, each in zip(state_dicts, chosen, strict=True):
-            edits += _drops(state_dict, each.chosen)
-        warnings += _out_of_step(state_dicts, chosen)
-        _require_remainder(checkpoint, edits)
-    if training_state is not None:
-        dropped = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
-        edits += (DropOther(path) for path in dropped)
-        if not dropped:
-            warnings.append("there is no training state to remove")
-    if compact:
-        edits.append(Compact(unused_nbytes(checkpoint)))
-    if not selection.rules and training_state is None and not compact:
-        raise UsageError(
-            "nothing is selected",
-            hint="say what to remove: --pattern, --prefix, --glob, --keys-from, --training-state",
-        )
-    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
-
-
-def _drops(state_dict: StateDict, chosen: frozenset[str]) -> list[Edit]:
-    names = state_dict.names
-    edits: list[Edit] = [Drop(state_dict.path, name) for name in names if name in chosen]
-    modules = list(state_dict.metadata or ())
-    kept = set(strip_metadata(modules, names, [name for name in names if name not in chosen]))
-    edits += (RenameModule(state_dict.path, m, None) for m in modules if m not in kept)
-    return edits
-
-
-def _out_of_step(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
-    """State dicts that a selection leaves whole although it takes something of others."""
-    touched = [bool(each.chosen) for each in chosen]
-    if all(touched) or not any(touched):
-        return []
-    return [
-        f"nothing in '{state_dict.path}' is selected, so it is out of step with the others"
-        for state_dict, some in zip(state_dicts, touched, strict=True)
-        if not some and state_dict.entries
-    ]
-
-
-def _require_remainder(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
-    dropped = Counter(edit.state_dict for edit in edits if isinstance(edit, Drop))
-    for state_dict in checkpoint.state_dicts:
-        if state_dict.entries and dropped[state_dict.path] == len(state_dict.entries):
-            where = f" of '{state_dict.path}'" if state_dict.path else ""
-            raise UsageError(
-                f"every entry{where} would be removed",
-                path=checkpoint.file.name,
-                hint="--keep inverts a selection",
-            )
-
-
-def plan_rename(
-    checkpoint: Checkpoint, rules: Sequence[RewriteRule], *, at: Sequence[str] = ()
-) -> Planned:
-    """Rewrite the names of the state dicts, and their ``_metadata`` with them.
-
-    Raises `UsageError` for a rule that changes nothing or makes an empty name, and
-    `NameCollisionError` if two entries would get one name.
-    """
-    if not rules:
-        raise UsageError(
-            "no rule says what to rename",
-            hint="give --strip-prefix, --add-prefix, --replace, --sub or --map",
-        )
-    state_dicts = choose_state_dicts(checkpoint, at)
-    rewritten = [rewrite(state_dict.names, rules) for state_dict in state_dicts]
-    require_changes(rules, rewritten)
-    edits: list[Edit] = []
-    warnings: list[str] = []
-    for state_dict, each in zip(state_dicts, rewritten, strict=True):
-        _require_good_names(state_dict, each)
-        edits += _renames(state_dict, each, rules)
-        if not any(each.changed) and state_dict.entries:
-            warnings.append(
-                f"no name in '{state_dict.path}' changes, so it is out of step with the others"
-            )
-    counts = tuple(
-        RuleCount(rule, sum(each.changed[index] for each in rewritten))
-        for index, rule in enumerate(rules)
-    )
-    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
-
-
-def _require_good_names(state_dict: StateDict, rewritten: Rewritten) -> None:
-    for old, new in zip(state_dict.names, rewritten.names, strict=True):
-        if not new:
-            raise UsageError(f"'{old}' would get an empty name", entry=state_dict.path or None)
-    collisions = find_collisions(state_dict.names, rewritten.names)
-    if collisions:
-        new, olds = collisions[0]
-        more = f" (and {len(collisions) - 1} more such names)" if len(collisions) > 1 else ""
-        first, second = olds[:2]
-        raise NameCollisionError(
-            f"'{first}' and '{second}' would both be called '{new}'{more}",
-            entry=state_dict.path or None,
-            hint="nothing was written; make the rules tell them apart",
-        )
-
-
-def _renames(
-    state_dict: StateDict, rewritten: Rewritten, rules: Sequence[RewriteRule]
-) -> list[Edit]:
-    names = state_dict.names
-    edits: list[Edit] = [
-        Rename(state_dict.path, old, new)
-        for old, new in zip(names, rewritten.names, strict=True)
-        if old != new
-    ]
-    modules = list(state_dict.metadata or ())
-    moved = rewrite_metadata(modules, names, rewritten.names, rules)
-    edits += (
-        RenameModule(state_dict.path, module, moved.get(module))
-        for module in modules
-        if moved.get(module) != module
-    )
-    return edits
 
 
 def apply(

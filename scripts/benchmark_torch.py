@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 from torch._weights_only_unpickler import Unpickler as WeightsOnlyUnpickler
 
-from ckpt_surgery.pickles import emit, parse, walk
+from ckpt_surgery.pickles import parse, walk
+from ckpt_surgery.pickles.emit import emit
 
 LAYERS = 36
 

@@ -395,7 +395,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.size_gb is None:
         options.size_gb = 0.25 if options.quick else 2.0
-    # as pip leaves what it installs: PYTHONDONTWRITEBYTECODE has it compiled in each run otherwise
+    # as pip leaves an installed package; here the environment may forbid Python to do it
     compileall.compile_dir(ROOT / "ckpt_surgery", quiet=1)
     load = [os.getloadavg()[0]]
     try:

@@ -23,6 +23,7 @@ from typing import Any
 
 CALLS = ("open", "write", "copy_file_range", "sendfile", "fchmod", "fsync", "link", "replace")
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+NO_MEMORY = "no memory"
 ERRORS = {"no space": errno.ENOSPC, "i/o error": errno.EIO, "not permitted": errno.EACCES}
 
 
@@ -117,6 +118,8 @@ def _disturbed(
             return call(*args, **named)
         calls.append(name)
         now = len(calls) == point
+        if now and fault == NO_MEMORY:
+            raise MemoryError
         if now and fault in ERRORS:
             raise OSError(ERRORS[fault], os.strerror(ERRORS[fault]))
         result = call(*args, **named)

@@ -39,10 +39,10 @@ from ckpt_surgery.plan import (
     Edit,
     Rename,
     RenameModule,
-    plan_rename,
-    plan_strip,
 )
-from ckpt_surgery.rules import RewriteRule
+from ckpt_surgery.renaming import plan_rename
+from ckpt_surgery.rules.rewriting import RewriteRule
+from ckpt_surgery.stripping import plan_strip
 
 
 def net() -> nn.Sequential:

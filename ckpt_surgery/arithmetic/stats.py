@@ -7,7 +7,7 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.arithmetic.elements import load_elements
-from ckpt_surgery.report import TensorStats
+from ckpt_surgery.reports.inspection import TensorStats
 
 if TYPE_CHECKING:
     import torch

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, Final
 
 import click
+
+from ckpt_surgery.errors import CkptError
 
 HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ORDER: Final = "ckpt_surgery.cli.order"
@@ -33,6 +36,15 @@ class Command(click.Command):
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_ORDER] = [parameter.name for parameter in order]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; if the memory does not suffice, say so of the input."""
+        with suppress(MemoryError):
+            return super().invoke(ctx)
+        # Raised here, where what filled the memory is gone.
+        named = ctx.params.get("files") or (ctx.params.get("file"),)
+        name = " ".join(f"'{name}'" for name in named if name) or "standard input"
+        raise CkptError(f"out of memory: {ctx.info_name} of {name} needs more than there is")
 
     def _with_open_option_closed(self, ctx: click.Context, args: list[str]) -> list[str]:
         """A line to complete, with empty values for the option being typed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,13 +19,14 @@ from typing import Final, TextIO
 import click
 
 from ckpt_surgery.errors import CkptError
-from ckpt_surgery.render.text import printable, visible
+from ckpt_surgery.render.text import printable, shorten, visible
 
 REFUSED: Final = 2
 BUG: Final = 70
 _BY_SIGNAL: Final = 128  # plus the signal's number, as shells count
 
 _LONGEST_MESSAGE: Final = 4000  # characters
+_LONG_NAME: Final = re.compile(r"'([^']{201,})'")  # what a file calls something may be absurd
 _DISK_ERRORS: Final = {errno.ENOSPC, errno.EIO, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -86,6 +88,8 @@ def _message(error: BaseException) -> tuple[str, str | None, int]:
             return "interrupted", None, _BY_SIGNAL + signal.SIGINT
         case _Terminated():
             return "terminated", None, _BY_SIGNAL + int(error.args[0])
+        case MemoryError():
+            return "out of memory", None, REFUSED
         case OSError(errno=int(number)) if number in _DISK_ERRORS:
             return f"cannot write: {os.strerror(number).lower()}", None, REFUSED
     return (
@@ -107,7 +111,8 @@ def _click_message(error: click.ClickException) -> tuple[str, str | None]:
 
 
 def _say(line: str) -> None:
-    _write_error_stream(printable(line, _LONGEST_MESSAGE) + "\n")
+    brief = _LONG_NAME.sub(lambda match: f"'{shorten(match[1])}'", line)
+    _write_error_stream(printable(brief, _LONGEST_MESSAGE) + "\n")
 
 
 def _say_traceback(error: BaseException) -> None:

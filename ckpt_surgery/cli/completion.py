@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    add_completion_class,
+    get_completion_class,
+    split_arg_string,
+)
 
 from ckpt_surgery.cli.base import Command, traceback_option
 from ckpt_surgery.errors import UsageError
 
+_BREAKS = (":", "=")
 VARIABLE = "_CKPT_COMPLETE"
 """The environment variable by which the script asks: its value names the shell."""
+
+
+@add_completion_class
+class _Bash(BashComplete):
+    """Completion in bash, which breaks a word at ``:`` and ``=`` and replaces the last piece only.
+
+    So ``torchvision:res`` comes as three words, and of an answer only what follows the colon
+    (COMP_WORDBREAKS in bash's manual) is wanted. Click takes the pieces for words.
+    """
+
+    _given = ""
+    """What of the word being completed stands on the line for good."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        pieces = split_arg_string(os.environ["COMP_WORDS"])
+        end = int(os.environ["COMP_CWORD"]) + 1
+        words, self._given = [""], ""
+        for piece in [*pieces, ""][:end]:
+            if piece in _BREAKS:
+                words[-1] += piece
+                self._given = words[-1]
+            elif piece and words[-1].endswith(_BREAKS):
+                words[-1] += piece
+            else:
+                words.append(piece)
+                self._given = ""
+        if self._given.startswith("--"):
+            self._given = self._given.partition("=")[2]  # Click takes the option away
+        return words[2:-1], words[-1]
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        return f"{item.type},{item.value.removeprefix(self._given)}"
 
 
 @click.command(cls=Command)

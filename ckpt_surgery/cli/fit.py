@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.names import TargetName
 from ckpt_surgery.cli.options import (
     at_option,
     input_argument,
@@ -19,7 +20,8 @@ from ckpt_surgery.cli.options import (
 from ckpt_surgery.cli.output import finish
 from ckpt_surgery.cli.targets import target_of, target_options
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules import Rule, Selection, parse_name_map
+from ckpt_surgery.rules import Rule, Selection
+from ckpt_surgery.rules.rewriting import parse_name_map
 
 if TYPE_CHECKING:
     from ckpt_surgery.models.reports import FitReport
@@ -42,13 +44,13 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
 @click.option(
     "--rename-map",
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Pair names as the file MAP says: TOML or JSON, old = new.",
 )
 @click.option(
     "--emit-map",
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write the pairs that were found to MAP for review, also in a dry run.",
 )
 @click.option(
@@ -62,7 +64,7 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
     "--classes",
     nargs=2,
     metavar="OLD NEW",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Files of class names, one a line: with '--adapt rows' each class keeps its row.",
 )
 @click.option(
@@ -76,6 +78,7 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
     "--initial",
     multiple=True,
     metavar="NAME",
+    type=TargetName(),
     help="Refuse any initial tensor that is not at or below NAME, or a glob; 'none' allows none. "
     "Repeatable.",
 )
@@ -137,17 +140,24 @@ def _show(report: FitReport, screen: Screen) -> None:
 
 def _texts(given: dict[str, Any]) -> dict[str, Any]:
     """What the map and the lists of classes say."""
-    from ckpt_surgery.models.adaptations import parse_classes
-
     renames, classes = given["rename_map"], given["classes"]
     return {
         "renames": None
         if renames is None
         else parse_name_map(read_text(renames, "--rename-map"), renames, "--rename-map").names,
-        "classes": None
-        if classes is None
-        else tuple(parse_classes(read_text(path, "--classes")) for path in classes),
+        "classes": None if classes is None else tuple(_classes(path) for path in classes),
     }
+
+
+def _classes(path: str) -> tuple[str, ...]:
+    from ckpt_surgery.models.adaptations import parse_classes
+
+    text = read_text(path, "--classes")
+    try:
+        return parse_classes(text)
+    except UsageError as error:
+        error.name_file(path)
+        raise
 
 
 def _selection(texts: tuple[str, ...]) -> Selection | None:

@@ -16,7 +16,7 @@ from ckpt_surgery.cli.names import KeyName, StateDictPath
 from ckpt_surgery.cli.options import input_argument, report_options, source_of
 from ckpt_surgery.cli.targets import model_of, model_options
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.fileio import atomic_output
+from ckpt_surgery.fileio.outputs import atomic_output
 from ckpt_surgery.freezing.build import (
     NO_DECAY_DEFAULT,
     FreezeRule,
@@ -163,7 +163,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Write the plan to OUT: .json, .toml or .py, or as --emit says.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")

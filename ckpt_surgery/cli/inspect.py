@@ -18,9 +18,8 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.render.listing import in_sequence
 from ckpt_surgery.render.plain import write_csv, write_json, write_keys
-from ckpt_surgery.report import InspectReport
+from ckpt_surgery.reports.inspection import InspectReport
 
 _FORMS = {"tree": "--tree", "keys": "--keys", "as_json": "--json", "csv": "--csv"}
 _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
@@ -57,7 +56,8 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
     r"""Show what a checkpoint holds.
 
     Tensors in the order of the file, what lies beside them, ties, and bytes that no tensor uses.
-    Nothing in FILE is run, and without --stats no tensor is read.
+    Nothing in FILE is run, and without --stats no tensor is read. --pattern, --prefix, --glob and
+    --keys-from, each as often as wanted, choose the tensors to show.
 
     \b
     Examples:
@@ -77,7 +77,7 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
         recognise=not (ctx.params["keys"] or ctx.params["csv"]),
     )
     if not ctx.params["quiet"] and sys.stdout is not None:
-        _print(ctx, in_sequence(report, ctx.params["sort"]))
+        _print(ctx, report)
     return report.exit_code
 
 
@@ -96,6 +96,10 @@ def _check_forms(ctx: click.Context) -> None:
 
 def _print(ctx: click.Context, report: InspectReport) -> None:
     given = ctx.params
+    if given["sort"] != "file":
+        from ckpt_surgery.render.listing import in_sequence
+
+        report = in_sequence(report, given["sort"])
     if given["keys"]:
         write_keys(report, sys.stdout)
     elif given["as_json"]:

@@ -16,14 +16,13 @@ from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
 from ckpt_surgery.cli.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules import near
 
 # Name: module, object in it, and its one line of help, which shows without importing it.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "inspect": ("inspect", "inspect", "Show what a checkpoint holds."),
     "strip": ("strip", "strip", "Remove entries from a checkpoint."),
     "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
-    "convert": ("convert", "convert", "Write a checkpoint in another format."),
+    "convert": ("convert", "convert", "Write any readable file as an archive of torch.save."),
     "match": ("match", "match", "Say what load_state_dict would say."),
     "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
     "merge": ("merge", "merge", "Merge checkpoints into one."),
@@ -55,6 +54,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:
+            from ckpt_surgery.rules import near
+
             meant = " or ".join(f"'{name}'" for name in near(args[0], COMMANDS))
             raise UsageError(
                 f"no such command '{args[0]}'",
@@ -120,8 +121,8 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 def cli(ctx: click.Context) -> None:
     """Edit PyTorch checkpoints without running or loading them.
 
-    Every command reads one file (or standard input), finds its format from its content, and
-    writes a complete new file or none. What it does not understand it carries over unchanged.
+    Commands read files or standard input, find the format from the content, and write a complete
+    new file or none. What ckpt does not understand is carried over unchanged.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

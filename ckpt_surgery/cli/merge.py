@@ -21,15 +21,16 @@ from ckpt_surgery.cli.options import (
     selection_of,
     selection_options,
 )
-from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.cli.output import finish
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.merge import STRUCTURAL, MergeScope, merge_recipe, methods
 from ckpt_surgery.ops.merge import merge as merge_files
 from ckpt_surgery.ops.merge_files import best, expand, last
 from ckpt_surgery.ops.merge_numbers import KeyPolicy
-from ckpt_surgery.report import MergeReport
-from ckpt_surgery.rules import AddPrefix, RewriteRule, StripPrefix
+from ckpt_surgery.render.merging import show
+from ckpt_surgery.reports.merging import MergeReport
+from ckpt_surgery.rules.rewriting import AddPrefix, RewriteRule, StripPrefix
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "What to do": ("method", "recipe", "base", "methods"),
@@ -109,7 +110,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option(
     "--recipe",
     metavar="FILE",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Method, files and numbers from FILE: TOML, or mergekit's YAML.",
 )
 @click.option(
@@ -241,8 +242,8 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
     }
     if recipe is not None:
         _require_alone(ctx)
-        return finish_edit(ctx, merge_recipe(recipe, output, **common))
-    return finish_edit(ctx, _merge(ctx, files, output, common))
+        return finish(ctx, merge_recipe(recipe, output, **common), show)
+    return finish(ctx, _merge(ctx, files, output, common), show)
 
 
 def _merge(

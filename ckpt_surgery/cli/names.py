@@ -49,10 +49,23 @@ class KeyName(TextType):
         incomplete: str,
     ) -> list[CompletionItem]:
         names: list[str] = []
-        with suppress(Exception), _open(ctx) as checkpoint:
+        with suppress(Exception), self._open(ctx) as checkpoint:
             for state_dict in checkpoint.state_dicts:
                 names += state_dict.names
         return _items(_next_segments(names, incomplete))
+
+    def _open(self, ctx: click.Context) -> Checkpoint:
+        return _open(ctx)
+
+
+class TargetName(KeyName):
+    """A name in the target: in that of `--like`, else in the file, which mostly has the same."""
+
+    def _open(self, ctx: click.Context) -> Checkpoint:
+        from ckpt_surgery.formats import read
+
+        like = ctx.params.get("like")
+        return read(like) if like else _open(ctx)
 
 
 class StateDictPath(TextType):

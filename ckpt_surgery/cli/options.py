@@ -10,7 +10,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -19,7 +18,6 @@ from ckpt_surgery.cli.base import in_order, traceback_option
 from ckpt_surgery.cli.names import CheckpointFile, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.render.progress import progress_bar
 from ckpt_surgery.rules import Rule, RuleKind, Selection, parse_key_list
 
 if TYPE_CHECKING:
@@ -59,6 +57,12 @@ at_option = click.option(
     help="Only the state dict at PATH in the file, such as 'state_dict'. Repeatable.",
 )
 
+hash_name_option = click.option(
+    "--hash-name",
+    is_flag=True,
+    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth.",
+)
+
 selection_options = all_of(
     click.option(
         "--pattern",
@@ -85,7 +89,7 @@ selection_options = all_of(
         "--keys-from",
         multiple=True,
         metavar="LIST",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="The names in the file LIST, one a line.",
     ),
     click.option("--keep", is_flag=True, help="Invert: all names but these."),
@@ -97,7 +101,7 @@ output_options = all_of(
         "-o",
         "--output",
         metavar="OUT",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="Write to OUT; '-' is standard output, the default if that is no terminal.",
     ),
     click.option("-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."),
@@ -113,7 +117,7 @@ output_options = all_of(
     click.option(
         "--record",
         metavar="LOG",
-        type=click.Path(),
+        type=click.Path(readable=False),
         help="Also write the report, with every edit, to the file LOG as JSON.",
     ),
 )
@@ -165,6 +169,7 @@ def selection_of(ctx: click.Context) -> Selection:
 def output_of(ctx: click.Context) -> Output:
     """Where the output goes. Raises `UsageError` if it would go to a terminal."""
     from ckpt_surgery.ops.editing import Output
+    from ckpt_surgery.render.progress import progress_bar
 
     given = ctx.params
     path, in_place, dry_run = given["output"], given["in_place"], given["dry_run"]
@@ -209,16 +214,33 @@ def _check_record(ctx: click.Context) -> None:
     taken = {os.path.realpath(p) for p in (ctx.params["output"], *inputs) if p}
     if record == "-" or os.path.realpath(record) in taken:
         raise UsageError(f"'--record {record}' is the input or the output")
+    from pathlib import Path  # for those who ask for a record
+
+    if not Path(os.path.realpath(record)).parent.is_dir():
+        raise UsageError(f"the directory of '--record {record}' does not exist")
     if Path(record).exists() and not ctx.params["force"]:
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
 
 
+def _checkpoint_is_on_stdin() -> bool:
+    ctx = click.get_current_context(silent=True)
+    given: dict[str, Any] = {} if ctx is None else ctx.params
+    return given.get("file", "") in {None, "-"} or "-" in given.get("files", ())
+
+
 def read_text(path: str, option: str) -> str:
-    """A text file that `option` names ('-': standard input). Raises `ReadError`."""
+    """A text file that `option` names ('-': standard input).
+
+    Raises `ReadError`, and `UsageError` if the checkpoint comes from standard input as well.
+    """
+    if path == "-" and _checkpoint_is_on_stdin():
+        raise UsageError(f"'{option} -' and FILE are both standard input", hint="name one of them")
     try:
         if path == "-":
             data = sys.stdin.buffer.read(_MOST_TEXT + 1) if sys.stdin is not None else b""
         else:
+            from pathlib import Path
+
             with Path(path).open("rb") as file:
                 data = file.read(_MOST_TEXT + 1)
         if len(data) > _MOST_TEXT:

@@ -8,19 +8,18 @@ from typing import TextIO, TypeVar
 
 import click
 
-from ckpt_surgery.fileio import atomic_output
-from ckpt_surgery.render import edits, merging
+from ckpt_surgery.errors import WriteError
+from ckpt_surgery.render import edits
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.report import EditReport, MergeReport, Report
+from ckpt_surgery.reports import Report
+from ckpt_surgery.reports.edits import EditReport
 
 _Report = TypeVar("_Report", bound=Report)
 
 
-def finish_edit(ctx: click.Context, report: EditReport | MergeReport) -> int:
+def finish_edit(ctx: click.Context, report: EditReport) -> int:
     """Print and record the report of an edit; its exit code."""
-    if isinstance(report, MergeReport):
-        return finish(ctx, report, merging.show)
     return finish(ctx, report, edits.show)
 
 
@@ -31,8 +30,7 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
     """
     given = ctx.params
     if given["record"] is not None:
-        with atomic_output(given["record"], force=given["force"]) as sink:
-            sink.write(to_json(report.to_dict()).encode() + b"\n")
+        _record(report, given["record"], force=given["force"])
     stream = report_stream(ctx)
     if given["quiet"] or stream is None:
         return report.exit_code
@@ -41,6 +39,17 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
     else:
         show(report, Screen(stream, color=not given["no_color"]))
     return report.exit_code
+
+
+def _record(report: Report, path: str, *, force: bool) -> None:
+    from ckpt_surgery.fileio.outputs import atomic_output
+
+    try:
+        with atomic_output(path, force=force) as sink:
+            sink.write(to_json(report.to_dict()).encode() + b"\n")
+    except WriteError as error:
+        error.hint = "the checkpoint itself was written before"
+        raise
 
 
 def report_stream(ctx: click.Context) -> TextIO | None:

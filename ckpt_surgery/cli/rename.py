@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,8 +21,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.optimizers import OptimizerChoice
-from ckpt_surgery.rules import (
+from ckpt_surgery.rules.rewriting import (
     AddPrefix,
     Replace,
     RewriteRule,
@@ -30,6 +29,9 @@ from ckpt_surgery.rules import (
     Substitute,
     parse_name_map,
 )
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import OptimizerChoice
 
 _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     "strip_prefix": StripPrefix,
@@ -62,13 +64,13 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     multiple=True,
     nargs=2,
     metavar="RE REPL",
-    help=r"Replace what matches; REPL may name groups as \1.",
+    help=r"Replace what the regular expression RE matches; REPL may name groups as \1.",
 )
 @click.option(
     "--map",
     multiple=True,
     metavar="MAP",
-    type=click.Path(),
+    type=click.Path(readable=False),
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
 @at_option

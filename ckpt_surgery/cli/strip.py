@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,7 @@ import ckpt_surgery.ops.strip as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     at_option,
+    hash_name_option,
     input_argument,
     optimizer_option,
     output_of,
@@ -21,7 +22,9 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.optimizers import OptimizerChoice
+
+if TYPE_CHECKING:
+    from ckpt_surgery.optimizers import OptimizerChoice
 
 
 @click.command(cls=Command)
@@ -37,11 +40,7 @@ from ckpt_surgery.optimizers import OptimizerChoice
     is_flag=True,
     help="With --training-state: put the moving average in the model's place.",
 )
-@click.option(
-    "--hash-name",
-    is_flag=True,
-    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth.",
-)
+@hash_name_option
 @click.option(
     "--compact",
     is_flag=True,
@@ -65,8 +64,9 @@ def strip(
     r"""Remove entries from a checkpoint.
 
     The entries that any rule matches go, from every state dict in FILE; everything else stays as
-    it is. An optimizer loses the state of removed parameters, so that it still fits the model. A
-    rule that matches nothing is an error.
+    it is. Rules are --pattern, --prefix, --glob and --keys-from, each as often as wanted; one that
+    matches nothing is an error. An optimizer loses the state of removed parameters, so that it
+    still fits the model.
 
     \b
     Examples:

@@ -11,7 +11,6 @@ import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
@@ -48,7 +47,7 @@ class SourceFile:
     `size` its length in bytes when it was opened.
     """
 
-    def __init__(self, fd: int, *, name: str, path: Path | None) -> None:
+    def __init__(self, fd: int, *, name: str, path: str | None) -> None:
         """Take over `fd`, an open regular file."""
         self._fd = fd
         self.name = name
@@ -65,12 +64,12 @@ class SourceFile:
         """
         name = os.fspath(path)
         try:
-            _require_file_or_pipe(Path(name).stat().st_mode, name)
+            _require_file_or_pipe(os.stat(name).st_mode, name)  # noqa: PTH116
             fd = os.open(name, _OPEN_FLAGS)
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             raise ReadError(cannot("be read", error), path=name) from error
         if stat.S_ISREG(os.fstat(fd).st_mode):
-            return cls(fd, name=name, path=Path(name))
+            return cls(fd, name=name, path=name)
         with os.fdopen(fd, "rb", buffering=0) as pipe:
             _require_file_or_pipe(os.fstat(fd).st_mode, name)  # the path may mean another by now
             return cls(_spool(pipe, name), name=name, path=None)
@@ -162,7 +161,7 @@ class SourceFile:
     def is_same_file(self, path: PathLike) -> bool:
         """Whether `path` leads to this very file, through whatever links."""
         try:
-            return os.path.samestat(os.fstat(self.fileno()), Path(path).stat())
+            return os.path.samestat(os.fstat(self.fileno()), os.stat(path))  # noqa: PTH116
         except (OSError, ValueError):
             return False
 
@@ -246,9 +245,11 @@ def as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
 
 def _require_file_or_pipe(mode: int, name: str) -> None:
     if stat.S_ISDIR(mode):
-        raise ReadError("is a directory", path=name)
+        raise ReadError("is a directory", path=name, hint="name the checkpoint file in it")
     if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        raise ReadError("is not a regular file", path=name)
+        raise ReadError(
+            "is not a regular file", path=name, hint="'-' reads standard input, which can be a pipe"
+        )
 
 
 def _spool(stream: BinaryIO | io.RawIOBase, name: str) -> int:

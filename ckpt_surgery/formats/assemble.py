@@ -19,9 +19,9 @@ from ckpt_surgery.checkpoint import (
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats.mappings import mapping_length, mapping_pairs
+from ckpt_surgery.formats.module_nodes import is_module
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import TensorReader
-from ckpt_surgery.formats.torch_module import is_module, read_module
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
     NO_STATE,
@@ -34,11 +34,12 @@ from ckpt_surgery.pickles import (
     walk,
 )
 
-# Entries of a training checkpoint that hold tensors by name but no model weights.
-_TRAINING_STATE = re.compile(
+# Patterns, compiled when they are first tried. Entries of a training checkpoint that hold tensors
+# by name but no model weights:
+_TRAINING_STATE = (
     r"(^|_)(optim|optimizer|opt|lr_?scheduler|scheduler|scaler|amp|callback|loop|rng)(s|_|$)"
 )
-_NOT_WEIGHTS = re.compile(r"(^|_)(hyper_?param(eter)?s|hparams|args|cfg|config|metric)s?$")
+_NOT_WEIGHTS = r"(^|_)(hyper_?param(eter)?s|hparams|args|cfg|config|metric)s?$"
 # The usual names for the weights inside a training checkpoint.
 _WRAPPERS = frozenset(
     {
@@ -46,7 +47,7 @@ _WRAPPERS = frozenset(
         "params", "state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict",
     }
 )  # fmt: skip
-_EMA = re.compile(r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)")
+_EMA = r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)"
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 _SHOWN_TEXT = 200
 # An optimizer, a scheduler or the like has a few entries; of what has more, which a file may refer
@@ -64,7 +65,7 @@ def is_training_state(path: str, node: Node) -> bool:
         return True
     if {"scale", "growth_factor"} <= keys:
         return True
-    return bool(_TRAINING_STATE.search(_last(path)))
+    return bool(re.search(_TRAINING_STATE, _last(path)))
 
 
 def _last(path: str) -> str:
@@ -245,13 +246,15 @@ class Survey:
         name = _last(place.name)
         if place.parent is None or name in _WRAPPERS:
             return False
-        return bool(_NOT_WEIGHTS.search(name)) or is_training_state(place.name, place.node)
+        return bool(re.search(_NOT_WEIGHTS, name)) or is_training_state(place.name, place.node)
 
     def _take(self, place: _Place) -> str | None:
         """Record the state dict at `place`, if there is one, and return its path."""
         node = place.node
         if is_module(node) and isinstance(node, Object):
             path = _distinct(self._path(place), self._paths)
+            from ckpt_surgery.formats.torch_module import read_module  # rare
+
             reading = read_module(node, path, "model", self.tensors.describe, self.limits)
             kind = kind_of(path, reading.state_dict.names)
             self.state_dicts.append(replace(reading.state_dict, kind=kind))
@@ -357,7 +360,7 @@ def _printed(key: Node) -> str:
 def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:
     """Model weights, or a moving average of them (by their path, or torch's ``AveragedModel``)."""
     averaged = bool(names) and "n_averaged" in (names or ())
-    return "ema" if averaged or _EMA.search(path.lower().replace("/", ".")) else "model"
+    return "ema" if averaged or re.search(_EMA, path.lower().replace("/", ".")) else "model"
 
 
 def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:

@@ -9,19 +9,11 @@ from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.formats.assemble import metadata_node, metadata_of
 from ckpt_surgery.formats.mappings import mapping_pairs
+from ckpt_surgery.formats.module_nodes import is_module
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.formats.tensors import build, relocated
-from ckpt_surgery.formats.torch_module import is_module
-from ckpt_surgery.pickles import (
-    NO_STATE,
-    Dict,
-    Global,
-    Node,
-    Object,
-    PersistentId,
-    emit,
-    walk,
-)
+from ckpt_surgery.pickles import NO_STATE, Dict, Global, Node, Object, PersistentId, walk
+from ckpt_surgery.pickles.emit import emit
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,9 @@ _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
 # Shares of the operations of `Limits`: how often objects that parts of tensors refer to may be
 # looked at again, and how many tensors others may be made of, counted as often as they occur.
-_SEARCH_SHARE = 64
+_SEARCH_SHARE = 256
 _PARTS_SHARE = 256
+_CHEAP = 8  # things that are no container, which take as long to look at as one that is
 
 
 class TensorReader:
@@ -92,23 +93,27 @@ class TensorReader:
         waiting = [node]
         while waiting:
             found = waiting.pop()
-            if is_part_of_tensor:
-                self._count_visit(found)
             if id(found) in seen or not isinstance(found, _CONTAINERS):
                 continue
             seen.add(id(found))
             tensor = self.describe(found)
-            if tensor is None:
-                waiting.extend(reversed(children(found)))
-            else:
+            if tensor is not None:
                 yield tensor
+                continue
+            inner = children(found)
+            if is_part_of_tensor:
+                self._count_visit(found, len(inner))
+            waiting.extend(node for node in reversed(inner) if isinstance(node, _CONTAINERS))
 
-    def _count_visit(self, node: Node) -> None:
-        """Count what parts of several tensors refer to, each time but the first."""
+    def _count_visit(self, node: Node, length: int) -> None:
+        """Count the containers that parts of several tensors refer to, each time but the first.
+
+        One that has `length` others or numbers in it counts for that as well.
+        """
         if id(node) not in self._searched:
             self._searched.add(id(node))
             return
-        self._search_left -= 1
+        self._search_left -= 1 + length // _CHEAP
         if self._search_left < 0:
             raise LimitExceededError("too many tensors are made of the same objects")
 

@@ -14,21 +14,18 @@ from typing import Final
 
 from ckpt_surgery.checkpoint import StateDict, StateDictKind
 from ckpt_surgery.formats.mappings import mapping_pairs, named_items
+from ckpt_surgery.formats.module_nodes import COMPILED, class_name_of, is_module
 from ckpt_surgery.formats.module_tree import SHOWN_NAME, Describe, ModuleTree
 from ckpt_surgery.formats.module_versions import saves_itself, version_of
 from ckpt_surgery.formats.storages import text
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
     Dict,
-    Global,
     Limits,
     Node,
     Object,
-    PersistentId,
 )
 
-_COPY_REG: Final = frozenset({"copy_reg", "copyreg"})
-_COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
 _SPECTRAL_NORM_HOOK: Final = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
 _SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._version
 _SHOWN_NAMES: Final = 5
@@ -44,25 +41,6 @@ class ModuleReading:
     state_dict: StateDict
     class_name: str
     approximate: tuple[str, ...]
-
-
-def is_module(node: Node) -> bool:
-    """Whether `node` would be a ``torch.nn.Module``: its state has parameters and modules."""
-    if not isinstance(node, Object):
-        return False
-    while node.name == _COMPILED:
-        inner = node.args[0] if isinstance(node.args, tuple) and node.args else None
-        if not isinstance(inner, Object) or inner is node:
-            return False
-        node = inner
-    if not isinstance(node.state, Dict):
-        return False
-    wanted = {"_parameters", "_modules"}
-    for key, value in node.state.pairs():
-        name = text(key)
-        if name in wanted and isinstance(value, (Dict, Object)):
-            wanted.remove(name)
-    return not wanted
 
 
 def read_module(
@@ -83,22 +61,6 @@ def read_module(
     reader = _Reader(tree)
     tree.walk(node, reader.enter)
     return ModuleReading(tree.state_dict(kind, node), class_name_of(node), tuple(reader.reasons()))
-
-
-def class_name_of(node: Object) -> str:
-    """The qualified name of the class whose instance `node` would be; ``""`` if it has none.
-
-    The class may be the callee, the first argument of ``copyreg``'s helpers, or, in files of the
-    legacy container, the second part of a persistent id that also holds its source.
-    """
-    cls = node.callee
-    if isinstance(cls, Global) and cls.module in _COPY_REG and isinstance(node.args, tuple):
-        cls = node.args[0] if node.args else None
-    if isinstance(cls, PersistentId):
-        pid = cls.pid
-        named = isinstance(pid, tuple) and len(pid) > 1 and text(pid[0]) == "module"
-        cls = pid[1] if named and isinstance(pid, tuple) else None
-    return cls.qualified if isinstance(cls, Global) else ""
 
 
 @dataclass(slots=True)
@@ -186,7 +148,7 @@ class _Reader:
 
 def _fields_of(node: Object) -> dict[str, Node]:
     """The attributes of a module that have a name."""
-    if node.name == _COMPILED and isinstance(node.args, tuple):
+    if node.name == COMPILED and isinstance(node.args, tuple):
         return {"_parameters": Dict(), "_modules": Dict(["_orig_mod", node.args[0]])}
     pairs = node.state.pairs() if isinstance(node.state, Dict) else ()
     return {name: value for key, value in pairs if (name := text(key)) is not None}

@@ -1,4 +1,4 @@
-"""The zip archive of ``torch.save`` since torch 1.6, of every generation: reading and writing."""
+"""The zip archive of ``torch.save`` since torch 1.6, of every generation: reading."""
 
 from __future__ import annotations
 
@@ -7,27 +7,18 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, UnknownFormatError
-from ckpt_surgery.fileio import (
-    Bytes,
-    ByteSource,
-    Derived,
-    SourceFile,
-    ZipArchive,
-    ZipLayout,
-    lay_out,
-    serialization_id,
-)
+from ckpt_surgery.fileio import Bytes, ByteSource, SourceFile, ZipArchive
 from ckpt_surgery.formats.assemble import assemble
 from ckpt_surgery.formats.storages import parse_storage_id
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
 
 if TYPE_CHECKING:
-    from ckpt_surgery.formats.lower import Pickled
+    pass
 
 PICKLE = "data.pkl"
 CONSTANTS = "constants.pkl"
-_SERIALIZATION_ID = ".data/serialization_id"
-_STORAGE_FOLDER = "data/"
+SERIALIZATION_ID = ".data/serialization_id"
+STORAGE_FOLDER = "data/"
 _SMALL = 1 << 16  # bytes; a record such as `version` that is longer is an attack
 
 
@@ -59,7 +50,7 @@ class Container:
     def alignment(self) -> int:
         """The number of bytes that every record's start is a multiple of."""
         record = self.find(".storage_alignment")
-        return 64 if record is None else int(_content(record))
+        return 64 if record is None else int(content(record))
 
 
 # The records of torch 2.13 around a pickle and its storages.
@@ -72,7 +63,7 @@ MODERN = Container(
         ("byteorder", Bytes(b"little")),
     ),
     storages=(),
-    after=(("version", Bytes(b"3\n")), (_SERIALIZATION_ID, Bytes(b""))),
+    after=(("version", Bytes(b"3\n")), (SERIALIZATION_ID, Bytes(b""))),
 )
 
 
@@ -127,7 +118,7 @@ def _lost(parsed: Parsed, nbytes: int) -> str:
 class StorageRecords:
     """Resolves the persistent ids of an archive's pickle to the records in `folder`."""
 
-    def __init__(self, archive: ZipArchive, folder: str = _STORAGE_FOLDER) -> None:
+    def __init__(self, archive: ZipArchive, folder: str = STORAGE_FOLDER) -> None:
         self.archive = archive
         self.folder = folder
         self.by_key: dict[str, Storage] = {}
@@ -201,14 +192,14 @@ def _container(archive: ZipArchive, storages: StorageRecords) -> Container:
     started = False
     for record in archive.records:
         item: tuple[str, ByteSource] = (record.name, record.data)
-        if record.name.startswith(_STORAGE_FOLDER):
+        if record.name.startswith(STORAGE_FOLDER):
             started = True
-            storage = storages.by_key.get(record.name[len(_STORAGE_FOLDER) :])
+            storage = storages.by_key.get(record.name[len(STORAGE_FOLDER) :])
             if storage is None:
                 idle.append(item)
             else:
                 used.append(storage)
-        elif started or record.name in ("version", _SERIALIZATION_ID):
+        elif started or record.name in ("version", SERIALIZATION_ID):
             after.append(item)
         else:
             before.append(item)
@@ -216,69 +207,6 @@ def _container(archive: ZipArchive, storages: StorageRecords) -> Container:
     return Container(archive.root, tuple(before), tuple(used), tuple(after), tuple(idle), original)
 
 
-def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
-    """Where every byte of the archive for `checkpoint` goes, before any is written.
-
-    A file that was an archive keeps its root folder, its generation of records and whatever else
-    it holds; every other one becomes what torch 2.13 would write.
-    """
-    container = checkpoint.container
-    if not isinstance(container, Container):
-        container = MODERN
-    from ckpt_surgery.formats.lower import lower  # not for those who only read
-
-    lowered = lower(checkpoint)
-    pickled = lowered.emit()
-    if container.original and _keep_their_places(container, pickled):
-        return _same_storages(container, lowered.emit(_own_keys(pickled)))
-    return _new_storages(container, pickled)
-
-
-def _keep_their_places(container: Container, pickled: Pickled) -> bool:
-    """Whether all storages stay, and in the order of visiting where torch relies on that."""
-    if container.promises_layout:
-        return tuple(pickled.storages) == container.storages
-    return set(pickled.storages) == set(container.storages)
-
-
-def _own_keys(pickled: Pickled) -> dict[Storage, str]:
-    return {storage: storage.key for storage in pickled.storages}
-
-
-def _same_storages(container: Container, pickled: Pickled) -> ZipLayout:
-    """All storages stay: every record stays where it is, under its name."""
-    old = container.find(PICKLE)
-    unchanged = old is not None and _content(old) == pickled.data
-    records = [
-        (name, data if unchanged else _renewed(name, data, pickled))
-        for name, data in container.original
-    ]
-    return lay_out(container.root, records, alignment=container.alignment)
-
-
-def _new_storages(container: Container, pickled: Pickled) -> ZipLayout:
-    """The storages are numbered in the order in which the pickle visits them.
-
-    torch relies on it where the archive has a ``.format_version``; before that it sorted them by
-    their names as text.
-    """
-    storages = list(pickled.keys.items())
-    if not container.promises_layout:
-        storages.sort(key=lambda item: item[1])
-    records: list[tuple[str, ByteSource | Derived]] = []
-    records.extend((name, _renewed(name, data, pickled)) for name, data in container.before)
-    records.extend((_STORAGE_FOLDER + key, storage.data) for storage, key in storages)
-    records.extend((name, _renewed(name, data, pickled)) for name, data in container.after)
-    return lay_out(container.root, records, alignment=container.alignment)
-
-
-def _renewed(name: str, data: ByteSource, pickled: Pickled) -> ByteSource | Derived:
-    if name == PICKLE:
-        return Bytes(pickled.data)
-    if name == _SERIALIZATION_ID:
-        return Derived(40, serialization_id)
-    return data
-
-
-def _content(source: ByteSource) -> bytes:
+def content(source: ByteSource) -> bytes:
+    """All bytes of a small record."""
     return b"".join(source.chunks())

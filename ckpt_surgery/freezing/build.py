@@ -312,9 +312,10 @@ def _warn_about_result(draft: _Draft, parameters: Sequence[PlannedParameter]) ->
         draft.warn("frozen-head", "the output layer is frozen", sorted(inventory.head))
     moving = frozen_statistics(parameters, inventory.statistics)
     if moving:
+        layers = "1 frozen layer keeps" if len(moving) == 1 else f"{len(moving)} frozen layers keep"
         draft.warn(
             "moving-statistics",
-            f"{len(moving)} frozen layers keep running statistics, which move in train mode:"
+            f"{layers} running statistics, which move in train mode:"
             " use plan.train_mode(model) instead of model.train()",
             moving,
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Literal, get_args
 
+from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.specs import near_hint
 from ckpt_surgery.models.target import Shape
@@ -103,7 +104,7 @@ class Classes:
 
 def parse_classes(text: str) -> tuple[str, ...]:
     """One class a line; blank lines at the end do not count, blank ones between are an error."""
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+    lines = [line.strip() for line in text.removeprefix("\ufeff").rstrip().splitlines()]
     if "" in lines:
         raise UsageError(f"line {lines.index('') + 1} of the class list is blank")
     return tuple(lines)
@@ -329,3 +330,35 @@ def _parse_fill(text: str, prefix: str) -> Fill:
     if kind != "constant" and not 0 <= value < float("inf"):
         raise UsageError(f"'{text}' has a spread that is negative or not finite")
     return Fill(kind, value, prefix)
+
+
+def require_fillable(fill: Fill, name: str, shape: Shape, dtype: str) -> None:
+    """Raise UsageError if `fill` cannot give the tensor `name` values of the type `dtype`."""
+    if fill.kind == "init":
+        return
+    if fill.kind in ("kaiming", "xavier") and len(shape) < 2:
+        raise UsageError(
+            f"'{name}' has {'one axis' if shape else 'no axis'}, and '{fill.kind}' needs two",
+            hint=f"give it a fill of its own, for example '--fill {name}=zeros'",
+        )
+    kind = BY_NAME[dtype].kind
+    if kind == "float" or (kind == "complex" and fill.kind not in ("uniform", "xavier")):
+        return
+    is_number = fill.kind in ("zeros", "ones", "constant")
+    if not (is_number and _holds(dtype, 1.0 if fill.kind == "ones" else fill.value)):
+        raise UsageError(
+            f"'{name}' is {dtype}, which cannot be filled by '{fill}'",
+            hint=f"'--fill {name}=init' leaves it as the target has it",
+        )
+
+
+def _holds(dtype: str, value: float) -> bool:
+    """Whether a type that is no floating-point type has a number that is exactly `value`."""
+    described = BY_NAME[dtype]
+    if described.kind == "bool":
+        return value in (0, 1)
+    if described.kind != "int" or not value.is_integer():
+        return False
+    codes: int = 1 << 8 * described.itemsize
+    lowest = 0 if dtype.startswith("uint") else -codes // 2
+    return lowest <= value < lowest + codes

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.adaptations import Adaptation, ChannelMethod, Fill
 from ckpt_surgery.models.construction import derive_seed
 from ckpt_surgery.models.fitting import FitItem
@@ -67,13 +66,15 @@ def adapt(
     return result
 
 
-def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape) -> Tensor:
+def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float = 0.0) -> Tensor:
     """A moment that an optimizer keeps of a parameter, carried into `shape` as the parameter is.
 
-    What is new begins with zeros, as an optimizer does. A moment without negative elements (an
-    average of squares) gets none, which interpolation alone would not see to.
+    What is new has the value `beginning`, as before the first step. A moment without negative
+    elements (an average of squares) gets none, which interpolation alone would not see to.
     """
-    result = adapt(how, moment, shape, lambda: torch.zeros(shape, dtype=moment.dtype))
+    result = adapt(how, moment, shape, lambda: torch.full(shape, beginning, dtype=moment.dtype))
+    if how.kind == "channels" and how.method == "zero":
+        result[:, moment.shape[1] :] = beginning
     return result.clamp_min(0) if bool((moment >= 0).all()) else result
 
 
@@ -113,7 +114,9 @@ def _like(channel: Tensor, channels: int) -> Tensor:
 
 
 def _computing(dtype: torch.dtype) -> torch.dtype:
-    return dtype if dtype in (torch.float64, torch.complex128) else torch.float32
+    if dtype.is_complex:
+        return torch.complex128 if dtype == torch.complex128 else torch.complex64
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _interpolate(how: Adaptation, source: Tensor, shape: Shape) -> Tensor:
@@ -163,16 +166,19 @@ def filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -
     """A tensor filled as `fill` says, from a stream of `seed` that is `name`'s own.
 
     ``kaiming`` is normal with fan out and the gain of ReLU (He et al., 2015), ``xavier`` uniform
-    (Glorot and Bengio, 2010). Raises UsageError if the tensor has too few axes for those, and
-    ValueError for ``init``, which only the model's own constructor can do.
+    (Glorot and Bengio, 2010). Raises ValueError for ``init``, which only the model's own
+    constructor can do, and for what `adaptations.require_fillable` refuses.
     """
+    if fill.kind in ("zeros", "ones", "constant") and not (
+        dtype.is_floating_point or dtype.is_complex
+    ):
+        # not by way of floating point, which has not every integer
+        number = int({"zeros": 0.0, "ones": 1.0}.get(fill.kind, fill.value))
+        return torch.full(shape, number, dtype=dtype)
     values = torch.empty(shape, dtype=_computing(dtype))
     generator = torch.Generator().manual_seed(derive_seed(seed, f"fill {name}"))
-    if fill.kind in ("kaiming", "xavier") and len(shape) < 2:
-        raise UsageError(
-            f"'{name}' has {len(shape)} axes, and '{fill.kind}' needs at least two",
-            hint="fill weights and biases apart, for example with 'fc.bias=zeros'",
-        )
+    if not values.numel():
+        return values.to(dtype)
     if fill.kind == "kaiming":
         nn.init.kaiming_normal_(values, mode="fan_out", nonlinearity="relu", generator=generator)
     elif fill.kind == "xavier":

@@ -19,7 +19,7 @@ class AmbiguousMatchError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Neighbouring tensors of one module; they are aligned as one."""
+    """Neighbouring tensors of one module, or at the top level; they are aligned as one."""
 
     name: str
     tensors: tuple[TensorSpec, ...]
@@ -63,7 +63,8 @@ def align_in_order(
 
 def _layers(tensors: Sequence[TensorSpec]) -> list[_Layer]:
     groups = groupby(tensors, key=lambda spec: spec.name.rpartition(".")[0])
-    return [_Layer(name, tuple(group)) for name, group in groups]
+    layers = [(name, tuple(group)) for name, group in groups]
+    return [_Layer(name or tensors[0].name, tensors) for name, tensors in layers]
 
 
 def _weights(

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +27,11 @@ from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
-from ckpt_surgery.models.torchvision_import import import_torchvision
+from ckpt_surgery.models.torchvision_import import beside_torchvision, import_torchvision
 
+_UNEXPECTED = re.compile(
+    r"(?P<callee>\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(?P<name>\w+)'"
+)
 _DOWNLOADING = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
 
 
@@ -71,7 +75,7 @@ def run_factory(
     """Call `factory` and apply the settings inside `context`; raises as `build_module` does."""
     with context, _hospitality(spec):
         try:
-            model = factory(**spec.arguments)
+            model = beside_torchvision(lambda: factory(**spec.arguments))
         except (Exception, SystemExit) as error:
             raise _construction_error(spec, error) from error
         if not isinstance(model, nn.Module):
@@ -142,7 +146,7 @@ def _import_callable(spec: ModelSpec) -> Callable[..., Any]:
 def _import_user_module(spec: ModelSpec) -> Any:
     with _hospitality(spec):
         try:
-            return importlib.import_module(spec.source)
+            return beside_torchvision(lambda: importlib.import_module(spec.source))
         except ModuleNotFoundError as error:
             if error.name is None or not f"{spec.source}.".startswith(f"{error.name}."):
                 raise _construction_error(spec, error) from error
@@ -165,14 +169,28 @@ def _construction_error(spec: ModelSpec, error: BaseException) -> CkptError:
         return ConstructionError(f"building '{spec}' took all memory")
     detail = str(error).strip().splitlines()
     said = f": {detail[0]}" if detail else ""
-    on_meta = "meta" in said
-    return ConstructionError(
-        f"building '{spec}' raised {type(error).__name__}{said}",
-        hint="its code reads values of its own parameters, which exist only as shapes; "
-        "save its state dict and use --like"
-        if on_meta
-        else None,
-    )
+    hint = _meant_argument(spec, error)
+    if "meta" in said:
+        hint = (
+            "its code reads values of its own parameters, which exist only as shapes; "
+            "save its state dict and use --like"
+        )
+    return ConstructionError(f"building '{spec}' raised {type(error).__name__}{said}", hint=hint)
+
+
+def _meant_argument(spec: ModelSpec, error: BaseException) -> str | None:
+    """What an argument may have meant that a constructor below the factory does not take."""
+    refused = _UNEXPECTED.match(str(error)) if isinstance(error, TypeError) else None
+    trace = error.__traceback__
+    if refused is None or refused["name"] not in spec.arguments or trace is None:
+        return None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    try:  # where the call was made, the callee has its name
+        parameters = inspect.signature(trace.tb_frame.f_globals[refused["callee"]]).parameters
+    except (KeyError, ValueError, TypeError):
+        return None
+    return near_hint(refused["name"], parameters)
 
 
 @contextlib.contextmanager

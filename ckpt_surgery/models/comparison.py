@@ -51,6 +51,7 @@ class Comparison:
 
     `matched` are the names with equal shapes, in the target's order. `renamed` pairs old names
     with those that the model's own code gives them when it loads (an older version of a module).
+    `defaulted` are absent, and that code does without them: the counters of old batch norms.
     """
 
     matched: tuple[str, ...]
@@ -60,6 +61,7 @@ class Comparison:
     dtype_differences: tuple[DTypeDifference, ...] = ()
     tied: tuple[TiedName, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    defaulted: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -81,6 +83,7 @@ class Comparison:
             "dtype_differences": [[d.name, d.checkpoint, d.model] for d in self.dtype_differences],
             "tied": [[t.name, t.present] for t in self.tied],
             "renamed": [list(pair) for pair in self.renamed],
+            "defaulted": list(self.defaulted),
             "matched": len(self.matched),
         }
 
@@ -122,7 +125,8 @@ def compare(
     by_name = {spec.name: spec for spec in source}
     shared = [(by_name[want.name], want) for want in target.tensors if want.name in by_name]
     absent = [spec.name for spec in target.tensors if spec.name not in by_name]
-    absent = [name for name in absent if not _defaults_to_zero(name, target, source_metadata)]
+    defaulted = [name for name in absent if _defaults_to_zero(name, target, source_metadata)]
+    absent = [name for name in absent if name not in set(defaulted)]
     absent += [name for name in target.extra_state if name not in source_extra_state]
     known = target.by_name.keys() | set(target.extra_state)
     tied, missing = split_tied(absent, target, by_name)
@@ -141,6 +145,7 @@ def compare(
         ),
         dtype_differences=dtype_differences(shared),
         tied=tied,
+        defaulted=tuple(defaulted),
     )
 
 
@@ -180,5 +185,14 @@ def _defaults_to_zero(name: str, target: Target, metadata: Metadata | None) -> b
     module, _, leaf = name.rpartition(".")
     if leaf != "num_batches_tracked" or target.by_name[name].shape != ():
         return False
+    return lacks_counter(module, metadata)
+
+
+def lacks_counter(module: str, metadata: Metadata | None) -> bool:
+    """Whether the batch norm at the path `module` was saved before it counted batches.
+
+    That is, before torch 0.4.1, or by something that leaves no ``_metadata``: torch then starts
+    ``num_batches_tracked`` at the model's own value, as ``load_state_dict`` says nothing of it.
+    """
     version = (metadata or {}).get(module, {}).get("version")
     return version is None or (isinstance(version, int) and version < 2)

@@ -117,11 +117,13 @@ class _Finder:
         self.take(((name, name) for name in self.source), "name")
 
     def take_in_order(self) -> None:
-        named = _best_rewrite(self.free_source, self.free_target, "prefix", {}).renames
+        named = _best_rewrite(self.free_source, self.free_target, "prefix", {})
         pairs = align_in_order(
-            self.free_source, self.free_target, lambda old, new: named.get(old) == new
+            self.free_source, self.free_target, lambda old, new: named.renames.get(old) == new
         )
         self.take(pairs, "order")
+        # what no shape pairs is what its name says, to be adapted or reported: a changed head
+        self.take(named.renames.items(), named.label)
 
     def result(self) -> Correspondence:
         return Correspondence(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.models.adaptations import (
+    KINDS,
     Adaptation,
     AdaptRule,
     Classes,
@@ -17,11 +18,12 @@ from ckpt_surgery.models.adaptations import (
     adaptation,
     below,
     possible,
+    require_fillable,
 )
-from ckpt_surgery.models.comparison import loads_into
+from ckpt_surgery.models.comparison import lacks_counter, loads_into
 from ckpt_surgery.models.correspondence import Correspondence
 from ckpt_surgery.models.specs import near_hint
-from ckpt_surgery.models.target import Shape, Target, TensorSpec
+from ckpt_surgery.models.target import Metadata, Shape, Target, TensorSpec
 
 Status = Literal["copied", "adapted", "initial"]
 
@@ -34,6 +36,7 @@ class FitItem:
     fitted; `source_shape` and `source_dtype` describe that one. `dtype` is the result's element
     type. `tie_of` is the tied tensor that it shares its bytes with, which comes before it.
     `reason` says why a tensor is initial and `would_adapt` what would have carried it over.
+    `is_optional`: torch does without it in a checkpoint as old as this one.
     """
 
     name: str
@@ -48,6 +51,7 @@ class FitItem:
     tie_of: str | None = None
     reason: str | None = None
     would_adapt: tuple[Kind, ...] = ()
+    is_optional: bool = False
 
     @property
     def numel(self) -> int:
@@ -139,18 +143,23 @@ def plan_fit(
     options: FitOptions | None = None,
     *,
     source_ties: Sequence[Sequence[str]] = (),
+    source_metadata: Metadata | None = None,
 ) -> FitPlan:
     """Decide for every tensor of `target` where its value comes from.
 
     `source_ties` are groups of names of one tensor in the checkpoint. Of names that are tied in
     the target but not in the checkpoint, the first one's values are taken, and a note says so.
+    `source_metadata` tells how old the checkpoint's batch norms are.
 
     Raises PlanError if nothing at all is copied or adapted, or if a tensor is initial that
     ``may_be_initial`` does not permit; UsageError if a fill or a confined adaptation applies to
-    nothing, or if the class lists do not describe any head.
+    nothing, if a fill cannot give a tensor its values, or if the class lists do not describe any
+    head.
     """
     chosen = options or FitOptions()
-    planner = _Planner({spec.name: spec for spec in source}, target, found.by_target, chosen)
+    planner = _Planner(
+        {spec.name: spec for spec in source}, target, found.by_target, chosen, source_metadata
+    )
     items = [planner.item(want) for want in target.tensors]
     items, notes = _join_ties(items, target, source_ties)
     used = {item.source for item in items if item.status != "initial"}
@@ -169,23 +178,27 @@ class _Planner:
         target: Target,
         by_target: Mapping[str, str],
         options: FitOptions,
+        metadata: Metadata | None,
     ) -> None:
         self.source = source
         self.target = target
         self.by_target = by_target
         self.options = options
+        self.metadata = metadata
 
     def item(self, want: TensorSpec) -> FitItem:
         dtype = self._dtype(want)
         have = self._source_of(want)
         if have is None:
+            optional = self._is_optional(want)
             return FitItem(
                 want.name,
                 "initial",
                 want.shape,
                 dtype,
-                fill=self._fill(want),
-                reason="not in the checkpoint",
+                fill=self._fill(want, dtype),
+                reason="not in the checkpoint" + (", like all before torch 0.4.1" * optional),
+                is_optional=optional,
             )
         status: Status = "initial"
         adapted: Adaptation | None = None
@@ -196,13 +209,14 @@ class _Planner:
         elif loads_into(have.shape, want.shape):
             status = "copied"
         else:
-            adapted = adaptation(
-                want.name, have.shape, want.shape, self.options.rules, self.options.classes
-            )
+            kinds = _adaptable(have.dtype, want.dtype)
+            rules = [rule for rule in self.options.rules if rule.kind in kinds]
+            adapted = adaptation(want.name, have.shape, want.shape, rules, self.options.classes)
             status = "adapted" if adapted else "initial"
             if adapted is None:
                 reason = f"shape {list(have.shape)} does not fit {list(want.shape)}"
-                would_adapt = possible(want.name, have.shape, want.shape)
+                others = possible(want.name, have.shape, want.shape)
+                would_adapt = tuple(kind for kind in others if kind in kinds)
         needs_fill = status == "initial" or (adapted is not None and adapted.needs_initial)
         return FitItem(
             want.name,
@@ -213,7 +227,7 @@ class _Planner:
             source_shape=have.shape,
             source_dtype=have.dtype,
             adaptation=adapted,
-            fill=self._fill(want) if needs_fill else None,
+            fill=self._fill(want, dtype) if needs_fill else None,
             reason=reason,
             would_adapt=would_adapt,
         )
@@ -231,14 +245,36 @@ class _Planner:
             return want.dtype
         return BY_NAME[chosen].name
 
-    def _fill(self, want: TensorSpec) -> Fill | None:
+    def _is_optional(self, want: TensorSpec) -> bool:
+        """Whether it is the counter of a batch norm that comes from before there were counters."""
+        module, dot, leaf = want.name.rpartition(".")
+        if leaf != "num_batches_tracked" or want.shape != ():
+            return False
+        mean = self.by_target.get(f"{module}{dot}running_mean")
+        return mean is not None and lacks_counter(mean.rpartition(".")[0], self.metadata)
+
+    def _fill(self, want: TensorSpec, dtype: str) -> Fill | None:
         """The most confined fill for it; a buffer is filled only if it is named in full."""
         fitting = [
             fill
             for fill in self.options.fills
             if fill.prefix == want.name or (below(want.name, fill.prefix) and _may_be_filled(want))
         ]
-        return max(fitting, key=lambda fill: len(fill.prefix), default=None)
+        chosen = max(fitting, key=lambda fill: len(fill.prefix), default=None)
+        if chosen is not None:
+            require_fillable(chosen, want.name, want.shape, dtype)
+        return chosen
+
+
+def _adaptable(*dtypes: str) -> Sequence[Kind]:
+    """The adaptations that mean anything for these element types.
+
+    An integer is an index, a count or a code: part of one table in another gives neither.
+    """
+    kinds = {BY_NAME[dtype].kind for dtype in dtypes}
+    if not kinds <= {"float", "complex"}:
+        return ("squeeze",)
+    return KINDS if kinds == {"float"} else [kind for kind in KINDS if kind != "interpolate"]
 
 
 def _may_be_filled(want: TensorSpec) -> bool:
@@ -291,7 +327,8 @@ def _check(items: Sequence[FitItem], options: FitOptions) -> None:
             else "try a bolder --match, or give the names in a map with --rename-map",
         )
     if options.may_be_initial is not None:
-        _refuse_initial([i.name for i in items if i.status == "initial"], options.may_be_initial)
+        initial = [i.name for i in items if i.status == "initial" and not i.is_optional]
+        _refuse_initial(initial, options.may_be_initial)
     filled = {item.fill for item in items if item.needs_initial}
     names = [item.name for item in items]
     for fill in options.fills:
@@ -331,9 +368,8 @@ def _refuse_unused(what: str, prefix: str, names: Sequence[str]) -> None:
         raise UsageError(
             f"{what} applies to nothing", hint=f"'{prefix}' takes its values from the checkpoint"
         )
-    modules = {
-        ".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)
-    }
+    children = ", ".join(dict.fromkeys(f"'{name.partition('.')[0]}'" for name in names[:1000]))
     raise UsageError(
-        f"{what} applies to nothing: the target has no '{prefix}'", hint=near_hint(prefix, modules)
+        f"{what} applies to nothing: the target has no '{prefix}'",
+        hint=near_hint(prefix, names) or f"it has {children}",
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.checkpoint import StateDictKind, join_path
-from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.models.comparison import Comparison
 from ckpt_surgery.models.correspondence import Correspondence
 from ckpt_surgery.models.fitting import FitItem, FitPlan
-from ckpt_surgery.report import SCHEMA
+from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports.training import OptimizerChange
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 from ckpt_surgery.models.spellings import respellings, unwrapped
 from ckpt_surgery.models.target import Shape
@@ -269,6 +268,10 @@ def decode_table(data: bytes) -> tuple[Signature, ...]:
 @cache
 def load_table() -> tuple[Signature, ...]:
     """The table that comes with the package."""
-    return decode_table(
-        resources.files("ckpt_surgery.models").joinpath("signatures.bin").read_bytes()
-    )
+    # importlib.resources imports tempfile, shutil and all compressions, for one small file
+    from pkgutil import get_data
+
+    data = get_data("ckpt_surgery.models", "signatures.bin")
+    if data is None:
+        raise FileNotFoundError("the package's loader has no 'signatures.bin'")
+    return decode_table(data)

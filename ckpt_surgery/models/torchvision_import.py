@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ckpt_surgery.errors import MissingDependencyError
 from ckpt_surgery.garbage import collector_paused
@@ -22,6 +23,7 @@ _OPERATORS: Final = ("nms", "qnms")
 _SCHEMA: Final = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _SYMPTOM: Final = re.compile(r"operator torchvision::(?:nms|qnms) does not exist")
 
+_T = TypeVar("_T")
 _declared: list[Any] = []  # the schemas live as long as their Library object
 
 
@@ -40,6 +42,17 @@ def import_torchvision() -> ModuleType:
     _forget("torchvision")
     _declare_operators()
     return _import_installed("torchvision")
+
+
+def beside_torchvision(call: Callable[[], _T]) -> _T:
+    """`call()`, once more if it failed because it imports torchvision, in the same plight."""
+    try:
+        return call()
+    except RuntimeError as error:
+        if not _SYMPTOM.search(str(error)):
+            raise
+    import_torchvision()
+    return call()
 
 
 def _import_installed(name: str) -> ModuleType:

@@ -48,6 +48,7 @@ def judge(
     pairs = [(by_new_name[want.name], want) for want in target.tensors if want.name in by_new_name]
     wrong = set(complaints)
     tied, really_missing = split_tied(missing, target, by_new_name)
+    reported = {*missing, *by_new_name}
     return Comparison(
         matched=tuple(want.name for _, want in pairs if want.name not in wrong),
         missing=really_missing,
@@ -60,6 +61,7 @@ def judge(
         dtype_differences=dtype_differences(pairs),
         tied=tied,
         renamed=tuple(upgraded.items()),
+        defaulted=tuple(want.name for want in target.tensors if want.name not in reported),
     )
 
 

@@ -10,8 +10,16 @@ from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.ops.editing import OUTPUT_FORMAT, Output, as_archive, destination, left_out, write
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.ops.editing import (
+    OUTPUT_FORMAT,
+    Output,
+    as_archive,
+    destination,
+    left_out,
+    named_by_content,
+    write,
+)
+from ckpt_surgery.reports.edits import EditReport
 
 
 def convert(
@@ -37,6 +45,7 @@ def convert(
         converted = as_archive(checkpoint)
         if state_dict_only or at is not None:
             converted = alone(converted, the_state_dict(checkpoint, [at] if at is not None else []))
+        target = named_by_content(converted, target)
         nbytes = write(converted, target)
         return _report(checkpoint, converted, target, nbytes)
 

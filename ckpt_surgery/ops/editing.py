@@ -11,10 +11,12 @@ from typing import Final
 
 from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
-from ckpt_surgery.fileio import Digest, Progress, Sink, SourceFile, atomic_output, stream_output
-from ckpt_surgery.formats import lay_out_torch_zip, read
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio.outputs import Digest, Progress, Sink, atomic_output, stream_output
+from ckpt_surgery.formats import read
+from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
 from ckpt_surgery.plan import Drop, DropOther, DropStateDict, Planned, Rename, apply
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.reports.edits import EditReport
 
 OUTPUT_FORMAT = "torch-zip"
 # Formats whose state dict is computed from something else, which an edit could not put back.

@@ -14,14 +14,18 @@ from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_p
 from ckpt_surgery.choosing import choose_state_dicts
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
-from ckpt_surgery.fileio import SourceFile, atomic_output
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio.outputs import atomic_output
 from ckpt_surgery.formats import read
+from ckpt_surgery.freezing.inventory import Entry as NamedEntry
+from ckpt_surgery.freezing.inventory import Inventory, Parameter
 from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
 from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, correspond
 from ckpt_surgery.models.fitting import FitItem, FitOptions, plan_fit
 from ckpt_surgery.models.maps import check_map, format_proposal
 from ckpt_surgery.models.reports import FitReport, Fitted
-from ckpt_surgery.models.specs import Value
+from ckpt_surgery.models.specs import Value, near_hint
+from ckpt_surgery.models.target import Target
 from ckpt_surgery.ops.editing import (
     OUTPUT_FORMAT,
     Output,
@@ -30,8 +34,10 @@ from ckpt_surgery.ops.editing import (
     left_out,
     write,
 )
+from ckpt_surgery.ops.inside import inside, refusal
 from ckpt_surgery.ops.targets import Aim, describe, opened
 from ckpt_surgery.optimizers import InStep, keep_in_step
+from ckpt_surgery.reports.training import OptimizerChange
 from ckpt_surgery.rules import Selection
 
 if TYPE_CHECKING:
@@ -104,7 +110,7 @@ def fit(
         values = _Values(aim, seed, big_endian=big_endian)
         archive = as_archive(checkpoint)
         result = replace(archive, state_dicts=_replaced(archive, fitted, values))
-        step = _in_step(archive, result, fitted, optimizer)
+        step = _in_step(archive, result, fitted, aim.target, optimizer)
         result = step.checkpoint
         if emit_map is not None:
             _write_map(emit_map, fitted, force=target.force)
@@ -116,7 +122,7 @@ def fit(
             target=aim.target.title,
             fitted=tuple(fitted),
             carried=tuple(other.path for other in result.others),
-            dropped_others=left_out(checkpoint, result),
+            dropped_others=(*left_out(checkpoint, result), *_left_out(chosen, result)),
             optimizers=step.changes,
             warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted), *step.warnings),
             seed=seed,
@@ -126,7 +132,11 @@ def fit(
 
 
 def _in_step(
-    before: Checkpoint, after: Checkpoint, fitted: Sequence[Fitted], choice: FitOptimizer
+    before: Checkpoint,
+    after: Checkpoint,
+    fitted: Sequence[Fitted],
+    target: Target,
+    choice: FitOptimizer,
 ) -> InStep:
     """The result with its optimizers following the fit."""
     items = {each.path: {item.name: item for item in each.plan.items} for each in fitted}
@@ -134,10 +144,9 @@ def _in_step(
         path: {name: None if i.status == "initial" else i.source for name, i in own.items()}
         for path, own in items.items()
     }
-    by_name = {name: item for own in reversed(items.values()) for name, item in own.items()}
 
-    def resize(name: str, moment: Tensor) -> Tensor | None:
-        item = by_name.get(name)
+    def resize(path: str, name: str, moment: Tensor, beginning: float) -> Tensor | None:
+        item = items.get(path, {}).get(name)
         how = None if item is None else item.adaptation
         if item is None or how is None or not can_load(moment):
             return None
@@ -145,23 +154,48 @@ def _in_step(
         def compute() -> _Elements:
             from ckpt_surgery.models.adapting import adapt_moment
 
-            return adapt_moment(how, _elements(name, moment), item.shape)
+            return adapt_moment(how, _elements(name, moment), item.shape, beginning)
 
         big = _is_big_endian(moment)
         return computed_tensor(item.shape, moment.dtype, compute, key=name, big_endian=big)
 
+    held = inside(s for s in before.state_dicts if s.path in items)
+    if held and choice != "drop":
+        raise refusal(held, before, "--optimizer drop leaves it out")
+    dropped = [OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held]
     try:
-        return keep_in_step(
+        step = keep_in_step(
             before,
             after,
             choice if choice in {"keep", "drop"} else "auto",
             sources=sources,
             resize=resize if choice == "resize" else None,
+            parameters=dict.fromkeys(items, _parameters(target)),
         )
     except CkptError as error:
         if error.path is None:
             error.name_file(before.file.name)
         raise
+    return replace(step, changes=(*dropped, *step.changes))
+
+
+def _parameters(target: Target) -> Sequence[Parameter]:
+    """The target's parameters, of which the file may have two in one tensor, and two of one."""
+    leaders = {name: group[0] for group in target.ties for name in group}
+    return Inventory.of(
+        NamedEntry(spec.name, spec.shape, spec.dtype, spec.role, leaders.get(spec.name))
+        for spec in target.tensors
+    ).parameters
+
+
+def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
+    """What is among the weights without being a tensor, and not in the result."""
+    fitted = {state_dict.path: state_dict for state_dict in result.state_dicts}
+    for state_dict in chosen:
+        kept = set(fitted[state_dict.path].names)
+        for entry in state_dict.entries:
+            if entry.tensor is None and entry.name not in kept:
+                yield join_path(state_dict.path, entry.name)
 
 
 def _level(text: str) -> Level:
@@ -174,6 +208,12 @@ def _level(text: str) -> Level:
 def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:
     names = aim.target.names
     chosen = initial.choose(names)
+    unmatched = (rule.text for rule, count in chosen.counts if not count)
+    text = None if initial.allow_unmatched else next(unmatched, None)
+    if text is not None:
+        raise UsageError(
+            f"'--initial {text}' matches nothing in the target", hint=near_hint(text, names)
+        )
     initial.require_matches(chosen.counts, names)
     return chosen.chosen.__contains__
 
@@ -204,7 +244,14 @@ def _plan(
         upgraded=aim.upgraded(source),
         renames=renames,
     )
-    plan = plan_fit(source.specs, aim.target, found, options, source_ties=source.ties)
+    plan = plan_fit(
+        source.specs,
+        aim.target,
+        found,
+        options,
+        source_ties=source.ties,
+        source_metadata=source.metadata,
+    )
     tensors = dict(state_dict.tensors)
     for item in plan.items:
         computes = item.tie_of is None and not item.is_verbatim and item.status != "initial"

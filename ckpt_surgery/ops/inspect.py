@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint import (
     Checkpoint,
@@ -18,11 +19,13 @@ from ckpt_surgery.checkpoint import (
 from ckpt_surgery.choosing import choose_state_dicts, select
 from ckpt_surgery.compaction import find_pieces
 from ckpt_surgery.errors import LimitExceededError, PathLike
-from ckpt_surgery.facts import TrainingFacts
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import entry_counts, read
-from ckpt_surgery.report import InspectReport, Place, TensorStats, Totals
+from ckpt_surgery.reports.inspection import InspectReport, Place, TensorStats, Totals
 from ckpt_surgery.rules import Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.training import TrainingFacts
 
 
 def inspect(

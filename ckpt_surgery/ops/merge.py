@@ -17,7 +17,6 @@ from ckpt_surgery.checkpoint import Checkpoint, join_path
 from ckpt_surgery.choosing import RuleCount, choose_state_dicts
 from ckpt_surgery.compaction import compact, unused_nbytes
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.facts import OptimizerChange
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.convert import alone, the_state_dict
 from ckpt_surgery.ops.editing import (
@@ -37,9 +36,12 @@ from ckpt_surgery.ops.merge_numbers import (
     rounding_warnings,
 )
 from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
-from ckpt_surgery.plan import Compact, Drop, DropOther, Edit, Plan, Rename, UpdateOptimizer, apply
-from ckpt_surgery.report import MergeInput, MergeReport
-from ckpt_surgery.rules import RewriteRule, Selection
+from ckpt_surgery.ops.training import follow_base
+from ckpt_surgery.plan import Compact, Drop, Edit, Plan, Rename, apply
+from ckpt_surgery.reports.merging import MergeInput, MergeReport
+from ckpt_surgery.reports.training import OptimizerChange
+from ckpt_surgery.rules import Selection
+from ckpt_surgery.rules.rewriting import RewriteRule
 
 if TYPE_CHECKING:
     from ckpt_surgery.optimizers import InStep, OptimizerChoice
@@ -291,8 +293,8 @@ def _merge_structure(
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties, *(step.warnings if step else ()))
-        changes = step.changes if step else ()
+        warnings = (*taking.warnings, *ties, *step.warnings)
+        changes = step.changes
         facts = _Facts(method, False, tuple(inputs), {}, changes, warnings, nbytes, 0)
         return _report(base, before, edited, edits, numbers, facts, output)
 
@@ -341,13 +343,13 @@ def _merge_numbers(
             True,
             _inputs(recipe, base, files, numbers),
             _policies(recipe, policies, scope, base),
-            step.changes if step else (),
+            step.changes,
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
                 *rounding_warnings(tally),
                 *ties,
-                *(step.warnings if step else ()),
+                *step.warnings,
             ),
             nbytes,
             peak,
@@ -364,17 +366,14 @@ def _threads(wanted: int | None) -> int:
 
 def _in_step(
     base: MergeFile, edited: Checkpoint, edits: tuple[Edit, ...], scope: MergeScope
-) -> tuple[Checkpoint, tuple[Edit, ...], InStep | None]:
+) -> tuple[Checkpoint, tuple[Edit, ...], InStep]:
     """The result with the base's optimizers following its model, and the edits that say so."""
-    if scope.state_dict_only or not edited.others:
-        return edited, edits, None
-    from ckpt_surgery.optimizers import keep_in_step
-
-    step = keep_in_step(as_archive(base.original), edited, scope.optimizer)
-    left = {other.path for other in step.checkpoint.others}
-    more: list[Edit] = [UpdateOptimizer(c.path) for c in step.changes if c.action == "updated"]
-    more += (DropOther(other.path) for other in edited.others if other.path not in left)
-    return step.checkpoint, (*edits, *more), step
+    merged = replace(edited, others=()) if scope.state_dict_only else edited
+    step, more = follow_base(base.original, base.checkpoint, merged, scope.optimizer)
+    followed = step.checkpoint
+    if scope.state_dict_only:
+        followed = replace(followed, others=edited.others)
+    return followed, (*edits, *more), step
 
 
 def _narrowed(checkpoint: Checkpoint, scope: MergeScope) -> Checkpoint:

@@ -15,8 +15,10 @@ from ckpt_surgery.choosing import RuleCount
 from ckpt_surgery.errors import CkptError, PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.plan import Plan, Rename, RenameModule, apply, plan_rename
-from ckpt_surgery.rules import RewriteRule, near
+from ckpt_surgery.plan import Plan, Rename, RenameModule, apply
+from ckpt_surgery.renaming import plan_rename
+from ckpt_surgery.rules import near
+from ckpt_surgery.rules.rewriting import RewriteRule
 
 SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
 """What a file in a directory must be called to count as a checkpoint."""

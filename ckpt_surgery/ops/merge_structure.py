@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_path
 from ckpt_surgery.choosing import RuleCount, select
 from ckpt_surgery.errors import LossyEditError, UsageError
+from ckpt_surgery.ops.inside import is_optimizer
 from ckpt_surgery.ops.merge_files import MergeFile, partner
 from ckpt_surgery.plan import Edit, Take, TakeModule
 from ckpt_surgery.rules import Selection
@@ -55,6 +56,11 @@ def plan_structure(
             takes = allowed[id(source)] if selection.rules else None
             for entry in source.entries:
                 if takes is not None and entry.name not in takes:
+                    continue
+                if is_optimizer(entry):
+                    result.warnings.append(
+                        f"the optimizer '{entry.name}' of '{file.label}' is not taken"
+                    )
                     continue
                 if only_existing and entry.name not in own:
                     continue

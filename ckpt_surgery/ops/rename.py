@@ -10,9 +10,10 @@ from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.editing import Output, edit
 from ckpt_surgery.ops.training import with_optimizers
-from ckpt_surgery.plan import Planned, plan_rename
-from ckpt_surgery.report import EditReport
-from ckpt_surgery.rules import RewriteRule
+from ckpt_surgery.plan import Planned
+from ckpt_surgery.renaming import plan_rename
+from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.rules.rewriting import RewriteRule
 
 if TYPE_CHECKING:
     from ckpt_surgery.optimizers import OptimizerChoice

@@ -12,9 +12,10 @@ from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import is_training_state
 from ckpt_surgery.ops.editing import Output, edit
 from ckpt_surgery.ops.training import plan_averages, with_optimizers
-from ckpt_surgery.plan import Plan, Planned, apply, plan_strip
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.plan import Plan, Planned, apply
+from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.rules import Selection
+from ckpt_surgery.stripping import plan_strip
 
 if TYPE_CHECKING:
     from ckpt_surgery.optimizers import OptimizerChoice

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint import Checkpoint
-from ckpt_surgery.errors import PlanError, UsageError
-from ckpt_surgery.formats import holds_optimizer
+from ckpt_surgery.checkpoint import Checkpoint, join_path
+from ckpt_surgery.errors import CkptError, UsageError
+from ckpt_surgery.ops.editing import as_archive
+from ckpt_surgery.ops.inside import HINT, inside, out_of_step, refusal, same, without
 from ckpt_surgery.plan import (
     Compact,
     Drop,
@@ -21,9 +22,10 @@ from ckpt_surgery.plan import (
     UpdateOptimizer,
     apply,
 )
+from ckpt_surgery.reports.training import OptimizerChange
 
 if TYPE_CHECKING:
-    from ckpt_surgery.optimizers import OptimizerChoice
+    from ckpt_surgery.optimizers import InStep, OptimizerChoice
 
 
 def with_optimizers(
@@ -34,7 +36,7 @@ def with_optimizers(
     Raises PlanError where it is not certain which state belongs to which parameter.
     """
     if choice != "keep":
-        _require_none_inside(checkpoint, planned.plan)
+        planned = _with_those_inside(checkpoint, planned, choice)
     if not checkpoint.others:  # bare weights: nothing that could be an optimizer
         return planned
     from ckpt_surgery.optimizers import keep_in_step
@@ -53,24 +55,64 @@ def with_optimizers(
         planned,
         plan=Plan((*first, *edits, *last)),
         warnings=(*planned.warnings, *result.warnings),
-        optimizers=result.changes,
+        optimizers=(*planned.optimizers, *result.changes),
     )
 
 
-def _require_none_inside(checkpoint: Checkpoint, plan: Plan) -> None:
-    """Refuse to edit a state dict that has an optimizer for an entry: only those beside follow."""
-    gone = {(edit.state_dict, edit.name) for edit in plan.edits if isinstance(edit, Drop)}
-    edited = {edit.state_dict for edit in plan.edits if isinstance(edit, Drop | Rename)}
-    for state_dict in checkpoint.state_dicts:
-        held = [e for e in state_dict.entries if e.tensor is None and holds_optimizer(e.node)]
-        inside = [e for e in held if (state_dict.path, e.name) not in gone]
-        if state_dict.path in edited and inside:
-            raise PlanError(
-                f"the optimizer '{inside[0].name}' is among the weights and cannot follow them",
-                path=checkpoint.file.name,
-                entry=state_dict.path or None,
-                hint="--optimizer keep leaves it as it is; ckpt strip removes it like any entry",
-            )
+def _with_those_inside(
+    checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice
+) -> Planned:
+    """The plan, which also drops optimizers among the weights, or must not touch their weights."""
+    if not inside(checkpoint.state_dicts):
+        return planned
+    found = out_of_step(checkpoint.state_dicts, apply(planned.plan, checkpoint).state_dicts)
+    if not found:
+        return planned
+    if choice != "drop":
+        raise refusal(found, checkpoint, HINT)
+    gone = {(state_dict.path, entry.name) for state_dict, entry in found}
+    edits = [
+        edit
+        for edit in planned.plan.edits
+        if not (isinstance(edit, Rename) and (edit.state_dict, edit.old) in gone)
+    ]
+    drops = [Drop(*place) for place in sorted(gone)]
+    changes = [OptimizerChange(join_path(*place), "dropped") for place in sorted(gone)]
+    return replace(
+        planned,
+        plan=Plan((*drops, *edits)),
+        optimizers=(*planned.optimizers, *changes),
+    )
+
+
+def follow_base(
+    original: Checkpoint, renamed: Checkpoint, merged: Checkpoint, choice: OptimizerChoice
+) -> tuple[InStep, list[Edit]]:
+    """The result of a merge with the base's optimizers following its model, and the edits of it.
+
+    `original` is the base as it was read, `renamed` what the edits apply to. Raises PlanError as
+    `with_optimizers` does.
+    """
+    from ckpt_surgery.optimizers import InStep, keep_in_step
+
+    held = out_of_step(original.state_dicts, merged.state_dicts) if choice != "keep" else []
+    if held and choice != "drop":
+        raise refusal(held, original, HINT)
+    changes = [OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held]
+    merged = without(merged, held)
+    edits: list[Edit] = [Drop(s.path, entry.name) for s, entry in same(held, renamed)]
+    if not merged.others:  # bare weights
+        return InStep(merged, tuple(changes)), edits
+    try:
+        step = keep_in_step(as_archive(original), merged, choice)
+    except CkptError as error:
+        if error.path is None:
+            error.name_file(original.file.name)
+        raise
+    left = {other.path for other in step.checkpoint.others}
+    edits += (UpdateOptimizer(c.path) for c in step.changes if c.action == "updated")
+    edits += (DropOther(other.path) for other in merged.others if other.path not in left)
+    return replace(step, changes=(*changes, *step.changes)), edits
 
 
 def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:

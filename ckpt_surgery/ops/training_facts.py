@@ -7,7 +7,12 @@ from typing import Any
 
 from ckpt_surgery.averages import COUNT
 from ckpt_surgery.checkpoint import Checkpoint
-from ckpt_surgery.facts import (
+from ckpt_surgery.formats.tensors import TensorReader
+from ckpt_surgery.optimizers import FoundOptimizer, ParameterGroup, classify, find
+from ckpt_surgery.optimizers.items import Items
+from ckpt_surgery.optimizers.scalars import scalar
+from ckpt_surgery.pickles import Node
+from ckpt_surgery.reports.training import (
     GroupFacts,
     OptimizerFacts,
     ScalerFacts,
@@ -15,11 +20,6 @@ from ckpt_surgery.facts import (
     StateFacts,
     TrainingFacts,
 )
-from ckpt_surgery.formats.tensors import TensorReader
-from ckpt_surgery.optimizers import FoundOptimizer, ParameterGroup, classify, find
-from ckpt_surgery.optimizers.items import Items
-from ckpt_surgery.optimizers.scalars import scalar
-from ckpt_surgery.pickles import Node
 
 _MOST_VALUES = 64  # of a list of learning rates
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Literal
 
 from ckpt_surgery.optimizers.recognise import Key, OptimizerState
@@ -54,7 +55,11 @@ class Correspondence:
 
     def key_of(self, name: str) -> Key | None:
         """The parameter that is certainly `name`; None if none is."""
-        return next((key for key, own in self.names.items() if own == name), None)
+        return self._keys.get(name)
+
+    @cached_property
+    def _keys(self) -> dict[str, Key]:
+        return {name: key for key, name in self.names.items()}
 
     def candidates(self, key: Key) -> tuple[str, ...]:
         """The names that a parameter may have; empty if nothing is claimed of it."""
@@ -144,6 +149,10 @@ def _by_name(
     if len(set(names.values())) != len(names):
         return Correspondence("none", "it stores one name for two parameters", {})
     foreign = tuple(name for name in names.values() if name not in exact)
+    if len(foreign) == len(names):
+        return Correspondence(
+            "none", f"it stores names such as '{foreign[0]}', none the model's", {}
+        )
     return Correspondence("stored", "by the names that it stores", names, foreign)
 
 

@@ -8,9 +8,11 @@ of groups must agree too, and a scheduler keeps one learning rate for each.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import accumulate
+from typing import Final, NoReturn
 
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.formats.mappings import mapping_pairs
@@ -73,7 +75,7 @@ def remove(
     names = frozenset(gone)
     if not names:
         return Edited(optimizer.node)
-    _require_claim(correspondence)
+    _require_claim(optimizer, correspondence)
     leaving: dict[Key, str] = {}
     for key in optimizer.keys:
         inside = correspondence.holds(key, names)
@@ -98,9 +100,12 @@ def rename(
 ) -> Edited:
     """Let stored names follow a renaming of the model's parameters, given as old = new.
 
-    An optimizer without stored names does not change: it knows its parameters by position.
+    An optimizer without stored names does not change: it knows its parameters by position. Raises
+    PlanError if it stores names, and none is of the model.
     """
     stored = _stored(optimizer)
+    if stored and correspondence.certainty == "none":
+        _refuse_claim(correspondence)
     groups = [
         [
             _Member(key, _renamed(stored.get(key), correspondence.names.get(key), new_names))
@@ -112,80 +117,176 @@ def rename(
 
 
 def align(
-    optimizer: OptimizerState, correspondence: Correspondence, targets: Sequence[Target]
+    optimizer: OptimizerState,
+    correspondence: Correspondence,
+    targets: Sequence[Target],
+    order: Sequence[str] | None = None,
 ) -> Edited:
     """Make the optimizer fit a model with these parameters.
 
     What no target has for a source leaves; a new parameter takes its place in the group of its
     neighbours; parameters that the optimizer never had (frozen ones) stay out. Groups follow the
-    order of the targets. Raises PlanError if a source, or the group of a new parameter, is not
-    certain.
+    order of the targets if they did that of the model, which is `order` (default: that of the
+    targets). Raises PlanError if they did not, or if it is not certain which parameters leave,
+    change or move, or which group a new one belongs to.
     """
-    _require_claim(correspondence)
+    _require_claim(optimizer, correspondence)
     if correspondence.foreign:
         raise PlanError(
             f"the optimizer also holds '{correspondence.foreign[0]}', which the model has not",
             hint=HINT,
         )
-    sources = {target.source for target in targets if target.source is not None}
-    for key in optimizer.keys:
-        if len(correspondence.candidates(key)) != 1:
-            _refuse_doubt(correspondence, key)
-    key_of = {name: key for key, name in correspondence.names.items()}
-    group_of = {key: i for i, group in enumerate(optimizer.groups) for key in group.keys}
-    _require_model_order(optimizer, correspondence, targets)
-    homes = [None if t.source is None else group_of.get(key_of.get(t.source, "")) for t in targets]
-    stored = _stored(optimizer)
-    groups: list[list[_Member]] = [[] for _ in optimizer.groups]
-    added: list[str] = []
-    reset: list[str] = []
-    for position, target in enumerate(targets):
-        home = homes[position]
-        if target.source is None:
-            home = _home_of_new(target.name, position, targets, homes, optimizer)
+    alignment = _Alignment(optimizer, correspondence, targets)
+    if order is None:
+        order = [target.source for target in targets if target.source is not None]
+    alignment.follow(order)
+    added = alignment.add()
+    groups = alignment.groups
+    return Edited(
+        _rebuild(optimizer, groups),
+        removed=tuple(alignment.removed),
+        added=tuple(added),
+        reset=tuple(alignment.reset),
+        emptied=_emptied(optimizer, groups),
+    )
+
+
+class _Alignment:
+    """The members of each group, and the target that each is, by its position.
+
+    A key that may be one of several parameters stays where it is if nothing happens to any of
+    them; its positions are then those of all.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerState,
+        correspondence: Correspondence,
+        targets: Sequence[Target],
+    ) -> None:
+        self.optimizer, self.correspondence, self.targets = optimizer, correspondence, targets
+        self.place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+        self.stored = _stored(optimizer)
+        self.removed: list[str] = []
+        self.reset: list[str] = []
+        self._spans: list[list[tuple[int, int]]] = []
+        self._members: list[list[_Member]] = []
+        for group in optimizer.groups:
+            kept = [(key, span) for key in group.keys if (span := self._span(key)) is not None]
+            self._members.append([self._member(key, *span) for key, span in kept])
+            self._spans.append([span for _, span in kept])
+        places = {target.name: i for i, target in enumerate(targets)}
+        self.reset.sort(key=places.__getitem__)
+
+    @property
+    def groups(self) -> list[list[_Member]]:
+        """The members of each group, in their order."""
+        return self._members
+
+    def _span(self, key: Key) -> tuple[int, int] | None:
+        """The first and the last target that a key may be; None if it leaves."""
+        candidates = self.correspondence.candidates(key)
+        places = [self.place[name] for name in candidates if name in self.place]
+        if candidates and not places:
+            self.removed.append(" or ".join(candidates))
+            return None
+        changed = any(self.targets[i].reset or self.targets[i].moments for i in places)
+        if len(places) < len(candidates) or not places or (len(places) > 1 and changed):
+            _refuse_doubt(self.correspondence, key)
+        return min(places), max(places)
+
+    def _member(self, key: Key, first: int, last: int) -> _Member:
+        if first < last:
+            return _Member(key, None)
+        target = self.targets[first]
+        name = target.name if self.stored else None
+        if target.name == target.source:
+            name = self.stored.get(key)  # as the optimizer spells it, perhaps without a wrapper
+        if target.reset and key in self.optimizer.states:
+            self.reset.append(target.name)
+        return _Member(key, name, target.reset, target.moments)
+
+    def follow(self, order: Sequence[str]) -> None:
+        """Bring every group in the order of the targets, if it has the model's, `order`."""
+        _require_model_order(self.optimizer, self.correspondence, order)
+        places = [self.place[name] for name in order if name in self.place]
+        if places == sorted(places):
+            return
+        for key in self.optimizer.keys:
+            if len(self.correspondence.candidates(key)) > 1:
+                _refuse_doubt(self.correspondence, key)
+        for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
+            pairs = sorted(zip(spans, members, strict=True), key=lambda pair: pair[0])
+            self._spans[i] = [span for span, _ in pairs]
+            self._members[i] = [member for _, member in pairs]
+
+    def add(self) -> list[str]:
+        """Put the new parameters into the groups where they belong; their names."""
+        if all(target.source is not None for target in self.targets):
+            return []
+        home_of = _Neighbours(self.targets, self._homes(), len(self._members)).home_of
+        new: list[list[tuple[int, _Member]]] = [[] for _ in self._members]
+        added: list[str] = []
+        for position, target in enumerate(self.targets):
+            home = home_of(position) if target.source is None else None
             if home is not None:
+                member = _Member(None, target.name if self.stored else None)
+                new[home].append((position, member))
                 added.append(target.name)
-        if home is None:
-            continue
-        own = None if target.source is None else key_of[target.source]
-        name = target.name if stored else None
-        if own is not None and target.name == target.source:
-            name = stored.get(own)  # as the optimizer spells it, perhaps without a wrapper
-        groups[home].append(_Member(own, name, target.reset, target.moments))
-        if target.reset and own in optimizer.states:
-            reset.append(target.name)
-    removed = tuple(name for name in correspondence.names.values() if name not in sources)
-    node = _rebuild(optimizer, groups)
-    return Edited(node, removed, tuple(added), tuple(reset), _emptied(optimizer, groups))
+        for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
+            # neighbours are certain, so what is in doubt stands before or after them
+            certain = accumulate((-1 if first < last else first for first, last in spans), max)
+            placed = [*zip(certain, members, strict=True), *new[i]]
+            self._members[i] = [member for _, member in sorted(placed, key=lambda pair: pair[0])]
+        return added
+
+    def _homes(self) -> list[int | None]:
+        """The group of each target, None of what is in none, -1 if that is not certain."""
+        homes: list[int | None] = [None] * len(self.targets)
+        for i, spans in enumerate(self._spans):
+            for first, last in spans:
+                if first == last:
+                    homes[first] = i
+        for key in self.optimizer.keys:
+            candidates = self.correspondence.candidates(key)
+            for name in candidates if len(candidates) > 1 else ():
+                if name in self.place:
+                    homes[self.place[name]] = -1
+        return homes
 
 
-def _home_of_new(
-    name: str,
-    position: int,
-    targets: Sequence[Target],
-    homes: Sequence[int | None],
-    optimizer: OptimizerState,
-) -> int | None:
-    """The group of a new parameter: the one that the nearest old ones on both sides are in."""
-    before = [i for i in range(position) if targets[i].source is not None]
-    after = [i for i in range(position + 1, len(targets)) if targets[i].source is not None]
-    neighbours = {homes[i] for i in (*before[-1:], *after[:1])}
-    old = {home for home, t in zip(homes, targets, strict=True) if t.source is not None}
-    if len(old) == 1:  # everything is treated alike
-        return old.pop()
-    if len(neighbours) == 1 and before and after:
-        return neighbours.pop()
-    if not old and len(optimizer.groups) == 1:
-        return 0
+class _Neighbours:
+    """Where new parameters belong: to the group that the nearest old ones on both sides are in."""
+
+    def __init__(self, targets: Sequence[Target], homes: Sequence[int | None], groups: int) -> None:
+        self._targets, self._homes, self._groups = targets, homes, groups
+        self._old = [i for i, target in enumerate(targets) if target.source is not None]
+        self._old_homes = {homes[i] for i in self._old}
+
+    def home_of(self, position: int) -> int | None:
+        """The group of the new parameter there, None if it is in none."""
+        if self._old_homes and len(self._old_homes) == 1 and -1 not in self._old_homes:
+            return next(iter(self._old_homes))  # everything is treated alike
+        if not self._old and self._groups == 1:
+            return 0
+        index = bisect_left(self._old, position)
+        sides = self._old[max(index - 1, 0) : index + 1]
+        homes = {self._homes[i] for i in sides}
+        if not 0 < index < len(self._old) or len(homes) != 1 or -1 in homes:
+            _refuse_home(self._targets[position].name)
+        return homes.pop()
+
+
+def _refuse_home(name: str) -> NoReturn:
     raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=HINT)
 
 
 def _require_model_order(
-    optimizer: OptimizerState, correspondence: Correspondence, targets: Sequence[Target]
+    optimizer: OptimizerState, correspondence: Correspondence, order: Sequence[str]
 ) -> None:
-    place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+    place = {name: i for i, name in enumerate(order)}
     for group in optimizer.groups:
-        names = (correspondence.names[key] for key in group.keys)
+        names = (correspondence.names.get(key) for key in group.keys)
         places = [place[name] for name in names if name in place]
         if places != sorted(places):
             raise PlanError(
@@ -193,16 +294,22 @@ def _require_model_order(
             )
 
 
-def _require_claim(correspondence: Correspondence) -> None:
+def _require_claim(optimizer: OptimizerState, correspondence: Correspondence) -> None:
+    if optimizer.shared:
+        raise PlanError("its state is one of all parameters together", hint=HINT)
     if correspondence.certainty == "none":
-        raise PlanError(
-            "which state of the optimizer belongs to which parameter cannot be told:"
-            f" {correspondence.reason}",
-            hint=HINT,
-        )
+        _refuse_claim(correspondence)
 
 
-def _refuse_doubt(correspondence: Correspondence, key: Key) -> None:
+def _refuse_claim(correspondence: Correspondence) -> NoReturn:
+    raise PlanError(
+        "which state of the optimizer belongs to which parameter cannot be told:"
+        f" {correspondence.reason}",
+        hint=HINT,
+    )
+
+
+def _refuse_doubt(correspondence: Correspondence, key: Key) -> NoReturn:
     candidates = correspondence.candidates(key)
     shown = ", ".join(f"'{name}'" for name in candidates[:3])
     more = ", …" if len(candidates) > 3 else ""

@@ -9,7 +9,6 @@ from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint import Checkpoint, Other, StateDict, Tensor
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.facts import Action, OptimizerChange
 from ckpt_surgery.formats.mappings import mapping_pairs
 from ckpt_surgery.formats.tensors import TensorReader, build
 from ckpt_surgery.freezing.inventory import Inventory, Parameter
@@ -19,10 +18,12 @@ from ckpt_surgery.optimizers.recognise import read_optimizer
 from ckpt_surgery.optimizers.survey import (
     FoundOptimizer,
     find,
+    is_called_optimizer,
     qualified,
     unknown_optimizers,
 )
 from ckpt_surgery.pickles import Node, PersistentId
+from ckpt_surgery.reports.training import Action, OptimizerChange
 
 _MOST_NAMED: Final = 4  # state dicts in a message
 
@@ -32,9 +33,13 @@ OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
 Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
 """By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
 
-Resize: TypeAlias = Callable[[str, Tensor], Tensor | None]
-"""Given a parameter's new name and a moment of its old shape: that moment in the new shape, with
-bytes of its own, or None to begin anew."""
+Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
+"""By the path of a state dict, the parameters of the model that is to load it, in its order."""
+
+Resize: TypeAlias = Callable[[str, str, Tensor, float], Tensor | None]
+"""Given the path of a state dict, a parameter's new name there, a moment of its old shape and what
+new elements begin with: that moment in the new shape, with bytes of its own, or None to begin
+anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +74,17 @@ def keep_in_step(
     *,
     sources: Sources | None = None,
     resize: Resize | None = None,
+    parameters: Parameters | None = None,
     only: Collection[str] | None = None,
 ) -> InStep:
     """`after` with its optimizers following what was done to the models of `before`.
 
     A parameter that an edit took over is known by its node, else by its name; `sources` says it
-    where neither does. State whose
-    parameter changed its shape goes through `resize`, and is left out without it. An optimizer
-    whose model did not change stays the same. `only` narrows it to the optimizers at these paths.
+    where neither does. `parameters` are those of the edited models, where more is known than
+    their entries show. State whose parameter changed its shape goes through `resize`, and is left
+    out without it. An optimizer whose model did not change stays the same; one whose model only
+    has other values by now is dropped if that is the choice. `only` narrows it to the optimizers at
+    these paths.
 
     Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
     which parameter.
@@ -85,7 +93,7 @@ def keep_in_step(
         return InStep(after)
     found = [f for f in find(before) if only is None or f.path in only]
     present = {other.path for other in after.others}
-    differences = _Differences(after, sources or {})
+    differences = _Differences(after, sources or {}, parameters or {})
     changes: list[OptimizerChange] = []
     nodes: list[tuple[FoundOptimizer, Node]] = []
     for optimizer in found:
@@ -93,18 +101,20 @@ def keep_in_step(
             continue
         difference = _difference(optimizer, differences, choice)
         if difference is None:
+            if choice == "drop" and _is_touched(optimizer, before, after):
+                changes.append(OptimizerChange(optimizer.path, "dropped"))
             continue
         if choice == "auto":
             node, change = _update(optimizer, difference, resize)
             if node is not optimizer.state.node and (change.any or difference.reordered):
                 nodes.append((optimizer, node))
                 changes.append(change)
-        else:
+        elif choice == "drop" or not _stays_in_step(optimizer, differences):
             action: Action = "kept" if choice == "keep" else "dropped"
             changes.append(OptimizerChange(optimizer.path, action))
     after = _with_nodes(after, nodes)
     unknown = unknown_optimizers(before, found) if only is None else []
-    if unknown and any(differences.of((s,)).any for s in before.state_dicts):
+    if unknown and (choice == "drop" or any(differences.of((s,)).any for s in before.state_dicts)):
         action = "dropped" if choice == "drop" else "unknown"
         changes += (OptimizerChange(path, action) for path in unknown if path in present)
     if choice == "drop":
@@ -120,8 +130,23 @@ def keep_in_step(
 def _same_entries(before: Checkpoint, after: Checkpoint) -> bool:
     """Whether no state dict changed, which is cheap to see."""
     return len(before.state_dicts) == len(after.state_dicts) and all(
-        len(old.entries) == len(new.entries) and all(map(is_, old.entries, new.entries))
-        for old, new in zip(before.state_dicts, after.state_dicts, strict=True)
+        map(_is_untouched, before.state_dicts, after.state_dicts)
+    )
+
+
+def _is_untouched(old: StateDict, new: StateDict) -> bool:
+    return len(old.entries) == len(new.entries) and all(map(is_, old.entries, new.entries))
+
+
+def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether anything in the model of an optimizer is another tensor than before."""
+    models = optimizer.rivals if optimizer.model is None else optimizer.model.state_dicts
+    paths = {model.path for model in models}
+    now = {state_dict.path: state_dict for state_dict in after.state_dicts}
+    return any(
+        old.path in now and not _is_untouched(old, now[old.path])
+        for old in before.state_dicts
+        if old.path in paths
     )
 
 
@@ -149,6 +174,17 @@ def _difference(
     return first
 
 
+def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
+    """Whether an optimizer that is left as it is is certainly in step nevertheless."""
+    try:
+        difference = _difference(optimizer, known, "auto")
+        if difference is None:
+            return True
+        return _update(optimizer, difference, None)[0] is optimizer.state.node
+    except PlanError:
+        return False
+
+
 def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChange]) -> set[str]:
     """The entries to leave out for the optimizers that are dropped."""
     dropped = {change.path for change in changes if change.action == "dropped"}
@@ -160,7 +196,8 @@ def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChan
         if optimizer.path not in dropped:
             continue
         other, inside = optimizer.other, sources[optimizer.other.path]
-        if other.path in entries:
+        if other.path in entries or is_called_optimizer(other.path):
+            entries.add(other.path)
             continue
         node = other.node
         held = node if isinstance(node, list) else [value for _, value in mapping_pairs(node) or ()]
@@ -178,14 +215,15 @@ def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChan
 class _Difference:
     """What an edit did to the parameters that an optimizer may hold: each new one's origin.
 
-    `gone` are old names, `renamed` old to new ones.
+    `gone` are old names, `renamed` old to new ones. `reshaped` says of what has another shape
+    where it is, as the path of its state dict and its name there.
     """
 
     targets: tuple[Target, ...]
     gone: tuple[str, ...]
     renamed: Mapping[str, str]
     reordered: bool
-    reshaped: Mapping[str, str]
+    reshaped: Mapping[str, tuple[str, str]]
 
     @classmethod
     def of(
@@ -193,11 +231,12 @@ class _Difference:
         state_dicts: Sequence[StateDict],
         after: Checkpoint,
         sources: Sources,
+        parameters: Parameters,
     ) -> _Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
         old_names: list[str] = []
-        reshaped: dict[str, str] = {}
+        reshaped: dict[str, tuple[str, str]] = {}
         for old_dict in state_dicts:
             old = Inventory.of_state_dict(old_dict).parameters
             old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
@@ -205,14 +244,15 @@ class _Difference:
             if new_dict is None:
                 continue
             lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
-            for parameter in Inventory.of_state_dict(new_dict).parameters:
+            own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
+            for parameter in own:
                 source, anew = lineage.of(parameter)
                 name = qualified(state_dicts, old_dict, parameter.name)
                 origin = None if source is None else qualified(state_dicts, old_dict, source.name)
                 changed = source is not None and source.shape != parameter.shape
                 targets.append(Target(name, origin, reset=anew or changed))
                 if origin is not None and changed and not anew:
-                    reshaped[name] = origin
+                    reshaped[name] = old_dict.path, parameter.name
         kept = [target.source for target in targets if target.source is not None]
         known = set(kept)
         places = {name: i for i, name in enumerate(old_names)}
@@ -238,15 +278,17 @@ class _Difference:
 class _Differences:
     """What an edit did to each model, looked at once for all the optimizers that may train it."""
 
-    def __init__(self, after: Checkpoint, sources: Sources) -> None:
-        self._after, self._sources = after, sources
+    def __init__(self, after: Checkpoint, sources: Sources, parameters: Parameters) -> None:
+        self._after, self._sources, self._parameters = after, sources, parameters
         self._known: dict[tuple[int, ...], _Difference] = {}
 
     def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
         """The difference of these state dicts, which must be those from before the edit."""
         key = tuple(map(id, state_dicts))
         if key not in self._known:
-            self._known[key] = _Difference.of(state_dicts, self._after, self._sources)
+            self._known[key] = _Difference.of(
+                state_dicts, self._after, self._sources, self._parameters
+            )
         return self._known[key]
 
 
@@ -331,7 +373,8 @@ def _edit(
     state, correspondence = optimizer.state, optimizer.correspondence
     if difference.is_deep:
         targets, resized = _with_moments(optimizer, difference, resize, reader)
-        return align(state, correspondence, targets), resized
+        order = [name for name, _ in optimizer.model.parameters] if optimizer.model else None
+        return align(state, correspondence, targets, order), resized
     edited = remove(state, correspondence, difference.gone)
     if not (difference.renamed and _stores_names(optimizer)):
         return edited, []
@@ -353,9 +396,9 @@ def _with_moments(
     resized: list[str] = []
     for target in difference.targets:
         moments: dict[str, Node] | None = None
-        origin = difference.reshaped.get(target.name)
-        if origin is not None and resize is not None:
-            moments = _resized(optimizer, target.name, origin, resize, reader)
+        place = difference.reshaped.get(target.name)
+        if place is not None and target.source is not None and resize is not None:
+            moments = _resized(optimizer, place, target.source, resize, reader)
         if moments is None:
             targets.append(target)
         else:
@@ -365,17 +408,26 @@ def _with_moments(
 
 
 def _resized(
-    optimizer: FoundOptimizer, name: str, origin: str, resize: Resize, reader: TensorReader
+    optimizer: FoundOptimizer,
+    place: tuple[str, str],
+    origin: str,
+    resize: Resize,
+    reader: TensorReader,
 ) -> dict[str, Node] | None:
     """New nodes for the moments of a parameter; None if it begins anew."""
     key = optimizer.correspondence.key_of(origin)
     state = None if key is None else optimizer.state.states.get(key)
-    if state is None:
+    if key is None or state is None:
         return {}
+    if not state.understood:
+        return None
     nodes: dict[str, Node] = {}
     for moment in state.moments:
         tensor = reader.describe(moment.node)
-        new = None if tensor is None else resize(name, tensor)
+        beginning = optimizer.state.beginning(key, moment.name)
+        if tensor is None or beginning is None:
+            return None
+        new = resize(*place, tensor, beginning)
         if new is None or new.storage is None:
             return None
         nodes[moment.name] = build(PersistentId(None, new.storage), new)

@@ -36,6 +36,13 @@ _LAYOUTS: Final[dict[frozenset[str], str]] = {
     frozenset({"step", "eta", "mu", "ax"}): "ASGD",
     frozenset({"step", "prev", "step_size"}): "Rprop",
 }
+# Moments that begin with zeros; others begin with a rate, or a copy of the weights.
+_FROM_ZERO: Final = frozenset(
+    {"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg"}
+    | {"grad_avg", "acc_delta", "prev", "ax"}
+)
+# Options that tell optimizers apart whose states are the same.
+_TELLING: Final = {"ns_steps": "Muon", "history_size": "LBFGS", "beta2_decay": "Adafactor"}
 # What only one optimizer of torch has among its group's options, for those without state yet.
 _OPTIONS: Final = {"dampening": "SGD", "betas": "Adam", "alpha": "RMSprop", "rho": "Adadelta"}
 _SCALER: Final = frozenset({"scale", "growth_factor", "backoff_factor", "growth_interval"})
@@ -128,11 +135,28 @@ class OptimizerState:
         return all(state.understood for state in self.states.values())
 
     @property
+    def shared(self) -> bool:
+        """Whether a state is one of all parameters together, laid end to end, as LBFGS keeps it."""
+        return any({"func_evals", "n_iter"} <= state.names for state in self.states.values())
+
+    def beginning(self, key: Key, moment: str) -> float | None:
+        """What the elements of a new moment are before the first step; None if it is not known."""
+        if moment in _FROM_ZERO:
+            return 0.0
+        options = next(group.options for group in self.groups if key in group.keys)
+        option = {"step_size": "lr", "sum": "initial_accumulator_value"}.get(moment)
+        value = None if option is None else options.get(option)
+        return float(value) if isinstance(value, int | float) else None
+
+    @property
     def layout(self) -> str:
         """The optimizer of torch that leaves such a state, ``unknown`` if none does.
 
         AdamW's state is Adam's; kernels (foreach, fused) leave no trace in it.
         """
+        told = {_TELLING[o] for group in self.groups for o in group.fields if o in _TELLING}
+        if len(told) == 1:
+            return told.pop()
         found = {state.names for state in self.states.values() if state.names}
         if found:
             names = {_LAYOUTS.get(each) for each in found}

@@ -87,11 +87,16 @@ def unknown_optimizers(checkpoint: Checkpoint, found: Sequence[FoundOptimizer]) 
         other.path
         for other in checkpoint.others
         if other.path not in known
-        and _OPTIMIZER_NAME.search(other.path.rpartition("/")[2].lower())
+        and is_called_optimizer(other.path)
         and (
             mapping_length(other.node) or (isinstance(other.node, list | Object) and other.tensors)
         )
     ]
+
+
+def is_called_optimizer(path: str) -> bool:
+    """Whether an entry is called as one calls optimizers, whatever its form."""
+    return _OPTIMIZER_NAME.search(path.rpartition("/")[2].lower()) is not None
 
 
 def qualified(state_dicts: Sequence[StateDict], state_dict: StateDict, name: str) -> str:

@@ -1,6 +1,8 @@
-"""Pickles as inert graphs: read, walked and written without running anything in them."""
+"""Pickles as inert graphs: read, walked and written without running anything in them.
 
-from ckpt_surgery.pickles.emit import emit
+The names here are those that reading needs; `emit` is imported from its own module by what writes.
+"""
+
 from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.machine import TruncatedPickleError
 from ckpt_surgery.pickles.nodes import (
@@ -33,7 +35,6 @@ __all__ = [
     "PersistentId",
     "TruncatedPickleError",
     "children",
-    "emit",
     "parse",
     "walk",
 ]

@@ -29,6 +29,7 @@ class Machine:
         "builtins",
         "data",
         "discarded",
+        "duplicates",
         "globals",
         "limits",
         "memo",
@@ -51,6 +52,7 @@ class Machine:
         self.globals: list[Global] = []
         self.builtins: dict[str, Global] = {}
         self.discarded: list[Node] = []
+        self.duplicates = 0
         self.protocol = 0
 
     def take(self, nbytes: int) -> bytes:
@@ -109,6 +111,10 @@ def _is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def too_many_marks(limits: Limits) -> LimitExceededError:
+    return LimitExceededError(f"the pickle begins more than {limits.depth} containers at once")
 
 
 def too_many_memos(index: int) -> LimitExceededError:

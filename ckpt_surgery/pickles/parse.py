@@ -25,6 +25,7 @@ from ckpt_surgery.pickles.machine import (
     give_state,
     lost_calls,
     own_character,
+    too_many_marks,
     too_many_memos,
 )
 from ckpt_surgery.pickles.nodes import Dict, Global, Node, Object, PersistentId
@@ -93,7 +94,7 @@ def _run(machine: Machine) -> Node:
     taken along with it.
     """
     data, pos = machine.data, machine.pos
-    memo, memo_limit = machine.memo, machine.limits.memo
+    memo, memo_limit, depth_limit = machine.memo, machine.limits.memo, machine.limits.depth
     stack, below = machine.stack, machine.below
     value: Node
     op = at = pos
@@ -113,6 +114,8 @@ def _run(machine: Machine) -> Node:
             if op == 0x28:  # MARK
                 below.append(stack)
                 stack = []
+                if len(below) > depth_limit:
+                    raise too_many_marks(machine.limits)
                 continue
             if op == 0x74:  # TUPLE
                 value = tuple(stack)
@@ -207,8 +210,6 @@ def _run(machine: Machine) -> Node:
             elif op in (0x71, 0x72):  # BINPUT and LONG_BINPUT of what was filed before
                 value = stack.pop()
                 pos -= 1
-            elif op == 0x32:  # DUP
-                value = stack[-1]
             elif op == 0x2E:  # STOP
                 machine.pos, machine.stack = pos, stack
                 return stack.pop()

@@ -86,6 +86,14 @@ def _pop_mark(machine: Machine) -> None:
     machine.discarded += machine.to_mark()
 
 
+def _dup(machine: Machine) -> None:
+    machine.duplicates += 1
+    most = machine.limits.duplicates
+    if machine.duplicates > most:
+        raise LimitExceededError(f"the pickle has more than {most} DUP opcodes")
+    machine.stack.append(machine.stack[-1])
+
+
 def _get(machine: Machine) -> None:
     machine.stack.append(machine.memo[_index(machine)])
 
@@ -292,6 +300,7 @@ RARE: Final[dict[int, Opcode]] = {
     ord("\x95"): _frame,
     ord("0"): _pop,
     ord("1"): _pop_mark,
+    ord("2"): _dup,
     ord("g"): _get,
     ord("p"): _put,
     ord("I"): _int,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
-from ckpt_surgery.report import EditReport
+
+if TYPE_CHECKING:
+    from ckpt_surgery.render.screen import Screen
+    from ckpt_surgery.reports.edits import EditReport
 
 _MOST_NAMES: Final = 20
 _LONGEST_NOTE: Final = 500  # characters

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint import Entry, Other, StateDict, join_path
 from ckpt_surgery.render.listing import Subtree, fold, tree
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.render.training import training_lines
-from ckpt_surgery.report import InspectReport, TensorStats
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.inspection import InspectReport, TensorStats
 
 _MOST_LINES: Final = 40  # of one kind in the footer
 _MOST_NAMES: Final = 8  # of one tie

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from ckpt_surgery.checkpoint import Entry, StateDict
 from ckpt_surgery.models import folding
-from ckpt_surgery.report import InspectReport
+
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint import Entry, StateDict
+    from ckpt_surgery.reports.inspection import InspectReport
 
 Sort = Literal["name", "size", "file"]
 

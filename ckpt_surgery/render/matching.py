@@ -33,7 +33,8 @@ def show_match(report: MatchReport, screen: Screen) -> None:
 def _verdict(report: MatchReport, each: Matched) -> str:
     found = each.comparison
     where = f" ({printable(each.path)})" if each.path else ""
-    wanted = len(found.matched) + len(found.mismatched) + len(found.missing) + len(found.tied)
+    absent = len(found.missing) + len(found.tied) + len(found.defaulted)
+    wanted = len(found.matched) + len(found.mismatched) + absent
     who = printable(report.target)
     if report.class_name != report.target:
         who += f" ({printable(report.class_name)})"
@@ -70,6 +71,8 @@ def _differences(found: Comparison) -> Iterator[str]:
     if found.tied:
         yield "not in the file, but tied to what is:"
         yield from _limited(f"{printable(t.name)} = {printable(t.present)}" for t in found.tied)
+    if found.defaulted:
+        yield f"not in the file, and load_state_dict does without: {len(found.defaulted):,}"
     if found.renamed:
         yield f"old spellings that the model renames when it loads: {len(found.renamed):,}"
         yield from _limited(f"{printable(a)} -> {printable(b)}" for a, b in found.renamed)

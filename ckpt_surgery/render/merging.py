@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.render.edits import listing, names_of
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
-from ckpt_surgery.report import MergeReport
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.merging import MergeReport
 
 _LONGEST_NOTE: Final = 500  # characters
 

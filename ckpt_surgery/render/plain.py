@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from ckpt_surgery.checkpoint import Entry, join_path
 from ckpt_surgery.render.text import visible
-from ckpt_surgery.report import InspectReport, Report
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports import Report
+    from ckpt_surgery.reports.inspection import InspectReport
 
 _LARGEST_BITS: Final = 4096  # of an integer that JSON gets as a number
 _COLUMNS: Final = (
@@ -50,7 +52,7 @@ def _cells(entry: Entry) -> Iterator[object]:
     if tensor is None:
         yield from ("", "", entry.role, "", "", "")
         return
-    yield json.dumps(tensor.shape)
+    yield str(list(tensor.shape))
     yield tensor.dtype.name
     yield entry.role
     yield tensor.numel
@@ -65,6 +67,8 @@ def write_json(report: Report, stream: TextIO) -> None:
 
 def to_json(document: Mapping[str, Any]) -> str:
     """Strict JSON: what it cannot say (NaN, a number of thousands of digits) becomes a text."""
+    import json
+
     return json.dumps(_strict(document), indent=2, allow_nan=False)
 
 

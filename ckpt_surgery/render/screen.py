@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _MOST_RICH_ROWS: Final = 1000
 _GAP: Final = "  "
+# What reports draw with, for a stream that cannot encode it.
+_IN_ASCII: Final = str.maketrans("├└│─…▁▂▃▄▅▆▇█", "|`|-~_.:-=+*#")
 _FOLDED: Final = 24  # characters of a column that folds; with less a name is hard to read
 
 
@@ -45,9 +47,14 @@ class Screen:
     def __init__(self, stream: TextIO, *, color: bool = True) -> None:
         self._stream = stream
         self._console = console(stream, color=color) if stream.isatty() else None
+        self._draws = _can_encode(stream, "└…█")
+
+    def _drawn(self, text: str) -> str:
+        return text if self._draws else text.translate(_IN_ASCII)
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line, safe to print; on a terminal it wraps between words."""
+        text = self._drawn(text)
         if self._console is None:
             self._stream.write(f"{text.rstrip()}\n")
             return
@@ -57,10 +64,20 @@ class Screen:
 
     def grid(self, grid: Grid) -> None:
         """A table with a head."""
+        if not self._draws:
+            grid = Grid(grid.columns, [list(map(self._drawn, row)) for row in grid.rows])
         if self._console is None or len(grid.rows) > _MOST_RICH_ROWS:
             self._stream.writelines(plain_lines(grid))
         else:
             _print_rich(self._console, _without_spare(grid, self._console.width))
+
+
+def _can_encode(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def plain_lines(grid: Grid) -> Iterable[str]:

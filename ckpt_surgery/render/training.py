@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ckpt_surgery.facts import OptimizerChange, OptimizerFacts, SchedulerFacts, TrainingFacts
 from ckpt_surgery.render.text import count, printable
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.training import (
+        OptimizerChange,
+        OptimizerFacts,
+        SchedulerFacts,
+        TrainingFacts,
+    )
 
 _MOST: Final = 4  # of one kind
 _MOST_BITS: Final = 1000  # of an integer that can be shown as a floating-point number

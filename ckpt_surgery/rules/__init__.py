@@ -2,24 +2,11 @@
 
 Names and nothing else: a rule is tried against the dotted names of a state dict (and, for
 ``_metadata``, of its modules) and never sees a tensor. A rule that cannot work is refused when it
-is made, so whoever holds one can use it.
+is made, so whoever holds one can use it. The names here choose; what renames is imported from
+`rewriting` and `modules`.
 """
 
-from ckpt_surgery.rules.modules import rewrite_metadata, strip_metadata
 from ckpt_surgery.rules.names import near
-from ckpt_surgery.rules.rewriting import (
-    AddPrefix,
-    MapNames,
-    Replace,
-    RewriteRule,
-    Rewritten,
-    StripPrefix,
-    Substitute,
-    find_collisions,
-    parse_name_map,
-    require_changes,
-    rewrite,
-)
 from ckpt_surgery.rules.selecting import (
     Chosen,
     Rule,
@@ -30,24 +17,11 @@ from ckpt_surgery.rules.selecting import (
 )
 
 __all__ = [
-    "AddPrefix",
     "Chosen",
-    "MapNames",
-    "Replace",
-    "RewriteRule",
-    "Rewritten",
     "Rule",
     "RuleKind",
     "Selection",
-    "StripPrefix",
-    "Substitute",
-    "find_collisions",
     "near",
     "parse_key_list",
-    "parse_name_map",
-    "require_changes",
-    "rewrite",
-    "rewrite_metadata",
     "selection",
-    "strip_metadata",
 ]

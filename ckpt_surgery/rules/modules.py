@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ckpt_surgery.rules.names import ancestors
-from ckpt_surgery.rules.rewriting import RewriteRule
+
+if TYPE_CHECKING:
+    from ckpt_surgery.rules.rewriting import RewriteRule
 
 
 def rewrite_metadata(

@@ -11,6 +11,9 @@ from ckpt_surgery.errors import UsageError
 
 LONGEST_PATH: Final = 1024  # characters; a longer name has no module path worth following
 _MOST_CANDIDATES: Final = 50_000  # names looked at for a suggestion
+_MOST_WANTED: Final = 200  # characters of what near names are looked for
+_MOST_COMPARED: Final = 40_000_000  # pairs of characters; a file may have absurd names
+_ALIKE: Final = 0.6  # difflib's ratio: twice what is common over the characters of both
 
 
 def ancestors(path: str) -> Iterator[str]:
@@ -52,24 +55,54 @@ def near(text: str, names: Iterable[str], most: int = 3) -> list[str]:
     import difflib
     from itertools import islice
 
-    wanted = text.replace("\\", "").strip(".*^$")[:LONGEST_PATH]
+    wanted = text.replace("\\", "").strip(".*^$")[:_MOST_WANTED]
     if not wanted:
         return []
-    candidates = {
-        path: None
-        for name in islice(names, _MOST_CANDIDATES)
-        if len(name) <= LONGEST_PATH
-        for path in (*ancestors(name), name)
-        if path
-    }
-    ending = [path for path in candidates if path.endswith(f".{wanted}")]
+    known = [name for name in islice(names, _MOST_CANDIDATES) if len(name) <= LONGEST_PATH]
+    ending = _ending(wanted, known)
     folded: dict[str, str] = {}
-    for path in candidates:
+    for path in _comparable(wanted, known):
         folded.setdefault(path.casefold(), path)
-    alike = difflib.get_close_matches(wanted.casefold(), folded, n=4 * most, cutoff=0.6)
+    alike = difflib.get_close_matches(wanted.casefold(), folded, n=4 * most, cutoff=_ALIKE)
     # `layer5` means `layer4` rather than the likelier-looking `layer3.5`
     alike.sort(key=lambda path: abs(path.count(".") - wanted.count(".")))
     return list(dict.fromkeys([*ending, *(folded[match] for match in alike)]))[:most]
+
+
+def _ending(wanted: str, names: Iterable[str]) -> list[str]:
+    """Names, and dotted prefixes of names, whose last segments are `wanted`."""
+    tail = f".{wanted}"
+    found: dict[str, None] = {}
+    for name in names:
+        start = f"{name}.".find(f"{tail}.")
+        if start > 0:
+            found[name[: start + len(tail)]] = None
+    return list(found)
+
+
+def _comparable(wanted: str, names: Iterable[str]) -> Iterator[str]:
+    """Names and dotted prefixes of names, none too long or too short to be alike `wanted`."""
+    spread = 2 / _ALIKE - 1
+    shortest, longest = len(wanted) / spread, int(len(wanted) * spread)
+    left = _MOST_COMPARED // len(wanted)
+    seen: set[str] = set()
+    for name in names:
+        for path in (*_short_ancestors(name, longest), name):
+            if path in seen or not shortest <= len(path) <= longest:
+                continue
+            left -= len(path)
+            if left < 0:
+                return
+            seen.add(path)
+            yield path
+
+
+def _short_ancestors(name: str, longest: int) -> Iterator[str]:
+    """Paths above `name` that have no more characters than `longest`."""
+    dot = name.find(".", 1, longest + 1)
+    while dot != -1:
+        yield name[:dot]
+        dot = name.find(".", dot + 1, longest + 1)
 
 
 def suggestion(text: str, names: Iterable[str]) -> str:

@@ -185,15 +185,34 @@ class Rewritten:
 
 
 def rewrite(names: Sequence[str], rules: Sequence[RewriteRule]) -> Rewritten:
-    """Each rule in turn on what the one before it made. Collisions are for the caller to find."""
+    """Each rule in turn on what the one before it made. Collisions are for the caller to find.
+
+    Raises `UsageError` if a rule brings in what is no text: bytes of the command line that are not
+    UTF-8 come as lone surrogates.
+    """
     stages = [tuple(names)]
     changed = []
     for rule in rules:
         before = stages[-1]
         after = tuple(rule.apply(name) for name in before)
+        if any(_is_text(old) and not _is_text(new) for old, new in zip(before, after, strict=True)):
+            raise UsageError(
+                f"'{rule.option}' makes names that are no text",
+                hint="the terminal or the script writes another encoding than Python reads",
+            )
         changed.append(sum(old != new for old, new in zip(before, after, strict=True)))
         stages.append(after)
     return Rewritten(stages[-1], tuple(changed), tuple(stages[:-1]))
+
+
+def _is_text(name: str) -> bool:
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require_changes(rules: Sequence[RewriteRule], rewritten: Sequence[Rewritten]) -> None:

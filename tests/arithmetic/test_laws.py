@@ -100,6 +100,15 @@ def test_order_does_not_matter_for_average_and_median(made, random):
         assert same_up_to_zero_sign(merge(name, made), merge(name, shuffled))
 
 
+def test_geometric_median_of_two_is_their_middle():
+    torch.manual_seed(0)
+    made = [torch.randn(1000) for _ in range(2)]
+    middle = ((made[0].double() + made[1].double()) / 2).float()
+    assert same(merge("geometric-median", made), middle)
+    assert same(merge("geometric-median", made[::-1] * 2), middle)
+    assert same(merge("geometric-median", made, weights=[1.0, 3.0]), made[1])
+
+
 def same_up_to_zero_sign(left, right):
     """A median between -0.0 and 0.0 may be either."""
     return same(left + 0.0, right + 0.0)

@@ -20,7 +20,7 @@ from ckpt_surgery.arithmetic.stats import BINS, tensor_stats
 from ckpt_surgery.checkpoint import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
-from ckpt_surgery.report import TensorStats
+from ckpt_surgery.reports.inspection import TensorStats
 
 
 def stats_of(value: Any, path: Path) -> TensorStats | None:

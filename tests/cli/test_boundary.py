@@ -42,7 +42,7 @@ def raising(error: BaseException):
         (OSError(errno.ENOSPC, "x"), 2, "error: cannot write: no space left on device\n"),
         (OSError("odd"), 70, "error: this is a bug in ckpt: OSError: odd\nhint: "),
         (ValueError("odd"), 70, "error: this is a bug in ckpt: ValueError: odd\nhint: "),
-        (MemoryError(), 70, "MemoryError"),
+        (MemoryError(), 2, "error: out of memory\n"),
         (RecursionError("deep"), 70, "RecursionError"),
         (BrokenPipeError(), 0, ""),
         (SystemExit(3), 3, ""),

@@ -10,6 +10,7 @@ import click
 import pytest
 import torch
 
+from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import FORMATS, output_of
 from ckpt_surgery.cli.output import report_stream
 from ckpt_surgery.cli.strip import strip
@@ -255,6 +256,25 @@ def test_record_holds_the_edits(folder, invoke):
     assert invoke("strip", "net.pth", *options, "--force", "-q").exit_code == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_record_that_fails_says_that_the_checkpoint_was_written(folder, invoke):
+    options = ["--prefix", "fc", "-o", "out.pth", "--record", "/dev/full", "--force"]
+    result = invoke("strip", "net.pth", *options)
+    assert result.exit_code == 2
+    assert "no space left" in result.stderr
+    assert "the checkpoint itself was written" in result.stderr
+    assert (folder / "out.pth").exists()
+
+
+def test_output_need_not_be_readable():
+    """Click would refuse an existing one that is not; whatever opens a file says what is wrong."""
+    commands = [cli.get_command(click.Context(cli), name) for name in COMMANDS]
+    types = [parameter.type for command in commands for parameter in command.params]
+    paths = [each for each in types if isinstance(each, click.Path)]
+    assert len(paths) > 10
+    assert not any(path.readable for path in paths)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -266,6 +286,7 @@ def test_record_holds_the_edits(folder, invoke):
         (["-o", "out.pth", "--record", "net.pth", "--force"], "--record"),
         (["-o", "out.pth", "--record", "out.pth"], "--record"),
         (["-o", "out.pth", "--record", "-"], "--record"),
+        (["-o", "out.pth", "--record", "no/log.json"], "--record"),
         (["--dry-run", "--record", "log.json"], "--dry-run"),
     ],
 )
@@ -295,3 +316,13 @@ def test_long_lists_of_names_are_cut(folder, invoke):
     output = invoke("rename", "many.pth", "--strip-prefix", "layers", "-o", "out.pth").stdout
     assert "renamed 3,000 of 3,000 entries:" in output
     assert "… and 2,980 more" in output
+
+
+def test_rename_brings_in_no_bytes_that_are_no_text(folder, invoke):
+    """What Python makes of an argument in another encoding; a file's own odd names are kept."""
+    result = invoke("rename", "net.pth", "--add-prefix", "b\udce4ck", "-o", "out.pth")
+    assert result.exit_code == 2
+    assert "makes names that are no text" in result.stderr
+    torch.save({"b\udce4ck": torch.ones(1)}, "odd.pth")
+    assert invoke("rename", "odd.pth", "--add-prefix", "a", "-o", "out.pth").exit_code == 0
+    assert list(torch.load("out.pth")) == ["a.b\udce4ck"]

@@ -194,6 +194,13 @@ def test_request_without_sense_is_refused(folder, invoke, options, said):
     assert result.stdout == ""
 
 
+def test_standard_input_is_one_thing(folder, invoke):
+    for file in ([], ["-"]):
+        result = invoke("inspect", *file, "--keys-from", "-", stdin=b"conv.weight\n")
+        assert result.exit_code == 2
+        assert "'--keys-from -' and FILE are both standard input" in result.stderr
+
+
 def test_keys_from_must_be_text(folder, invoke):
     result = invoke("inspect", "net.pth", "--keys-from", "net.pth")
     assert result.exit_code == 2

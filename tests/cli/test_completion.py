@@ -128,3 +128,71 @@ def test_main_answers_the_shell(ckpt, folder):
     done = ckpt(_CKPT_COMPLETE="fish_complete", COMP_WORDS="ckpt in", COMP_CWORD="in")
     assert done.stdout.startswith(b"plain,inspect")
     assert ckpt(_CKPT_COMPLETE="odd").stdout == b""
+
+
+@pytest.mark.parametrize("command", ["match", "fit", "freeze-plan"])
+def test_models_complete_without_torch(folder, complete, command):
+    found = complete(f"ckpt {command} net.pth --model torchvision:squeezenet")
+    assert found == ["torchvision:squeezenet1_0", "torchvision:squeezenet1_1"]
+    assert "torchvision:raft_small" in complete(f"ckpt {command} --model ")
+    assert complete(f"ckpt {command} net.pth --model my_models:") == []
+
+
+def test_paths_complete_for_every_command_that_takes_a_target(folder, complete):
+    for command in ("match", "fit", "freeze-plan", "merge"):
+        assert complete(f"ckpt {command} train.pth.tar --at state_dict_") == ["state_dict_ema"]
+
+
+def test_initial_names_complete_from_the_target(folder, complete):
+    assert complete("ckpt fit net.pth --initial bl") == ["blocks"]
+    assert complete("ckpt fit net.pth --like big.pth --initial b") == ["big"]
+    assert complete("ckpt fit net.pth --like nope.pth --initial b") == []
+
+
+def test_names_of_a_merge_and_a_freeze_plan_complete(folder, complete):
+    assert complete("ckpt merge net.pth big.pth --prefix bl") == ["blocks"]
+    assert complete("ckpt freeze-plan net.pth --freeze-prefix blocks") == ["blocks.0", "blocks.1"]
+
+
+@pytest.mark.parametrize(
+    "line", ["match net.pth --like ", "fit net.pth --like ", "merge net.pth ", "fit ", "match ",
+             "merge net.pth --base ", "freeze-plan "],
+)  # fmt: skip
+def test_files_are_left_to_the_shell(monkeypatch, capsys, line):
+    monkeypatch.setenv("COMP_WORDS", f"ckpt {line}ne")
+    monkeypatch.setenv("COMP_CWORD", "ne")
+    answer_shell(cli, "fish_complete")
+    assert capsys.readouterr().out.startswith("file,ne")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "answers"),
+    [
+        (["--model", "torchvision", ":", "squeezenet"], ["squeezenet1_0", "squeezenet1_1"]),
+        (["--model", "=", "torchvision", ":", "squeezenet1_1"], ["squeezenet1_1"]),
+        (["--model", "torchvision:squeezenet1_1"], ["torchvision:squeezenet1_1"]),
+        (["--set", "fc.bias", "=", "no", "net.pth", "--initial", "bl"], ["blocks"]),
+        (["net.pth", "--initial", ""], ["blocks", "fc", "head"]),
+        (["net.pth", "--initial", "=", "bl"], ["blocks"]),
+        (["--model", ":"], []),
+    ],
+)
+def test_bash_breaks_words_at_colons_and_wants_the_last_piece(
+    folder, monkeypatch, capsys, pieces, answers
+):
+    """As bash gives them by its COMP_WORDBREAKS; no model could be completed."""
+    words = ["ckpt", "fit", *pieces]
+    monkeypatch.setenv("COMP_WORDS", "\n".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    assert answer_shell(cli, "bash_complete") == 0
+    lines = capsys.readouterr().out.split()
+    assert [line.removeprefix("plain,") for line in lines] == answers
+
+
+def test_bash_completes_all_models_after_the_colon(monkeypatch, capsys):
+    monkeypatch.setenv("COMP_WORDS", "ckpt\nmatch\n--model\ntorchvision\n:")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    assert answer_shell(cli, "bash_complete") == 0
+    lines = capsys.readouterr().out.split()
+    assert "plain,resnet18" in lines
+    assert len(lines) > 100

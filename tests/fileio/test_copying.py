@@ -15,16 +15,8 @@ from typing import Any
 import pytest
 
 from ckpt_surgery.errors import DamagedFileError, WriteError
-from ckpt_surgery.fileio import (
-    CHUNK,
-    ByteRange,
-    Bytes,
-    Sink,
-    SourceFile,
-    atomic_output,
-    outputs,
-    stream_output,
-)
+from ckpt_surgery.fileio import CHUNK, ByteRange, Bytes, SourceFile, outputs
+from ckpt_surgery.fileio.outputs import Sink, atomic_output, stream_output
 
 OLD, NEW = b"the old file", b"the new file " * 9999
 

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from ckpt_surgery.errors import WriteError
-from ckpt_surgery.fileio import ByteRange, SourceFile, atomic_output, read_zip
+from ckpt_surgery.fileio import ByteRange, SourceFile, read_zip
+from ckpt_surgery.fileio.outputs import atomic_output
 
 OLD, NEW = b"the old file", b"the new file " * 9999
 
@@ -392,7 +393,9 @@ class TestFailing:
 KILLED = """
 import sys
 from pathlib import Path
-from ckpt_surgery.fileio import Bytes, atomic_output, lay_out
+from ckpt_surgery.fileio import Bytes
+from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.fileio.zipwriter import lay_out
 layout = lay_out("r", [(str(i), Bytes(bytes([i]) * 200_000)) for i in range(100)])
 print("ready", flush=True)
 while True:

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from ckpt_surgery.fileio import serialization_id
+from ckpt_surgery.fileio.serialization_id import serialization_id
 
 ID = ".data/serialization_id"
 

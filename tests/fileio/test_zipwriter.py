@@ -22,16 +22,14 @@ from ckpt_surgery.fileio import (
     ByteRange,
     Bytes,
     ByteSource,
-    Derived,
     SourceFile,
     ZipArchive,
-    ZipLayout,
-    atomic_output,
-    lay_out,
     read_zip,
-    serialization_id,
     zipwriter,
 )
+from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.fileio.serialization_id import serialization_id
+from ckpt_surgery.fileio.zipwriter import Derived, ZipLayout, lay_out
 
 ID = ".data/serialization_id"
 FULL = 0xFFFFFFFF

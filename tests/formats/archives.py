@@ -11,9 +11,12 @@ import torch
 from legacy_files import Call, Reference, dumps
 from torch_checks import save
 
-from ckpt_surgery.fileio import Bytes, Derived, SourceFile, atomic_output, lay_out, read_zip
-from ckpt_surgery.fileio import serialization_id as make_id
-from ckpt_surgery.pickles import Node, PersistentId, emit, parse
+from ckpt_surgery.fileio import Bytes, SourceFile, read_zip
+from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.fileio.serialization_id import serialization_id as make_id
+from ckpt_surgery.fileio.zipwriter import Derived, lay_out
+from ckpt_surgery.pickles import Node, PersistentId, parse
+from ckpt_surgery.pickles.emit import emit
 
 Records = list[tuple[str, bytes]]
 ID = ".data/serialization_id"

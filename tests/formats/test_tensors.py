@@ -445,4 +445,4 @@ def test_search_for_parts_is_bounded() -> None:
     reader = TensorReader(limits)
     assert reader.describe(subclass()) is not None
     with pytest.raises(LimitExceededError, match="too many"):
-        list(map(reader.describe, [subclass() for _ in range(5)]))
+        list(map(reader.describe, [subclass() for _ in range(20)]))

@@ -19,9 +19,11 @@ from ckpt_surgery import formats
 from ckpt_surgery.checkpoint import Checkpoint, StateDict, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import atomic_output
+from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.formats.module_nodes import class_name_of, is_module
 from ckpt_surgery.formats.module_versions import saves_itself, version_of
-from ckpt_surgery.formats.torch_module import class_name_of, is_module, read_module
+from ckpt_surgery.formats.torch_module import read_module
+from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
 from ckpt_surgery.pickles import (
     ByteString,
     Dict,
@@ -208,7 +210,7 @@ def test_written_state_dict_is_what_torch_would_save(
         read_back(model, module_path, zipped=zipped) as checkpoint,
         atomic_output(ours) as sink,
     ):
-        formats.lay_out_torch_zip(checkpoint).write(sink)
+        lay_out_torch_zip(checkpoint).write(sink)
     torch.save(model.state_dict(), by_torch)
     assert ours.read_bytes() == by_torch.read_bytes()
 

@@ -12,12 +12,13 @@ import torch
 from state_dict_oracle import assert_same, load
 from torch import nn
 
-from ckpt_surgery import formats
 from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile, atomic_output, read_zip
+from ckpt_surgery.fileio import SourceFile, read_zip
+from ckpt_surgery.fileio.outputs import atomic_output
 from ckpt_surgery.formats import torchscript
 from ckpt_surgery.formats.torch_zip import is_torchscript
+from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
 from ckpt_surgery.formats.torchscript import read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
@@ -255,7 +256,7 @@ def test_archive_is_known_by_its_constants(tmp_path: Path) -> None:
 def test_written_state_dict_loads_as_that_of_the_script(name: str, tmp_path: Path) -> None:
     path = script(SCRIPTED[name](), tmp_path / "model.pt")
     with read(path) as checkpoint, atomic_output(tmp_path / "plain.pt") as sink:
-        formats.lay_out_torch_zip(checkpoint).write(sink)
+        lay_out_torch_zip(checkpoint).write(sink)
     plain = torch.load(tmp_path / "plain.pt", weights_only=True)
     expected = torch.jit.load(path).state_dict()
     assert list(plain) == list(expected)

@@ -218,8 +218,8 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
         (text("n"), b"\x8b" + struct.pack("<i", 4 << 20) + b"\x01" * (4 << 20))
     ),
     "text of 8 MB": lambda: mapping((text("n"), text("x" * (8 << 20)))),
-    "many DUP": lambda: b"N" + b"2" * 300_000,
-    "many marks": lambda: b"(" * 300_000 + b"N",
+    "many DUP": lambda: b"N" + b"2" * 20 * MILLION,
+    "many marks": lambda: b"(" * 20 * MILLION + b"N",
     # Depth
     "deep tuple": lambda: weights(("t", b")" + b"\x85" * 300_000)),
     "deep tuple as key": lambda: b"})" + b"\x85" * MILLION + b"Ns",

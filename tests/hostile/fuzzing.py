@@ -32,8 +32,9 @@ import torch
 
 from ckpt_surgery.checkpoint import Checkpoint, Tensor
 from ckpt_surgery.errors import CkptError, LossyEditError
-from ckpt_surgery.fileio import atomic_output
-from ckpt_surgery.formats import lay_out_torch_zip, read
+from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.formats import read
+from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
 from ckpt_surgery.ops.inspect import inspect
 from ckpt_surgery.pickles import Limits
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.adaptations import (
+    CHANNEL_METHODS,
     FILL_KINDS,
     KINDS,
     Adaptation,
     AdaptRule,
+    ChannelMethod,
     Classes,
     Fill,
+    FillKind,
     adaptation,
 )
 from ckpt_surgery.models.adapting import adapt, adapt_channels, filled
@@ -263,11 +265,33 @@ def test_fills_have_the_element_type_asked_for(dtype: torch.dtype) -> None:
     assert filled(Fill("ones"), "a", (3,), dtype, seed=0).dtype == dtype
 
 
+def test_a_constant_is_exact_where_floats_are_not() -> None:
+    big = 2.0**53 - 1
+    assert filled(Fill("constant", big), "a", (2,), torch.int64, seed=0).tolist() == [2**53 - 1] * 2
+    assert filled(Fill("ones"), "a", (2,), torch.bool, seed=0).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("kind", ["normal", "kaiming"])
+def test_complex_fills_have_an_imaginary_part_of_the_same_spread(kind: FillKind) -> None:
+    values = filled(Fill(kind, 0.1), "a", (300, 300), torch.complex64, seed=0)
+    spreads = values.real.std().item(), values.imag.std().item()
+    assert spreads[0] > 0
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.02)
+
+
 @pytest.mark.parametrize("kind", ["kaiming", "xavier"])
-def test_a_fill_that_needs_two_axes_says_so(kind: str) -> None:
-    with pytest.raises(UsageError, match=f"'fc.bias' has 1 axes, and '{kind}' needs") as raised:
-        filled(Fill(kind), "fc.bias", (5,), torch.float32, seed=0)  # type: ignore[arg-type]
-    assert "fc.bias=zeros" in str(raised.value.hint)
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3)])
+def test_an_empty_tensor_is_filled(kind: FillKind, shape: tuple[int, ...]) -> None:
+    assert filled(Fill(kind), "a", shape, torch.float32, seed=0).shape == shape
+
+
+@pytest.mark.parametrize("method", CHANNEL_METHODS)
+def test_complex_channels_are_adapted_as_their_parts_are(method: ChannelMethod) -> None:
+    weight = torch.randn(2, 3, 1, 1, dtype=torch.complex64)
+    found = adapt_channels(weight, 5, method, scaled=True)
+    assert found.dtype == torch.complex64
+    parts = [adapt_channels(part, 5, method, scaled=True) for part in (weight.real, weight.imag)]
+    torch.testing.assert_close(found, torch.complex(*parts))
 
 
 def test_the_models_own_initialisation_is_not_a_fill() -> None:

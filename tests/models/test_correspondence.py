@@ -287,6 +287,16 @@ def test_order_sees_names_through_wrappers() -> None:
     assert len(correspond(wrapped, tensors("resnet34"), level="order").pairs) == 122
 
 
+def test_order_leaves_a_changed_head_to_its_name() -> None:
+    """It could not be adapted, and was reported as not in the checkpoint."""
+    wrapped = renamed(tensors("resnet18"), lambda n: f"module.{n}")
+    head = build_target("torchvision:resnet34", {"num_classes": 5}).tensors
+    found = correspond(wrapped, head, level="order")
+    assert len(found.pairs) == 122
+    assert found.renames["module.fc.weight"] == "fc.weight"
+    assert found.unmatched_source == ()
+
+
 def test_an_ambiguous_order_lists_the_candidates() -> None:
     ours = specs("a.w", "b.w", "c.w")
     with pytest.raises(AmbiguousMatchError) as raised:

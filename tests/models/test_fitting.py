@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -370,3 +372,120 @@ def test_position_embeddings_of_a_larger_image_are_interpolated() -> None:
     assert item.name == "encoder.pos_embedding"
     assert (item.source_shape, item.shape) == ((1, 50, 768), (1, 145, 768))
     assert not found.having("initial")
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype", "shape", "message"),
+    [
+        ("fc=kaiming", "float32", (5,), "'fc.b' has one axis, and 'kaiming' needs two"),
+        ("xavier", "float32", (), "'fc.b' has no axis, and 'xavier' needs two"),
+        ("fc.b=normal", "int64", (5,), "is int64, which cannot be filled by 'normal:0.02'"),
+        ("fc.b=kaiming", "int64", (5, 5), "cannot be filled by 'kaiming'"),
+        ("fc.b=constant:2.5", "int64", (5,), "cannot be filled by 'constant:2.5'"),
+        ("fc.b=constant:nan", "int64", (5,), "cannot be filled by"),
+        ("fc.b=constant:256", "uint8", (5,), "cannot be filled by"),
+        ("fc.b=constant:-1", "uint8", (5,), "cannot be filled by"),
+        ("fc.b=constant:128", "int8", (5,), "cannot be filled by"),
+        ("fc.b=constant:2", "bool", (5,), "cannot be filled by"),
+        ("fc.b=zeros", "qint8", (5,), "cannot be filled by"),
+        ("fc.b=uniform", "complex64", (5,), "cannot be filled by"),
+    ],
+)
+def test_a_fill_that_cannot_be_is_refused_before_anything_is_computed(
+    fill: str, dtype: str, shape: tuple[int, ...], message: str
+) -> None:
+    target = Target("t", (TensorSpec("a", (1,)), TensorSpec("fc.b", shape, dtype)))
+    with pytest.raises(UsageError, match=message) as raised:
+        plan(specs({"a": (1,)}), target, options(fill=[fill]))
+    assert "--fill fc.b=" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("fill", "dtype"),
+    [
+        ("constant:255", "uint8"),
+        ("constant:-128", "int8"),
+        ("ones", "bool"),
+        ("init", "qint8"),
+        ("normal:0.5", "complex64"),
+    ],
+)
+def test_a_fill_that_can_be_is_planned(fill: str, dtype: str) -> None:
+    target = Target("t", (TensorSpec("a", (1,)), TensorSpec("b", (5,), dtype)))
+    found = plan(specs({"a": (1,)}), target, options(fill=[f"b={fill}"]))
+    assert str(found.items[1].fill) == fill
+
+
+def test_a_kaiming_head_with_a_bias_of_its_own_is_planned() -> None:
+    target = target_of({"a": (1,), "fc.weight": (2, 2), "fc.bias": (2,)})
+    found = plan(specs({"a": (1,)}), target, options(fill=["kaiming", "fc.bias=zeros"]))
+    assert [str(item.fill) for item in found.items[1:]] == ["kaiming", "zeros"]
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+def test_a_table_of_integers_is_the_targets_own(dtype: str) -> None:
+    """A leading block of Swin's ``relative_position_index`` would index another window."""
+    source = [TensorSpec("a", (1,)), TensorSpec("index", (4, 4), dtype)]
+    target = Target("t", (TensorSpec("a", (1,)), TensorSpec("index", (6, 4), dtype)))
+    (_, item) = plan(source, target, options(adapt=["rows", "overlap"])).items
+    assert (item.status, item.would_adapt) == ("initial", ())
+    flat = Target("t", (TensorSpec("a", (1,)), TensorSpec("index", (4, 1, 4), dtype)))
+    (_, item) = plan(source, flat, options(adapt=["squeeze"])).items
+    assert item.status == "adapted"
+
+
+def test_complex_tables_are_not_interpolated() -> None:
+    source = [TensorSpec("a", (1,)), TensorSpec("pos_embed", (1, 17, 4), "complex64")]
+    target = Target("t", (TensorSpec("a", (1,)), TensorSpec("pos_embed", (1, 26, 4), "complex64")))
+    (_, item) = plan(source, target, options(adapt=["interpolate"])).items
+    assert item.status == "initial"
+    assert "interpolate" not in item.would_adapt
+    assert item.would_adapt
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("metadata", "version"), [(None, None), ({}, None), ("bn", 1), ("bn", 2), ("bn", None)]
+)
+def test_counters_that_torch_does_without_may_be_initial(
+    prefix: str, metadata: str | dict[str, dict[str, object]] | None, version: int | None
+) -> None:
+    """torch itself is asked: what it does not miss is not refused, what it misses is."""
+    model = nn.Sequential(OrderedDict(bn=nn.BatchNorm1d(3)))
+    state = model.state_dict()
+    del state["bn.num_batches_tracked"]
+    known = {f"{prefix}bn": {"version": version}} if isinstance(metadata, str) else metadata
+    stored = {"bn": {"version": version}} if isinstance(metadata, str) else metadata
+    state._metadata = stored  # type: ignore[attr-defined]
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    source = [TensorSpec(prefix + s.name, s.shape, s.dtype) for s in specs_of(state)]
+    target = describe(model, "m")
+    arguments = (source, target, correspond(source, target.tensors))
+    nothing = FitOptions(may_be_initial=lambda name: False)
+    if missing:
+        with pytest.raises(PlanError, match="num_batches_tracked"):
+            plan_fit(*arguments, nothing, source_metadata=known)
+    else:
+        item = plan_fit(*arguments, nothing, source_metadata=known).items[-1]
+        assert item.status == "initial"
+        assert item.is_optional
+        assert "0.4.1" in str(item.reason)
+
+
+def test_a_counter_without_its_batch_norm_is_refused() -> None:
+    target = target_of({"a": (1,), "bn.running_mean": (3,), "bn.num_batches_tracked": ()})
+    nothing = FitOptions(may_be_initial=lambda name: name == "bn.running_mean")
+    with pytest.raises(PlanError, match=r"'bn\.num_batches_tracked' would"):
+        plan(specs({"a": (1,)}), target, nothing)
+
+
+def test_a_deep_name_costs_no_memory_when_a_fill_is_refused() -> None:
+    """Every prefix of a name of 20,000 segments would be 400 MB."""
+    target = target_of({"a": (1,), "b." * 20_000 + "w": (1,)})
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="the target has no 'bcd'"):
+            plan(specs({"a": (1,)}), target, options(fill=["bcd=zeros"]))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()

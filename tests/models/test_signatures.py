@@ -204,3 +204,12 @@ def test_recognising_imports_no_torch() -> None:
         "assert not {'torch', 'torchvision', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_package_without_its_table_is_an_error_and_no_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pkgutil.get_data", lambda *_: None)
+    load_table.cache_clear()
+    with pytest.raises(FileNotFoundError, match=r"signatures\.bin"):
+        load_table()

@@ -10,7 +10,7 @@ import pytest
 
 from ckpt_surgery.errors import MissingDependencyError
 from ckpt_surgery.models import torchvision_import
-from ckpt_surgery.models.torchvision_import import import_torchvision
+from ckpt_surgery.models.torchvision_import import beside_torchvision, import_torchvision
 
 
 def test_torchvision_imports_and_builds_beside_this_torch() -> None:
@@ -94,3 +94,26 @@ def test_what_a_failed_import_leaves_is_forgotten(monkeypatch: pytest.MonkeyPatc
     assert "half" not in sys.modules
     assert "half.part" not in sys.modules
     assert "halfway" in sys.modules
+
+
+def test_code_that_imports_torchvision_runs_again_and_other_errors_pass() -> None:
+    calls: list[str] = []
+
+    def fails_once() -> str:
+        calls.append("call")
+        if len(calls) == 1:
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return "done"
+
+    assert beside_torchvision(fails_once) == "done"
+    assert len(calls) == 2
+    other = RuntimeError("operator torchvision::roi_align does not exist")
+
+    def fails() -> None:
+        calls.append("call")
+        raise other
+
+    with pytest.raises(RuntimeError) as raised:
+        beside_torchvision(fails)
+    assert raised.value is other
+    assert len(calls) == 3

@@ -19,7 +19,7 @@ from torch_checks import assert_same, assert_torch_reads, load, plain_tensors, s
 from ckpt_surgery import AddPrefix, Output, convert, inspect, rename, selection, strip
 from ckpt_surgery.errors import LossyEditError, UsageError, WriteError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.report import EditReport
+from ckpt_surgery.reports.edits import EditReport
 
 
 class Unknown:

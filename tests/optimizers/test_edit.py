@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from optimizer_helpers import describe, from_nodes, run, shapes, to_nodes, understood
 from torch import nn
+from training_runs import resnet, with_head
 
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.models.torchvision_import import import_torchvision
 from ckpt_surgery.optimizers import (
     Edited,
     OptimizerState,
@@ -27,29 +27,15 @@ from ckpt_surgery.optimizers import (
 )
 from ckpt_surgery.pickles import Dict, Global, Node, Object
 
-models: Any = import_torchvision().models
-
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
-    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
 }
-
-
-@cache
-def _resnet(classes: int) -> nn.Module:
-    torch.manual_seed(0)
-    model: nn.Module = models.resnet18(num_classes=classes)
-    return model
-
-
-def resnet(classes: int = 10) -> nn.Module:
-    return copy.deepcopy(_resnet(classes))
 
 
 Groups = Callable[[nn.Module], list[dict[str, Any]]]
@@ -89,6 +75,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def idle(name: str) -> bool:
+    """Whether a parameter gets no gradient."""
     return name.startswith("layer3.1")
 
 
@@ -118,12 +105,12 @@ def assert_next_step_is_the_same(
 
 
 CASES = [
-    *((kind, "one group") for kind in OPTIMIZERS if kind != "sgd"),
+    ("rmsprop", "one group"),
     *((kind, groups) for kind in ("momentum", "adamw fused") for groups in GROUPS),
 ]
 
 
-@pytest.mark.parametrize(("kind", "groups"), dict.fromkeys(CASES))
+@pytest.mark.parametrize(("kind", "groups"), CASES)
 def test_after_a_strip_the_next_step_is_that_of_the_uncut_run(kind: str, groups: str) -> None:
     make = OPTIMIZERS[kind]
     whole, optimizer = trained(make, GROUPS[groups], freeze(resnet()))
@@ -146,14 +133,11 @@ def test_without_state_nothing_shows_which_parameters_were_frozen() -> None:
         remove(read, correspond(read, shapes(model)), ["fc.weight", "fc.bias"])
 
 
-FITS = [("momentum", "reset"), ("amsgrad", "resize"), ("adam", "reset"), ("adamw fused", "resize")]
-
-
-@pytest.mark.parametrize(("kind", "policy"), FITS)
+@pytest.mark.parametrize(("kind", "policy"), [("momentum", "reset"), ("amsgrad", "resize")])
 def test_after_a_fit_with_another_head_the_next_step_is_the_same(kind: str, policy: str) -> None:
     make = OPTIMIZERS[kind]
-    whole, optimizer = trained(make, one_group, resnet(10))
-    fitted = resnet(7)
+    whole, optimizer = trained(make, one_group, resnet())
+    fitted = with_head(7)
     fitted.load_state_dict(
         {k: v for k, v in whole.state_dict().items() if k[:2] != "fc"}, strict=False
     )
@@ -225,6 +209,10 @@ def plain(edited: Edited) -> Any:
     return from_nodes(edited.node)
 
 
+def without_a(read: OptimizerState) -> Node:
+    return remove(read, correspond(read, shapes(small())), ["a.weight"]).node
+
+
 def test_removal_renumbers_and_keeps_the_options() -> None:
     before = state()
     after = plain(cut(before, "b.weight"))
@@ -252,19 +240,17 @@ def test_without_a_change_the_node_is_the_same_object() -> None:
     assert remove(read, found, []).node is read.node
     assert remove(read, found, ["not.in.it"]).node is read.node
     assert rename(read, found, {"other": "x"}).node is read.node
+    nameless = understood(state())
+    assert rename(nameless, found, {"a.weight": "x"}).node is nameless.node
     same = [Target(name, name) for name, _ in shapes(small())]
     assert align(read, found, same) == Edited(read.node)
 
 
 def test_states_that_stay_are_the_same_objects() -> None:
     read = understood(state())
-    after = read_optimizer(cut_node(read, "a.weight"), describe)
+    after = read_optimizer(without_a(read), describe)
     assert after is not None
     assert after.states[0].node is read.states[1].node
-
-
-def cut_node(read: OptimizerState, *gone: str) -> Node:
-    return remove(read, correspond(read, shapes(small())), gone).node
 
 
 def test_stored_names_lose_what_is_removed_and_follow_renames() -> None:
@@ -275,12 +261,6 @@ def test_stored_names_lose_what_is_removed_and_follow_renames() -> None:
     renamed = plain(rename(read, found, {name: f"net.{name}" for name, _ in shapes(small())}))
     assert renamed["param_groups"][0]["param_names"] == [f"net.{n}" for n, _ in shapes(small())]
     assert renamed["param_groups"][0]["params"] == list(range(6))
-
-
-def test_a_rename_leaves_an_optimizer_without_names_alone() -> None:
-    read = understood(state())
-    found = correspond(read, shapes(small()))
-    assert rename(read, found, {"a.weight": "x"}).node is read.node
 
 
 def test_names_as_keys_follow_too() -> None:
@@ -335,14 +315,14 @@ def test_a_mapping_keeps_its_class() -> None:
     ordered = Object("REDUCE", Global("collections", "OrderedDict"), (), items=value.items)
     read = read_optimizer(ordered, describe)
     assert read is not None
-    node = cut_node(read, "a.weight")
+    node = without_a(read)
     assert isinstance(node, Object)
     assert node.name == "collections.OrderedDict"
     old_style = Object("REDUCE", Global("collections", "OrderedDict"),
                        ([[k, v] for k, v in value.pairs()],))  # fmt: skip
     read = read_optimizer(old_style, describe)
     assert read is not None
-    node = cut_node(read, "a.weight")
+    node = without_a(read)
     assert isinstance(node, Object)
     assert (node.args, len(node.items or [])) == ((), 4)
 
@@ -369,8 +349,64 @@ def test_doubt_about_other_parameters_does_not_hinder() -> None:
     assert remove(read, found, ["c.weight", "c.bias"]).removed == ("c.weight", "c.bias")
     with pytest.raises(PlanError, match=r"'a\.weight', 'b\.weight'"):
         remove(read, found, ["a.weight"])
-    with pytest.raises(PlanError, match=r"'a\.weight', 'b\.weight'"):
-        align(read, found, [Target("c.weight", "c.weight")])
+    kept = [Target(name, name) for name, _ in shapes(model)]
+    changed = [replace(t, reset=t.name == "c.weight") for t in kept]
+    edited = align(read, found, changed)
+    assert edited.reset == ("c.weight",)
+    assert list(plain(edited)["state"]) == [0, 2]
+    assert align(read, found, [Target("c.bias", "c.bias")]).removed == (
+        "a.weight or b.weight",
+        "c.weight",
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda targets: targets[1:],
+        lambda targets: [replace(t, reset=t.name == "b.weight") for t in targets],
+        lambda targets: [*targets[2:4], *targets[:2], *targets[4:]],
+        lambda targets: [*targets[:2], Target("new", None), *targets[2:]],
+        lambda targets: [*targets, Target("new", None)],
+    ],
+    ids=["removed", "begun anew", "moved", "neighbour", "after the last"],
+)
+def test_doubt_about_what_changes_is_refused(change: Any) -> None:
+    model = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Linear(2, 2), c=nn.Linear(2, 5)))
+    optimizer = OPTIMIZERS["adam"]([model.a.weight, *model.c.parameters()])
+    run(model, optimizer, range(1))
+    read = understood(optimizer.state_dict())
+    names = [name for name, _ in shapes(model)]
+    targets = change([Target(name, name) for name in names])
+    with pytest.raises(PlanError, match=r"'a\.weight', 'b\.weight'|'new'"):
+        align(read, correspond(read, shapes(model)), targets, names)
+
+
+def test_what_is_new_takes_its_place_among_certain_neighbours() -> None:
+    model = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Linear(2, 3), c=nn.Linear(3, 5)))
+    optimizer = OPTIMIZERS["adam"]([model.b.weight, model.c.weight, model.c.bias])
+    run(model, optimizer, range(1))
+    read = understood(optimizer.state_dict())
+    found = correspond(read, shapes(model))
+    targets = [Target(name, name) for name, _ in shapes(model)]
+    targets.insert(5, Target("new", None))
+    edited = align(read, found, targets)
+    assert edited.added == ("new",)
+    assert plain(edited)["param_groups"][0]["params"] == [0, 1, 2, 3]
+    assert list(plain(edited)["state"]) == [0, 1, 3]
+
+
+def test_a_model_in_another_order_takes_its_optimizer_along() -> None:
+    value = state()
+    read = understood(value)
+    order = ["c.weight", "c.bias", "a.weight", "a.bias", "b.weight", "b.bias"]
+    names = [name for name, _ in shapes(small())]
+    edited = align(read, correspond(read, shapes(small())), [Target(n, n) for n in order], names)
+    after = plain(edited)
+    assert after["param_groups"][0]["params"] == list(range(6))
+    for new, name in enumerate(order):
+        old = value["state"][names.index(name)]
+        assert torch.equal(after["state"][new]["exp_avg"], old["exp_avg"])
 
 
 def test_another_model_is_refused() -> None:

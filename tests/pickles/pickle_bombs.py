@@ -10,7 +10,8 @@ import struct
 from collections.abc import Callable
 
 from ckpt_surgery.errors import CkptError
-from ckpt_surgery.pickles import emit, parse, walk
+from ckpt_surgery.pickles import parse, walk
+from ckpt_surgery.pickles.emit import emit
 
 _MILLION = 1_000_000
 _MANY = 200_000  # deeper than any stack that recursion would use
@@ -101,7 +102,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
         "ok",
         "LimitExceededError",
     ),
-    "million DUP": (lambda: b"N" + b"2" * _MILLION + b".", "ok", "ok", "ok"),
+    "many DUP": (lambda: b"N" + b"2" * 50_000 + b".", "ok", "ok", "ok"),
+    "million DUP": (lambda: b"N" + b"2" * _MILLION + b".", "LimitExceededError", "", ""),
     "deep lists": (
         lambda: b"]" * _MANY + b"a" * (_MANY - 1) + b".",
         "ok",
@@ -138,7 +140,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, str, str]] = {
         "ok",
         "ok",
     ),
-    "only marks": (lambda: b"(" * _MANY + b"N.", "ok", "ok", "ok"),
+    "marks": (lambda: b"(" * 9000 + b"N.", "ok", "ok", "ok"),
+    "only marks": (lambda: b"(" * _MANY + b"N.", "LimitExceededError", "", ""),
     "million dots": (lambda: b"cm\n" + b"a." * _MILLION + b"a\n.", "DamagedFileError", "", ""),
     "chains below lists": (
         lambda: b"](]q\x00]q\x01(" + b"]" * 1000 + b"tq\x02" + b"\x85" * 1000 + b"e.",

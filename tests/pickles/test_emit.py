@@ -25,9 +25,9 @@ from ckpt_surgery.pickles import (
     Node,
     Object,
     PersistentId,
-    emit,
     parse,
 )
+from ckpt_surgery.pickles.emit import emit
 
 WEIGHTS_ONLY = frozenset(
     """PROTO GLOBAL NEWOBJ REDUCE BUILD APPEND APPENDS SETITEM SETITEMS MARK TUPLE TUPLE1 TUPLE2

@@ -13,7 +13,8 @@ import pytest
 from pickle_bombs import BOMBS
 
 from ckpt_surgery.errors import CkptError
-from ckpt_surgery.pickles import Limits, emit, parse, walk
+from ckpt_surgery.pickles import Limits, parse, walk
+from ckpt_surgery.pickles.emit import emit
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from ckpt_surgery.errors import CkptError
-from ckpt_surgery.pickles import Global, PersistentId, emit, parse, walk
+from ckpt_surgery.pickles import Global, PersistentId, parse, walk
+from ckpt_surgery.pickles.emit import emit
 
 
 def zip_pickle(value: object) -> bytes:

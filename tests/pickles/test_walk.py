@@ -19,10 +19,10 @@ from ckpt_surgery.pickles import (
     Node,
     Object,
     PersistentId,
-    emit,
     parse,
     walk,
 )
+from ckpt_surgery.pickles.emit import emit
 
 
 class Watch(Mapping[int, Node]):

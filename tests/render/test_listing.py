@@ -14,7 +14,7 @@ from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.models.folding import ranges
 from ckpt_surgery.ops.inspect import places
 from ckpt_surgery.render.listing import fold, in_sequence, tree
-from ckpt_surgery.report import InspectReport, Place, Totals
+from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
 
 FLOAT = BY_NAME["float32"]
 

@@ -12,7 +12,8 @@ from ckpt_surgery.render import edits, progress, screen
 from ckpt_surgery.render.inspection import View, show
 from ckpt_surgery.render.plain import to_json
 from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
-from ckpt_surgery.report import EditReport, InspectReport, TensorStats, Totals
+from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.reports.inspection import InspectReport, TensorStats, Totals
 
 
 class Terminal(io.StringIO):
@@ -41,6 +42,23 @@ def test_terminal_shows_the_same_table():
     assert [line.split() for line in terminal.getvalue().splitlines()] == [
         line.split() for line in plain.getvalue().splitlines()
     ]
+
+
+class AsciiTerminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [io.TextIOWrapper, AsciiTerminal])
+def test_stream_that_cannot_encode_drawings_gets_them_in_ascii(kind):
+    raw = io.BytesIO()
+    stream = kind(raw, encoding="ascii", errors="backslashreplace")
+    drawn = Screen(stream, color=False)
+    drawn.line("… and 3 more")
+    drawn.grid(Grid((Column("name"), Column("bytes")), (("├── a", "1"), ("│   └── é", "2"))))
+    stream.flush()
+    lines = [" ".join(line.split()) for line in raw.getvalue().decode().splitlines()]
+    assert lines == ["~ and 3 more", "name bytes", "|-- a 1", "| `-- \\xe9 2"]
 
 
 @pytest.mark.parametrize("folding", [(), (1,), (1, 2)])
@@ -129,7 +147,7 @@ def test_counts_of_an_entry_are_shown():
 def test_stats_without_numbers_are_dashes():
     from ckpt_surgery.checkpoint import Entry, Tensor
     from ckpt_surgery.dtypes import BY_NAME
-    from ckpt_surgery.report import Place
+    from ckpt_surgery.reports.inspection import Place
 
     tensor = Tensor((2,), BY_NAME["float32"], (1,), layout="sparse_coo")
     entries = tuple(Entry(name, tensor) for name in ("none", "nan", "some"))

@@ -203,6 +203,27 @@ def test_lists_of_optimizers_as_lightning_keeps_them(tmp_path: Path) -> None:
     assert dropped.dropped == ("optimizer_states",)
 
 
+def test_what_is_kept_is_out_of_step_only_if_it_is(tmp_path: Path) -> None:
+    model = net(4, 5, 6, 7)
+    path = save(
+        tmp_path / "l.ckpt",
+        state_dict=model.state_dict(),
+        optimizer_states=[stepped(model[0]).state_dict(), stepped(*model[1:]).state_dict()],
+    )
+    report = ckpt.strip(path, tmp_path / "out.ckpt", prefixed("2"), optimizer="keep")
+    assert [change.path for change in report.optimizers] == ["optimizer_states/1"]
+    add = [ckpt.AddPrefix("m")]
+    assert ckpt.rename(path, tmp_path / "r.ckpt", add, optimizer="keep").optimizers == ()
+    one = net(4, 5)
+    path = save(
+        tmp_path / "n.pth",
+        model=one.state_dict(),
+        optimizer=stepped(one, named=True).state_dict(),
+    )
+    renamed = ckpt.rename(path, tmp_path / "named.pth", add, optimizer="keep")
+    assert [change.action for change in renamed.optimizers] == ["kept"]
+
+
 def test_an_optimizer_among_other_things_is_not_dropped_with_them(tmp_path: Path) -> None:
     model = net(4, 5, 6)
     trainer = {"optimizer": stepped(model).state_dict(), "best": 3}
@@ -211,6 +232,29 @@ def test_an_optimizer_among_other_things_is_not_dropped_with_them(tmp_path: Path
         ckpt.strip(path, tmp_path / "out.pth", prefixed("1"), optimizer="drop")
     ckpt.strip(path, tmp_path / "out.pth", prefixed("1"))
     assert len(torch.load(tmp_path / "out.pth")["trainer"]["optimizer"]["state"]) == 2
+
+
+@pytest.mark.parametrize("edit", ["strip", "rename"])
+def test_names_of_nothing_in_the_model_are_refused(edit: str, tmp_path: Path) -> None:
+    """As sharded training leaves them, whose parameters are all in one."""
+    name = "_fsdp_wrapped_module._flat_param"
+    state = {"exp_avg": torch.zeros(61), "step": torch.tensor(1.0)}
+    sharded = {"state": {name: state}, "param_groups": [{"params": [name], "lr": 0.1}]}
+    path = save(tmp_path / "s.pth", model=net(4, 5, 6).state_dict(), optimizer=sharded)
+    run: Any = ckpt.strip if edit == "strip" else ckpt.rename
+    how = prefixed("1") if edit == "strip" else [ckpt.AddPrefix("m")]
+    with pytest.raises(ckpt.PlanError, match="it stores names such as '_fsdp_wrapped_module"):
+        run(path, tmp_path / "out.pth", how)
+
+
+def test_an_optimizer_inside_of_another_s_state_is_dropped_with_it(tmp_path: Path) -> None:
+    """As DeepSpeed keeps it: what is called an optimizer is one as a whole."""
+    model = net(4, 5, 6)
+    inner = {"base_optimizer_state": stepped(model).state_dict(), "partition": [torch.ones(3)]}
+    path = save(tmp_path / "d.pth", model=model.state_dict(), optimizer=inner, epoch=3)
+    report = ckpt.strip(path, tmp_path / "out.pth", prefixed("1"), optimizer="drop")
+    assert report.dropped == ("optimizer",)
+    assert list(torch.load(tmp_path / "out.pth")) == ["model", "epoch"]
 
 
 @pytest.mark.parametrize("edit", ["strip", "rename"])
@@ -366,7 +410,7 @@ def test_a_resized_head_gets_its_moments_resized_or_begins_anew(how: str, tmp_pa
             checkpoint,
             after,
             sources={"model": {"1.weight": None, "1.bias": None}} if how == "initial" else None,
-            resize=(lambda name, moment: zeros((3, *moment.shape[1:]), moment))
+            resize=(lambda path, name, moment, beginning: zeros((3, *moment.shape[1:]), moment))
             if how == "resize"
             else None,
         )

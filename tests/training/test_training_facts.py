@@ -12,10 +12,10 @@ from torch import nn
 import ckpt_surgery as ckpt
 from ckpt_surgery.checkpoint import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
-from ckpt_surgery.facts import ScalerFacts, SchedulerFacts, TrainingFacts
 from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.optimizers.scalars import scalar
 from ckpt_surgery.render.training import training_lines
+from ckpt_surgery.reports.training import ScalerFacts, SchedulerFacts, TrainingFacts
 
 
 def saved(tmp_path: Any, **entries: Any) -> Any:

@@ -1,0 +1,79 @@
+"""The zip archive of ``torch.save``: where every byte of one goes, before any is written."""
+
+from __future__ import annotations
+
+from ckpt_surgery.checkpoint import Checkpoint, Storage
+from ckpt_surgery.fileio import Bytes, ByteSource
+from ckpt_surgery.fileio.serialization_id import serialization_id
+from ckpt_surgery.fileio.zipwriter import Derived, ZipLayout, lay_out
+from ckpt_surgery.formats.lower import Pickled, lower
+from ckpt_surgery.formats.torch_zip import (
+    MODERN,
+    PICKLE,
+    SERIALIZATION_ID,
+    STORAGE_FOLDER,
+    Container,
+    content,
+)
+
+
+def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
+    """Where every byte of the archive for `checkpoint` goes, before any is written.
+
+    A file that was an archive keeps its root folder, its generation of records and whatever else
+    it holds; every other one becomes what torch 2.13 would write.
+    """
+    container = checkpoint.container
+    if not isinstance(container, Container):
+        container = MODERN
+    lowered = lower(checkpoint)
+    pickled = lowered.emit()
+    if container.original and _keep_their_places(container, pickled):
+        return _same_storages(container, lowered.emit(_own_keys(pickled)))
+    return _new_storages(container, pickled)
+
+
+def _keep_their_places(container: Container, pickled: Pickled) -> bool:
+    """Whether all storages stay, and in the order of visiting where torch relies on that."""
+    if container.promises_layout:
+        return tuple(pickled.storages) == container.storages
+    return set(pickled.storages) == set(container.storages)
+
+
+def _own_keys(pickled: Pickled) -> dict[Storage, str]:
+    return {storage: storage.key for storage in pickled.storages}
+
+
+def _same_storages(container: Container, pickled: Pickled) -> ZipLayout:
+    """All storages stay: every record stays where it is, under its name."""
+    old = container.find(PICKLE)
+    unchanged = old is not None and content(old) == pickled.data
+    records = [
+        (name, data if unchanged else _renewed(name, data, pickled))
+        for name, data in container.original
+    ]
+    return lay_out(container.root, records, alignment=container.alignment)
+
+
+def _new_storages(container: Container, pickled: Pickled) -> ZipLayout:
+    """The storages are numbered in the order in which the pickle visits them.
+
+    torch relies on it where the archive has a ``.format_version``; before that it sorted them by
+    their names as text.
+    """
+    storages = list(pickled.keys.items())
+    if not container.promises_layout:
+        storages.sort(key=lambda item: item[1])
+    records: list[tuple[str, ByteSource | Derived]] = []
+    records.extend((name, _renewed(name, data, pickled)) for name, data in container.before)
+    records.extend((STORAGE_FOLDER + key, storage.data) for storage, key in storages)
+    records.extend((name, _renewed(name, data, pickled)) for name, data in container.after)
+    return lay_out(container.root, records, alignment=container.alignment)
+
+
+def _renewed(name: str, data: ByteSource, pickled: Pickled) -> ByteSource | Derived:
+    if name == PICKLE:
+        return Bytes(pickled.data)
+    if name == SERIALIZATION_ID:
+        return Derived(40, serialization_id)
+    return data

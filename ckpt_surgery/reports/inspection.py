@@ -1,0 +1,171 @@
+"""What `inspect` found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ckpt_surgery.checkpoint import Entry, Other, StateDict, Tensor, join_path
+from ckpt_surgery.reports import SCHEMA
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.training import TrainingFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the tensors of the listed state dicts.
+
+    `numel` counts elements; `nbytes` the bytes of every tensor's elements, `storage_nbytes` those
+    of the storages that they lie in, each once, `unused_nbytes` the bytes of these that no tensor
+    of the file uses.
+    """
+
+    tensors: int
+    numel: int
+    nbytes: int
+    storage_nbytes: int
+    unused_nbytes: int
+
+    def to_dict(self) -> dict[str, int]:
+        return {
+            "tensors": self.tensors,
+            "numel": self.numel,
+            "nbytes": self.nbytes,
+            "storage_nbytes": self.storage_nbytes,
+            "unused_nbytes": self.unused_nbytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Statistics over the elements of a tensor; the first four are of the finite ones.
+
+    None where there is no finite element. `histogram` counts the finite elements in bins of equal
+    width from `min` to `max`.
+    """
+
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None
+    nan: int
+    inf: int
+    zeros: int
+    histogram: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "min": self.min,
+            "max": self.max,
+            "mean": self.mean,
+            "std": self.std,
+            "nan": self.nan,
+            "inf": self.inf,
+            "zeros": self.zeros,
+            "histogram": list(self.histogram),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an entry stands: `index` in its state dict, `parameter` among the parameters.
+
+    `parameter` is None for a buffer. As in ``model.parameters()``, a tied parameter counts where
+    it first appears.
+    """
+
+    index: int
+    parameter: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport:
+    """What is in a file. `state_dicts` hold the entries that were asked for, `totals` sum them."""
+
+    file: str
+    format: str
+    size: int
+    state_dicts: tuple[StateDict, ...]
+    others: tuple[Other, ...]
+    totals: Totals
+    ties: tuple[tuple[str, ...], ...] = ()
+    globals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    stats: Mapping[str, TensorStats | None] = field(default_factory=dict)
+    """By ``path/name``; empty unless they were asked for."""
+    details: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Counts by the path of another entry: an optimizer's ``groups`` and ``states``."""
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By ``path/name``, in the whole state dict even where only a part of it is listed."""
+    training: Mapping[str, TrainingFacts] = field(default_factory=dict)
+    """By the path of another entry."""
+    averaged: Mapping[str, int] = field(default_factory=dict)
+    """By the path of a moving average: how many models it has taken in."""
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What state dicts were recognised as, by their path; its ``summary`` is a sentence."""
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "file": self.file,
+            "format": self.format,
+            "size": self.size,
+            "state_dicts": [self._state_dict(state_dict) for state_dict in self.state_dicts],
+            "other": [self._other(other) for other in self.others],
+            "totals": self.totals.to_dict(),
+            "ties": [list(names) for names in self.ties],
+            "globals": list(self.globals),
+            "notes": list(self.notes),
+        }
+
+    def _state_dict(self, state_dict: StateDict) -> dict[str, Any]:
+        found: dict[str, Any] = {"path": state_dict.path, "kind": state_dict.kind}
+        if state_dict.path in self.averaged:
+            found["n_averaged"] = self.averaged[state_dict.path]
+        if state_dict.path in self.architectures:
+            found["architecture"] = dict(self.architectures[state_dict.path])
+        return found | {
+            "tensors": [
+                self._tensor(state_dict, entry, entry.tensor)
+                for entry in state_dict.entries
+                if entry.tensor is not None
+            ],
+        }
+
+    def _tensor(self, state_dict: StateDict, entry: Entry, tensor: Tensor) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "name": entry.name,
+            "shape": list(tensor.shape),
+            "dtype": tensor.dtype.name,
+            "role": entry.role,
+            "numel": tensor.numel,
+            "nbytes": tensor.nbytes,
+            "device": tensor.device,
+            "storage": None if tensor.storage is None else tensor.storage.key,
+            "offset": tensor.offset,
+            "stride": list(tensor.stride),
+        }
+        if tensor.layout != "strided":
+            found["layout"] = tensor.layout
+        stats = self.stats.get(join_path(state_dict.path, entry.name))
+        if stats is not None:
+            found["stats"] = stats.to_dict()
+        return found
+
+    def _other(self, other: Other) -> dict[str, Any]:
+        found: dict[str, Any] = {"path": other.path, "type": other.type}
+        if other.value is not None:
+            found["value"] = other.value
+        if other.tensors:
+            found["tensors"] = len(other.tensors)
+            found["nbytes"] = sum(tensor.nbytes for tensor in other.tensors)
+        found |= self.details.get(other.path, {})
+        if other.path in self.training:
+            found["training"] = self.training[other.path].to_dict()
+        return found

@@ -1,0 +1,113 @@
+"""What a merge did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ckpt_surgery.reports import SCHEMA
+
+if TYPE_CHECKING:
+    from ckpt_surgery.reports.training import OptimizerChange
+
+
+@dataclass(frozen=True, slots=True)
+class MergeInput:
+    """A file of a merge: its weight (None: the method has none), and whether it is the base.
+
+    `taken` counts the entries that the result has from it as they are.
+    """
+
+    file: str
+    weight: float | None = None
+    base: bool = False
+    taken: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "weight": self.weight,
+            "base": self.base,
+            "taken": self.taken,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge did, or would do. Names are ``path/name`` in the result.
+
+    `taken` says which file an entry comes from that the base did not give, `merged` which were
+    computed, `copied` and `skipped` which were not and why: copied as they are, or left out.
+    `kept` are the base's other entries, `carried` the paths beside its state dicts, `dropped` those
+    that the result has no longer, `optimizers` what became of those whose model changed. `policies`
+    are the choices that decided. `peak_bytes` is what the merge may need in memory beside Python
+    and torch (0: it computes nothing).
+    """
+
+    method: str
+    arithmetic: bool
+    inputs: tuple[MergeInput, ...]
+    output: str | None
+    format: str
+    plan: tuple[Mapping[str, Any], ...]
+    rules: tuple[Mapping[str, Any], ...]
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
+    taken: tuple[tuple[str, str], ...]
+    merged: tuple[str, ...]
+    copied: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
+    carried: tuple[str, ...]
+    dropped: tuple[str, ...]
+    policies: Mapping[str, Any]
+    optimizers: tuple[OptimizerChange, ...]
+    warnings: tuple[str, ...]
+    nbytes_before: int
+    nbytes_after: int
+    peak_bytes: int
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    @property
+    def base(self) -> str:
+        """The name of the file that everything not merged comes from."""
+        return next(each.file for each in self.inputs if each.base)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document; a structural merge names its inputs, an arithmetic one weighs them."""
+        found: dict[str, Any] = {
+            "schema": SCHEMA,
+            "command": "merge",
+            "exit_code": self.exit_code,
+            "method": self.method,
+            "inputs": [each.to_dict() if self.arithmetic else each.file for each in self.inputs],
+            "base": self.base,
+            "output": self.output,
+            "format": self.format,
+            "plan": [dict(edit) for edit in self.plan],
+            "rules": [dict(rule) for rule in self.rules],
+            "kept": list(self.kept),
+            "removed": list(self.removed),
+            "renamed": [list(pair) for pair in self.renamed],
+            "taken": [{"name": name, "file": file} for name, file in self.taken],
+            "carried": list(self.carried),
+            "dropped": list(self.dropped),
+            "optimizers": [change.to_dict() for change in self.optimizers],
+        }
+        if self.arithmetic:
+            found |= {
+                "merged": list(self.merged),
+                "copied": [{"name": name, "why": why} for name, why in self.copied],
+                "skipped": [{"name": name, "why": why} for name, why in self.skipped],
+                "policies": dict(self.policies),
+                "peak_bytes": self.peak_bytes,
+            }
+        return found | {
+            "warnings": list(self.warnings),
+            "nbytes_before": self.nbytes_before,
+            "nbytes_after": self.nbytes_after,
+        }
