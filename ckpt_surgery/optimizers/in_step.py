@@ -139,9 +139,9 @@ def _is_untouched(old: StateDict, new: StateDict) -> bool:
 
 
 def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint) -> bool:
-    """Whether anything in the model of an optimizer is another tensor than before."""
-    models = optimizer.rivals if optimizer.model is None else optimizer.model.state_dicts
-    paths = {model.path for model in models}
+    """Whether anything in a model that an optimizer may train is another tensor than before."""
+    own = () if optimizer.model is None else optimizer.model.state_dicts
+    paths = {model.path for model in (*own, *optimizer.rivals)}
     now = {state_dict.path: state_dict for state_dict in after.state_dicts}
     return any(
         old.path in now and not _is_untouched(old, now[old.path])

@@ -130,7 +130,7 @@ def test_an_optimizer_is_dropped_though_only_values_change(method: str, tmp_path
 
 
 def test_an_optimizer_of_an_untouched_model_is_not_dropped(tmp_path: Path) -> None:
-    models = {name: nn.Linear(2, 2) for name in ("generator", "critic")}
+    models = {"generator": nn.Linear(2, 2), "critic": nn.Linear(2, 1)}
     file: dict[str, Any] = {name: model.state_dict() for name, model in models.items()}
     for name, model in models.items():
         optimizer = torch.optim.Adam(model.parameters())
