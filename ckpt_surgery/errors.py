@@ -33,7 +33,8 @@ class CkptError(Exception):
     """What went wrong, where, and what to do about it.
 
     `path` is the file and `entry` the record, key or byte position inside it; `hint` is one
-    sentence of advice. The message is lower case, without a full stop, with names in quotes.
+    sentence of advice. The message is lower case, without a full stop, with names in quotes. As
+    text, the entry stands before the message unless that names it.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class CkptError(Exception):
             part
             for part in (
                 f"'{self.path}'" if self.path is not None else "",
-                f"({self.entry})" if self.entry is not None else "",
+                f"({self.entry})"
+                if self.entry is not None and f"'{self.entry}'" not in self.message
+                else "",
             )
             if part
         )

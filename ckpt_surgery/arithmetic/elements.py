@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
 from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.formats.tensors import math_bits
+from ckpt_surgery.garbage import collector_paused
 
 if TYPE_CHECKING:
     import torch
@@ -131,10 +132,13 @@ def _stored_bytes(tensor: Tensor, storage: Storage) -> bytearray:
 
 
 def require_torch() -> None:
-    """Raise `MissingDependencyError` if torch is not installed."""
+    """Import torch; raise `MissingDependencyError` if it is not installed."""
     from importlib.util import find_spec
 
     if find_spec("torch") is None:
         raise MissingDependencyError(
             "this needs torch, which is not installed", hint="pip install torch"
         )
+    # its import makes half a million objects that stay; the collector adds a fifth to the time
+    with collector_paused():
+        import torch  # noqa: F401 - so that it is there when it is used

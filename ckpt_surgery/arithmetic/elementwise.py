@@ -58,17 +58,32 @@ def mean(tensors: Sequence[Tensor], work: torch.dtype) -> Tensor:
     their range, so the mean of equal tensors is that tensor, and it does not overflow.
     """
     n = len(tensors)
-    ordered = ascending(tensors) if n > 2 else list(tensors)
+    spare = _spare_bits(tensors, work)
+    ordered = _to_add(tensors, clamps=not spare)
     total = ordered[0].to(work, copy=True)
     for tensor in ordered[1:]:
         total += tensor
     result = total.div_(n)
-    spare = _spare_bits(tensors, work)
     if spare < 2 * n and not math.isfinite(float(result.sum())):
         scaled = combination([tensor.to(work) for tensor in ordered], [1 / n] * n)
         result = scaled.where(result.isinf(), result)
     # the sum of n equal terms is exact in a wider type, and that of two in any
     return result if spare or n < 3 else result.clamp_(ordered[0], ordered[-1])
+
+
+def _to_add(tensors: Sequence[Tensor], *, clamps: bool) -> list[Tensor]:
+    """The values of each element from the smallest to the largest.
+
+    The first two may change places unless the sum `clamps` between the first and the last: they are
+    added to each other. Of two, and the two smaller of three, neither need be known.
+    """
+    if len(tensors) < 3:
+        return list(tensors)
+    if len(tensors) > 3 or clamps:
+        return ascending(tensors)
+    one, other, third = tensors
+    larger = one.maximum(other)
+    return [one.minimum(other), larger.minimum(third), larger.maximum(third)]
 
 
 def _spare_bits(tensors: Sequence[Tensor], work: torch.dtype) -> float:

@@ -59,7 +59,7 @@ class MethodJob(Job):
         self.itemsize = self._dtype.itemsize
         self.big_endian = big_endian
         if task.method.scope(task.settings) is Scope.TENSOR:
-            self.workspace = 2 * _WORKING * self.numel
+            self.workspace = task.method.working_nbytes(self._shape, len(task.tensors))
         self.workspace += sum(t.nbytes for t in task.everything if not t.is_contiguous)
 
     def begin(self) -> tuple[Inputs, Any]:

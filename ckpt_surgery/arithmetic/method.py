@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_surgery.arithmetic.parameters import (
@@ -36,7 +37,7 @@ class Scope(Enum):
     SUMS = "sums"
     """A few sums over it: two passes, memory for a piece."""
     TENSOR = "tensor"
-    """An order of all its elements: about two working copies of the tensor in memory."""
+    """An order of all its elements: `Method.working_nbytes` in memory."""
 
 
 _REGISTRY: dict[str, Method] = {}
@@ -129,6 +130,14 @@ class Method(ABC):
         The inputs need not be searched then unless the result has one.
         """
         return False
+
+    def working_nbytes(self, shape: tuple[int, ...], inputs: int) -> int:
+        """Bytes that ``Scope.TENSOR`` needs at a time for `inputs` tensors of that shape.
+
+        In float64, they are the magnitudes of one, and twice as much for torch to find the limit
+        among them; of every input a mask stays.
+        """
+        return (3 * 8 + inputs) * prod(shape)
 
     def measure(self, inputs: Inputs) -> Any:  # noqa: ARG002 - overridden
         """What `combine` must know about the whole tensors: nothing, unless overridden."""

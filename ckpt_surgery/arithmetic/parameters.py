@@ -92,7 +92,7 @@ def as_number(value: object) -> float | None:
 
 def near_names(name: str, known: Iterable[str]) -> str | None:
     """One sentence of advice with the known names that look like `name`, or None."""
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), list(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), set(known), n=3, cutoff=0.6)
     return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?" if near else None
 
 
@@ -129,7 +129,7 @@ def check_weights(weights: Sequence[object] | None, inputs: int) -> tuple[float,
         return (1.0,) * inputs
     if len(weights) != inputs:
         raise UsageError(
-            f"{len(weights)} weights for {inputs} inputs",
+            f"{len(weights)} weight{'s' if len(weights) != 1 else ''} for {inputs} inputs",
             hint="give one weight for each input, in their order; the base has none",
         )
     checked = [as_number(weight) for weight in weights]

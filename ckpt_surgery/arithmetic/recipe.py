@@ -103,12 +103,16 @@ class Recipe:
         if self.integers not in INTEGER_POLICIES:
             raise UsageError(f"'int' must be one of {', '.join(INTEGER_POLICIES)}")
         self.method.check_files(len(self.inputs), has_base=self._has_base)
-        always = [override for override in self.overrides if override.kind == "all"]
-        self.settings(always)
+        _ = self.general
         for selector in {(override.kind, override.text) for override in self.overrides}:
             self.settings(
                 [o for o in self.overrides if o.kind == "all" or (o.kind, o.text) == selector]
             )
+
+    @property
+    def general(self) -> Settings:
+        """The numbers for a tensor that nothing singles out."""
+        return self.settings([override for override in self.overrides if override.kind == "all"])
 
     @property
     def _has_base(self) -> bool:

@@ -123,6 +123,12 @@ def between_tails(inputs: Inputs, which: int, density: float, gamma: float) -> T
     return smallest(values, bottom + stay) & ~smallest(values, bottom)
 
 
+def ranking_nbytes(numel: int, shape: tuple[int, ...]) -> int:
+    """Bytes that `chances_by_rank` needs to rank the rows that it ranks at once: five copies."""
+    width = numel // shape[0] if len(shape) > 1 and numel else numel
+    return 5 * 8 * min(numel, max(width, _ROWS_AT_ONCE))
+
+
 def chances_by_rank(
     inputs: Inputs, which: int, density: float, epsilon: float, *, inverse: bool
 ) -> Tensor:

@@ -5,7 +5,6 @@ They are written by `torch_zip_layout`, which those who only read need not impor
 
 from __future__ import annotations
 
-import gc
 import re
 from typing import Final
 
@@ -25,6 +24,7 @@ from ckpt_surgery.formats.torch_zip import (
     is_torchscript,
     read_torch_zip,
 )
+from ckpt_surgery.garbage import collector_paused
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 _DOWNLOAD: Final = "the download may have failed"
@@ -62,11 +62,9 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
     subclasses `UnknownFormatError`, `DamagedFileError` and `LimitExceededError`.
     """
     file = source if isinstance(source, SourceFile) else SourceFile.open(source)
-    # Nothing of a description is garbage before it is whole; the collector would only look at it.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        return _read(file, limits)
+        with collector_paused():
+            return _read(file, limits)
     except CkptError as error:
         if error.path is None:
             error.name_file(file.name)
@@ -74,9 +72,6 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
         raise
     except MemoryError:
         pass  # and what filled the memory is gone
-    finally:
-        if collecting:
-            gc.enable()
     file.close()
     raise LimitExceededError(
         "out of memory: it describes more than fits",

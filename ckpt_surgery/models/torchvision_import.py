@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from ckpt_surgery.errors import MissingDependencyError
+from ckpt_surgery.garbage import collector_paused
 
 _OPERATORS: Final = ("nms", "qnms")
 _SCHEMA: Final = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -56,7 +57,8 @@ def beside_torchvision(call: Callable[[], _T]) -> _T:
 
 def _import_installed(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with collector_paused():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
             raise

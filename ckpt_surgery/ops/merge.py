@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ckpt_surgery.arithmetic.method import catalogue, find
+from ckpt_surgery.arithmetic.method import Method, catalogue, find
 from ckpt_surgery.arithmetic.parameters import near_names
 from ckpt_surgery.arithmetic.policies import IntegerPolicy, ShapePolicy
 from ckpt_surgery.arithmetic.recipe import WEIGHT, Override, Recipe, RecipeInput, read_recipe
@@ -115,8 +115,9 @@ def merge(
     scope = scope or MergeScope()
     target = output if isinstance(output, Output) else Output(output)
     target.check()
-    _require_several(len(sources) + (base is not None and base not in sources))
-    if method in STRUCTURAL:
+    chosen = None if method in STRUCTURAL else _find(method)
+    _require_several(len(sources) + (base is not None and base not in sources), chosen)
+    if chosen is None:
         _require_unused(
             method,
             {
@@ -135,7 +136,6 @@ def merge(
         )
         files = _Sources(sources, base)
         return _merge_structure(method, files, target, scope, only_existing, same_shape)
-    chosen = _find(method)
     structural = {
         "--only-existing": only_existing,
         "--same-shape": same_shape,
@@ -178,7 +178,7 @@ def merge_recipe(
     target.check()
     read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     inputs = [entry.file for entry in read.inputs]
-    _require_several(len(inputs) + (read.base is not None and read.base not in inputs))
+    _require_several(len(inputs) + (read.base is not None and read.base not in inputs), read.method)
     files = _Sources(inputs, read.base, base_apart=read.method.needs_base)
     policies = Policies(keys, on_shape, allow_nonfinite)
     return _merge_numbers(read, files, target, scope or MergeScope(), policies, threads, memory)
@@ -235,15 +235,16 @@ def _label(source: Source) -> str:
     return source.name if isinstance(source, SourceFile) else os.fspath(source)
 
 
-def _find(method: str) -> Any:
+def _find(method: str) -> Method:
     if method.replace("_", "-") not in catalogue():
         hint = near_names(method, methods()) or "the methods are " + ", ".join(methods())
         raise UsageError(f"unknown method '{method}'", hint=hint)
     return find(method)
 
 
-def _require_several(count: int) -> None:
-    if count < 2:
+def _require_several(count: int, method: Method | None) -> None:
+    """Refuse what is no merge, unless the method is about one file."""
+    if count < (1 if method is not None and method.max_inputs == 1 else 2):
         what = "one file" if count else "no file"
         raise UsageError(
             f"{what} is nothing to merge", hint="name at least two checkpoints, the base first"
@@ -384,7 +385,7 @@ def _narrowed(checkpoint: Checkpoint, scope: MergeScope) -> Checkpoint:
 def _inputs(
     recipe: Recipe, base: MergeFile, files: Sequence[MergeFile], numbers: Numbers
 ) -> tuple[MergeInput, ...]:
-    weights: Sequence[float | None] = recipe.settings().weights
+    weights: Sequence[float | None] = recipe.general.weights
     if not recipe.method.weighted:
         weights = [None] * len(files)
     inputs = [
@@ -403,18 +404,22 @@ def _policies(
         "int": recipe.integers,
         "dtype": recipe.dtype or "of the base",
         "allow_nonfinite": policies.allow_nonfinite,
-        "parameters": dict(recipe.settings().values),
+        "parameters": dict(recipe.general.values),
         "seed": recipe.seed if recipe.method.random else None,
         "other_state": "dropped" if scope.state_dict_only else f"from {Path(base.label)}",
     }
 
 
 def _remarks(recipe: Recipe, numbers: Numbers) -> list[str]:
-    remarks = [*recipe.notes, *recipe.method.remarks(recipe.settings())]
+    remarks = [*recipe.notes, *recipe.method.remarks(recipe.general)]
     if numbers.statistics:
         remarks.append(
             f"{numbers.statistics} running statistics of batch norm were merged like weights; "
             "estimate them again on training data (torch.optim.swa_utils.update_bn)"
+        )
+    if numbers.overlapping:
+        remarks.append(
+            "only where their shapes overlap were merged: " + ", ".join(numbers.overlapping)
         )
     if not numbers.merged:
         remarks.append("no tensor was merged")

@@ -52,6 +52,7 @@ class Numbers:
     workspace: int = 0
     computed_nbytes: int = 0
     statistics: int = 0
+    overlapping: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +187,9 @@ class NumberPlanner:
         only_theirs = [n for n in theirs if n not in own] if chosen is None else []
         if not only_own and not only_theirs:
             return
-        what = [f"{len(only_own)} names are missing, such as '{only_own[0]}'"] if only_own else []
+        what = [_some(only_own, "missing")] if only_own else []
         if only_theirs:
-            what.append(f"{len(only_theirs)} names are not the base's, such as '{only_theirs[0]}'")
+            what.append(_some(only_theirs, "not the base's"))
         raise UsageError(
             "; ".join(what),
             path=label,
@@ -330,6 +331,7 @@ class NumberPlanner:
         job: Job
         if region.action == "overlap":
             job = OverlapJob(task, own, region.shape, big_endian=self._big_endian)
+            self.result.overlapping.append(name.path)
         else:
             job = MethodJob(task, own.shape, big_endian=self._big_endian)
         self._put(name, task.dtype, job, which)
@@ -397,6 +399,12 @@ class NumberPlanner:
 def _rule(override: Override) -> Rule | None:
     """What an override selects; None for everything."""
     return None if override.kind == "all" else Rule(cast("RuleKind", override.kind), override.text)
+
+
+def _some(names: Sequence[str], how: str) -> str:
+    if len(names) == 1:
+        return f"the name '{names[0]}' is {how}"
+    return f"{len(names)} names are {how}, such as '{names[0]}'"
 
 
 def _place(tensor: Tensor | None) -> tuple[object, ...]:

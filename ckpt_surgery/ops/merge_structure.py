@@ -191,18 +191,48 @@ def big_endian(tensors: Iterator[Tensor | None] | Sequence[Tensor | None]) -> bo
 
 
 def broken_ties(before: Checkpoint, after: Checkpoint) -> list[str]:
-    """What to say about tensors that shared their elements before and do no longer."""
-    now = {name: _identity(tensor) for name, tensor in after.tensors}
-    groups: dict[object, list[str]] = {}
+    """What to say about tensors that shared their elements before and do no longer.
+
+    Tied ones were the same elements in the same shape; others were views of each other.
+    """
+    now = dict(after.tensors)
+    groups: dict[object, list[tuple[str, Tensor]]] = {}
     for name, tensor in before.tensors:
         if tensor.storage is not None and tensor.numel and name in now:
-            groups.setdefault(_identity(tensor), []).append(name)
-    return [
-        f"'{names[0]}' and '{other}' were tied and are no longer"
-        for names in groups.values()
-        for other in names[1:]
-        if now[other] != now[names[0]]
+            groups.setdefault(_identity(tensor), []).append((name, tensor))
+    warnings = [
+        f"'{tied[0][0]}' and '{other}' were tied and are no longer"
+        for tied in groups.values()
+        for other, _ in tied[1:]
+        if _identity(now[other]) != _identity(now[tied[0][0]])
     ]
+    storages: dict[int, list[tuple[str, Tensor]]] = {}
+    for tied in groups.values():
+        storages.setdefault(id(tied[0][1].storage), []).append(tied[0])
+    views: dict[str, list[str]] = {}
+    for placed in storages.values():
+        for whole, view in _views(placed):
+            if now[whole].storage is not now[view].storage:
+                views.setdefault(whole, []).append(view)
+    warnings += (
+        f"no longer views of elements of '{whole}': " + ", ".join(names)
+        for whole, names in views.items()
+    )
+    return warnings
+
+
+def _views(placed: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[str, str]]:
+    """Names of contiguous tensors of a storage, and of those that lie in them, wholly or partly.
+
+    Each is named once, with the one that reaches furthest of those that begin before it.
+    """
+    ordered = sorted(placed, key=lambda item: (item[1].offset, -item[1].extent))
+    whole, end = None, 0
+    for name, tensor in ordered:
+        if whole is not None and tensor.offset < end:
+            yield whole, name
+        if tensor.is_contiguous and tensor.offset + tensor.extent > end:
+            whole, end = name, tensor.offset + tensor.extent
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:

@@ -82,8 +82,9 @@ def keep_in_step(
     A parameter that an edit took over is known by its node, else by its name; `sources` says it
     where neither does. `parameters` are those of the edited models, where more is known than
     their entries show. State whose parameter changed its shape goes through `resize`, and is left
-    out without it. An optimizer whose model did not change stays the same. `only` narrows it to
-    the optimizers at these paths.
+    out without it. An optimizer whose model did not change stays the same; one whose model only
+    has other values by now is dropped if that is the choice. `only` narrows it to the optimizers at
+    these paths.
 
     Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
     which parameter.
@@ -100,6 +101,8 @@ def keep_in_step(
             continue
         difference = _difference(optimizer, differences, choice)
         if difference is None:
+            if choice == "drop" and _is_touched(optimizer, before, after):
+                changes.append(OptimizerChange(optimizer.path, "dropped"))
             continue
         if choice == "auto":
             node, change = _update(optimizer, difference, resize)
@@ -111,7 +114,7 @@ def keep_in_step(
             changes.append(OptimizerChange(optimizer.path, action))
     after = _with_nodes(after, nodes)
     unknown = unknown_optimizers(before, found) if only is None else []
-    if unknown and any(differences.of((s,)).any for s in before.state_dicts):
+    if unknown and (choice == "drop" or any(differences.of((s,)).any for s in before.state_dicts)):
         action = "dropped" if choice == "drop" else "unknown"
         changes += (OptimizerChange(path, action) for path in unknown if path in present)
     if choice == "drop":
@@ -127,8 +130,23 @@ def keep_in_step(
 def _same_entries(before: Checkpoint, after: Checkpoint) -> bool:
     """Whether no state dict changed, which is cheap to see."""
     return len(before.state_dicts) == len(after.state_dicts) and all(
-        len(old.entries) == len(new.entries) and all(map(is_, old.entries, new.entries))
-        for old, new in zip(before.state_dicts, after.state_dicts, strict=True)
+        map(_is_untouched, before.state_dicts, after.state_dicts)
+    )
+
+
+def _is_untouched(old: StateDict, new: StateDict) -> bool:
+    return len(old.entries) == len(new.entries) and all(map(is_, old.entries, new.entries))
+
+
+def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether anything in a model that an optimizer may train is another tensor than before."""
+    own = () if optimizer.model is None else optimizer.model.state_dicts
+    paths = {model.path for model in (*own, *optimizer.rivals)}
+    now = {state_dict.path: state_dict for state_dict in after.state_dicts}
+    return any(
+        old.path in now and not _is_untouched(old, now[old.path])
+        for old in before.state_dicts
+        if old.path in paths
     )
 
 

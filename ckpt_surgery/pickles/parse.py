@@ -7,7 +7,6 @@ nothing but memo indices.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from itertools import repeat
 from struct import Struct
@@ -15,6 +14,7 @@ from struct import error as StructError  # noqa: N812 (it is an exception, unlik
 from typing import NamedTuple
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
+from ckpt_surgery.garbage import collector_paused
 from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.machine import (
     Machine,
@@ -69,19 +69,14 @@ def parse(
     is malformed, `LimitExceededError` if it is larger than `limits`.
     """
     machine = Machine(data, start, limits, persistent_load)
-    # Nothing read here is garbage before it is whole; the collector would only look at it often.
-    collecting = gc.isenabled()
-    gc.disable()
     too_long = LimitExceededError(f"the pickle is longer than {limits.pickle_bytes} bytes")
     try:
-        root = _run(machine)
+        with collector_paused():
+            root = _run(machine)
     except TruncatedPickleError as error:
         if len(data) - start > limits.pickle_bytes:
             raise too_long from error
         raise
-    finally:
-        if collecting:
-            gc.enable()
     if machine.pos - start > limits.pickle_bytes:
         raise too_long
     machine.discarded += machine.stack

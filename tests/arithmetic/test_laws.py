@@ -100,13 +100,25 @@ def test_order_does_not_matter_for_average_and_median(made, random):
         assert same_up_to_zero_sign(merge(name, made), merge(name, shuffled))
 
 
+def test_geometric_median_of_two_is_their_middle():
+    torch.manual_seed(0)
+    made = [torch.randn(1000) for _ in range(2)]
+    middle = ((made[0].double() + made[1].double()) / 2).float()
+    assert same(merge("geometric-median", made), middle)
+    assert same(merge("geometric-median", made[::-1] * 2), middle)
+    assert same(merge("geometric-median", made, weights=[1.0, 3.0]), made[1])
+
+
 def same_up_to_zero_sign(left, right):
     """A median between -0.0 and 0.0 may be either."""
     return same(left + 0.0, right + 0.0)
 
 
-def test_every_order_of_terms_that_cancel_gives_one_average():
-    terms = [torch.tensor([v]) for v in (2.0**100, -(2.0**100), 1.0, 2.0**-100)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_every_order_of_terms_that_cancel_gives_one_average(count, dtype):
+    values = (2.0**100, -(2.0**100), 1.0, 2.0**-100, -3.0)[:count]
+    terms = [torch.tensor([value], dtype=dtype) for value in values]
     results = {float(merge("average", list(order))) for order in itertools.permutations(terms)}
     assert len(results) == 1
 

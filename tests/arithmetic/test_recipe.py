@@ -126,7 +126,7 @@ TWO = '[[inputs]]\nfile = "a"\n[[inputs]]\nfile = "b"\n'
         ('method = "ties"\nbase = "c"\n' + TWO + "density = 2\n", "from 0 to 1, got 2", None),
         (
             'method = "linear"\n' + TWO + '[[for]]\nselect = "prefix:x"\nweight = [1]\n',
-            "1 weights for 2 inputs",
+            "1 weight for 2 inputs",
             None,
         ),
         (

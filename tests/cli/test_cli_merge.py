@@ -142,7 +142,7 @@ def test_methods_complete(invoke):
         (["a0.pth"], "one file is nothing to merge"),
         ([], "no file is nothing to merge"),
         (["a0.pth", "b1.pth", "-m", "avrage"], "unknown method 'avrage'\nhint: did you mean"),
-        (["a0.pth", "b1.pth", "-m", "linear", "--weight", "1"], "1 weights for 2 inputs"),
+        (["a0.pth", "b1.pth", "-m", "linear", "--weight", "1"], "1 weight for 2 inputs"),
         (["a0.pth", "b1.pth", "--base", "no.pth"], "'no.pth': cannot be read"),
         (["a0.pth", "b1.pth", "--keys", "union"], "'--keys' has no meaning with method 'overlay'"),
         (["a0.pth", "b1.pth", "--last", "1", "--best", "1"], "contradict each other"),

@@ -85,6 +85,31 @@ def test_every_command_has_the_help_of_the_table_and_examples(name):
     assert all(option.help for option in options)
 
 
+def test_the_last_collections_look_at_nothing(environment):
+    """With torch imported they would take longer than many a command."""
+    code = (
+        "import atexit, gc, sys; from ckpt_surgery.cli.main import main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "sys.argv = ['ckpt', '--version']\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.splitlines()[-1] == b"True"
+
+
+def test_importing_torch_costs_one_collection_at_most(environment):
+    """The one that is due when it is done, instead of hundreds meanwhile."""
+    code = (
+        "import gc, sys; from ckpt_surgery.arithmetic.elements import require_torch\n"
+        "runs = []; gc.collect(); gc.callbacks.append(lambda phase, info: runs.append(phase))\n"
+        "require_torch(); assert 'torch' in sys.modules\n"
+        "print(runs.count('start') <= 1, gc.isenabled())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.stdout.split(), done.stderr) == ([b"True", b"True"], b"")
+
+
 def test_unknown_command_is_none():
     with click.Context(cli) as context:
         assert cli.get_command(context, "nope") is None

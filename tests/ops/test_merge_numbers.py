@@ -271,6 +271,43 @@ def test_a_tie_that_one_file_does_not_have_is_broken_and_said(folder):
     assert report.warnings == ("'a' and 'b' were tied and are no longer",)
 
 
+def test_views_that_are_merged_one_by_one_are_said(folder):
+    w = torch.ones(4, 4)
+    torch.save({"w": w, "rows": w[1:3], "turned": w.t(), "alone": torch.ones(2)}, "x")
+    halves = torch.ones(8)
+    torch.save({"a": halves[:4], "b": halves[4:], "c": torch.ones(2)}, "y")
+    report = merge(["x", "x"], "o.pth", "average")
+    assert report.warnings == ("no longer views of elements of 'w': turned, rows",)
+    assert merge(["y", "y"], Output("o.pth", force=True), "average").warnings == ()
+
+
+def test_one_file_can_be_passed_through(folder):
+    save("x", w=[1.0, 2.0])
+    merge(["x"], "o.pth", "passthrough", parameters={"scale": 2})
+    assert load()["w"].tolist() == [2, 4]
+    with pytest.raises(UsageError, match="one file is nothing to merge"):
+        merge(["x"], "p.pth", "average")
+
+
+def test_tensors_that_merge_only_where_they_overlap_are_named(folder):
+    save("x", w=[1.0, 2.0], b=[1.0])
+    save("y", w=[3.0, 4.0, 5.0], b=[1.0])
+    report = merge(["x", "y"], "o.pth", "average", on_shape="overlap")
+    assert report.warnings == ("only where their shapes overlap were merged: w",)
+
+
+def test_the_report_has_the_weights_of_mergekits_yaml(folder):
+    save("x", w=[1.0], b=[1.0])
+    save("y", w=[2.0], b=[2.0])
+    (folder / "r.yml").write_text(
+        "merge_method: linear\nmodels:\n"
+        "- {model: x, parameters: {weight: 0.7}}\n"
+        "- {model: y, parameters: {weight: [{filter: b, value: 1}, {value: 0.3}]}}\n"
+    )
+    report = merge_recipe("r.yml", "o.pth")
+    assert [each.weight for each in report.inputs] == [0.7, 0.3]
+
+
 def test_parameters_and_attributes_of_tensors_stay(folder):
     for name in "xy":
         tensor = torch.nn.Parameter(torch.ones(2))
@@ -359,7 +396,7 @@ def test_in_place_replaces_the_base(folder):
         (["a.pth"], "overlay", {}, "one file"),
         ([], "average", {}, "no file"),
         (["a.pth", "b.pth"], "averge", {}, "unknown method"),
-        (["a.pth", "b.pth"], "linear", {"weights": [1.0]}, "1 weights for 2"),
+        (["a.pth", "b.pth"], "linear", {"weights": [1.0]}, "1 weight for 2"),
         (["a.pth", "b.pth"], "average", {"weights": [1, 1]}, "takes no weights"),
         (["a.pth", "b.pth"], "ties", {"parameters": {"densty": 1}}, "no parameter 'densty'"),
         (["a.pth", "b.pth"], "slerp", {}, "needs 't'"),

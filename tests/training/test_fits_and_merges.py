@@ -117,6 +117,36 @@ def test_what_comes_from_another_file_joins_the_group(
     resume(tmp_path / "out.pth", model, OPTIMIZERS["adam"], GROUPS["one"])
 
 
+@pytest.mark.parametrize("method", ["overlay", "average"])
+def test_an_optimizer_is_dropped_though_only_values_change(method: str, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        trained(OPTIMIZERS["adam"], GROUPS["one"], tmp_path / f"{seed}.pth", "", "")
+    pair = [tmp_path / "1.pth", tmp_path / "2.pth"]
+    report = ckpt.merge(pair, tmp_path / "out.pth", method, scope=ckpt.MergeScope(optimizer="drop"))
+    assert [change.action for change in report.optimizers] == ["dropped"]
+    assert "optimizer" not in torch.load(tmp_path / "out.pth")
+    assert report.dropped == ("optimizer",)
+
+
+def test_an_optimizer_of_an_untouched_model_is_not_dropped(tmp_path: Path) -> None:
+    models = {"generator": nn.Linear(2, 2), "critic": nn.Linear(2, 1)}
+    file: dict[str, Any] = {name: model.state_dict() for name, model in models.items()}
+    for name, model in models.items():
+        optimizer = torch.optim.Adam(model.parameters())
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        file[f"optimizer_{name}"] = optimizer.state_dict()
+    torch.save(file, tmp_path / "gan.pth")
+    ckpt.merge(
+        [tmp_path / "gan.pth", tmp_path / "gan.pth"],
+        tmp_path / "out.pth",
+        "average",
+        scope=ckpt.MergeScope(at=["critic"], optimizer="drop"),
+    )
+    assert set(file) - set(torch.load(tmp_path / "out.pth")) == {"optimizer_critic"}
+
+
 @pytest.mark.parametrize(("choice", "action"), [("keep", "kept"), ("drop", "dropped")])
 def test_a_merge_may_leave_the_optimizer_alone(
     choice: Any, action: str, pair: tuple[Path, Path], tmp_path: Path

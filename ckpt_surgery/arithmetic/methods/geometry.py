@@ -17,6 +17,8 @@ from ckpt_surgery.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_ROUNDING = 1e-9  # what sums over a tensor may be off by, relatively
+
 
 class ModelStock(Method, name="model-stock"):
     """Between the base and the mean of the others, as far as their angle says.
@@ -146,7 +148,8 @@ class GeometricMedian(Method, name="geometric-median"):
     by Pillutla, Kakade and Harchaoui, "Robust aggregation for federated learning", IEEE TSP 2022,
     arXiv:1912.13445, Algorithm 2; R is the largest distance between inputs, so that scaling the
     inputs scales the result. An input that is itself the optimum is found by its condition
-    (Kuhn 1973) and given back bit for bit.
+    (Kuhn 1973) and given back bit for bit. Where two are, as of any two files of equal weight, all
+    between them is, and the middle is given.
     """
 
     summary = "the point with the least sum of distances to all files, tensor by tensor"
@@ -182,9 +185,11 @@ def least_distance(
     n = len(matrix)
     between = [_distances(matrix, unit(n, i)) for i in range(n)]
     spread = max(max(row) for row in between)
-    for k in range(n):
-        if _is_optimal(matrix, weights, between, k):
-            return unit(n, k)
+    optimal = [k for k in range(n) if _is_optimal(matrix, weights, between, k)]
+    if optimal:
+        apart = [k for k in optimal if between[k][optimal[0]] > 0]
+        ends = [optimal[0], *apart[:1]]
+        return [ends.count(k) / len(ends) for k in range(n)]
     floor = max(epsilon * spread, 1e-300)
     point = list(elementwise.normalized(weights))
     for _ in range(max_iter):
@@ -217,7 +222,7 @@ def _is_optimal(
             pull[k] -= pull[i]
         else:
             own += weights[i]
-    return own > 0 and norm(matrix, pull) <= own
+    return own > 0 and norm(matrix, pull) <= own * (1 + _ROUNDING)
 
 
 def require_positive(weights: Sequence[float], method: str) -> None:

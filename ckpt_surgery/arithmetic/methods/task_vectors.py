@@ -8,6 +8,7 @@ whether the vectors vote on each element's sign.
 from __future__ import annotations
 
 from abc import abstractmethod
+from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from ckpt_surgery.arithmetic import elementwise, sparsify
@@ -223,6 +224,11 @@ class DellaBase(ThinnedTaskVectors):
                     f"the chances {density:g} ± {epsilon:g} leave the range between 0 and 1",
                     hint="choose a smaller 'epsilon'",
                 )
+
+    def working_nbytes(self, shape: tuple[int, ...], inputs: int) -> int:
+        """A factor for each element of every input, and what ranks the rows of one."""
+        numel = prod(shape)
+        return 8 * inputs * numel + sparsify.ranking_nbytes(numel, shape)
 
     def thin(self, inputs: Inputs, which: int, density: float) -> Kept:
         density, epsilon = (
