@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ckpt_surgery.errors import DamagedFileError, WriteError
-from ckpt_surgery.fileio import CHUNK, ByteRange, Bytes, SourceFile, outputs
+from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile, outputs
 from ckpt_surgery.fileio.outputs import Sink, atomic_output, stream_output
 
 OLD, NEW = b"the old file", b"the new file " * 9999
@@ -184,7 +184,7 @@ class TestCopying:
 
     @pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="Linux only")
     @pytest.mark.parametrize(("on_disk", "expected"), [(True, [0, 4096]), (False, [0, 4096, 4097])])
-    def test_kernel_copies_what_keeps_its_place_in_the_block(
+    def test_kernel_copies_what_may_be_shared_in_whole_blocks(
         self,
         on_disk: bool,
         expected: list[int],
@@ -245,6 +245,7 @@ class TestCopying:
     ) -> None:
         real = os.copy_file_range
         answers = [1000, 2000, 0]
+        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: False)
         monkeypatch.setattr(
             os,
             "copy_file_range",
@@ -329,7 +330,7 @@ class TestCopying:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         large = tmp_path / "large"
-        large.write_bytes(bytes(range(256)) * (3 * CHUNK // 256))
+        large.write_bytes(bytes(range(256)) * (3 * outputs._BUFFER // 256))
         monkeypatch.setattr(outputs, "_kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
@@ -337,8 +338,8 @@ class TestCopying:
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")
-            sink.copy(ByteRange(file, 0, 3 * CHUNK))
-        assert written == [4, CHUNK - 4, CHUNK, CHUNK, 4]
+            sink.copy(ByteRange(file, 0, 3 * outputs._BUFFER))
+        assert written == [4, outputs._BUFFER - 4, outputs._BUFFER, outputs._BUFFER, 4]
         assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:

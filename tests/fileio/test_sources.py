@@ -39,7 +39,7 @@ def feed(fd: int, data: bytes) -> threading.Thread:
 
 def test_file_is_read_by_position(path: Path) -> None:
     with SourceFile.open(path) as file:
-        assert (file.name, file.path, file.size) == (str(path), path, len(DATA))
+        assert (file.name, file.path, file.size) == (str(path), str(path), len(DATA))
         assert file.mode == stat.S_IMODE(path.stat().st_mode)
         assert file.read_at(5, 7) == DATA[5:12]
         assert file.read_at(0, 3) == DATA[:3]
