@@ -33,7 +33,6 @@ The same dataclass comes from our TOML and from mergekit's YAML (`mergekit_yaml`
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,6 +211,8 @@ def parse_toml(text: str) -> Recipe:
 
     Raises `ReadError` if it is no TOML and `UsageError` if what it says is wrong.
     """
+    import tomllib  # most merges have no recipe
+
     try:
         table = tomllib.loads(text)
     except (ValueError, RecursionError) as error:

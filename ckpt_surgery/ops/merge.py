@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,12 +39,12 @@ from ckpt_surgery.ops.merge_structure import broken_ties, plan_structure
 from ckpt_surgery.ops.training import follow_base
 from ckpt_surgery.plan import Compact, Drop, Edit, Plan, Rename, apply
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
-from ckpt_surgery.reports.training import OptimizerChange
 from ckpt_surgery.rules import Selection
 from ckpt_surgery.rules.rewriting import RewriteRule
 
 if TYPE_CHECKING:
-    from ckpt_surgery.optimizers import InStep, OptimizerChoice
+    from ckpt_surgery.optimizers import OptimizerChoice
+    from ckpt_surgery.reports.training import OptimizerChange
 
 STRUCTURAL: Final = ("overlay", "fill")
 """Methods that compute nothing: later files win, and earlier files win."""
@@ -281,7 +281,7 @@ def _merge_structure(
         edits: tuple[Edit, ...] = tuple(taking.edits)
         before = as_archive(base.checkpoint)
         edited = apply(Plan(edits), before, others=[file.original for file in others])
-        edited, edits, step = _in_step(base, edited, edits, scope)
+        edited, edits, changes = _in_step(base, edited, edits, scope)
         if scope.compact:
             edits = (*edits, Compact(unused_nbytes(edited)))
             edited = compact(edited)
@@ -293,8 +293,7 @@ def _merge_structure(
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties, *step.warnings)
-        changes = step.changes
+        warnings = (*taking.warnings, *ties, *_out_of_step(changes))
         facts = _Facts(method, False, tuple(inputs), {}, changes, warnings, nbytes, 0)
         return _report(base, before, edited, edits, numbers, facts, output)
 
@@ -329,7 +328,7 @@ def _merge_numbers(
             Plan(edits), before, others=[f.original for f in files], merged=numbers.entries
         )
         edited = replace(edited, moved={**edited.moved, **numbers.moved})
-        edited, edits, step = _in_step(base, edited, edits, scope)
+        edited, edits, changes = _in_step(base, edited, edits, scope)
         ties = broken_ties(before, edited)
         edited = _narrowed(edited, scope)
         if not output.dry_run:
@@ -343,13 +342,13 @@ def _merge_numbers(
             True,
             _inputs(recipe, base, files, numbers),
             _policies(recipe, policies, scope, base),
-            step.changes,
+            changes,
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
                 *rounding_warnings(tally),
                 *ties,
-                *step.warnings,
+                *_out_of_step(changes),
             ),
             nbytes,
             peak,
@@ -366,14 +365,18 @@ def _threads(wanted: int | None) -> int:
 
 def _in_step(
     base: MergeFile, edited: Checkpoint, edits: tuple[Edit, ...], scope: MergeScope
-) -> tuple[Checkpoint, tuple[Edit, ...], InStep]:
-    """The result with the base's optimizers following its model, and the edits that say so."""
+) -> tuple[Checkpoint, tuple[Edit, ...], tuple[OptimizerChange, ...]]:
+    """The result with the base's optimizers following its model, and what that took."""
     merged = replace(edited, others=()) if scope.state_dict_only else edited
-    step, more = follow_base(base.original, base.checkpoint, merged, scope.optimizer)
-    followed = step.checkpoint
+    followed, more, changes = follow_base(base.original, base.checkpoint, merged, scope.optimizer)
     if scope.state_dict_only:
         followed = replace(followed, others=edited.others)
-    return followed, (*edits, *more), step
+    return followed, (*edits, *more), changes
+
+
+def _out_of_step(changes: Sequence[OptimizerChange]) -> Iterator[str]:
+    for change in changes:
+        yield from change.warnings
 
 
 def _narrowed(checkpoint: Checkpoint, scope: MergeScope) -> Checkpoint:

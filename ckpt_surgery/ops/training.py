@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,10 @@ from ckpt_surgery.plan import (
     UpdateOptimizer,
     apply,
 )
-from ckpt_surgery.reports.training import OptimizerChange
 
 if TYPE_CHECKING:
-    from ckpt_surgery.optimizers import InStep, OptimizerChoice
+    from ckpt_surgery.optimizers import OptimizerChoice
+    from ckpt_surgery.reports.training import OptimizerChange
 
 
 def with_optimizers(
@@ -77,7 +78,7 @@ def _with_those_inside(
         if not (isinstance(edit, Rename) and (edit.state_dict, edit.old) in gone)
     ]
     drops = [Drop(*place) for place in sorted(gone)]
-    changes = [OptimizerChange(join_path(*place), "dropped") for place in sorted(gone)]
+    changes = _dropped(join_path(*place) for place in sorted(gone))
     return replace(
         planned,
         plan=Plan((*drops, *edits)),
@@ -87,22 +88,22 @@ def _with_those_inside(
 
 def follow_base(
     original: Checkpoint, renamed: Checkpoint, merged: Checkpoint, choice: OptimizerChoice
-) -> tuple[InStep, list[Edit]]:
-    """The result of a merge with the base's optimizers following its model, and the edits of it.
+) -> tuple[Checkpoint, list[Edit], tuple[OptimizerChange, ...]]:
+    """The result of a merge with the base's optimizers following its model, and what that took.
 
     `original` is the base as it was read, `renamed` what the edits apply to. Raises PlanError as
     `with_optimizers` does.
     """
-    from ckpt_surgery.optimizers import InStep, keep_in_step
-
     held = out_of_step(original.state_dicts, merged.state_dicts) if choice != "keep" else []
     if held and choice != "drop":
         raise refusal(held, original, HINT)
-    changes = [OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held]
+    changes = _dropped(join_path(s.path, entry.name) for s, entry in held)
     merged = without(merged, held)
     edits: list[Edit] = [Drop(s.path, entry.name) for s, entry in same(held, renamed)]
     if not merged.others:  # bare weights
-        return InStep(merged, tuple(changes)), edits
+        return merged, edits, changes
+    from ckpt_surgery.optimizers import keep_in_step
+
     try:
         step = keep_in_step(as_archive(original), merged, choice)
     except CkptError as error:
@@ -112,7 +113,13 @@ def follow_base(
     left = {other.path for other in step.checkpoint.others}
     edits += (UpdateOptimizer(c.path) for c in step.changes if c.action == "updated")
     edits += (DropOther(other.path) for other in merged.others if other.path not in left)
-    return replace(step, changes=(*changes, *step.changes)), edits
+    return step.checkpoint, edits, changes + step.changes
+
+
+def _dropped(paths: Iterable[str]) -> tuple[OptimizerChange, ...]:
+    from ckpt_surgery.reports.training import OptimizerChange  # most files have no optimizer
+
+    return tuple(OptimizerChange(path, "dropped") for path in paths)
 
 
 def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:

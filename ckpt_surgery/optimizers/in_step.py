@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import is_
 from typing import Final, Literal, TypeAlias
@@ -52,19 +52,7 @@ class InStep:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is not as one would expect, in sentences."""
-        return tuple(text for change in self.changes for text in _warnings(change))
-
-
-def _warnings(change: OptimizerChange) -> Iterator[str]:
-    if change.action == "kept":
-        yield f"the optimizer in '{change.path}' stays as it is, out of step with its model"
-    elif change.action == "unknown":
-        yield (
-            f"the optimizer in '{change.path}' has a layout that ckpt does not know; it is carried"
-            " over untouched"
-        )
-    for position in change.emptied:
-        yield f"group {position} of the optimizer in '{change.path}' has no parameter left"
+        return tuple(text for change in self.changes for text in change.warnings)
 
 
 def keep_in_step(

@@ -166,6 +166,24 @@ class OptimizerChange:
         """Whether a parameter's state, or its name, is another than before."""
         return bool(self.removed or self.added or self.reset or self.resized or self.renamed)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not as one would expect, in sentences."""
+        found = [
+            f"group {position} of the optimizer in '{self.path}' has no parameter left"
+            for position in self.emptied
+        ]
+        if self.action == "kept":
+            found.append(
+                f"the optimizer in '{self.path}' stays as it is, out of step with its model"
+            )
+        elif self.action == "unknown":
+            found.append(
+                f"the optimizer in '{self.path}' has a layout that ckpt does not know; it is "
+                "carried over untouched"
+            )
+        return tuple(found)
+
     def to_dict(self) -> dict[str, Any]:
         document: dict[str, Any] = {"path": self.path, "action": self.action}
         if self.action == "updated":
