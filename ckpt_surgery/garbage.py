@@ -6,6 +6,10 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+freezes = False
+"""Whether what was made meanwhile is never looked at again, nor anything made before. For a process
+that runs one command: in somebody else's it would keep their garbage too."""
+
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
@@ -16,4 +20,6 @@ def collector_paused() -> Iterator[None]:
         yield
     finally:
         if collecting:
+            if freezes:
+                gc.freeze()
             gc.enable()

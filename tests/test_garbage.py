@@ -30,3 +30,22 @@ def test_an_error_leaves_the_collector_as_it_was(before):
     with pytest.raises(KeyError), collector_paused():
         raise KeyError
     assert gc.isenabled() is before
+
+
+def test_in_a_process_of_one_command_what_is_made_is_never_looked_at(monkeypatch):
+    monkeypatch.setattr("ckpt_surgery.garbage.freezes", True)
+    gc.enable()
+    before = gc.get_freeze_count()
+    try:
+        with collector_paused():
+            made = [[] for _ in range(1000)]
+        assert gc.get_freeze_count() >= before + len(made)
+    finally:
+        gc.unfreeze()
+
+
+def test_in_another_process_nothing_is_frozen():
+    before = gc.get_freeze_count()
+    with collector_paused():
+        made = [[] for _ in range(1000)]
+    assert gc.get_freeze_count() <= before, made

@@ -12,6 +12,7 @@ from typing import Any, Final, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from ckpt_surgery import garbage
 from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
 from ckpt_surgery.cli.completion import VARIABLE, answer_shell
@@ -133,6 +134,7 @@ def main() -> NoReturn:
     """The entry point: completion for a shell that asks for it, otherwise the command line."""
     if VARIABLE in os.environ:
         sys.exit(answer_shell(cli, os.environ[VARIABLE]))
+    garbage.freezes = True
     try:
         cli.main()
     finally:
