@@ -24,9 +24,7 @@ Progress: TypeAlias = Callable[[int], object]
 """Called with the number of bytes that have just been written."""
 
 _COALESCE: Final = 1 << 16  # bytes; pieces below are collected and written together
-_BUFFER: Final = (
-    1 << 18
-)  # bytes that are read and written at once; they stay in the processor's cache
+_BUFFER: Final = 1 << 19  # bytes read and written at once, which stay in the cache
 _KERNEL_CHUNK: Final = 1 << 26  # bytes a system call; between two, signals and progress get a turn
 _BLOCK: Final = 1 << 12  # bytes of a page of memory, and mostly of a block on the disk
 _NAME_MAX: Final = 255  # bytes of a file name on the common file systems
@@ -199,12 +197,15 @@ class Sink:
 
     def _write_all(self, data: memoryview) -> None:
         while data:
-            with _reported(self._name):
-                try:
-                    written = os.write(self._fd, data)
-                except BlockingIOError:  # a pipe that somebody made non-blocking, and that is full
-                    select.select([], [self._fd], [])
-                    continue
+            try:
+                written = os.write(self._fd, data)
+            except BlockingIOError:  # a pipe that somebody made non-blocking, and that is full
+                select.select([], [self._fd], [])
+                continue
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                raise _cannot_write(self._name, error) from error
             self._advance(written)
             data = data[written:]
 
@@ -432,10 +433,14 @@ def _reported(name: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        no_space = isinstance(error, OSError) and error.errno in _NO_SPACE
-        raise WriteError(
-            cannot("be written", error), path=name, hint=_SPACE_HINT if no_space else None
-        ) from error
+        raise _cannot_write(name, error) from error
+
+
+def _cannot_write(name: str, error: OSError | ValueError) -> WriteError:
+    no_space = isinstance(error, OSError) and error.errno in _NO_SPACE
+    return WriteError(
+        cannot("be written", error), path=name, hint=_SPACE_HINT if no_space else None
+    )
 
 
 def _is_on_disk(fd: int) -> bool:

@@ -117,9 +117,12 @@ def follow_base(
 
 
 def _dropped(paths: Iterable[str]) -> tuple[OptimizerChange, ...]:
-    from ckpt_surgery.reports.training import OptimizerChange  # most files have no optimizer
+    found = list(paths)
+    if not found:
+        return ()
+    from ckpt_surgery.reports.training import OptimizerChange
 
-    return tuple(OptimizerChange(path, "dropped") for path in paths)
+    return tuple(OptimizerChange(path, "dropped") for path in found)
 
 
 def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
