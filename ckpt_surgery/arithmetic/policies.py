@@ -14,6 +14,9 @@ IntegerPolicy = Literal["auto", "base", "max", "sum", "mean", "error"]
 """What integers and bools become: see `integers.merge_integers`."""
 INTEGER_POLICIES: Final[tuple[str, ...]] = get_args(IntegerPolicy)
 
+KeyPolicy = Literal["strict", "union", "intersection"]
+KEY_POLICIES: Final[tuple[str, ...]] = get_args(KeyPolicy)
+
 Shape = tuple[int, ...]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from ckpt_surgery.arithmetic.policies import INTEGER_POLICIES, SHAPE_POLICIES
+from ckpt_surgery.arithmetic.policies import INTEGER_POLICIES, KEY_POLICIES, SHAPE_POLICIES
 from ckpt_surgery.cli.base import Command, in_order
 from ckpt_surgery.cli.names import CheckpointFile, TextType
 from ckpt_surgery.cli.options import (
@@ -27,10 +27,12 @@ from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.ops.merge import STRUCTURAL, MergeScope, merge_recipe, methods
 from ckpt_surgery.ops.merge import merge as merge_files
 from ckpt_surgery.ops.merge_files import best, expand, last
-from ckpt_surgery.ops.merge_numbers import KeyPolicy
 from ckpt_surgery.render.merging import show
 from ckpt_surgery.reports.merging import MergeReport
-from ckpt_surgery.rules.rewriting import AddPrefix, RewriteRule, StripPrefix
+
+if TYPE_CHECKING:
+    from ckpt_surgery.arithmetic.recipe import Override
+    from ckpt_surgery.rules.rewriting import RewriteRule
 
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "What to do": ("method", "recipe", "base", "methods"),
@@ -168,7 +170,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option("--dtype", metavar="TYPE", help="Floating type of the result (default: the base's).")
 @click.option(
     "--keys",
-    type=click.Choice(get_args(KeyPolicy)),
+    type=click.Choice(KEY_POLICIES),
     default="strict",
     help="Names that not every file has: refuse them (the default), keep them unmerged, drop them.",
 )
@@ -249,8 +251,6 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
 def _merge(
     ctx: click.Context, names: Sequence[str], output: Any, common: Mapping[str, Any]
 ) -> MergeReport:
-    from ckpt_surgery.arithmetic.recipe import parse_weight_for
-
     given = ctx.params
     method = given["method"] or "overlay"
     files, base = _chosen(ctx, names, method)
@@ -263,7 +263,7 @@ def _merge(
         same_shape=given["same_shape"],
         weights=given["weight"] or None,
         parameters=_parameters(ctx),
-        overrides=[parse_weight_for(option) for option in given["weight_for"]],
+        overrides=_overrides(given["weight_for"]),
         seed=given["seed"],
         dtype=given["dtype"],
         integers=given["integers"],
@@ -332,13 +332,26 @@ def _parameters(ctx: click.Context) -> dict[str, object]:
     return found
 
 
+def _overrides(texts: Sequence[str]) -> list[Override]:
+    if not texts:
+        return []
+    from ckpt_surgery.arithmetic.recipe import parse_weight_for
+
+    return [parse_weight_for(text) for text in texts]
+
+
 def _values(text: str) -> object:
     return tuple(text.split(",")) if "," in text else text
 
 
 def _renames(ctx: click.Context) -> dict[int, list[RewriteRule]]:
     rules: dict[int, list[RewriteRule]] = {}
-    for option, value in in_order(ctx, ("add_prefix", "strip_prefix")):
+    given = in_order(ctx, ("add_prefix", "strip_prefix"))
+    if not given and ctx.params["prefix_b"] is None:
+        return rules
+    from ckpt_surgery.rules.rewriting import AddPrefix, StripPrefix
+
+    for option, value in given:
         number, colon, prefix = value.partition(":")
         if not colon or not number.isascii() or not number.isdigit():
             raise UsageError(

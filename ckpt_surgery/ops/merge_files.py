@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint import Checkpoint, StateDict, Tensor
 from ckpt_surgery.choosing import RuleCount
@@ -16,14 +17,19 @@ from ckpt_surgery.errors import CkptError, PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
 from ckpt_surgery.plan import Plan, Rename, RenameModule, apply
-from ckpt_surgery.renaming import plan_rename
 from ckpt_surgery.rules import near
-from ckpt_surgery.rules.rewriting import RewriteRule
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from ckpt_surgery.rules.rewriting import RewriteRule
 
 SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
 """What a file in a directory must be called to count as a checkpoint."""
 
 _NUMBER: Final = re.compile(r"\d+")
+
+Source = PathLike | SourceFile
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -157,6 +163,8 @@ def open_file(source: PathLike | SourceFile, rules: Sequence[RewriteRule]) -> Me
     original = read(source)
     if not rules:
         return MergeFile(original, original, Plan(), (), {}, {})
+    from ckpt_surgery.renaming import plan_rename
+
     try:
         planned = plan_rename(original, rules)
         renamed = apply(planned.plan, original)
@@ -200,3 +208,55 @@ def partner(wanted: StateDict, file: MergeFile) -> StateDict:
         hint="'--at PATH' narrows the merge to one state dict of the base; "
         "'ckpt convert --at PATH' takes one out of a file",
     )
+
+
+class Sources:
+    """Which files there are. `inputs` have numbers from 1; the base may be one of them or not."""
+
+    def __init__(
+        self, sources: Sequence[Source], base: Source | None, *, base_apart: bool = False
+    ) -> None:
+        self.inputs = list(sources)
+        self.first_number = 1
+        self.base_place: int | None = None
+        if base is None:
+            self.base = self.inputs[0]
+            if base_apart:
+                self.inputs, self.first_number = self.inputs[1:], 2
+            else:
+                self.base_place = 0
+        else:
+            self.base = base
+            if not base_apart:
+                same = [i for i, source in enumerate(self.inputs) if _is_same(source, base)]
+                self.base_place = same[0] if same else None
+
+    def open(
+        self, stack: ExitStack, renames: Mapping[int, Sequence[RewriteRule]]
+    ) -> tuple[MergeFile, list[MergeFile]]:
+        """The base, and all inputs. Raises `UsageError` if a rename names no file."""
+        last = self.first_number + len(self.inputs) - 1
+        for number in renames:
+            if not 1 <= number <= last:
+                raise UsageError(f"there is no file {number} to rename: they are 1 to {last}")
+        opened = []
+        for number, source in enumerate(self.inputs, self.first_number):
+            opened.append(open_file(source, renames.get(number, ())))
+            stack.callback(opened[-1].original.close)
+        if self.base_place is not None:
+            return opened[self.base_place], opened
+        rules = renames.get(1, ()) if self.first_number == 2 else ()
+        base = open_file(self.base, rules)
+        stack.callback(base.original.close)
+        return base, opened
+
+
+def _is_same(one: Source, other: Source) -> bool:
+    if isinstance(one, SourceFile) or isinstance(other, SourceFile):
+        return one is other
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def label_of(source: Source) -> str:
+    """What messages call a source."""
+    return source.name if isinstance(source, SourceFile) else os.fspath(source)

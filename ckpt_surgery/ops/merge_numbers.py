@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from ckpt_surgery.arithmetic.parameters import Settings
-from ckpt_surgery.arithmetic.policies import Region, ShapePolicy, agree
+from ckpt_surgery.arithmetic.policies import KeyPolicy, Region, ShapePolicy, agree
 from ckpt_surgery.arithmetic.recipe import Override, Recipe
 from ckpt_surgery.checkpoint import Entry, StateDict, Storage, Tensor, join_path
 from ckpt_surgery.choosing import RuleCount, select
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ckpt_surgery.arithmetic.merging import Tally
     from ckpt_surgery.arithmetic.streaming import Job, Stream
 
-KeyPolicy = Literal["strict", "union", "intersection"]
 _STATISTICS: Final = frozenset({"running_mean", "running_var"})
 
 
