@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, join_path
@@ -53,7 +53,7 @@ class Plan:
     def to_dict(self) -> list[dict[str, Any]]:
         """The edits as JSON has them: ``{"edit": "rename", "from": …, "to": …}``."""
         return [
-            {"edit": edit.edit, **{JSON_NAMES.get(k, k): v for k, v in asdict(edit).items()}}
+            {"edit": edit.edit, **{JSON_NAMES.get(k, k): getattr(edit, k) for k in edit.__slots__}}
             for edit in self.edits
         ]
 
