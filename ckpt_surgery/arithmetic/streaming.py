@@ -20,7 +20,7 @@ from ckpt_surgery.arithmetic.inputs import spans
 from ckpt_surgery.arithmetic.merging import RUN, keep_freed_memory
 from ckpt_surgery.fileio import CHUNK
 
-DEFAULT_MEMORY: Final = 128 << 20
+DEFAULT_MEMORY: Final = 64 << 20
 """Bytes of results that may wait to be written."""
 
 

@@ -203,7 +203,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option(
     "--memory",
     metavar="SIZE",
-    help="Most bytes of results that may wait to be written, such as 512M (default: 128M).",
+    help="Most bytes of results that may wait to be written, such as 512M (default: 64M).",
 )
 @output_options
 @report_options

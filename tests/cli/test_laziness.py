@@ -88,14 +88,39 @@ def test_every_command_has_the_help_of_the_table_and_examples(name):
 def test_the_last_collections_look_at_nothing(environment):
     """With torch imported they would take longer than many a command."""
     code = (
-        "import atexit, gc, sys; from ckpt_surgery.cli.main import main\n"
+        "import atexit, gc, sys; from ckpt_surgery.cli.main import run\n"
         "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
         "sys.argv = ['ckpt', '--version']\n"
-        "main()"
+        "run()"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.splitlines()[-1] == b"True"
+
+
+@pytest.mark.parametrize(("line", "code"), [(["--version"], 0), (["strip"], 2)])
+def test_what_torch_made_is_not_taken_apart_but_everything_else_is_done(environment, line, code):
+    script = (
+        "import atexit, sys, types\n"
+        "class Large:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "sys.modules['torch'] = types.ModuleType('torch')\n"
+        "sys.modules['torch'].large = Large()\n"
+        "from ckpt_surgery.cli.main import run\n"
+        "atexit.register(lambda: print('done at the end'))\n"
+        f"sys.argv = ['ckpt', *{line!r}]\n"
+        "run()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-1] == "done at the end"
+    assert bool(done.stderr) == (code != 0)
 
 
 def test_importing_torch_costs_one_collection_at_most(environment):
