@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --training-state: put the moving average in the model's place.",
 )
+@click.option(
+    "--state-dict-only",
+    is_flag=True,
+    help="Write the state dict alone, without what lies beside it.",
+)
 @hash_name_option
 @click.option(
     "--compact",
@@ -56,6 +61,7 @@ def strip(
     /,
     training_state: bool,
     ema: bool,
+    state_dict_only: bool,
     hash_name: bool,
     compact: bool,
     optimizer: OptimizerChoice,
@@ -73,7 +79,7 @@ def strip(
       ckpt strip resnet34.pth --pattern fc -o backbone.pth
       ckpt strip vgg16.pth --keep --prefix features -o features.pth
       ckpt strip train.pth.tar --training-state --compact --in-place
-      ckpt strip train.pth.tar --training-state --ema --hash-name -o resnet18.pth
+      ckpt strip train.pth --training-state --ema --state-dict-only --hash-name -o net.pth
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
     """
     output, selection = replace(output_of(ctx), hash_name=hash_name), selection_of(ctx)
@@ -86,5 +92,6 @@ def strip(
         ema=ema,
         compact=compact,
         optimizer=optimizer,
+        state_dict_only=state_dict_only,
     )
     return finish_edit(ctx, report)

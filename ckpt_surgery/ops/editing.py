@@ -91,8 +91,10 @@ def edit(
     source: PathLike | SourceFile,
     output: Output,
     build: Callable[[Checkpoint], Planned],
+    *,
+    narrow: Callable[[Checkpoint], Checkpoint] | None = None,
 ) -> EditReport:
-    """Carry out the plan that `build` makes for the checkpoint in `source`."""
+    """Carry out the plan that `build` makes for the checkpoint in `source`; `narrow` the result."""
     output.check()
     with read(source) as checkpoint:
         require_editable(checkpoint)
@@ -103,6 +105,8 @@ def edit(
                 error.name_file(checkpoint.file.name)
             raise
         edited = apply(planned.plan, checkpoint)
+        if narrow is not None:
+            edited = narrow(edited)
         output = named_by_content(edited, output)
         nbytes = write(edited, output)
         return _report(command, checkpoint, edited, planned, output, nbytes)
@@ -214,7 +218,14 @@ def _report(
             (join_path(e.state_dict, e.old), join_path(e.state_dict, e.new)) for e in renames
         ),
         carried=tuple(other.path for other in after.others),
-        dropped=tuple(e.path for e in edits if isinstance(e, DropOther | DropStateDict)),
+        dropped=tuple(
+            dict.fromkeys(
+                (
+                    *(e.path for e in edits if isinstance(e, DropOther | DropStateDict)),
+                    *left_out(before, after),
+                )
+            )
+        ),
         optimizers=planned.optimizers,
         warnings=(*before.notes, *planned.warnings),
         nbytes_before=before.file.size,

@@ -10,6 +10,7 @@ from ckpt_surgery.checkpoint import Checkpoint
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import is_training_state
+from ckpt_surgery.ops.convert import alone, the_state_dict
 from ckpt_surgery.ops.editing import Output, edit
 from ckpt_surgery.ops.training import plan_averages, with_optimizers
 from ckpt_surgery.plan import Plan, Planned, apply
@@ -31,6 +32,7 @@ def strip(
     ema: bool = False,
     compact: bool = False,
     optimizer: OptimizerChoice = "auto",
+    state_dict_only: bool = False,
 ) -> EditReport:
     """Write `source` without the entries that `selection` takes.
 
@@ -39,8 +41,9 @@ def strip(
     the state of removed parameters, and the others are renumbered; `optimizer` ``"keep"`` leaves
     it as it is, ``"drop"`` leaves it out. `training_state` removes optimizers, schedulers and the
     like, and moving averages, or with `ema` puts these in the model's place. `compact` removes the
-    bytes of storages that no remaining tensor uses. Everything else is carried over as it is; tied
-    weights stay tied.
+    bytes of storages that no remaining tensor uses. Everything else is carried over as it is, or
+    with `state_dict_only` left out: the one state dict that remains, or that at `at`, is then the
+    whole file. Tied weights stay tied.
 
     Raises `UsageError` for a rule that matches nothing, `PlanError` if an optimizer's state cannot
     be told apart, `ReadError` for a bad input, `LossyEditError` for a format that cannot be edited
@@ -61,6 +64,12 @@ def strip(
             compact=compact,
         )
         whole = Plan((*averages.edits, *planned.plan.edits))
-        return with_optimizers(checkpoint, replace(planned, plan=whole), optimizer)
+        return with_optimizers(checkpoint, replace(planned, plan=whole), follows)
 
-    return edit("strip", source, output if isinstance(output, Output) else Output(output), build)
+    def narrow(checkpoint: Checkpoint) -> Checkpoint:
+        return alone(checkpoint, the_state_dict(checkpoint, at))
+
+    # of weights alone no optimizer can be out of step
+    follows = "drop" if state_dict_only and optimizer == "auto" else optimizer
+    target = output if isinstance(output, Output) else Output(output)
+    return edit("strip", source, target, build, narrow=narrow if state_dict_only else None)

@@ -214,3 +214,28 @@ def test_inspect_explains_the_training_state(trained: Path) -> None:
     assert scheduler["last_epoch"] == 3
     assert scheduler["last_lr"] == pytest.approx([0.0001])
     assert training["scaler"]["scaler"] == {"scale": 65536, "growth_tracker": 3}
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_the_state_dict_alone_is_what_load_state_dict_takes(
+    trained: Path, tmp_path: Path, ema: bool
+) -> None:
+    whole = torch.load(trained, weights_only=False)
+    report = ckpt.strip(
+        trained, tmp_path / "out.pth", training_state=True, ema=ema, state_dict_only=True
+    )
+    found = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert network().load_state_dict(found, strict=True)
+    expected = ckpt.strip(trained, tmp_path / "nested.pth", training_state=True, ema=ema)
+    nested = torch.load(tmp_path / "nested.pth", weights_only=False)["state_dict"]
+    assert list(found) == list(nested)
+    assert all(torch.equal(found[name], nested[name]) for name in found)
+    assert report.carried == ()
+    assert set(report.dropped) == set(expected.dropped) | set(expected.carried)
+    assert set(whole) <= {*report.dropped, "state_dict"}
+
+
+def test_which_of_several_state_dicts_is_left_is_said(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ckpt.UsageError, match="2 state dicts"):
+        ckpt.strip(trained, tmp_path / "out.pth", ckpt.selection(prefix="0"), state_dict_only=True)
+    assert not (tmp_path / "out.pth").exists()
