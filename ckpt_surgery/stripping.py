@@ -24,6 +24,8 @@ def plan_strip(
 ) -> Planned:
     """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
 
+    Training state goes wherever it lies: beside the state dicts, or among the weights of one.
+
     Raises `UsageError` if there is nothing to do, a rule matches nothing, or nothing would remain.
     """
     edits: list[Edit] = []
@@ -37,9 +39,17 @@ def plan_strip(
         warnings += _out_of_step(state_dicts, chosen)
         _require_remainder(checkpoint, edits)
     if training_state is not None:
-        dropped = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
-        edits += (DropOther(path) for path in dropped)
-        if not dropped:
+        beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
+        edits += (DropOther(path) for path in beside)
+        among = [
+            Drop(state_dict.path, entry.name)
+            for state_dict in checkpoint.state_dicts
+            for entry in state_dict.entries
+            if entry.tensor is None and training_state(entry.name, entry.node)
+        ]
+        known = set(edits)
+        edits += (edit for edit in among if edit not in known)
+        if not beside and not among:
             warnings.append("there is no training state to remove")
     if compact:
         edits.append(Compact(unused_nbytes(checkpoint)))

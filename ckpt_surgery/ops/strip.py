@@ -12,7 +12,7 @@ from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import is_training_state
 from ckpt_surgery.ops.convert import alone, the_state_dict
 from ckpt_surgery.ops.editing import Output, edit
-from ckpt_surgery.ops.training import plan_averages, with_optimizers
+from ckpt_surgery.ops.training import plan_averages, with_optimizers, with_those_inside
 from ckpt_surgery.plan import Plan, Planned, apply
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.rules import Selection
@@ -64,12 +64,12 @@ def strip(
             compact=compact,
         )
         whole = Plan((*averages.edits, *planned.plan.edits))
-        return with_optimizers(checkpoint, replace(planned, plan=whole), follows)
+        # what lies beside weights that are written alone goes with all else
+        follow = with_those_inside if state_dict_only else with_optimizers
+        return follow(checkpoint, replace(planned, plan=whole), optimizer)
 
     def narrow(checkpoint: Checkpoint) -> Checkpoint:
         return alone(checkpoint, the_state_dict(checkpoint, at))
 
-    # of weights alone no optimizer can be out of step
-    follows = "drop" if state_dict_only and optimizer == "auto" else optimizer
     target = output if isinstance(output, Output) else Output(output)
     return edit("strip", source, target, build, narrow=narrow if state_dict_only else None)

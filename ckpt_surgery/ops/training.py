@@ -36,8 +36,7 @@ def with_optimizers(
 
     Raises PlanError where it is not certain which state belongs to which parameter.
     """
-    if choice != "keep":
-        planned = _with_those_inside(checkpoint, planned, choice)
+    planned = with_those_inside(checkpoint, planned, choice)
     if not checkpoint.others:  # bare weights: nothing that could be an optimizer
         return planned
     from ckpt_surgery.optimizers import keep_in_step
@@ -60,11 +59,12 @@ def with_optimizers(
     )
 
 
-def _with_those_inside(
-    checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice
-) -> Planned:
-    """The plan, which also drops optimizers among the weights, or must not touch their weights."""
-    if not inside(checkpoint.state_dicts):
+def with_those_inside(checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice) -> Planned:
+    """The plan, which also drops optimizers among the weights, or must not touch their weights.
+
+    Raises PlanError if it does touch them and the choice is neither to drop nor to keep them.
+    """
+    if choice == "keep" or not inside(checkpoint.state_dicts):
         return planned
     found = out_of_step(checkpoint.state_dicts, apply(planned.plan, checkpoint).state_dicts)
     if not found:

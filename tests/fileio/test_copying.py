@@ -362,3 +362,53 @@ def test_sinks_of_a_system_without_kernel_copies_have_none(
 
 def test_closed_descriptor_is_on_no_disk() -> None:
     assert not outputs._is_on_disk(-1)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
+class TestAllocating:
+    """A new file's blocks come at once, and only a file that nobody else has."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+        calls: list[tuple[int, int]] = []
+        real = os.posix_fallocate
+
+        def record(fd: int, offset: int, nbytes: int) -> None:
+            calls.append((offset, nbytes))
+            real(fd, offset, nbytes)
+
+        monkeypatch.setattr(os, "posix_fallocate", record)
+        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: True)
+        return calls
+
+    def test_what_is_reserved_and_not_written_is_given_back(
+        self, asked: list[tuple[int, int]], tmp_path: Path
+    ) -> None:
+        with atomic_output(tmp_path / "out") as sink:
+            sink.write(b"head")
+            sink.reserve(100_000)
+            sink.write(b"tail")
+        assert asked == [(4, 100_000)]
+        assert (tmp_path / "out").read_bytes() == b"headtail"
+
+    def test_a_stream_may_be_anybody_s(self, asked: list[tuple[int, int]], tmp_path: Path) -> None:
+        (tmp_path / "log").write_bytes(b"before")
+        with (tmp_path / "log").open("ab") as file, stream_output(file.fileno()) as sink:
+            sink.reserve(100_000)
+            sink.write(b"after")
+        assert asked == []
+        assert (tmp_path / "log").read_bytes() == b"beforeafter"
+
+    @pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSPC])
+    def test_a_disk_that_cannot_is_written_to_nevertheless(
+        self, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
+        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: True)
+        with atomic_output(tmp_path / "out") as sink:
+            sink.reserve(100_000)
+            sink.write(b"all of it")
+        assert (tmp_path / "out").read_bytes() == b"all of it"

@@ -239,3 +239,54 @@ def test_which_of_several_state_dicts_is_left_is_said(trained: Path, tmp_path: P
     with pytest.raises(ckpt.UsageError, match="2 state dicts"):
         ckpt.strip(trained, tmp_path / "out.pth", ckpt.selection(prefix="0"), state_dict_only=True)
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_an_optimizer_that_cannot_go_alone_goes_with_all_that_lies_beside(tmp_path: Path) -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    inner = {"opt": optimizer.state_dict(), "note": 3}
+    torch.save({"state_dict": model.state_dict(), "training": inner}, tmp_path / "in.pth")
+    report = ckpt.strip(
+        tmp_path / "in.pth", tmp_path / "out.pth", ckpt.selection(prefix="2"), state_dict_only=True
+    )
+    found = load(tmp_path / "out.pth")
+    assert set(model.state_dict()) - set(found) == {"2.weight", "2.bias"}
+    assert found._metadata == {k: v for k, v in model.state_dict()._metadata.items() if k != "2"}
+    assert report.dropped == ("training",)
+    assert not report.warnings
+
+
+@pytest.mark.parametrize("rules", [{}, {"prefix": "2"}])
+def test_training_state_goes_from_among_the_weights_too(
+    tmp_path: Path, rules: dict[str, Any]
+) -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    flat = {**model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    torch.save(flat, tmp_path / "in.pth")
+    report = ckpt.strip(
+        tmp_path / "in.pth",
+        tmp_path / "out.pth",
+        ckpt.selection(**rules) if rules else None,
+        training_state=True,
+    )
+    gone = {"optimizer"} | {name for name in flat if rules and name.startswith("2.")}
+    assert list(load(tmp_path / "out.pth")) == [name for name in flat if name not in gone]
+    assert set(report.removed) == gone
+    assert not report.warnings
+
+
+def test_a_rule_and_training_state_may_mean_the_same_entry(tmp_path: Path) -> None:
+    model = network()
+    state = torch.optim.SGD(model.parameters(), lr=0.1).state_dict()
+    torch.save({**model.state_dict(), "optimizer": state}, tmp_path / "in.pth")
+    report = ckpt.strip(
+        tmp_path / "in.pth",
+        tmp_path / "out.pth",
+        ckpt.selection(pattern="^optimizer$"),
+        training_state=True,
+    )
+    assert report.removed == ("optimizer",)
+    assert network().load_state_dict(load(tmp_path / "out.pth"), strict=True)
