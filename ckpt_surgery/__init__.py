@@ -12,10 +12,20 @@ gives the description that they work on. Nothing here imports torch before it ne
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage, Tensor
+    from ckpt_surgery.checkpoint.description import (
+        Checkpoint,
+        Entry,
+        Other,
+        StateDict,
+        Storage,
+        Tensor,
+    )
+    from ckpt_surgery.edits.plan import Plan, apply
     from ckpt_surgery.errors import (
         CkptError,
         ConstructionError,
@@ -33,11 +43,11 @@ if TYPE_CHECKING:
         WriteError,
     )
     from ckpt_surgery.formats import read
-    from ckpt_surgery.freezing.build import FreezeRule, GroupRule, Recipe, Stage
-    from ckpt_surgery.models.freezing import FreezePlan
-    from ckpt_surgery.models.reports import FitReport, MatchReport
+    from ckpt_surgery.freeze.build import FreezeRule, GroupRule, Recipe, Stage
+    from ckpt_surgery.freeze.live import FreezePlan
+    from ckpt_surgery.names import Rule, Selection, selection
+    from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
     from ckpt_surgery.ops.convert import convert
-    from ckpt_surgery.ops.editing import Output
     from ckpt_surgery.ops.fit import fit
     from ckpt_surgery.ops.freeze_plan import freeze_plan
     from ckpt_surgery.ops.inspect import inspect
@@ -46,19 +56,25 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.rename import rename
     from ckpt_surgery.ops.strip import strip
     from ckpt_surgery.pickles import Limits
-    from ckpt_surgery.plan import Plan, apply
     from ckpt_surgery.reports.edits import EditReport
+    from ckpt_surgery.reports.fitting import FitReport, MatchReport
     from ckpt_surgery.reports.inspection import InspectReport
     from ckpt_surgery.reports.merging import MergeReport
-    from ckpt_surgery.rules import Rule, Selection, selection
-    from ckpt_surgery.rules.rewriting import AddPrefix, MapNames, Replace, StripPrefix, Substitute
+    from ckpt_surgery.writing.output import Output
 
 __version__ = "0.1.0"
 
 # Where each public name comes from; imported when it is first used, so that `import ckpt_surgery`
 # and the command line start at once.
 _HOMES = {
-    "ckpt_surgery.checkpoint": ("Checkpoint", "Entry", "Other", "StateDict", "Storage", "Tensor"),
+    "ckpt_surgery.checkpoint.description": (
+        "Checkpoint",
+        "Entry",
+        "Other",
+        "StateDict",
+        "Storage",
+        "Tensor",
+    ),
     "ckpt_surgery.errors": (
         "CkptError",
         "ConstructionError",
@@ -76,11 +92,11 @@ _HOMES = {
         "WriteError",
     ),
     "ckpt_surgery.formats": ("read",),
-    "ckpt_surgery.models.freezing": ("FreezePlan",),
-    "ckpt_surgery.models.reports": ("FitReport", "MatchReport"),
-    "ckpt_surgery.freezing.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
+    "ckpt_surgery.freeze.live": ("FreezePlan",),
+    "ckpt_surgery.reports.fitting": ("FitReport", "MatchReport"),
+    "ckpt_surgery.freeze.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
     "ckpt_surgery.ops.convert": ("convert",),
-    "ckpt_surgery.ops.editing": ("Output",),
+    "ckpt_surgery.writing.output": ("Output",),
     "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
     "ckpt_surgery.ops.inspect": ("inspect",),
     "ckpt_surgery.ops.rename": ("rename",),
@@ -89,12 +105,12 @@ _HOMES = {
     "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
     "ckpt_surgery.pickles": ("Limits",),
-    "ckpt_surgery.plan": ("Plan", "apply"),
+    "ckpt_surgery.edits.plan": ("Plan", "apply"),
     "ckpt_surgery.reports.edits": ("EditReport",),
     "ckpt_surgery.reports.inspection": ("InspectReport",),
     "ckpt_surgery.reports.merging": ("MergeReport",),
-    "ckpt_surgery.rules": ("Rule", "Selection", "selection"),
-    "ckpt_surgery.rules.rewriting": (
+    "ckpt_surgery.names": ("Rule", "Selection", "selection"),
+    "ckpt_surgery.names.rewrite": (
         "AddPrefix",
         "MapNames",
         "Replace",
@@ -173,3 +189,17 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """The package's module: in it `fit` and `merge` are verbs, although rooms have these names too.
+
+    Importing a room would put the module in the verb's place (``import ckpt_surgery.fit.plan``).
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

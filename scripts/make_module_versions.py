@@ -1,10 +1,10 @@
-"""Write `ckpt_surgery/formats/module_versions.py`: what a pickled module does not say of its class.
+"""Write `ckpt_surgery/torch_objects/module_versions.py`: what pickled modules do not say.
 
 A pickle names a module's class, but ``_version`` and ``_save_to_state_dict`` are attributes of the
 class, which is never imported. So walk the module classes of torch and torchvision here, once for
 each release, and keep what differs from ``torch.nn.Module``.
 
-    python scripts/make_module_versions.py > ckpt_surgery/formats/module_versions.py
+    python scripts/make_module_versions.py > ckpt_surgery/torch_objects/module_versions.py
 """
 
 from __future__ import annotations

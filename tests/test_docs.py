@@ -18,12 +18,13 @@ import pytest
 from docs_sessions import Shell, Step, fenced, steps
 
 import ckpt_surgery
-from ckpt_surgery.arithmetic import elements
-from ckpt_surgery.arithmetic.method import catalogue
 from ckpt_surgery.cli import boundary, options
-from ckpt_surgery.fileio import ziprecords
-from ckpt_surgery.formats import safetensors, tensors, torchscript
+from ckpt_surgery.compute import elements
+from ckpt_surgery.fileio import zip_read
+from ckpt_surgery.formats import safetensors, torchscript
+from ckpt_surgery.merge.method import catalogue
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
+from ckpt_surgery.torch_objects import tensors
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_REPOSITORY / "README.md", *sorted((_REPOSITORY / "docs").glob("*.md"))]
@@ -167,8 +168,8 @@ def test_limits_are_those_of_the_reader():
     said = {name: int(value.replace(",", "")) for name, value, *_ in rows}
     known = {field.name: getattr(DEFAULT_LIMITS, field.name) for field in fields(Limits)}
     assert said == known | {
-        "records of an archive": ziprecords.MAX_RECORDS,
-        "directory of an archive": ziprecords.MAX_DIRECTORY,
+        "records of an archive": zip_read.MAX_RECORDS,
+        "directory of an archive": zip_read.MAX_DIRECTORY,
         "header of a safetensors file": safetensors.MAX_HEADER_BYTES,
         "code of a TorchScript archive": torchscript._MAX_CODE,
         "dimensions of a tensor": tensors._MAX_DIMENSIONS,

@@ -82,7 +82,7 @@ def test_inspect_of_an_open_file_reads_kilobytes(files: dict[int, Path]) -> None
         "from pathlib import Path; import sys\n"
         "from ckpt_surgery.cli.main import cli\n"
         "def read(): return int(Path('/proc/self/io').read_text().split()[1])\n"
-        "import ckpt_surgery.cli.inspect, ckpt_surgery.formats.torch_zip, csv, json\n"
+        "import ckpt_surgery.cli.commands.inspect, ckpt_surgery.formats.torch_zip, csv, json\n"
         "sys.stdout = open('/dev/null', 'w')\n"
         "before = read()\n"
         "try: cli.main(['inspect', '--json', sys.argv[1]])\n"

@@ -20,8 +20,8 @@ import torch
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and fork")
 
-RUNNER = Path(__file__).with_name("fault_runner.py")
-REPOSITORY = RUNNER.parents[1]
+RUNNER = Path(__file__).with_name("support") / "fault_runner.py"
+REPOSITORY = RUNNER.parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 SIGNALS = ("kill", "interrupt", "terminate")
 ERRORS = ("no space", "i/o error", "not permitted")

@@ -14,11 +14,11 @@ from typing import Any, Final, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from ckpt_surgery import garbage
 from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
-from ckpt_surgery.cli.completion import VARIABLE, answer_shell
+from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.pickles import collector
 
 # Name: module, object in it, and its one line of help, which shows without importing it.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, name, _ = COMMANDS[cmd_name]
-        command = getattr(import_module(f"ckpt_surgery.cli.{module}"), name)
+        command = getattr(import_module(f"ckpt_surgery.cli.commands.{module}"), name)
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{name} is no command")
         return command
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not ctx.resilient_parsing:
-            from ckpt_surgery.rules import near
+            from ckpt_surgery.names import near
 
             meant = " or ".join(f"'{name}'" for name in near(args[0], COMMANDS))
             raise UsageError(
@@ -134,7 +134,7 @@ def cli(ctx: click.Context) -> None:
 
 def run() -> NoReturn:
     """The entry point: `main`, in a process of its own."""
-    garbage.freezes = True
+    collector.freezes = True
     # numpy's BLAS, which nothing here uses, would keep a processor busy waiting for work
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:

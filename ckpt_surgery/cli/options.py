@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from ckpt_surgery.cli.base import in_order, traceback_option
-from ckpt_surgery.cli.names import CheckpointFile, KeyName, StateDictPath
+from ckpt_surgery.cli.types import CheckpointFile, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.rules import Rule, RuleKind, Selection, parse_key_list
+from ckpt_surgery.names import Rule, RuleKind, Selection, parse_key_list
 
 if TYPE_CHECKING:
-    from ckpt_surgery.ops.editing import Output
+    from ckpt_surgery.writing.output import Output
 
 FORMATS: Final = ("torch-zip",)
 """What `--format` takes: the formats that can be written."""
@@ -168,8 +168,8 @@ def selection_of(ctx: click.Context) -> Selection:
 
 def output_of(ctx: click.Context) -> Output:
     """Where the output goes. Raises `UsageError` if it would go to a terminal."""
-    from ckpt_surgery.ops.editing import Output
     from ckpt_surgery.render.progress import progress_bar
+    from ckpt_surgery.writing.output import Output
 
     given = ctx.params
     path, in_place, dry_run = given["output"], given["in_place"], given["dry_run"]

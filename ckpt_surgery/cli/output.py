@@ -42,7 +42,7 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
 
 
 def _record(report: Report, path: str, *, force: bool) -> None:
-    from ckpt_surgery.fileio.outputs import atomic_output
+    from ckpt_surgery.fileio.atomic import atomic_output
 
     try:
         with atomic_output(path, force=force) as sink:

@@ -5,7 +5,7 @@ The names here are those that reading needs, as every command does; what writes 
 """
 
 from ckpt_surgery.fileio.sources import CHUNK, ByteRange, Bytes, ByteSource, SourceFile
-from ckpt_surgery.fileio.ziprecords import ZipArchive, ZipRecord, looks_like_zip, read_zip
+from ckpt_surgery.fileio.zip_read import ZipArchive, ZipRecord, looks_like_zip, read_zip
 
 __all__ = [
     "CHUNK",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ckpt_surgery.checkpoint import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import (
     CkptError,
     DamagedFileError,
@@ -17,15 +17,13 @@ from ckpt_surgery.errors import (
     UnknownFormatError,
 )
 from ckpt_surgery.fileio import SourceFile, ZipArchive, looks_like_zip, read_zip
-from ckpt_surgery.formats.assemble import entry_counts, holds_optimizer, is_training_state
-from ckpt_surgery.formats.mappings import named_items
 from ckpt_surgery.formats.torch_zip import (
     is_torch_zip,
     is_torchscript,
     read_torch_zip,
 )
-from ckpt_surgery.garbage import collector_paused
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
+from ckpt_surgery.pickles.collector import collector_paused
 
 _DOWNLOAD: Final = "the download may have failed"
 _READABLE: Final = "what torch.save, torch.jit.save and safetensors wrote can be read"
@@ -93,9 +91,9 @@ def _read(file: SourceFile, limits: Limits) -> Checkpoint:
             "a zip archive without 'data.pkl', not one of torch.save", hint=_OTHER_ARCHIVE
         )
     # Most files are archives, and need not wait for what reads the others to be imported.
-    from ckpt_surgery.formats.legacy import looks_like_legacy, read_legacy
     from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
-    from ckpt_surgery.formats.tar import looks_like_tar, read_tar
+    from ckpt_surgery.formats.torch_legacy import looks_like_legacy, read_legacy
+    from ckpt_surgery.formats.torch_tar import looks_like_tar, read_tar
 
     if looks_like_legacy(file):
         return read_legacy(file, limits)
@@ -141,10 +139,4 @@ def _unknown(file: SourceFile) -> UnknownFormatError:
     return UnknownFormatError("not a checkpoint of any known format", hint=_READABLE)
 
 
-__all__ = [
-    "entry_counts",
-    "holds_optimizer",
-    "is_training_state",
-    "named_items",
-    "read",
-]
+__all__ = ["read"]

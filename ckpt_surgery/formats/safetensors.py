@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, NoReturn
 
-from ckpt_surgery.checkpoint import Checkpoint, Entry, Other, StateDict, Storage, Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_SAFETENSORS, DType
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
 from ckpt_surgery.fileio import ByteRange, SourceFile
-from ckpt_surgery.formats.assemble import role_of
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
+from ckpt_surgery.torch_objects.kinds import role_of
 
 MAX_HEADER_BYTES: Final = 100_000_000
 METADATA: Final = "__metadata__"

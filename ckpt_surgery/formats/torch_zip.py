@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint import Checkpoint, Storage
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, UnknownFormatError
 from ckpt_surgery.fileio import Bytes, ByteSource, SourceFile, ZipArchive
-from ckpt_surgery.formats.assemble import assemble
-from ckpt_surgery.formats.storages import parse_storage_id
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
+from ckpt_surgery.torch_objects.find import assemble
+from ckpt_surgery.torch_objects.storages import parse_storage_id
 
 if TYPE_CHECKING:
     pass

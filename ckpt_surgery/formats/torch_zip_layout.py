@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ckpt_surgery.checkpoint import Checkpoint, Storage
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.fileio import Bytes, ByteSource
-from ckpt_surgery.fileio.serialization_id import serialization_id
-from ckpt_surgery.fileio.zipwriter import Derived, ZipLayout, lay_out
-from ckpt_surgery.formats.lower import Pickled, lower
+from ckpt_surgery.fileio.zip_write import Derived, ZipLayout, lay_out
+from ckpt_surgery.formats.serialization_id import serialization_id
 from ckpt_surgery.formats.torch_zip import (
     MODERN,
     PICKLE,
@@ -15,6 +14,7 @@ from ckpt_surgery.formats.torch_zip import (
     Container,
     content,
 )
+from ckpt_surgery.torch_objects.rebuild import Pickled, lower
 
 
 def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:

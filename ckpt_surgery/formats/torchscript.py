@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from ckpt_surgery.checkpoint import Checkpoint, Other
+from ckpt_surgery.checkpoint.description import Checkpoint, Other
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import SourceFile, ZipArchive
-from ckpt_surgery.formats.assemble import type_name
-from ckpt_surgery.formats.mappings import named_items
-from ckpt_surgery.formats.module_tree import ModuleTree
-from ckpt_surgery.formats.tensors import TensorReader
 from ckpt_surgery.formats.torch_zip import CONSTANTS, StorageRecords
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
+from ckpt_surgery.torch_objects.kinds import type_name
+from ckpt_surgery.torch_objects.mappings import named_items
+from ckpt_surgery.torch_objects.module_tree import ModuleTree
+from ckpt_surgery.torch_objects.tensors import TensorReader
 
 FORMAT: Final = "torchscript"
 MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version

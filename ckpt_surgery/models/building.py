@@ -25,9 +25,10 @@ from torch.nn.parameter import is_lazy
 from ckpt_surgery.errors import CkptError, ConstructionError, UsageError
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
-from ckpt_surgery.models.specs import ModelSpec, Setting, Value, near_hint
+from ckpt_surgery.models.specs import ModelSpec, Setting, Value
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
 from ckpt_surgery.models.torchvision_import import beside_torchvision, import_torchvision
+from ckpt_surgery.names.suggest import near_hint
 
 _UNEXPECTED = re.compile(
     r"(?P<callee>\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(?P<name>\w+)'"

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.models.specs import Setting, near_hint
+from ckpt_surgery.models.specs import Setting
+from ckpt_surgery.names.suggest import near_hint
 
 _CONV = (
     "in_channels",

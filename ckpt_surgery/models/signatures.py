@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from ckpt_surgery.models.spellings import respellings, unwrapped
 from ckpt_surgery.models.target import Shape
+from ckpt_surgery.names.spellings import respellings, unwrapped
 
 MAGIC = b"CKPTSIG1"
 _FEWEST = 8

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.rules.names import near
 
 Value = int | float | bool | str | None | list["Value"] | tuple["Value", ...] | dict[str, "Value"]
 """What an argument on the command line can mean."""
@@ -133,11 +132,3 @@ def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
             raise UsageError(f"'{module}.{attribute}' is set twice")
         settings[module, attribute] = Setting(module, attribute, parse_value(value))
     return tuple(settings.values())
-
-
-def near_hint(name: str, candidates: Iterable[str]) -> str | None:
-    """``did you mean 'a' or 'b'?``, or None if nothing is near."""
-    found = near(name, candidates)
-    if not found:
-        return None
-    return "did you mean " + " or ".join(f"'{candidate}'" for candidate in found) + "?"

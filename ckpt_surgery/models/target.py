@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from ckpt_surgery.checkpoint import Role
+from ckpt_surgery.checkpoint.description import Role
 
 Shape = tuple[int, ...]
 Metadata = Mapping[str, Mapping[str, object]]

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-from ckpt_surgery.checkpoint import Checkpoint, StateDict, join_path
-from ckpt_surgery.choosing import choose_state_dicts
-from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.checkpoint.description import Checkpoint, join_path
+from ckpt_surgery.checkpoint.select import alone, the_state_dict
+from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.ops.editing import (
-    OUTPUT_FORMAT,
-    Output,
-    as_archive,
-    destination,
-    left_out,
-    named_by_content,
-    write,
-)
+from ckpt_surgery.formats.base import OUTPUT_FORMAT, as_archive
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.write import destination, left_out, named_by_content, write
 
 
 def convert(
@@ -48,31 +39,6 @@ def convert(
         target = named_by_content(converted, target)
         nbytes = write(converted, target)
         return _report(checkpoint, converted, target, nbytes)
-
-
-def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
-    """The state dict at `at`, or the only one. Raises `UsageError` if there are several."""
-    found = choose_state_dicts(checkpoint, at)
-    if len(found) > 1:
-        paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
-        raise UsageError(
-            f"there are {len(found)} state dicts: {paths}",
-            path=checkpoint.file.name,
-            hint=f"choose one, for example with --at {found[0].path}",
-        )
-    return found[0]
-
-
-def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
-    """A checkpoint of that state dict and nothing beside it."""
-    return replace(
-        checkpoint,
-        dropped=(),
-        root=state_dict.node,
-        state_dicts=(replace(state_dict, path=""),),
-        others=(),
-        unwritable="",
-    )
 
 
 def _report(before: Checkpoint, after: Checkpoint, output: Output, nbytes: int) -> EditReport:

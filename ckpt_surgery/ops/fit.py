@@ -8,40 +8,36 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckpt_surgery.arithmetic.computed import computed_tensor
-from ckpt_surgery.arithmetic.elements import can_load, load_elements, require_torch
-from ckpt_surgery.checkpoint import Checkpoint, Entry, StateDict, Tensor, join_path
-from ckpt_surgery.choosing import choose_state_dicts
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.compute.elements import can_load, load_elements, require_torch
+from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.fileio.atomic import atomic_output
+from ckpt_surgery.fit.adaptations import Classes, parse_adaptations, parse_fills
+from ckpt_surgery.fit.plan import FitItem, FitOptions, plan_fit
 from ckpt_surgery.formats import read
-from ckpt_surgery.freezing.inventory import Entry as NamedEntry
-from ckpt_surgery.freezing.inventory import Inventory, Parameter
-from ckpt_surgery.models.adaptations import Classes, parse_adaptations, parse_fills
-from ckpt_surgery.models.correspondence import LEVELS, Correspondence, Level, correspond
-from ckpt_surgery.models.fitting import FitItem, FitOptions, plan_fit
-from ckpt_surgery.models.maps import check_map, format_proposal
-from ckpt_surgery.models.reports import FitReport, Fitted
-from ckpt_surgery.models.specs import Value, near_hint
+from ckpt_surgery.formats.base import OUTPUT_FORMAT, as_archive
+from ckpt_surgery.matching.correspondence import LEVELS, Correspondence, Level, correspond
+from ckpt_surgery.matching.maps import check_map, format_proposal
+from ckpt_surgery.matching.target_source import Aim, describe, opened
+from ckpt_surgery.models.specs import Value
 from ckpt_surgery.models.target import Target
-from ckpt_surgery.ops.editing import (
-    OUTPUT_FORMAT,
-    Output,
-    as_archive,
-    destination,
-    left_out,
-    write,
-)
-from ckpt_surgery.ops.inside import inside, refusal
-from ckpt_surgery.ops.targets import Aim, describe, opened
-from ckpt_surgery.optimizers import InStep, keep_in_step
-from ckpt_surgery.reports.training import OptimizerChange
-from ckpt_surgery.rules import Selection
+from ckpt_surgery.names import Selection
+from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.reports.fitting import FitReport, Fitted
+from ckpt_surgery.training.documents import OptimizerChange
+from ckpt_surgery.training.optimizers import InStep, keep_in_step
+from ckpt_surgery.training.parameters import Entry as NamedEntry
+from ckpt_surgery.training.parameters import Inventory, Parameter
+from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.write import destination, left_out, write
 
 if TYPE_CHECKING:
-    from ckpt_surgery.models.initial import InitialValues
+    from ckpt_surgery.fit.initial import InitialValues
 
 FitOptimizer = Literal["resize", "reset", "keep", "drop"]
 
@@ -152,7 +148,7 @@ def _in_step(
             return None
 
         def compute() -> _Elements:
-            from ckpt_surgery.models.adapting import adapt_moment
+            from ckpt_surgery.fit.values import adapt_moment
 
             return adapt_moment(how, _elements(name, moment), item.shape, beginning)
 
@@ -307,7 +303,7 @@ class _Values:
             return Entry(item.name, kept, role, node=node)
 
         def compute() -> _Elements:
-            from ckpt_surgery.models.adapting import fitted as value
+            from ckpt_surgery.fit.values import fitted as value
 
             return value(item, lambda name: _load(sources[name]), self._initial(fitted))
 
@@ -325,7 +321,7 @@ class _Values:
         return tensor
 
     def _initial(self, fitted: Fitted) -> Callable[[FitItem], _Elements]:
-        from ckpt_surgery.models.adapting import initial_value
+        from ckpt_surgery.fit.values import initial_value
 
         return lambda item: initial_value(item, self.seed, lambda name: self._own(name, fitted))
 
@@ -338,7 +334,7 @@ class _Values:
             raise PlanError(f"the target has no value for '{name}'")
         drawn = self._drawn.get(id(fitted))
         if drawn is None:
-            from ckpt_surgery.models.initial import InitialValues
+            from ckpt_surgery.fit.initial import InitialValues
 
             names = [
                 item.name

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.checkpoint import StateDict
-from ckpt_surgery.choosing import choose_state_dicts
+from ckpt_surgery.checkpoint.description import StateDict
+from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.freezing.build import Recipe
-from ckpt_surgery.freezing.inventory import Inventory
-from ckpt_surgery.freezing.schedule import PlanWarning
-from ckpt_surgery.models.freezing import FreezePlan
-from ckpt_surgery.optimizers.correspond import bare_name
+from ckpt_surgery.freeze.build import Recipe
+from ckpt_surgery.freeze.live import FreezePlan
+from ckpt_surgery.freeze.plan import PlanWarning
+from ckpt_surgery.training.optimizers.correspond import bare_name
+from ckpt_surgery.training.parameters import Inventory
 
 if TYPE_CHECKING:
     from ckpt_surgery.models.specs import ModelSpec
@@ -93,8 +93,8 @@ def _the_model(found: Sequence[StateDict]) -> StateDict:
 
 
 def _plan_for_model(spec: ModelSpec, recipe: Recipe, state_dict: StateDict | None) -> FreezePlan:
+    from ckpt_surgery.freeze.live import inventory_of
     from ckpt_surgery.models.building import build_module
-    from ckpt_surgery.models.freezing import inventory_of
 
     inventory = inventory_of(build_module(spec))
     plan = FreezePlan.build(inventory, recipe)

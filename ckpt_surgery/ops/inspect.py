@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint import (
+from ckpt_surgery.checkpoint.compact import find_pieces
+from ckpt_surgery.checkpoint.description import (
     Checkpoint,
     Entry,
     StateDict,
@@ -16,16 +17,17 @@ from ckpt_surgery.checkpoint import (
     find_ties,
     join_path,
 )
-from ckpt_surgery.choosing import choose_state_dicts, select
-from ckpt_surgery.compaction import find_pieces
+from ckpt_surgery.checkpoint.select import choose_state_dicts, select
+from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.errors import LimitExceededError, PathLike
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.formats import entry_counts, read
-from ckpt_surgery.reports.inspection import InspectReport, Place, TensorStats, Totals
-from ckpt_surgery.rules import Selection
+from ckpt_surgery.formats import read
+from ckpt_surgery.names import Selection
+from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
+from ckpt_surgery.torch_objects.kinds import entry_counts
 
 if TYPE_CHECKING:
-    from ckpt_surgery.reports.training import TrainingFacts
+    from ckpt_surgery.training.documents import TrainingFacts
 
 
 def inspect(
@@ -79,7 +81,7 @@ def _training(
     """
     if not checkpoint.others and all(each.kind == "model" for each in checkpoint.state_dicts):
         return {}, {}, ()
-    from ckpt_surgery.ops.training_facts import averaged_counts, training_facts
+    from ckpt_surgery.training.facts import averaged_counts, training_facts
 
     averaged = averaged_counts(narrowed)
     try:
@@ -143,7 +145,7 @@ def _architectures(
 
 
 def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:
-    from ckpt_surgery.arithmetic.stats import tensor_stats
+    from ckpt_surgery.compute.stats import tensor_stats
 
     return {name: tensor_stats(tensor) for name, tensor in checkpoint.tensors}
 

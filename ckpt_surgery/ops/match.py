@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ckpt_surgery.choosing import choose_state_dicts
+from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.models.comparison import Comparison
-from ckpt_surgery.models.correspondence import AmbiguousMatchError, correspond
-from ckpt_surgery.models.reports import Matched, MatchReport
+from ckpt_surgery.matching.comparison import Comparison
+from ckpt_surgery.matching.correspondence import AmbiguousMatchError, correspond
+from ckpt_surgery.matching.target_source import Aim, Described, describe, opened
 from ckpt_surgery.models.specs import Value
-from ckpt_surgery.ops.targets import Aim, Described, describe, opened
+from ckpt_surgery.reports.fitting import Matched, MatchReport
 
 _MOST_NAMES: Final = 5000
 """Names beyond which other spellings of them are not looked for: that takes seconds."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.ops.editing import Output
-from ckpt_surgery.ops.merge_files import Source, Sources, label_of
-from ckpt_surgery.ops.merge_result import MergeScope
+from ckpt_surgery.merge.files import Source, Sources, label_of
+from ckpt_surgery.merge.result import MergeScope
+from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:
-    from ckpt_surgery.arithmetic.method import Method
-    from ckpt_surgery.arithmetic.policies import IntegerPolicy, KeyPolicy, ShapePolicy
-    from ckpt_surgery.arithmetic.recipe import Override, Recipe
+    from ckpt_surgery.merge.method import Method
+    from ckpt_surgery.merge.policies import IntegerPolicy, KeyPolicy, ShapePolicy
+    from ckpt_surgery.merge.recipe import Override, Recipe
     from ckpt_surgery.reports.merging import MergeReport
 
 __all__ = ["STRUCTURAL", "MergeScope", "merge", "merge_recipe", "methods"]
@@ -24,7 +24,7 @@ STRUCTURAL: Final = ("overlay", "fill")
 
 def methods() -> tuple[str, ...]:
     """The names of all methods."""
-    from ckpt_surgery.arithmetic.method import catalogue
+    from ckpt_surgery.merge.method import catalogue
 
     return (*STRUCTURAL, *catalogue())
 
@@ -89,7 +89,7 @@ def merge(
             },
         )
         files = Sources(sources, base)
-        from ckpt_surgery.ops.merge_overlay import merge_structure
+        from ckpt_surgery.merge.overlay import merge_structure
 
         return merge_structure(method, files, target, scope, only_existing, same_shape)
     chosen = _find(method)
@@ -101,9 +101,9 @@ def merge(
     }
     _require_unused(method, structural)
     files = Sources(sources, base, base_apart=chosen.needs_base)
-    from ckpt_surgery.arithmetic.recipe import WEIGHT, Recipe, RecipeInput
-    from ckpt_surgery.ops.merge_arithmetic import merge_numbers
-    from ckpt_surgery.ops.merge_numbers import Policies
+    from ckpt_surgery.merge.arithmetic import merge_numbers
+    from ckpt_surgery.merge.planner import Policies
+    from ckpt_surgery.merge.recipe import WEIGHT, Recipe, RecipeInput
 
     labels = [label_of(source) for source in files.inputs]
     own: Sequence[Mapping[str, object]] = [{}] * len(labels)
@@ -136,9 +136,9 @@ def merge_recipe(
     memory: int | None = None,
 ) -> MergeReport:
     """Carry out a recipe: a file in TOML, mergekit's YAML, or a `Recipe`. Otherwise as `merge`."""
-    from ckpt_surgery.arithmetic.recipe import Recipe, read_recipe
-    from ckpt_surgery.ops.merge_arithmetic import merge_numbers
-    from ckpt_surgery.ops.merge_numbers import Policies
+    from ckpt_surgery.merge.arithmetic import merge_numbers
+    from ckpt_surgery.merge.planner import Policies
+    from ckpt_surgery.merge.recipe import Recipe, read_recipe
 
     target = output if isinstance(output, Output) else Output(output)
     target.check()
@@ -152,8 +152,8 @@ def merge_recipe(
 
 
 def _find(method: str) -> Method:
-    from ckpt_surgery.arithmetic.method import catalogue, find
-    from ckpt_surgery.arithmetic.parameters import near_names
+    from ckpt_surgery.merge.method import catalogue, find
+    from ckpt_surgery.merge.parameters import near_names
 
     if method.replace("_", "-") not in catalogue():
         hint = near_names(method, methods()) or "the methods are " + ", ".join(methods())

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.edits.optimizer import with_optimizers
+from ckpt_surgery.edits.plan import Planned
+from ckpt_surgery.edits.rename import plan_rename
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.ops.editing import Output, edit
-from ckpt_surgery.ops.training import with_optimizers
-from ckpt_surgery.plan import Planned
-from ckpt_surgery.renaming import plan_rename
+from ckpt_surgery.names.rewrite import RewriteRule
+from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
-from ckpt_surgery.rules.rewriting import RewriteRule
+from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:
-    from ckpt_surgery.optimizers import OptimizerChoice
+    from ckpt_surgery.training.optimizers import OptimizerChoice
 
 
 def rename(

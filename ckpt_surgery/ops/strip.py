@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.checkpoint.select import alone, the_state_dict
+from ckpt_surgery.edits.averages import plan_averages
+from ckpt_surgery.edits.drop import plan_strip
+from ckpt_surgery.edits.optimizer import with_optimizers, with_those_inside
+from ckpt_surgery.edits.plan import Plan, Planned, apply
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
-from ckpt_surgery.formats import is_training_state
-from ckpt_surgery.ops.convert import alone, the_state_dict
-from ckpt_surgery.ops.editing import Output, edit
-from ckpt_surgery.ops.training import plan_averages, with_optimizers, with_those_inside
-from ckpt_surgery.plan import Plan, Planned, apply
+from ckpt_surgery.names import Selection
+from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
-from ckpt_surgery.rules import Selection
-from ckpt_surgery.stripping import plan_strip
+from ckpt_surgery.torch_objects.kinds import is_training_state
+from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:
-    from ckpt_surgery.optimizers import OptimizerChoice
+    from ckpt_surgery.training.optimizers import OptimizerChoice
 
 
 def strip(

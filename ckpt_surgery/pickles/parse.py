@@ -14,7 +14,7 @@ from struct import error as StructError  # noqa: N812 (it is an exception, unlik
 from typing import NamedTuple
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
-from ckpt_surgery.garbage import collector_paused
+from ckpt_surgery.pickles.collector import collector_paused
 from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.machine import (
     Machine,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from ckpt_surgery.freezing.schedule import FreezeSchedule, Group, PlannedParameter, Totals
+from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter, Totals
 from ckpt_surgery.ops.freeze_plan import FreezePlanReport
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape

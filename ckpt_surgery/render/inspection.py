@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from ckpt_surgery.checkpoint import Entry, Other, StateDict, join_path
+from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, join_path
 from ckpt_surgery.render.listing import Subtree, fold, tree
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.render.training import training_lines
 
 if TYPE_CHECKING:
-    from ckpt_surgery.reports.inspection import InspectReport, TensorStats
+    from ckpt_surgery.compute.stats import TensorStats
+    from ckpt_surgery.reports.inspection import InspectReport
 
 _MOST_LINES: Final = 40  # of one kind in the footer
 _MOST_NAMES: Final = 8  # of one tie

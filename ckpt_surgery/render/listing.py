@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
-from ckpt_surgery.models import folding
+from ckpt_surgery.names.fold import fold as fold_names
 
 if TYPE_CHECKING:
-    from ckpt_surgery.checkpoint import Entry, StateDict
+    from ckpt_surgery.checkpoint.description import Entry, StateDict
     from ckpt_surgery.reports.inspection import InspectReport
 
 Sort = Literal["name", "size", "file"]
@@ -45,7 +45,7 @@ class Folded:
 
 def fold(entries: Sequence[Entry]) -> list[Folded]:
     """Entries of one shape and type whose names differ in a number between dots, as one."""
-    folds = folding.fold((entry.name, _kind(entry)) for entry in entries)
+    folds = fold_names((entry.name, _kind(entry)) for entry in entries)
     return [Folded(f.pattern, tuple(entries[index] for index in f.indices)) for f in folds]
 
 

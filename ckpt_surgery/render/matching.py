@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final
 
-from ckpt_surgery.models.comparison import Comparison, Mismatch
-from ckpt_surgery.models.fitting import FitItem
-from ckpt_surgery.models.folding import Fold, fold, fold_names
-from ckpt_surgery.models.reports import FitReport, Fitted, Matched, MatchReport
+from ckpt_surgery.fit.plan import FitItem
+from ckpt_surgery.matching.comparison import Comparison, Mismatch
+from ckpt_surgery.names.fold import Fold, fold, fold_names
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.render.training import optimizer_lines
+from ckpt_surgery.reports.fitting import FitReport, Fitted, Matched, MatchReport
 
 _MOST_LINES: Final = 40  # of one kind
 _MOST_RENAMES: Final = 8  # most are alike; --emit-map and --json list all

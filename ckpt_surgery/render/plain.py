@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from ckpt_surgery.checkpoint import Entry, join_path
+from ckpt_surgery.checkpoint.description import Entry, join_path
 from ckpt_surgery.render.text import visible
 
 if TYPE_CHECKING:

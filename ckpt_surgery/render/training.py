@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from ckpt_surgery.render.text import count, printable
 
 if TYPE_CHECKING:
-    from ckpt_surgery.reports.training import (
+    from ckpt_surgery.training.documents import (
         OptimizerChange,
         OptimizerFacts,
         SchedulerFacts,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.reports import SCHEMA
 
 if TYPE_CHECKING:
-    from ckpt_surgery.reports.training import OptimizerChange
+    from ckpt_surgery.training.documents import OptimizerChange
 
 
 @dataclass(frozen=True, slots=True)

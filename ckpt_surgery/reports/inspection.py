@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.checkpoint import Entry, Other, StateDict, Tensor, join_path
+from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, Tensor, join_path
+from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.reports import SCHEMA
 
 if TYPE_CHECKING:
-    from ckpt_surgery.reports.training import TrainingFacts
+    from ckpt_surgery.training.documents import TrainingFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +36,6 @@ class Totals:
             "nbytes": self.nbytes,
             "storage_nbytes": self.storage_nbytes,
             "unused_nbytes": self.unused_nbytes,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class TensorStats:
-    """Statistics over the elements of a tensor; the first four are of the finite ones.
-
-    None where there is no finite element. `histogram` counts the finite elements in bins of equal
-    width from `min` to `max`.
-    """
-
-    min: float | None
-    max: float | None
-    mean: float | None
-    std: float | None
-    nan: int
-    inf: int
-    zeros: int
-    histogram: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "min": self.min,
-            "max": self.max,
-            "mean": self.mean,
-            "std": self.std,
-            "nan": self.nan,
-            "inf": self.inf,
-            "zeros": self.zeros,
-            "histogram": list(self.histogram),
         }
 
 

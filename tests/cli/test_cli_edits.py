@@ -10,11 +10,11 @@ import click
 import pytest
 import torch
 
+from ckpt_surgery.cli.commands.strip import strip
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import FORMATS, output_of
 from ckpt_surgery.cli.output import report_stream
-from ckpt_surgery.cli.strip import strip
-from ckpt_surgery.ops.editing import OUTPUT_FORMAT
+from ckpt_surgery.formats.base import OUTPUT_FORMAT
 
 EDITS = (
     ["strip", "--prefix", "fc"],

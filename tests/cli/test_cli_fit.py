@@ -15,7 +15,7 @@ import torch
 NET = "factories_for_cli:net"
 SEVEN = ("--model", NET, "--set", "fc.out_features=7")
 FOUR = ("--model", NET, "--set", "conv.in_channels=4")
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1] / "support"
 
 
 @pytest.fixture

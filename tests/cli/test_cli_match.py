@@ -16,7 +16,7 @@ from torch import nn
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
 NET = "factories_for_cli:net"
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1] / "support"
 
 
 @pytest.fixture

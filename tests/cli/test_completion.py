@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ckpt_surgery.cli.completion import VARIABLE, answer_shell
+from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
 from ckpt_surgery.cli.main import COMMANDS, cli, main
 
 
@@ -118,7 +118,7 @@ def test_entry_point_is_the_command_or_answers_the_shell(monkeypatch, capsys):
 
 
 def test_shell_without_a_script_is_refused(invoke, monkeypatch):
-    monkeypatch.setattr("ckpt_surgery.cli.completion.get_completion_class", lambda _: None)
+    monkeypatch.setattr("ckpt_surgery.cli.commands.completion.get_completion_class", lambda _: None)
     result = invoke("completion", "fish")
     assert result.exit_code == 2
     assert "fish" in result.stderr

@@ -126,7 +126,7 @@ def test_what_torch_made_is_not_taken_apart_but_everything_else_is_done(environm
 def test_importing_torch_costs_one_collection_at_most(environment):
     """The one that is due when it is done, instead of hundreds meanwhile."""
     code = (
-        "import gc, sys; from ckpt_surgery.arithmetic.elements import require_torch\n"
+        "import gc, sys; from ckpt_surgery.compute.elements import require_torch\n"
         "runs = []; gc.collect(); gc.callbacks.append(lambda phase, info: runs.append(phase))\n"
         "require_torch(); assert 'torch' in sys.modules\n"
         "print(runs.count('start') <= 1, gc.isenabled())"
@@ -141,6 +141,6 @@ def test_unknown_command_is_none():
 
 
 def test_object_that_is_no_command_is_a_bug(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "odd", ("base", "HELP_SETTINGS", "Odd."))
+    monkeypatch.setitem(COMMANDS, "odd", ("strip", "output_options", "Odd."))
     with click.Context(cli) as context, pytest.raises(TypeError, match="no command"):
         cli.get_command(context, "odd")

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from ckpt_surgery.errors import DamagedFileError, WriteError
-from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile, outputs
-from ckpt_surgery.fileio.outputs import Sink, atomic_output, stream_output
+from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile, kernel_copy
+from ckpt_surgery.fileio import sink as sink_module
+from ckpt_surgery.fileio.atomic import atomic_output, stream_output
+from ckpt_surgery.fileio.sink import Sink
 
 OLD, NEW = b"the old file", b"the new file " * 9999
 
@@ -172,7 +174,7 @@ class TestCopying:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: on_disk)
+        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: on_disk)
         with atomic_output(tmp_path / "out") as sink:
             sink.write(b"<")
             sink.copy(ByteRange(source, 1000, nbytes))
@@ -200,7 +202,7 @@ class TestCopying:
             return real(src, dst, count, offset)
 
         monkeypatch.setattr(os, "copy_file_range", record)
-        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: on_disk)
+        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: on_disk)
         nbytes = 32 * 4096
         with atomic_output(tmp_path / "out") as sink:
             for offset in (0, 4096, 4097):
@@ -245,7 +247,7 @@ class TestCopying:
     ) -> None:
         real = os.copy_file_range
         answers = [1000, 2000, 0]
-        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: False)
+        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: False)
         monkeypatch.setattr(
             os,
             "copy_file_range",
@@ -330,16 +332,16 @@ class TestCopying:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         large = tmp_path / "large"
-        large.write_bytes(bytes(range(256)) * (3 * outputs._BUFFER // 256))
-        monkeypatch.setattr(outputs, "_kernel_copies", lambda: iter(()))
+        large.write_bytes(bytes(range(256)) * (3 * sink_module._BUFFER // 256))
+        monkeypatch.setattr(sink_module, "kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
             SourceFile.open(large) as file,
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")
-            sink.copy(ByteRange(file, 0, 3 * outputs._BUFFER))
-        assert written == [4, outputs._BUFFER - 4, outputs._BUFFER, outputs._BUFFER, 4]
+            sink.copy(ByteRange(file, 0, 3 * sink_module._BUFFER))
+        assert written == [4, sink_module._BUFFER - 4, sink_module._BUFFER, sink_module._BUFFER, 4]
         assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:
@@ -356,12 +358,12 @@ def test_sinks_of_a_system_without_kernel_copies_have_none(
 ) -> None:
     monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.delattr(os, "sendfile", raising=False)
-    assert list(outputs._kernel_copies()) == []
+    assert list(kernel_copy.kernel_copies()) == []
     assert Sink(1, name="x").position == 0
 
 
 def test_closed_descriptor_is_on_no_disk() -> None:
-    assert not outputs._is_on_disk(-1)
+    assert not kernel_copy.is_on_disk(-1)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="not on this system")
@@ -378,7 +380,7 @@ class TestAllocating:
             real(fd, offset, nbytes)
 
         monkeypatch.setattr(os, "posix_fallocate", record)
-        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: True)
+        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: True)
         return calls
 
     def test_what_is_reserved_and_not_written_is_given_back(
@@ -407,7 +409,7 @@ class TestAllocating:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
-        monkeypatch.setattr(outputs, "_is_on_disk", lambda _: True)
+        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: True)
         with atomic_output(tmp_path / "out") as sink:
             sink.reserve(100_000)
             sink.write(b"all of it")

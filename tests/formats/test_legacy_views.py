@@ -11,7 +11,7 @@ from legacy_files import FLOATS, Call, legacy, plain, reference, tensor, view_fi
 from torch_oracle import assert_same_tensor, assert_same_tensors, bits, materialise
 
 from ckpt_surgery.errors import DamagedFileError
-from ckpt_surgery.formats.legacy import read_legacy
+from ckpt_surgery.formats.torch_legacy import read_legacy
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import torch
 from legacy_files import dumps, plain, reference, tensor, write
 from torch_oracle import assert_same_tensors
 
-from ckpt_surgery.checkpoint import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, SourceFile
-from ckpt_surgery.formats.legacy import read_legacy
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
+from ckpt_surgery.formats.torch_legacy import read_legacy
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 

@@ -12,10 +12,10 @@ import torch
 from state_dict_oracle import assert_same, load
 from torch import nn
 
-from ckpt_surgery.checkpoint import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import SourceFile, read_zip
-from ckpt_surgery.fileio.outputs import atomic_output
+from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.formats import torchscript
 from ckpt_surgery.formats.torch_zip import is_torchscript
 from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip

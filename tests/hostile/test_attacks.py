@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
     not hasattr(os, "memfd_create"), reason="the runner needs Linux's fork, limits and memfd"
 )
 
-RUNNER = Path(__file__).with_name("attack_runner.py")
+RUNNER = Path(__file__).resolve().parents[1] / "support" / "attack_runner.py"
 REPOSITORY = RUNNER.parents[2]
 
 MEMORY = 200 << 20  # bytes resident

@@ -199,8 +199,8 @@ def test_recognising_imports_no_torch() -> None:
         "from ckpt_surgery.models.signatures import recognise\n"
         "assert recognise([('a', (1,))] * 9) is None\n"
         "recognise([(f'a{i}', (1,)) for i in range(9)])\n"
-        "import ckpt_surgery.models.fitting, ckpt_surgery.models.maps\n"
-        "import ckpt_surgery.models.comparison, ckpt_surgery.models.folding\n"
+        "import ckpt_surgery.fit.plan, ckpt_surgery.matching.maps\n"
+        "import ckpt_surgery.matching.comparison, ckpt_surgery.names.fold\n"
         "assert not {'torch', 'torchvision', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

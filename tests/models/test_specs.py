@@ -13,11 +13,11 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.specs import (
     ModelSpec,
     Setting,
-    near_hint,
     parse_arguments,
     parse_settings,
     parse_value,
 )
+from ckpt_surgery.names.suggest import near_hint
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from model_factories_for_ops import SpatialPyramidAlexNet, WithDeconvolution
 from torch import nn
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.arithmetic.computed import Computed, computed_tensor
+from ckpt_surgery.compute.lazy import Computed, computed_tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.models.building import build_module
@@ -23,7 +23,7 @@ from ckpt_surgery.models.specs import ModelSpec, parse_settings
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
 ALL_MATCHED = "<All keys matched successfully>"
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1] / "support"
 
 
 def build(name, *settings, **arguments):

@@ -20,7 +20,7 @@ from ckpt_surgery.pickles.emit import emit
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, list[str]]:
     """What came of each bomb, in a process that may crash, with 1 GiB of memory."""
-    script = Path(__file__).with_name("pickle_bombs.py")
+    script = Path(__file__).resolve().parents[1] / "support" / "pickle_bombs.py"
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, str(script)],

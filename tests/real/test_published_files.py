@@ -11,11 +11,20 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from published import FILES, LIGHTNING, TORCH_FILES, ZIP_FILES, canonical, load, tensors_of
+from published import (
+    FILES,
+    LIGHTNING,
+    NOT_READ_IN_FULL,
+    TORCH_FILES,
+    ZIP_FILES,
+    canonical,
+    load,
+    tensors_of,
+)
 from torch_checks import assert_same, quiet
 
 import ckpt_surgery
-from ckpt_surgery.checkpoint import Checkpoint, Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.pickles import Dict
 
@@ -75,7 +84,7 @@ def test_every_published_file_is_tested(real: Path) -> None:
         for path in real.rglob("*")
         if path.is_file() and not path.stem.startswith(("LICENSE", "README"))
     }
-    assert there == set(FILES)
+    assert there == set(FILES) | NOT_READ_IN_FULL
 
 
 @pytest.mark.parametrize("name", FILES)

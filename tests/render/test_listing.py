@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckpt_surgery.checkpoint import Entry, StateDict, Storage, Tensor
+from ckpt_surgery.checkpoint.description import Entry, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
-from ckpt_surgery.models.folding import ranges
+from ckpt_surgery.names.fold import ranges
 from ckpt_surgery.ops.inspect import places
 from ckpt_surgery.render.listing import fold, in_sequence, tree
 from ckpt_surgery.reports.inspection import InspectReport, Place, Totals

@@ -7,13 +7,14 @@ import json
 
 import pytest
 
-from ckpt_surgery.checkpoint import Other, StateDict
+from ckpt_surgery.checkpoint.description import Other, StateDict
+from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.render import edits, progress, screen
 from ckpt_surgery.render.inspection import View, show
 from ckpt_surgery.render.plain import to_json
 from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
 from ckpt_surgery.reports.edits import EditReport
-from ckpt_surgery.reports.inspection import InspectReport, TensorStats, Totals
+from ckpt_surgery.reports.inspection import InspectReport, Totals
 
 
 class Terminal(io.StringIO):
@@ -145,7 +146,7 @@ def test_counts_of_an_entry_are_shown():
 
 
 def test_stats_without_numbers_are_dashes():
-    from ckpt_surgery.checkpoint import Entry, Tensor
+    from ckpt_surgery.checkpoint.description import Entry, Tensor
     from ckpt_surgery.dtypes import BY_NAME
     from ckpt_surgery.reports.inspection import Place
 

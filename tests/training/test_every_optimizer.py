@@ -12,7 +12,7 @@ from torch import nn
 from training_runs import assert_equal, parameters, steps
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.ops.editing import Output
+from ckpt_surgery.writing.output import Output
 
 Make = Callable[[Any], torch.optim.Optimizer]
 MAKERS: dict[str, Make] = {

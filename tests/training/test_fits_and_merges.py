@@ -22,8 +22,8 @@ from training_runs import (
 )
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.models.adaptations import Adaptation
-from ckpt_surgery.models.adapting import adapt_moment
+from ckpt_surgery.fit.adaptations import Adaptation
+from ckpt_surgery.fit.values import adapt_moment
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.arithmetic.elements import load_elements
-from ckpt_surgery.checkpoint import Checkpoint, Entry, Storage, Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Storage, Tensor
+from ckpt_surgery.compute.elements import load_elements
 from ckpt_surgery.fileio import Bytes
-from ckpt_surgery.formats.tensors import TensorReader
-from ckpt_surgery.optimizers import find, keep_in_step
 from ckpt_surgery.pickles import Dict, Object
+from ckpt_surgery.torch_objects.tensors import TensorReader
+from ckpt_surgery.training.optimizers import find, keep_in_step
 
 
 def net(*widths: int) -> nn.Sequential:
@@ -417,7 +417,8 @@ def test_a_resized_head_gets_its_moments_resized_or_begins_anew(how: str, tmp_pa
         (change,) = result.changes
         assert change.resized == (("1.weight", "1.bias") if how == "resize" else ())
         assert change.reset == (() if how == "resize" else ("1.weight", "1.bias"))
-        from ckpt_surgery.ops.editing import Output, write
+        from ckpt_surgery.writing.output import Output
+        from ckpt_surgery.writing.write import write
 
         write(result.checkpoint, Output(tmp_path / "out.pth"))
     out = torch.load(tmp_path / "out.pth")

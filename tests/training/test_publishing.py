@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.ops.editing import Output
+from ckpt_surgery.writing.output import Output
 
 
 def network() -> nn.Sequential:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.checkpoint import Storage, Tensor
+from ckpt_surgery.checkpoint.description import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
-from ckpt_surgery.optimizers.scalars import scalar
 from ckpt_surgery.render.training import training_lines
-from ckpt_surgery.reports.training import ScalerFacts, SchedulerFacts, TrainingFacts
+from ckpt_surgery.training.documents import ScalerFacts, SchedulerFacts, TrainingFacts
+from ckpt_surgery.training.optimizers.scalars import scalar
 
 
 def saved(tmp_path: Any, **entries: Any) -> Any:

@@ -1,0 +1,1 @@
+"""What a checkpoint holds, described; choosing within it; which of its bytes are used."""

@@ -1,0 +1,210 @@
+"""Which bytes of its storage a tensor uses, and storages cut down to those.
+
+``torch.save`` writes a view's whole storage: ten elements of a thousand take a thousand. Cutting
+keeps what tensors share: those that overlap stay views of one storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Final, Literal
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
+from ckpt_surgery.fileio import CHUNK, ByteRange
+
+_WORDS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+"""Formats of a memory view whose elements have so many bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of bytes of a storage that one tensor, or several overlapping ones, lie in.
+
+    `start` and `end` are bytes. `sparse` says that its one tensor leaves gaps inside it.
+    """
+
+    storage: Storage
+    start: int
+    end: int
+    tensors: tuple[Tensor, ...]
+    sparse: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that have to be kept."""
+        return self.tensors[0].nbytes if self.sparse else self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The elements of a strided view of a file, one after another, outermost dimension first.
+
+    `shape` and `stride` (in elements of `itemsize` bytes) are sorted by falling stride.
+    """
+
+    data: ByteRange
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    itemsize: int
+
+    @property
+    def nbytes(self) -> int:
+        count = self.itemsize
+        for n in self.shape:
+            count *= n
+        return count
+
+    @property
+    def crc32(self) -> None:
+        return None
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """The bytes in order, one run along the innermost dimension (or a part of it) at a time."""
+        *outer_shape, n = self.shape
+        *outer_stride, step = self.stride
+        block = max(1, size // (step * self.itemsize))
+        for index in product(*(range(length) for length in outer_shape)):
+            row = sum(i * s for i, s in zip(index, outer_stride, strict=True))
+            for first in range(0, n, block):
+                count = min(block, n - first)
+                yield self._run(row + first * step, count, step)
+
+    def _run(self, start: int, count: int, step: int) -> bytes:
+        nbytes = ((count - 1) * step + 1) * self.itemsize
+        data = self.data.slice(start * self.itemsize, nbytes).read()
+        if step == 1:
+            return data
+        width, stride = self.itemsize, step * self.itemsize
+        if width in _WORDS:
+            return memoryview(data).cast(_WORDS[width])[::step].tobytes()
+        return b"".join(data[at : at + width] for at in range(0, len(data), stride))
+
+
+def unused_nbytes(checkpoint: Checkpoint) -> int:
+    """Bytes of the storages that no tensor uses."""
+    pieces = find_pieces(checkpoint.all_tensors)
+    storages = {piece.storage for piece in pieces}
+    return sum(storage.nbytes for storage in storages) - sum(piece.nbytes for piece in pieces)
+
+
+def find_pieces(tensors: Iterable[Tensor]) -> list[Piece]:
+    """The runs of bytes that tensors use, per storage, in the order of the first tensor in each."""
+    by_storage: dict[Storage, dict[int, Tensor]] = {}
+    for tensor in tensors:
+        for part in tensor.strided_parts():
+            assert part.storage is not None  # noqa: S101  # what `strided_parts` promises
+            by_storage.setdefault(part.storage, {})[id(part.node)] = part
+    return [p for storage, parts in by_storage.items() for p in _pieces_of(storage, parts.values())]
+
+
+def _pieces_of(storage: Storage, tensors: Iterable[Tensor]) -> Iterator[Piece]:
+    group: list[Tensor] = []
+    start = end = 0
+    for tensor in sorted(tensors, key=_span):
+        first, last = _span(tensor)
+        if group and (first >= end or first == last):
+            yield _piece(storage, start, end, group)
+            group = []
+        if not group:
+            start, end = first, last
+        group.append(tensor)
+        end = max(end, last)
+    yield _piece(storage, start, end, group)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The first byte that a tensor touches, and the byte after the last; (0, 0) if it is empty."""
+    if not tensor.extent:
+        return 0, 0
+    dtype = tensor.dtype
+    start = tensor.offset * dtype.itemsize // dtype.elements_per_byte
+    return start, dtype.nbytes(tensor.offset + tensor.extent)
+
+
+def _piece(storage: Storage, start: int, end: int, group: list[Tensor]) -> Piece:
+    widest = max(tensor.dtype.itemsize for tensor in group)
+    start -= start % widest  # so that every tensor's offset stays a whole number of its elements
+    first = group[0]
+    alike = all(
+        (t.offset, t.shape, t.stride) == (first.offset, first.shape, first.stride) for t in group
+    )
+    repeats = any(n > 1 and step == 0 for n, step in zip(first.shape, first.stride, strict=True))
+    gaps = first.numel < first.extent and not repeats and first.dtype.elements_per_byte == 1
+    can_gather = isinstance(storage.data, ByteRange)
+    return Piece(storage, start, end, tuple(group), alike and gaps and can_gather)
+
+
+def compact(checkpoint: Checkpoint) -> Checkpoint:
+    """Every tensor in a storage of just the bytes that it, or those overlapping it, use."""
+    moved = dict(checkpoint.moved)
+    for piece in find_pieces(checkpoint.all_tensors):
+        if piece.nbytes == piece.storage.nbytes and not piece.sparse:
+            continue
+        for tensor in _cut(piece):
+            moved[id(tensor.node)] = tensor
+    return replace(
+        checkpoint,
+        state_dicts=tuple(
+            replace(
+                state_dict,
+                entries=tuple(
+                    replace(entry, tensor=entry.tensor and _moved(entry.tensor, moved))
+                    for entry in state_dict.entries
+                ),
+            )
+            for state_dict in checkpoint.state_dicts
+        ),
+        others=tuple(
+            replace(other, tensors=tuple(_moved(tensor, moved) for tensor in other.tensors))
+            for other in checkpoint.others
+        ),
+        moved=moved,
+    )
+
+
+def _moved(tensor: Tensor, moved: dict[int, Tensor]) -> Tensor:
+    parts = tuple(_moved(part, moved) for part in tensor.parts)
+    new = moved.get(id(tensor.node)) if tensor.storage is not None else None
+    if new is None:
+        return replace(tensor, parts=parts) if parts else tensor
+    return replace(tensor, storage=new.storage, offset=new.offset, stride=new.stride, parts=parts)
+
+
+def _cut(piece: Piece) -> list[Tensor]:
+    old = piece.storage
+    if piece.sparse:
+        return _gathered(piece)
+    if not isinstance(old.data, ByteRange):
+        return []
+    storage = replace(old, data=old.data.slice(piece.start, piece.end - piece.start))
+    return [
+        replace(
+            tensor,
+            storage=storage,
+            offset=tensor.offset
+            - piece.start * tensor.dtype.elements_per_byte // tensor.dtype.itemsize
+            if tensor.extent
+            else 0,
+        )
+        for tensor in piece.tensors
+    ]
+
+
+def _gathered(piece: Piece) -> list[Tensor]:
+    first = piece.tensors[0]
+    order = sorted(
+        (d for d, n in enumerate(first.shape) if n > 1), key=lambda d: first.stride[d], reverse=True
+    )
+    dense, step = [1] * len(first.shape), 1
+    for dimension in reversed(order):
+        dense[dimension] = step
+        step *= first.shape[dimension]
+    assert isinstance(piece.storage.data, ByteRange)  # noqa: S101  # what `sparse` says
+    itemsize = first.dtype.itemsize
+    data = piece.storage.data.slice(first.offset * itemsize, first.extent * itemsize)
+    shape = tuple(first.shape[d] for d in order)
+    source = Gathered(data, shape, tuple(first.stride[d] for d in order), itemsize)
+    storage = replace(piece.storage, data=source)
+    return [replace(t, storage=storage, offset=0, stride=tuple(dense)) for t in piece.tensors]

@@ -1,0 +1,91 @@
+"""Choosing state dicts by their paths, and their entries by rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.errors import UsageError
+
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+    from ckpt_surgery.names import Chosen, Rule, Selection
+    from ckpt_surgery.names.rewrite import RewriteRule
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCount:
+    """How many names a rule matched or changed, over all state dicts."""
+
+    rule: Rule | RewriteRule
+    matched: int
+
+
+def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateDict]:
+    """The state dicts to edit: all, or those at the paths `at`.
+
+    Raises `UsageError` if there is none, or none at one of the paths.
+    """
+    if not checkpoint.state_dicts:
+        raise UsageError(
+            "there is no state dict in it",
+            path=checkpoint.file.name,
+            hint="'ckpt inspect' shows what the file holds",
+        )
+    by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
+    for path in at:
+        if path not in by_path:
+            known = ", ".join(f"'{path}'" if path else "the top level ('')" for path in by_path)
+            raise UsageError(
+                f"'--at {path}': no state dict there",
+                path=checkpoint.file.name,
+                hint=f"there are state dicts at: {known}",
+            )
+    wanted = dict.fromkeys(at or by_path)
+    return [by_path[path] for path in wanted]
+
+
+def select(
+    state_dicts: Sequence[StateDict], selection: Selection
+) -> tuple[list[Chosen], tuple[RuleCount, ...]]:
+    """What a selection takes of each state dict. Raises `UsageError` for a rule without match."""
+    chosen = [selection.choose(state_dict.names) for state_dict in state_dicts]
+    counts: Counter[int] = Counter()
+    for each in chosen:
+        counts.update({index: count for index, (_, count) in enumerate(each.counts)})
+    totals = [(rule, counts[index]) for index, rule in enumerate(selection.rules)]
+    selection.require_matches(totals, all_names(state_dicts))
+    return chosen, tuple(RuleCount(rule, count) for rule, count in totals)
+
+
+def all_names(state_dicts: Iterable[StateDict]) -> list[str]:
+    """Every name of the state dicts once, in order."""
+    return list(dict.fromkeys(name for state_dict in state_dicts for name in state_dict.names))
+
+
+def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
+    """The state dict at `at`, or the only one. Raises `UsageError` if there are several."""
+    found = choose_state_dicts(checkpoint, at)
+    if len(found) > 1:
+        paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
+        raise UsageError(
+            f"there are {len(found)} state dicts: {paths}",
+            path=checkpoint.file.name,
+            hint=f"choose one, for example with --at {found[0].path}",
+        )
+    return found[0]
+
+
+def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
+    """A checkpoint of that state dict and nothing beside it."""
+    return replace(
+        checkpoint,
+        dropped=(),
+        root=state_dict.node,
+        state_dicts=(replace(state_dict, path=""),),
+        others=(),
+        unwritable="",
+    )

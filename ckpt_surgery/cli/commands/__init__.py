@@ -1,0 +1,1 @@
+"""One command a file: its options, and a call of the library."""

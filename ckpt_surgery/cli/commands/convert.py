@@ -1,0 +1,58 @@
+"""``ckpt convert``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+import ckpt_surgery.ops.convert as verb
+from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.options import (
+    hash_name_option,
+    input_argument,
+    output_of,
+    output_options,
+    report_options,
+    source_of,
+)
+from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.cli.types import StateDictPath
+
+
+@click.command(cls=Command)
+@input_argument
+@click.option(
+    "--state-dict-only",
+    is_flag=True,
+    help="Write the state dict alone, without what lies beside it.",
+)
+@click.option(
+    "--at",
+    metavar="PATH",
+    type=StateDictPath(),
+    help="Which state dict to write alone, such as 'state_dict'.",
+)
+@hash_name_option
+@output_options
+@report_options
+@click.pass_context
+def convert(
+    ctx: click.Context, /, state_dict_only: bool, at: str | None, hash_name: bool, **_: Any
+) -> int:
+    r"""Write any readable file as an archive of torch.save.
+
+    The output is an archive as torch.save writes it since 1.6. A pickled model becomes its state
+    dict; its class need not be importable, and none of its code runs.
+
+    \b
+    Examples:
+      ckpt convert model.pkl -o weights.pth
+      ckpt convert train.pth.tar --state-dict-only -o weights.pth
+      ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
+      ckpt convert silero.safetensors -o silero.pth
+    """
+    output = replace(output_of(ctx), hash_name=hash_name)
+    report = verb.convert(source_of(ctx), output, at=at, state_dict_only=state_dict_only)
+    return finish_edit(ctx, report)

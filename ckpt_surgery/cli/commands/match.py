@@ -1,0 +1,47 @@
+"""``ckpt match``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.options import at_option, input_argument, report_options, source_of
+from ckpt_surgery.cli.target_options import target_of, target_options
+from ckpt_surgery.render.plain import write_json
+from ckpt_surgery.render.screen import Screen
+
+
+@click.command(cls=Command)
+@input_argument
+@target_options
+@at_option
+@report_options
+@click.pass_context
+def match(ctx: click.Context, /, **_: Any) -> int:
+    r"""Say what load_state_dict would say.
+
+    Missing, unexpected and mismatched names of FILE against a model or another checkpoint, in
+    torch's words. The model is built without weights, and no tensor is read. Exit code 0 if FILE
+    loads strictly, 1 if it does not.
+
+    \b
+    Examples:
+      ckpt match resnet34.pth --model torchvision:resnet34
+      ckpt match r.pth --model torchvision:resnet34 --set fc.out_features=5
+      ckpt match r.pth --model my_project.models:build --model-arg depth=18
+      ckpt match train.pth --at state_dict --like init.pth --json
+    """
+    from ckpt_surgery.ops.match import match as run
+
+    report = run(source_of(ctx), at=ctx.params["at"], **target_of(ctx))
+    if not ctx.params["quiet"] and sys.stdout is not None:
+        if ctx.params["as_json"]:
+            write_json(report, sys.stdout)
+        else:
+            from ckpt_surgery.render.matching import show_match
+
+            show_match(report, Screen(sys.stdout, color=not ctx.params["no_color"]))
+    return report.exit_code

@@ -1,0 +1,98 @@
+"""``ckpt rename``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+import ckpt_surgery.ops.rename as verb
+from ckpt_surgery.cli.base import Command, in_order
+from ckpt_surgery.cli.options import (
+    at_option,
+    input_argument,
+    optimizer_option,
+    output_of,
+    output_options,
+    read_text,
+    report_options,
+    source_of,
+)
+from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.cli.types import KeyName
+from ckpt_surgery.names.rewrite import (
+    AddPrefix,
+    Replace,
+    RewriteRule,
+    StripPrefix,
+    Substitute,
+    parse_name_map,
+)
+
+if TYPE_CHECKING:
+    from ckpt_surgery.training.optimizers import OptimizerChoice
+
+_RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
+    "strip_prefix": StripPrefix,
+    "add_prefix": AddPrefix,
+    "replace": lambda pair: Replace(*pair),
+    "sub": lambda pair: Substitute(*pair),
+    "map": lambda path: parse_name_map(read_text(path, "--map"), path),
+}
+
+
+@click.command(cls=Command)
+@input_argument
+@click.option(
+    "--strip-prefix",
+    multiple=True,
+    metavar="P",
+    type=KeyName(),
+    help="Take the leading segments P off names that have them.",
+)
+@click.option("--add-prefix", multiple=True, metavar="P", help="Put P before every name.")
+@click.option(
+    "--replace",
+    multiple=True,
+    nargs=2,
+    metavar="OLD NEW",
+    help="Replace the text OLD, wherever it stands; NEW may be ''.",
+)
+@click.option(
+    "--sub",
+    multiple=True,
+    nargs=2,
+    metavar="RE REPL",
+    help=r"Replace what the regular expression RE matches; REPL may name groups as \1.",
+)
+@click.option(
+    "--map",
+    multiple=True,
+    metavar="MAP",
+    type=click.Path(readable=False),
+    help="Rename as the file MAP says: TOML or JSON, old = new.",
+)
+@at_option
+@optimizer_option
+@output_options
+@report_options
+@click.pass_context
+def rename(ctx: click.Context, /, optimizer: OptimizerChoice, **_: Any) -> int:
+    r"""Rename the entries of a checkpoint.
+
+    The rules apply one after the other, in the order given, to every state dict in FILE; module
+    versions (_metadata) and the names that an optimizer stores follow. A rule that changes nothing,
+    a collision or an empty name is an error, and nothing is written.
+
+    \b
+    Examples:
+      ckpt rename train.pth --strip-prefix module. -o model.pth
+      ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
+      ckpt rename model.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
+      ckpt rename model.pth --map names.toml --dry-run
+    """
+    rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
+    output = output_of(ctx)
+    report = verb.rename(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
+    return finish_edit(ctx, report)

@@ -1,0 +1,97 @@
+"""``ckpt strip``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import ckpt_surgery.ops.strip as verb
+from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.options import (
+    at_option,
+    hash_name_option,
+    input_argument,
+    optimizer_option,
+    output_of,
+    output_options,
+    report_options,
+    selection_of,
+    selection_options,
+    source_of,
+)
+from ckpt_surgery.cli.output import finish_edit
+
+if TYPE_CHECKING:
+    from ckpt_surgery.training.optimizers import OptimizerChoice
+
+
+@click.command(cls=Command)
+@input_argument
+@selection_options
+@click.option(
+    "--training-state",
+    is_flag=True,
+    help="Remove optimizers, schedulers, scalers and the like, and moving averages.",
+)
+@click.option(
+    "--ema",
+    is_flag=True,
+    help="With --training-state: put the moving average in the model's place.",
+)
+@click.option(
+    "--state-dict-only",
+    is_flag=True,
+    help="Write the state dict alone, without what lies beside it.",
+)
+@hash_name_option
+@click.option(
+    "--compact",
+    is_flag=True,
+    help="Drop bytes that no tensor uses; true ties stay ties.",
+)
+@at_option
+@optimizer_option
+@output_options
+@report_options
+@click.pass_context
+def strip(
+    ctx: click.Context,
+    /,
+    training_state: bool,
+    ema: bool,
+    state_dict_only: bool,
+    hash_name: bool,
+    compact: bool,
+    optimizer: OptimizerChoice,
+    **_: Any,
+) -> int:
+    r"""Remove entries from a checkpoint.
+
+    The entries that any rule matches go, from every state dict in FILE; everything else stays as
+    it is. Rules are --pattern, --prefix, --glob and --keys-from, each as often as wanted; one that
+    matches nothing is an error. An optimizer loses the state of removed parameters, so that it
+    still fits the model.
+
+    \b
+    Examples:
+      ckpt strip resnet34.pth --pattern fc -o backbone.pth
+      ckpt strip vgg16.pth --keep --prefix features -o features.pth
+      ckpt strip train.pth.tar --training-state --compact --in-place
+      ckpt strip train.pth --training-state --ema --state-dict-only --hash-name -o net.pth
+      ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
+    """
+    output, selection = replace(output_of(ctx), hash_name=hash_name), selection_of(ctx)
+    report = verb.strip(
+        source_of(ctx),
+        output,
+        selection,
+        at=ctx.params["at"],
+        training_state=training_state,
+        ema=ema,
+        compact=compact,
+        optimizer=optimizer,
+        state_dict_only=state_dict_only,
+    )
+    return finish_edit(ctx, report)

@@ -1,0 +1,105 @@
+"""Parameter types that complete from the checkpoint named on the line.
+
+Completion is best effort: whatever goes wrong, there is nothing to complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from ckpt_surgery.checkpoint.description import Checkpoint
+
+_MOST: Final = 1000  # candidates
+
+
+if TYPE_CHECKING:
+    TextType = click.ParamType[str]
+else:  # generic only since Click 8.2
+    TextType = click.ParamType
+
+
+class CheckpointFile(TextType):
+    """The path of a checkpoint, or ``-``. Whether it can be read is for the reader to say."""
+
+    name = "file"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - Click's signature
+        param: click.Parameter,  # noqa: ARG002 - Click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="file")]
+
+
+class KeyName(TextType):
+    """A name, or a part of names, in the state dicts of the file; completed segment by segment."""
+
+    name = "name"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - Click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        names: list[str] = []
+        with suppress(Exception), self._open(ctx) as checkpoint:
+            for state_dict in checkpoint.state_dicts:
+                names += state_dict.names
+        return _items(_next_segments(names, incomplete))
+
+    def _open(self, ctx: click.Context) -> Checkpoint:
+        return _open(ctx)
+
+
+class TargetName(KeyName):
+    """A name in the target: in that of `--like`, else in the file, which mostly has the same."""
+
+    def _open(self, ctx: click.Context) -> Checkpoint:
+        from ckpt_surgery.formats import read
+
+        like = ctx.params.get("like")
+        return read(like) if like else _open(ctx)
+
+
+class StateDictPath(TextType):
+    """The path of a state dict in the file."""
+
+    name = "path"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - Click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        paths: list[str] = []
+        with suppress(Exception), _open(ctx) as checkpoint:
+            paths = [s.path for s in checkpoint.state_dicts if s.path.startswith(incomplete)]
+        return _items(paths)
+
+
+def _open(ctx: click.Context) -> Checkpoint:
+    from ckpt_surgery.formats import read
+
+    several = ctx.params.get("files")
+    return read(several[0] if several else ctx.params["file"])
+
+
+def _next_segments(names: Iterable[str], incomplete: str) -> Iterator[str]:
+    for name in names:
+        if name.startswith(incomplete):
+            dot = name.find(".", len(incomplete) + 1)
+            yield name if dot == -1 else name[:dot]
+
+
+def _items(values: Iterable[str]) -> list[CompletionItem]:
+    # a shell would take a line break or an escape sequence in a name for its own
+    harmless = (value for value in values if value and value.isprintable())
+    return [CompletionItem(value) for value in list(dict.fromkeys(harmless))[:_MOST]]

@@ -1,0 +1,79 @@
+"""Bytes that are computed when they are written, from numbers that nobody holds until then."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_surgery.checkpoint.description import Storage, Tensor
+from ckpt_surgery.dtypes import UNTYPED, DType
+from ckpt_surgery.fileio import CHUNK
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Computed:
+    """The elements of the tensor that `compute` makes, row-major; made anew on every reading.
+
+    `nbytes` is what they take, known beforehand. With `big_endian` every number's bytes are
+    turned round.
+    """
+
+    nbytes: int
+    compute: Callable[[], torch.Tensor]
+    big_endian: bool = False
+
+    @property
+    def crc32(self) -> None:
+        return None
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """The bytes in order; the tensor is held until the last chunk is taken."""
+        values = self.compute().detach().contiguous()
+        if self.big_endian:
+            values = _swapped(values)
+        if values.numel() * values.element_size() != self.nbytes:
+            raise ValueError(f"{list(values.shape)} elements do not take {self.nbytes} bytes")
+        if not self.nbytes:
+            return
+        # torch gives out its memory only through numpy, which need not be installed
+        memory = (ctypes.c_char * self.nbytes).from_address(values.data_ptr())
+        view = memoryview(memory).cast("B")
+        for start in range(0, self.nbytes, size):
+            yield view[start : start + size]
+
+
+def _swapped(values: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    width = values.element_size() // (2 if values.dtype.is_complex else 1)
+    return values.reshape(-1).view(torch.uint8).reshape(-1, width).flip(1).contiguous()
+
+
+def computed_tensor(
+    shape: tuple[int, ...],
+    dtype: DType,
+    compute: Callable[[], torch.Tensor],
+    *,
+    key: str = "",
+    big_endian: bool = False,
+) -> Tensor:
+    """The description of a contiguous tensor of its own storage, whose elements `compute` makes."""
+    stride = [1] * len(shape)
+    for axis in reversed(range(len(shape) - 1)):
+        stride[axis] = stride[axis + 1] * max(shape[axis + 1], 1)
+    untyped = dtype.storage_class is None
+    plain = Tensor(shape, dtype, tuple(stride))
+    storage = Storage(
+        key,
+        UNTYPED if untyped else dtype,
+        "cpu",
+        Computed(dtype.nbytes(plain.numel), compute, big_endian),
+        untyped=untyped,
+        big_endian=big_endian,
+    )
+    return Tensor(shape, dtype, tuple(stride), storage=storage)

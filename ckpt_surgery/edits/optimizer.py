@@ -1,0 +1,123 @@
+"""What an edit of a training checkpoint does beside its weights: optimizers, moving averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ckpt_surgery.checkpoint.description import Checkpoint, join_path
+from ckpt_surgery.edits.inline_optimizer import HINT, inside, out_of_step, refusal, same, without
+from ckpt_surgery.edits.plan import (
+    Compact,
+    Drop,
+    DropOther,
+    Edit,
+    Plan,
+    Planned,
+    Rename,
+    UpdateOptimizer,
+    apply,
+)
+from ckpt_surgery.errors import CkptError
+from ckpt_surgery.formats.base import as_archive
+
+if TYPE_CHECKING:
+    from ckpt_surgery.training.documents import OptimizerChange
+    from ckpt_surgery.training.optimizers import OptimizerChoice
+
+
+def with_optimizers(
+    checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
+) -> Planned:
+    """The plan, extended so that optimizers stay in step with the models that it edits.
+
+    Raises PlanError where it is not certain which state belongs to which parameter.
+    """
+    planned = with_those_inside(checkpoint, planned, choice)
+    if not checkpoint.others:  # bare weights: nothing that could be an optimizer
+        return planned
+    from ckpt_surgery.training.optimizers import keep_in_step
+
+    result = keep_in_step(checkpoint, apply(planned.plan, checkpoint), choice)
+    known = {other.path for other in checkpoint.others}
+    edits: list[Edit] = [
+        UpdateOptimizer(change.path) for change in result.changes if change.action == "updated"
+    ]
+    present = {other.path for other in result.checkpoint.others}
+    already = {edit.path for edit in planned.plan.edits if isinstance(edit, DropOther)}
+    edits += (DropOther(path) for path in sorted(known - present - already))
+    last = [edit for edit in planned.plan.edits if isinstance(edit, Compact)]
+    first = [edit for edit in planned.plan.edits if not isinstance(edit, Compact)]
+    return replace(
+        planned,
+        plan=Plan((*first, *edits, *last)),
+        warnings=(*planned.warnings, *result.warnings),
+        optimizers=(*planned.optimizers, *result.changes),
+    )
+
+
+def with_those_inside(checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice) -> Planned:
+    """The plan, which also drops optimizers among the weights, or must not touch their weights.
+
+    Raises PlanError if it does touch them and the choice is neither to drop nor to keep them.
+    """
+    if choice == "keep" or not inside(checkpoint.state_dicts):
+        return planned
+    found = out_of_step(checkpoint.state_dicts, apply(planned.plan, checkpoint).state_dicts)
+    if not found:
+        return planned
+    if choice != "drop":
+        raise refusal(found, checkpoint, HINT)
+    gone = {(state_dict.path, entry.name) for state_dict, entry in found}
+    edits = [
+        edit
+        for edit in planned.plan.edits
+        if not (isinstance(edit, Rename) and (edit.state_dict, edit.old) in gone)
+    ]
+    drops = [Drop(*place) for place in sorted(gone)]
+    changes = _dropped(join_path(*place) for place in sorted(gone))
+    return replace(
+        planned,
+        plan=Plan((*drops, *edits)),
+        optimizers=(*planned.optimizers, *changes),
+    )
+
+
+def follow_base(
+    original: Checkpoint, renamed: Checkpoint, merged: Checkpoint, choice: OptimizerChoice
+) -> tuple[Checkpoint, list[Edit], tuple[OptimizerChange, ...]]:
+    """The result of a merge with the base's optimizers following its model, and what that took.
+
+    `original` is the base as it was read, `renamed` what the edits apply to. Raises PlanError as
+    `with_optimizers` does.
+    """
+    held = out_of_step(original.state_dicts, merged.state_dicts) if choice != "keep" else []
+    if held and choice != "drop":
+        raise refusal(held, original, HINT)
+    changes = _dropped(join_path(s.path, entry.name) for s, entry in held)
+    merged = without(merged, held)
+    edits: list[Edit] = [Drop(s.path, entry.name) for s, entry in same(held, renamed)]
+    if not merged.others:  # bare weights
+        return merged, edits, changes
+    from ckpt_surgery.training.optimizers import keep_in_step
+
+    try:
+        step = keep_in_step(as_archive(original), merged, choice)
+    except CkptError as error:
+        if error.path is None:
+            error.name_file(original.file.name)
+        raise
+    left = {other.path for other in step.checkpoint.others}
+    edits += (UpdateOptimizer(c.path) for c in step.changes if c.action == "updated")
+    edits += (DropOther(other.path) for other in merged.others if other.path not in left)
+    return step.checkpoint, edits, changes + step.changes
+
+
+def _dropped(paths: Iterable[str]) -> tuple[OptimizerChange, ...]:
+    found = list(paths)
+    if not found:
+        return ()
+    from ckpt_surgery.training.documents import OptimizerChange
+
+    return tuple(OptimizerChange(path, "dropped") for path in found)

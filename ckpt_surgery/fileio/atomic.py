@@ -1,0 +1,225 @@
+"""Where bytes go: files that appear whole or not at all, and streams.
+
+Bytes that come unchanged from a file are copied by the kernel where that is faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from ckpt_surgery.errors import PathLike, WriteError
+from ckpt_surgery.fileio.sink import Progress, Sink, reported
+from ckpt_surgery.fileio.sources import SourceFile, cannot
+
+_NAME_MAX: Final = 255  # bytes of a file name on the common file systems
+_CREATE_FLAGS: Final = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_EXCL
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+_NO_LINKS: Final = {
+    errno.EPERM,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EINVAL,
+}
+
+
+@contextmanager
+def atomic_output(
+    path: PathLike,
+    *,
+    force: bool = False,
+    replacing: SourceFile | None = None,
+    inputs: Iterable[SourceFile] = (),
+    fsync: bool | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Sink]:
+    """Write the file at `path`, which appears complete when the block ends, or not at all.
+
+    An existing file is replaced only with `force`, or if it is the file `replacing`; through a
+    symbolic link the file that it leads to is replaced. A new file has the mode bits that the
+    umask gives, a replacing one those (and if permitted the owner) of the replaced. `fsync` says
+    whether the bytes must have reached the disk; by default only if a file is replaced. A
+    terminal, a null device or a named pipe is written to directly.
+
+    Raises WriteError if the output exists, is one of `inputs`, or cannot be written.
+    """
+    name = os.fspath(path)
+    target, existing = _resolve(name)
+    if existing is not None and (stat.S_ISCHR(existing.st_mode) or stat.S_ISFIFO(existing.st_mode)):
+        # Opened without O_CREAT and never renamed over: a device stays what it is.
+        with _open_stream(name) as fd, stream_output(fd, name=name, progress=progress) as sink:
+            yield sink
+        return
+    _check_existing(name, existing, force=force, replacing=replacing, inputs=inputs)
+    durable = existing is not None if fsync is None else fsync
+    temporary = _temporary_beside(target)
+    try:
+        # Mode bits that the kernel gives are right from the start, default ACLs included.
+        with _create(temporary, 0o666 if existing is None else 0o600, name) as file:
+            sink = Sink(file.fileno(), name=name, progress=progress, exclusive=True)
+            yield sink
+            sink.finish()
+            with reported(name):
+                if existing is not None:
+                    _inherit(file.fileno(), temporary, existing)
+                if durable:
+                    os.fsync(file.fileno())
+                file.close()
+        if os.name == "nt" and replacing is not None:  # pragma: no cover
+            replacing.close()  # Windows replaces no file that is open
+        with reported(name):
+            _publish(temporary, target, name, replace=existing is not None)
+        if durable:
+            _fsync_directory(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextmanager
+def stream_output(
+    fd: int,
+    *,
+    name: str = "<stdout>",
+    inputs: Iterable[SourceFile] = (),
+    progress: Progress | None = None,
+) -> Iterator[Sink]:
+    """Write to an open descriptor, which stays open; what was written is flushed at the end.
+
+    Raises WriteError if the descriptor is one of the `inputs`, which would change while it is
+    read.
+    """
+    status = os.fstat(fd)
+    for source in inputs:
+        if stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.fstat(source.fileno())):
+            raise WriteError("the output is the input", path=name)
+    sink = Sink(fd, name=name, progress=progress)
+    yield sink
+    sink.flush()
+
+
+def _resolve(name: str) -> tuple[Path, os.stat_result | None]:
+    """The file that `name` leads to through links, and its status if it exists."""
+    with reported(name):
+        # Asked by its name first: what /dev/stdout leads to need not have another.
+        try:
+            existing = Path(name).stat()
+        except FileNotFoundError:
+            existing = None
+        target = Path(os.path.realpath(name))
+    if name.endswith(os.sep) or (existing is not None and stat.S_ISDIR(existing.st_mode)):
+        raise WriteError("is a directory", path=name)
+    if existing is None and not target.parent.is_dir():
+        raise WriteError(f"the directory '{target.parent}' does not exist", path=name)
+    return target, existing
+
+
+def _check_existing(
+    name: str,
+    existing: os.stat_result | None,
+    *,
+    force: bool,
+    replacing: SourceFile | None,
+    inputs: Iterable[SourceFile],
+) -> None:
+    if replacing is not None and not replacing.is_same_file(name):
+        raise WriteError("is no longer the file that was read", path=name)
+    if existing is None or replacing is not None:
+        return
+    if not stat.S_ISREG(existing.st_mode):
+        raise WriteError("is not a regular file", path=name)
+    if any(source.is_same_file(name) for source in inputs):
+        raise WriteError(
+            "the output is the input", path=name, hint="give --in-place to replace the input"
+        )
+    if not force:
+        raise WriteError("already exists", path=name, hint="give --force to replace it")
+
+
+def _temporary_beside(target: Path) -> Path:
+    """A hidden name in the same directory, and so on the same file system."""
+    token = f".{os.urandom(6).hex()}.tmp"
+    stem = os.fsencode(f".{target.name}")[: _NAME_MAX - len(token)].decode("utf-8", "ignore")
+    return target.with_name(stem + token)
+
+
+def _create(temporary: Path, mode: int, name: str) -> io.FileIO:
+    try:
+        return io.FileIO(os.open(temporary, _CREATE_FLAGS, mode), "wb")
+    except OSError as error:
+        raise WriteError(
+            cannot("be written", error),
+            path=name,
+            hint=f"it is written beside first, so '{temporary.parent}' must allow new files",
+        ) from error
+
+
+@contextmanager
+def _open_stream(name: str) -> Iterator[int]:
+    with reported(name):
+        fd = os.open(name, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _inherit(fd: int, temporary: Path, replaced: os.stat_result) -> None:
+    """Take over the owner and the mode bits of the replaced file, as far as that is permitted."""
+    if hasattr(os, "fchown"):
+        mine = os.fstat(fd)
+        if (mine.st_uid, mine.st_gid) != (replaced.st_uid, replaced.st_gid):
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, replaced.st_uid, replaced.st_gid)
+    with contextlib.suppress(PermissionError):
+        if hasattr(os, "fchmod"):
+            os.fchmod(fd, stat.S_IMODE(replaced.st_mode))
+        else:  # pragma: no cover (Windows)
+            temporary.chmod(stat.S_IMODE(replaced.st_mode))
+
+
+def _publish(temporary: Path, target: Path, name: str, *, replace: bool) -> None:
+    """Give the finished file its name; without `replace` only if nobody else has it by now."""
+    if replace:
+        temporary.replace(target)
+        return
+    try:
+        if os.name == "nt":  # pragma: no cover
+            temporary.rename(target)  # which fails on Windows if the target exists
+        else:
+            target.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise WriteError(
+            "another program created it meanwhile",
+            path=name,
+            hint="give --force to replace it",
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LINKS or os.path.lexists(target):
+            raise
+        temporary.replace(target)
+
+
+def _fsync_directory(directory: Path) -> None:
+    """Make a new name last; a system that cannot open or sync directories does so by itself."""
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -1,0 +1,194 @@
+"""The values of adapted tensors, and of filled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil, isqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ckpt_surgery.fit.adaptations import Adaptation, ChannelMethod, Fill
+from ckpt_surgery.fit.plan import FitItem
+from ckpt_surgery.models.construction import derive_seed
+from ckpt_surgery.models.target import Shape
+
+
+def fitted(
+    item: FitItem, load: Callable[[str], Tensor], initial: Callable[[FitItem], Tensor]
+) -> Tensor:
+    """The value of one planned tensor, contiguous, of ``item.shape`` and ``item.dtype``.
+
+    `load` reads a tensor of the checkpoint by its name there; `initial` makes an initial value
+    and is called only if ``item.needs_initial``. For a tied tensor this is its leader's value.
+    """
+    if item.status == "initial" or item.source is None:
+        value = initial(item)
+    elif item.adaptation is not None:
+        value = adapt(item.adaptation, load(item.source), item.shape, lambda: initial(item))
+    else:
+        value = load(item.source).reshape(item.shape)
+    dtype: torch.dtype = getattr(torch, item.dtype)
+    return value.to(dtype).contiguous()
+
+
+def initial_value(item: FitItem, seed: int, own: Callable[[str], Tensor]) -> Tensor:
+    """What `item` starts from: its fill, or else the target's `own` value of that name."""
+    if item.fill is None or item.fill.kind == "init":
+        return own(item.name)
+    return filled(item.fill, item.name, item.shape, getattr(torch, item.dtype), seed)
+
+
+def adapt(
+    how: Adaptation, source: Tensor, shape: Shape, initial: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """`source` carried into `shape`, in `source`'s element type.
+
+    `initial` makes the target's initial value, of `shape`; it is called only if
+    ``how.needs_initial``, and what comes out then has the initial value's element type.
+    """
+    if how.kind == "squeeze":
+        return source.reshape(shape)
+    if how.kind == "interpolate":
+        return _interpolate(how, source, shape)
+    if how.kind == "channels":
+        return adapt_channels(source, shape[1], how.method, scaled=how.scaled)
+    if initial is None:
+        raise ValueError(f"'{how.kind}' needs an initial value")
+    result = initial().clone()
+    if how.kind == "rows":
+        to, came = (torch.tensor(rows) for rows in zip(*how.rows, strict=True))
+        result[to] = source[came].to(result.dtype)
+    else:
+        block = tuple(slice(min(a, b)) for a, b in zip(source.shape, shape, strict=True))
+        result[block] = source[block].to(result.dtype)
+    return result
+
+
+def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float = 0.0) -> Tensor:
+    """A moment that an optimizer keeps of a parameter, carried into `shape` as the parameter is.
+
+    What is new has the value `beginning`, as before the first step. A moment without negative
+    elements (an average of squares) gets none, which interpolation alone would not see to.
+    """
+    result = adapt(how, moment, shape, lambda: torch.full(shape, beginning, dtype=moment.dtype))
+    if how.kind == "channels" and how.method == "zero":
+        result[:, moment.shape[1] :] = beginning
+    return result.clamp_min(0) if bool((moment >= 0).all()) else result
+
+
+def adapt_channels(
+    weight: Tensor, channels: int, method: ChannelMethod, *, scaled: bool = False
+) -> Tensor:
+    """A convolution's weight (out, in, ...) for another number of input channels.
+
+    ``repeat``  its channels over and over (the practice of timm's ``adapt_input_conv``, with
+                `scaled`; there one channel takes their sum, here too)
+    ``mean``    their mean in every channel (the practice for optical flow: Wang et al., Temporal
+                Segment Networks, 2016, section 3.2)
+    ``zero``    its own channels, then zeros
+    ``first``   its own channels, then copies of the first
+
+    `scaled` multiplies by old over new channels, which keeps the response to channels of equal
+    magnitude. Computed in float32 at least; the element type is kept.
+    """
+    old = weight.shape[1]
+    values = weight.to(_computing(weight.dtype))
+    if method == "mean" or (method == "repeat" and channels == 1):
+        # one channel: the scaled mean is the sum
+        result = _like(values.mean(dim=1, keepdim=True), channels)
+    elif method == "repeat":
+        copies = [1, ceil(channels / old)] + [1] * (weight.dim() - 2)
+        result = values.repeat(copies)[:, :channels]
+    else:
+        extra = values[:, :1] if method == "first" else torch.zeros_like(values[:, :1])
+        result = torch.cat([values, _like(extra, max(channels - old, 0))], dim=1)[:, :channels]
+    if scaled:
+        result = result * (old / channels)
+    return result.to(weight.dtype)
+
+
+def _like(channel: Tensor, channels: int) -> Tensor:
+    return channel.expand(-1, channels, *channel.shape[2:])
+
+
+def _computing(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.complex128 if dtype == torch.complex128 else torch.complex64
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _interpolate(how: Adaptation, source: Tensor, shape: Shape) -> Tensor:
+    values = source.to(_computing(source.dtype))
+    if how.grid == "axis":
+        # as MViT's authors do at run time (Li et al., MViTv2, 2022, get_rel_pos): linear
+        rows = values.T[None]
+        result = functional.interpolate(rows, size=shape[0], mode="linear")[0].T
+    elif how.grid == "map":
+        result = _resample(values, shape[2], shape[3])
+    elif how.grid == "table":
+        result = _resample_table(values, shape, how.prefix_tokens)
+    else:
+        result = _resample_tokens(values, shape, how.prefix_tokens)
+    return result.to(source.dtype).contiguous()
+
+
+def _resample(grid: Tensor, height: int, width: int) -> Tensor:
+    """(n, c, h, w) bicubic with antialiasing, as timm's ``resample_abs_pos_embed`` does."""
+    return functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
+
+
+def _resample_tokens(values: Tensor, shape: Shape, prefix_tokens: int) -> Tensor:
+    """([1,] prefix + h·w, dim) to another square grid; the prefix tokens are kept."""
+    tokens = values.reshape(-1, shape[-1])
+    prefix, grid = tokens[:prefix_tokens], tokens[prefix_tokens:]
+    old, new = isqrt(len(grid)), isqrt(shape[-2] - prefix_tokens)
+    image = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resampled = _resample(image, new, new).permute(0, 2, 3, 1).reshape(new * new, -1)
+    return torch.cat([prefix, resampled]).reshape(shape)
+
+
+def _resample_table(values: Tensor, shape: Shape, extra: int) -> Tensor:
+    """((2h-1)·(2w-1) + extra, heads), bicubic; the extra rows come last (BEiT) and are kept.
+
+    Swin's authors resample so when they load (``load_pretrained`` in their ``utils.py``), without
+    antialiasing: a table of distances has no finer detail to alias.
+    """
+    count = len(values) - extra
+    old, new = isqrt(count), isqrt(shape[0] - extra)
+    image = values[:count].T.reshape(1, -1, old, old)
+    resampled = functional.interpolate(image, size=(new, new), mode="bicubic")
+    return torch.cat([resampled.reshape(-1, new * new).T, values[count:]])
+
+
+def filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -> Tensor:
+    """A tensor filled as `fill` says, from a stream of `seed` that is `name`'s own.
+
+    ``kaiming`` is normal with fan out and the gain of ReLU (He et al., 2015), ``xavier`` uniform
+    (Glorot and Bengio, 2010). Raises ValueError for ``init``, which only the model's own
+    constructor can do, and for what `adaptations.require_fillable` refuses.
+    """
+    if fill.kind in ("zeros", "ones", "constant") and not (
+        dtype.is_floating_point or dtype.is_complex
+    ):
+        # not by way of floating point, which has not every integer
+        number = int({"zeros": 0.0, "ones": 1.0}.get(fill.kind, fill.value))
+        return torch.full(shape, number, dtype=dtype)
+    values = torch.empty(shape, dtype=_computing(dtype))
+    generator = torch.Generator().manual_seed(derive_seed(seed, f"fill {name}"))
+    if not values.numel():
+        return values.to(dtype)
+    if fill.kind == "kaiming":
+        nn.init.kaiming_normal_(values, mode="fan_out", nonlinearity="relu", generator=generator)
+    elif fill.kind == "xavier":
+        nn.init.xavier_uniform_(values, generator=generator)
+    elif fill.kind == "normal":
+        values.normal_(0.0, fill.value, generator=generator)
+    elif fill.kind == "uniform":
+        values.uniform_(-fill.value, fill.value, generator=generator)
+    elif fill.kind == "init":
+        raise ValueError("'init' is the model's own initialisation")
+    else:
+        values.fill_({"zeros": 0.0, "ones": 1.0}.get(fill.kind, fill.value))
+    return values.to(dtype)

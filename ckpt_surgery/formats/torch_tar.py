@@ -1,0 +1,264 @@
+"""Files of ``torch.save`` up to 0.1.12: a tar archive of four members.
+
+``storages`` holds the storages and their views, ``tensors`` how each tensor lies in one,
+``pickle`` the object, which names tensors by their keys, and ``sys_info`` the writer's system.
+The reference is `legacy_load` in ``torch/serialization.py``, which still reads them.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
+from ckpt_surgery.errors import DamagedFileError, ReadError
+from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.formats.pickle_sequence import PickleSequence
+from ckpt_surgery.pickles import DEFAULT_LIMITS, Global, Limits, Node, Object, PersistentId
+from ckpt_surgery.torch_objects.find import assemble
+from ckpt_surgery.torch_objects.storages import storage_dtype, text
+from ckpt_surgery.torch_objects.tensors import build
+
+_MEMBERS: Final = frozenset({"sys_info", "pickle", "tensors", "storages"})
+_BLOCK: Final = 512
+_MAX_PAX_BYTES: Final = 1 << 16
+_MAX_DIMENSIONS: Final = 1000
+_LONGEST_KEY: Final = 20  # digits of 2**64, since keys are addresses
+_SMALL_WINDOW: Final = 1 << 12
+"""Bytes read at once where short pickles and tensor bytes alternate."""
+
+
+def looks_like_tar(file: SourceFile) -> bool:
+    """Whether the file begins like a tar archive whose first member is one of torch's."""
+    try:
+        return next(_members(file), None) is not None
+    except ReadError:
+        return False
+
+
+def read_tar(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+    """Describe a tar checkpoint.
+
+    Nothing is extracted. Its tensors become the `_rebuild_tensor_v2` of later versions, one node
+    a key, so that a tensor used twice still is one. An empty tensor, which had no dimension then,
+    has the shape (0,).
+
+    Raises `DamagedFileError` if a member is missing, twice, truncated or no plain file, or if the
+    members contradict each other, and `LimitExceededError` if they are larger than `limits` allow.
+    """
+    members: dict[str, ByteRange] = {}
+    for name, data in _members(file):
+        if name in members:
+            raise DamagedFileError("the member is there twice", entry=name)
+        members[name] = data
+    for name in sorted(_MEMBERS - members.keys()):
+        raise DamagedFileError("the member is missing", entry=name)
+    heads = [
+        PickleSequence(members[name], limits, window=_SMALL_WINDOW)
+        for name in ("storages", "tensors")
+    ]
+    storages = _Storages(heads[0])
+    tensors = _read_tensors(heads[1], storages)
+
+    def persistent_load(pid: Node) -> Node:
+        if isinstance(pid, tuple) and len(pid) == 3:
+            return pid[0]  # a module's class, its source file and its source
+        key = _number(text(pid))
+        if key is not None and key in tensors:
+            return tensors[key]
+        if key is not None and key in storages:
+            return storages.reference(key)
+        raise DamagedFileError("a persistent id names no tensor and no storage", entry="pickle")
+
+    body = PickleSequence(members["pickle"], limits)
+    parsed = body.pickle(persistent_load)
+    sequences = (*heads, body)
+    return assemble(
+        parsed.root,
+        file=file,
+        format="torch-tar",
+        unwritable=next(filter(None, map(_not_described, sequences)), ""),
+        names=[name for sequence in sequences for name in sequence.globals],
+        limits=limits,
+    )
+
+
+def _not_described(sequence: PickleSequence) -> str:
+    """What a member has beside what was read of it, so that writing the rest would lose it."""
+    if sequence.remaining:
+        return f"{sequence.remaining} bytes of a member have no meaning"
+    return sequence.not_in_graphs()
+
+
+def _members(file: SourceFile) -> Iterator[tuple[str, ByteRange]]:
+    """Name and data of each member in the order of the file; torch's four and no others.
+
+    Raises `DamagedFileError` on anything that torch's writer would not have written.
+    """
+    position = 0
+    while position + _BLOCK <= file.size:
+        block = file.read_at(position, _BLOCK)
+        if not any(block):
+            return
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise DamagedFileError("the tar header is invalid", entry=f"byte {position}") from error
+        if header.size < 0:
+            raise DamagedFileError("the tar header is invalid", entry=f"byte {position}")
+        data = ByteRange(file, position + _BLOCK, header.size)
+        position += _BLOCK + -(-header.size // _BLOCK) * _BLOCK
+        if header.type == tarfile.XHDTYPE:
+            _require_harmless(data)
+            continue
+        if header.name not in _MEMBERS:
+            shown = header.name.encode("utf-8", "replace").decode()[:80]
+            raise DamagedFileError("the member is not one of torch's", entry=shown)
+        if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise DamagedFileError("the member is no plain file", entry=header.name)
+        yield header.name, data
+
+
+def _require_harmless(data: ByteRange) -> None:
+    """Refuse an extended header that changes more than times and owners of the next member."""
+    entry = f"byte {data.offset}"
+    if data.nbytes > _MAX_PAX_BYTES:
+        raise DamagedFileError("the extended tar header is too long", entry=entry)
+    # Each record is "LENGTH KEY=VALUE\n". Splitting at the ends of lines finds the key of every
+    # record whose value has none; a value with one can only add keys, so nothing is overlooked.
+    for line in data.read().split(b"\n"):
+        key = line.partition(b"=")[0].rpartition(b" ")[2]
+        if key in {b"path", b"linkpath", b"size"} or key.startswith(b"GNU.sparse"):
+            raise DamagedFileError(
+                "the extended tar header renames or resizes a member", entry=entry
+            )
+
+
+class _Storages:
+    """The storages of the archive by their keys, and the views of them."""
+
+    def __init__(self, sequence: PickleSequence) -> None:
+        """Read n pickles of (key, location, class), each followed by a count and the elements.
+
+        Then follows one pickle, the list of views: (key, key of its root, offset, size).
+        """
+        self._sequence = sequence
+        self._wholes: dict[int, Storage] = {}
+        self._places: dict[int, tuple[int, int, int]] = {}  # key of the whole, offset, size
+        for _ in range(_count(sequence, "storages")):
+            self._read_storage()
+        views = sequence.pickle().root
+        if not isinstance(views, list):
+            raise self._damaged("the views are not a list")
+        for view in views:
+            self._add_view(view)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def place(self, key: int) -> tuple[Storage, int]:
+        """The whole storage that `key` lies in, and its first element there."""
+        whole, offset, _ = self._places[key]
+        return self._wholes[whole], offset
+
+    def reference(self, key: int) -> PersistentId:
+        """A storage, or the part of one that a view is, that the pickle refers to by itself."""
+        whole, offset, numel = self._places[key]
+        storage = self._wholes[whole]
+        if numel < storage.numel:
+            size = storage.dtype.itemsize
+            part = storage.data
+            if not isinstance(part, ByteRange):  # pragma: no cover (they are made here)
+                raise TypeError(part)
+            storage = replace(storage, key=str(key), data=part.slice(offset * size, numel * size))
+        return storage_reference(storage)
+
+    def _read_storage(self) -> None:
+        sequence = self._sequence
+        node = sequence.pickle().root
+        if not isinstance(node, tuple) or len(node) != 3 or type(node[0]) is not int:
+            raise self._damaged("a storage is not described by key, location and class")
+        key, location = node[0], text(node[1])
+        if location is None:
+            raise self._damaged("the location of a storage is not text")
+        if key in self._places:
+            raise self._damaged(f"the storage {key} is there twice")
+        dtype, untyped = storage_dtype(node[2], str(key))
+        (count,) = sequence.unpack("<q")
+        if count < 0:
+            raise self._damaged(f"the storage {key} has a negative size")
+        data = sequence.take(count * dtype.itemsize, f"storage {key}")
+        self._wholes[key] = Storage(str(key), dtype, location, data, untyped)
+        self._places[key] = key, 0, count
+
+    def _add_view(self, view: Node) -> None:
+        parts = tuple(view) if isinstance(view, (tuple, list)) else ()
+        numbers = [part for part in parts if type(part) is int]
+        if len(parts) != 4 or len(numbers) != 4:
+            raise self._damaged("a view is not described by four numbers")
+        key, root, offset, numel = numbers
+        if key in self._places:
+            raise self._damaged(f"the storage {key} is there twice")
+        if root not in self._places:
+            raise self._damaged(f"a view is one of the unknown storage {root}")
+        whole, start, size = self._places[root]
+        if offset < 0 or numel < 0 or offset + numel > size:
+            raise self._damaged(f"a view reaches outside the storage {root}")
+        self._places[key] = whole, start + offset, numel
+
+    def _damaged(self, message: str) -> DamagedFileError:
+        return DamagedFileError(message, entry="storages")
+
+
+def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Object]:
+    """The node that rebuilds each tensor, by the tensor's key.
+
+    After each pickle of (key, storage key, class) follow the number of dimensions (int32 and four
+    unused bytes), the sizes, the strides and the offset (int64).
+    """
+    tensors: dict[int, Object] = {}
+    for _ in range(_count(sequence, "tensors")):
+        node = sequence.pickle().root
+        if not isinstance(node, tuple) or len(node) != 3 or type(node[0]) is not int:
+            raise DamagedFileError("a tensor is not described by keys and class", entry="tensors")
+        key, storage_key = node[0], node[1]
+        if key in tensors:
+            raise DamagedFileError(f"the tensor {key} is there twice", entry="tensors")
+        if type(storage_key) is not int or storage_key not in storages:
+            raise DamagedFileError(f"the tensor {key} is in an unknown storage", entry="tensors")
+        dimensions, _unused = sequence.unpack("<ii")
+        if not 0 <= dimensions <= _MAX_DIMENSIONS:
+            message = f"the tensor {key} has {dimensions} dimensions"
+            raise DamagedFileError(message, entry="tensors")
+        shape = sequence.unpack(f"<{dimensions}q")
+        stride = sequence.unpack(f"<{dimensions}q")
+        (offset,) = sequence.unpack("<q")
+        storage, start = storages.place(storage_key)
+        if not shape:  # torch had no scalars then: no dimension means no element
+            shape, stride = (0,), (1,)
+        place = Tensor(shape, storage.dtype, stride, start + offset, storage)
+        tensors[key] = build(storage_reference(storage), place)
+    return tensors
+
+
+def storage_reference(storage: Storage) -> PersistentId:
+    """A reference to `storage` as a later ``torch.save`` would write it."""
+    name = "UntypedStorage" if storage.untyped else storage.dtype.storage_class
+    pid = ("storage", Global("torch", name or ""), storage.key, storage.device, storage.numel)
+    return PersistentId(pid, storage)
+
+
+def _count(sequence: PickleSequence, what: str) -> int:
+    count = sequence.pickle().root
+    if type(count) is not int or count < 0:
+        raise DamagedFileError(f"the number of {what} is none", entry=what)
+    return count
+
+
+def _number(key: str | None) -> int | None:
+    """A key as the pickle spells it, in decimal digits; None for anything else."""
+    if key is None or not (key.isascii() and key.isdigit()) or len(key) > _LONGEST_KEY:
+        return None
+    return int(key)

@@ -1,0 +1,1 @@
+"""Comparing checkpoints with targets: what fits, which name stands for which."""

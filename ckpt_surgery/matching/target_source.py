@@ -1,0 +1,193 @@
+"""What a checkpoint is matched against or fitted to: a model, or another checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, find_ties
+from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.formats import read
+from ckpt_surgery.matching.comparison import Comparison, compare
+from ckpt_surgery.models.specs import ModelSpec, Value, parse_settings
+from ckpt_surgery.models.target import Metadata, Target, TensorSpec
+from ckpt_surgery.pickles import Dict, Node
+from ckpt_surgery.torch_objects.mappings import named_items
+
+_Module = Any
+"""``torch.nn.Module``, which is not imported here."""
+
+_MOST_NESTED: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A state dict as `models` knows one: `metadata` holds what is plain in ``_metadata``."""
+
+    specs: tuple[TensorSpec, ...]
+    metadata: Metadata | None
+    extra_state: tuple[str, ...]
+    ties: tuple[tuple[str, ...], ...]
+
+
+def describe(state_dict: StateDict) -> Described:
+    """Names, shapes and types of a state dict, and which of its names are one tensor."""
+    return Described(
+        specs=tuple(
+            TensorSpec(entry.name, entry.tensor.shape, entry.tensor.dtype.name, entry.role)
+            for entry in state_dict.entries
+            if entry.tensor is not None
+        ),
+        metadata=None
+        if state_dict.metadata is None
+        else {module: _plain(node) for module, node in state_dict.metadata.items()},
+        extra_state=tuple(entry.name for entry in state_dict.entries if entry.tensor is None),
+        ties=find_ties(state_dict.tensors),
+    )
+
+
+def _plain(node: Node) -> dict[str, object]:
+    """The entries of a module's record that are plain values: its ``version``."""
+    items = named_items(node) or {}
+    return {k: v for k, v in items.items() if v is None or isinstance(v, bool | int | float | str)}
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """The target, and what it was described from: a `module` on the meta device or a `file`.
+
+    `state_dict` and `checkpoint` belong to the file; `spec` says how to build the module.
+    """
+
+    target: Target
+    module: _Module | None = None
+    spec: ModelSpec | None = None
+    state_dict: StateDict | None = None
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def inputs(self) -> tuple[SourceFile, ...]:
+        return () if self.checkpoint is None else (self.checkpoint.file,)
+
+    def entry(self, name: str) -> Entry | None:
+        """The entry of the file called `name`; None for a model."""
+        entries = () if self.state_dict is None else self.state_dict.entries
+        return next((entry for entry in entries if entry.name == name), None)
+
+    def compare(self, source: Described) -> Comparison:
+        """What ``load_state_dict`` would say; with a model, torch itself says it."""
+        if self.module is None:
+            return compare(
+                source.specs,
+                self.target,
+                source_metadata=source.metadata,
+                source_extra_state=source.extra_state,
+            )
+        from ckpt_surgery.matching.verdict import judge
+
+        return judge(
+            self.module,
+            self.target,
+            source.specs,
+            metadata=source.metadata,
+            extra_state=source.extra_state,
+        )
+
+    def upgraded(self, source: Described) -> dict[str, str]:
+        """Old names that the model's own loading code renames."""
+        if self.module is None:
+            return {}
+        from ckpt_surgery.matching.verdict import upgraded_names
+
+        return upgraded_names(self.module, source.specs, source.metadata)
+
+    @property
+    def metadata(self) -> dict[str, Node] | None:
+        """``_metadata`` of the target as nodes of a pickle."""
+        if self.state_dict is not None:
+            found = self.state_dict.metadata
+            return None if found is None else dict(found)
+        stored = self.target.metadata
+        return None if stored is None else {name: _node(each) for name, each in stored.items()}
+
+
+def _node(value: object, depth: int = 0) -> Node:
+    """A plain value as a node. Raises `LossyEditError` for anything else."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    if depth < _MOST_NESTED and isinstance(value, list | tuple):
+        nodes = [_node(each, depth + 1) for each in value]
+        return nodes if isinstance(value, list) else tuple(nodes)
+    if depth < _MOST_NESTED and isinstance(value, Mapping):
+        items: list[Node] = []
+        for key, each in value.items():
+            items += (_node(key, depth + 1), _node(each, depth + 1))
+        return Dict(items)
+    raise LossyEditError(
+        f"the model keeps a '{type(value).__name__}' in its state dict's _metadata",
+        hint="save its state dict and use --like",
+    )
+
+
+@contextmanager
+def opened(
+    model: str | None,
+    model_args: Mapping[str, Value] | None,
+    settings: Sequence[str],
+    like: PathLike | SourceFile | None,
+) -> Iterator[Aim]:
+    """The target that was asked for; a file stays open inside the ``with`` statement.
+
+    Raises `UsageError` unless exactly one of `model` and `like` is given, and what building a
+    model or reading a file raises.
+    """
+    if (model is None) == (like is None):
+        raise UsageError(
+            "'--model' and '--like' contradict each other" if model else "there is no target",
+            hint="say what to load into: --model torchvision:NAME, --model package.module:callable "
+            "or --like FILE",
+        )
+    if like is not None:
+        if model_args or settings:
+            raise UsageError(
+                "'--model-arg' and '--set' change a model, and '--like' names a file",
+                hint="use them with --model",
+            )
+        with read(like) as checkpoint:
+            yield _aim_at_file(checkpoint)
+    elif model is not None:
+        spec = ModelSpec(model, dict(model_args or {}), parse_settings(settings))
+        from ckpt_surgery.compute.elements import require_torch
+
+        require_torch()
+        from ckpt_surgery.models import building
+
+        module = building.build_module(spec)
+        yield Aim(building.describe(module, model), module, spec)
+
+
+def _aim_at_file(checkpoint: Checkpoint) -> Aim:
+    models = [s for s in checkpoint.state_dicts if s.kind == "model"] or [*checkpoint.state_dicts]
+    if len(models) != 1:
+        paths = ", ".join(f"'{state_dict.path}'" for state_dict in models)
+        raise UsageError(
+            f"it has {len(models)} state dicts: {paths}" if models else "no state dict in it",
+            path=checkpoint.file.name,
+            hint="write the one that is meant alone: ckpt convert --at PATH" if models else None,
+        )
+    (state_dict,) = models
+    found = describe(state_dict)
+    return Aim(
+        Target(
+            title=checkpoint.file.name,
+            tensors=found.specs,
+            ties=found.ties,
+            metadata=found.metadata,
+            extra_state=found.extra_state,
+        ),
+        state_dict=state_dict,
+        checkpoint=checkpoint,
+    )

@@ -1,0 +1,1 @@
+"""Merging checkpoints: files, choosing, copying, methods, recipes."""

@@ -1,0 +1,156 @@
+"""The files of a merge: which ones are meant, what is renamed in them, which state dicts match."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.select import RuleCount
+from ckpt_surgery.edits.plan import Plan, Rename, RenameModule, apply
+from ckpt_surgery.errors import CkptError, PathLike, UsageError
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.formats import read
+
+if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from ckpt_surgery.names.rewrite import RewriteRule
+
+
+Source = PathLike | SourceFile
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergeFile:
+    """A file of a merge: as it was read, and as its names were changed.
+
+    `names` and `modules` lead from a new name (by state dict) to the one in the file.
+    """
+
+    original: Checkpoint
+    checkpoint: Checkpoint
+    renaming: Plan
+    rules: tuple[RuleCount, ...]
+    names: Mapping[tuple[str, str], str]
+    modules: Mapping[tuple[str, str], str]
+
+    @property
+    def label(self) -> str:
+        return self.original.file.name
+
+    @property
+    def file(self) -> SourceFile:
+        return self.original.file
+
+    def old_name(self, path: str, name: str) -> str:
+        return self.names.get((path, name), name)
+
+    def old_module(self, path: str, module: str) -> str:
+        return self.modules.get((path, module), module)
+
+
+def open_file(source: PathLike | SourceFile, rules: Sequence[RewriteRule]) -> MergeFile:
+    """Read a file and rename its entries, on paper. Raises what `read` and renaming raise."""
+    original = read(source)
+    if not rules:
+        return MergeFile(original, original, Plan(), (), {}, {})
+    from ckpt_surgery.edits.rename import plan_rename
+
+    try:
+        planned = plan_rename(original, rules)
+        renamed = apply(planned.plan, original)
+    except CkptError as error:
+        original.close()
+        if error.path is None:
+            error.name_file(original.file.name)
+        raise
+    edits = planned.plan.edits
+    return MergeFile(
+        original,
+        renamed,
+        planned.plan,
+        planned.rules,
+        {(e.state_dict, e.new): e.old for e in edits if isinstance(e, Rename)},
+        {
+            (e.state_dict, e.new): e.old
+            for e in edits
+            if isinstance(e, RenameModule) and e.new is not None
+        },
+    )
+
+
+def partner(wanted: StateDict, file: MergeFile) -> StateDict:
+    """The state dict of a file that belongs to `wanted` of the base.
+
+    It is the one at the same path, or the only one, or the only one of that kind (a model's, or a
+    moving average). Raises `UsageError` if that leaves none or several.
+    """
+    found = file.checkpoint.state_dicts
+    same = [s for s in found if s.path == wanted.path]
+    alike = [s for s in found if s.kind == wanted.kind]
+    for candidates in (same, found, alike):
+        if len(candidates) == 1:
+            return candidates[0]
+    paths = ", ".join(f"'{s.path}'" for s in found) or "none"
+    where = f"'{wanted.path}'" if wanted.path else "the base's state dict"
+    raise UsageError(
+        f"no state dict belongs to {where}; there are: {paths}",
+        path=file.label,
+        hint="'--at PATH' narrows the merge to one state dict of the base; "
+        "'ckpt convert --at PATH' takes one out of a file",
+    )
+
+
+class Sources:
+    """Which files there are. `inputs` have numbers from 1; the base may be one of them or not."""
+
+    def __init__(
+        self, sources: Sequence[Source], base: Source | None, *, base_apart: bool = False
+    ) -> None:
+        self.inputs = list(sources)
+        self.first_number = 1
+        self.base_place: int | None = None
+        if base is None:
+            self.base = self.inputs[0]
+            if base_apart:
+                self.inputs, self.first_number = self.inputs[1:], 2
+            else:
+                self.base_place = 0
+        else:
+            self.base = base
+            if not base_apart:
+                same = [i for i, source in enumerate(self.inputs) if _is_same(source, base)]
+                self.base_place = same[0] if same else None
+
+    def open(
+        self, stack: ExitStack, renames: Mapping[int, Sequence[RewriteRule]]
+    ) -> tuple[MergeFile, list[MergeFile]]:
+        """The base, and all inputs. Raises `UsageError` if a rename names no file."""
+        last = self.first_number + len(self.inputs) - 1
+        for number in renames:
+            if not 1 <= number <= last:
+                raise UsageError(f"there is no file {number} to rename: they are 1 to {last}")
+        opened = []
+        for number, source in enumerate(self.inputs, self.first_number):
+            opened.append(open_file(source, renames.get(number, ())))
+            stack.callback(opened[-1].original.close)
+        if self.base_place is not None:
+            return opened[self.base_place], opened
+        rules = renames.get(1, ()) if self.first_number == 2 else ()
+        base = open_file(self.base, rules)
+        stack.callback(base.original.close)
+        return base, opened
+
+
+def _is_same(one: Source, other: Source) -> bool:
+    if isinstance(one, SourceFile) or isinstance(other, SourceFile):
+        return one is other
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def label_of(source: Source) -> str:
+    """What messages call a source."""
+    return source.name if isinstance(source, SourceFile) else os.fspath(source)

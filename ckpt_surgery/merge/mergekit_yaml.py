@@ -1,0 +1,221 @@
+"""mergekit's configuration files, for the methods that both know. Needs PyYAML, not torch.
+
+Read are ``merge_method``, ``models``, ``base_model``, ``parameters`` (with ``filter`` lists),
+``dtype`` and ``out_dtype``, with mergekit's own defaults (0.1.5), so that the numbers come out the
+same. What assembles layers (``slices``, ``modules``, gradients over layers) is refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
+from ckpt_surgery.merge import method
+from ckpt_surgery.merge.method import Method
+from ckpt_surgery.merge.recipe import (
+    WEIGHT,
+    Override,
+    Recipe,
+    RecipeInput,
+    mapping_of,
+    optional_text,
+    require_keys,
+    tables,
+    text_of,
+)
+
+_READ: Final = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
+_LAYERS: Final = ("slices", "modules")
+_BESIDE: Final = ("tokenizer_source", "tokenizer", "chat_template", "name")
+_UNWEIGHTED_THERE: Final = ("karcher",)
+_WITHOUT_EFFECT: Final = frozenset({"int8_mask", "density", "rescale"})
+"""What mergekit takes for every method of its family, whether it uses it or not."""
+
+
+def parse(text: str) -> Recipe:
+    """The recipe in a mergekit configuration.
+
+    Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong or assembles layers,
+    and `MissingDependencyError` without PyYAML.
+    """
+    return from_config(_load(text))
+
+
+def from_config(loaded: object) -> Recipe:
+    """The recipe in a mergekit configuration that has been parsed to mappings and lists.
+
+    Raises `UsageError` as `parse` does.
+    """
+    config = mapping_of(loaded, "the recipe")
+    for key in _LAYERS:
+        if key in config:
+            raise UsageError(
+                f"'{key}' assembles a model from layers, which is no merge of tensors",
+                hint="rename the layers first, then merge files whose names agree",
+            )
+    require_keys(config, (*_READ, *_BESIDE), "the recipe")
+    chosen = _method(text_of(config, "merge_method"))
+    models = [_model(entry) for entry in tables(config.get("models"), "models")]
+    base = _file(config["base_model"]) if config.get("base_model") is not None else None
+    models = _ordered(chosen, models, base)
+    settings = [values for _, values in models]
+    settings.append(mapping_of(config.get("parameters") or {}, "parameters"))
+    *own, common = (_prepare(chosen, values) for values in settings)
+    overrides: list[Override] = []
+    for place, values in enumerate(own):
+        overrides += _overrides(values, place, len(models))
+    overrides += _overrides(_conditional(common), None, len(models))
+    plain = {name: value for name, value in common.items() if not _is_conditional(value)}
+    recipe = Recipe(
+        method=chosen,
+        inputs=tuple(RecipeInput(file) for file, _ in models),
+        base=base,
+        values={**chosen.mergekit_defaults, **plain},
+        overrides=tuple(overrides),
+        dtype=optional_text(config, "out_dtype") or optional_text(config, "dtype"),
+        notes=_notes(config, chosen, settings),
+    )
+    _require_weights(recipe)
+    return recipe
+
+
+def _load(text: str) -> object:
+    try:
+        yaml: Any = importlib.import_module("yaml")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "mergekit's YAML needs the package 'pyyaml'",
+            hint="pip install pyyaml, or write the recipe in TOML",
+        ) from error
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        first, *_ = str(error).splitlines() or ["nested too deeply"]
+        raise ReadError(f"is no YAML: {first}") from error
+
+
+def _method(name: str) -> Method:
+    for known in method.catalogue().values():
+        if known.mergekit == name:
+            return known
+    found = method.find(name)  # raises with near names
+    raise UsageError(f"mergekit has no method '{name}'", hint=f"write it in TOML: '{found.name}'")
+
+
+def _file(value: object) -> str:
+    """A path, written as a text or as ``{path: …}`` or ``{model: {path: …}}``."""
+    while isinstance(value, dict) and len(value) == 1:
+        (value,) = value.values()
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"a model must be the path of a file, got {value!r}")
+    return value
+
+
+def _model(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    require_keys(entry, ("model", "parameters"), "a model")
+    return _file(entry.get("model")), mapping_of(entry.get("parameters") or {}, "parameters")
+
+
+def _ordered(
+    chosen: Method, models: list[tuple[str, dict[str, Any]]], base: str | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """The models in our order: without the base where it stands apart, else, of two, it first."""
+    others = [model for model in models if model[0] != base]
+    if chosen.needs_base or base is None:
+        return others
+    first = [model for model in models if model[0] == base]
+    if chosen.min_inputs == 2:
+        return [*(first or [(base, {})]), *others]
+    if not first:
+        raise UsageError(f"'base_model' '{base}' is not among the models")
+    return models
+
+
+def _idle(chosen: Method) -> frozenset[str]:
+    """Parameters that mergekit takes for this method and that change no number there."""
+    return _WITHOUT_EFFECT - {parameter.name for parameter in chosen.parameters}
+
+
+def _prepare(chosen: Method, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that have an effect, in our spelling."""
+    idle = _idle(chosen)
+    prepared = {}
+    for name, value in values.items():
+        if name in idle:
+            continue
+        if value is None or (value is False and name == "filter_wise"):
+            continue
+        prepared[name] = _spelled(name, value)
+    return prepared
+
+
+def _spelled(name: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        if not value or not all(isinstance(item, dict) for item in value):
+            raise UsageError(
+                f"'{name}' is a list over layers, and layers have no order here",
+                hint="write filters: [{filter: layers.0., value: …}, …, {value: …}]",
+            )
+        for item in value:
+            require_keys(item, ("filter", "value"), f"'{name}'")
+        return [{**item, "value": _spelled(name, item.get("value"))} for item in value]
+    if name == "rescale" and isinstance(value, bool):
+        return "l1" if value else "none"
+    return value
+
+
+def _is_conditional(value: object) -> bool:
+    return isinstance(value, list)
+
+
+def _conditional(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if _is_conditional(value)}
+
+
+def _overrides(values: Mapping[str, Any], place: int | None, count: int) -> Iterator[Override]:
+    """What `values` say, for the input at `place` or (None) for all of them."""
+    for name, value in values.items():
+        for condition in value if _is_conditional(value) else [{"value": value}]:
+            given = condition["value"]
+            if place is not None:
+                given = tuple(given if i == place else None for i in range(count))
+            text = condition.get("filter")
+            if text is None or text == "*":
+                yield Override("all", values={name: given})
+            else:
+                # a filter is a part of the name
+                yield Override("pattern", re.escape(str(text)), {name: given})
+
+
+def _require_weights(recipe: Recipe) -> None:
+    """Raise `UsageError` where mergekit would: it has no default weight."""
+    if not recipe.method.weighted or recipe.method.name in _UNWEIGHTED_THERE:
+        return
+    always = [override for override in recipe.overrides if override.kind == "all"]
+    layers = [*(override.values for override in always), recipe.values]
+    for place, entry in enumerate(recipe.inputs):
+        given = [layer[WEIGHT] for layer in layers if WEIGHT in layer]
+        each = [value[place] if isinstance(value, tuple) else value for value in given]
+        if all(value is None for value in each):
+            raise UsageError(
+                f"model '{entry.file}' has no weight",
+                hint="give each model a weight; a list of filters ends with {value: …}",
+            )
+
+
+def _notes(
+    config: Mapping[str, object], chosen: Method, settings: Sequence[Mapping[str, object]]
+) -> tuple[str, ...]:
+    """What is in the file and was not used."""
+    beside = [f"'{key}' concerns no tensor and is not used" for key in _BESIDE if key in config]
+    given = dict.fromkeys(name for values in settings for name in values)
+    idle = _idle(chosen)
+    return (
+        *beside,
+        *(f"'{name}' has no effect on '{chosen.name}'" for name in given if name in idle),
+    )

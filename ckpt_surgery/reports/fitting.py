@@ -1,0 +1,178 @@
+"""What `match` and `fit` found and did, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ckpt_surgery.checkpoint.description import StateDictKind, join_path
+from ckpt_surgery.fit.plan import FitItem, FitPlan
+from ckpt_surgery.matching.comparison import Comparison
+from ckpt_surgery.matching.correspondence import Correspondence
+from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.training.documents import OptimizerChange
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """A state dict of the file against the target."""
+
+    path: str
+    kind: StateDictKind
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class MatchReport:
+    """What ``load_state_dict`` would say about each state dict that was asked about.
+
+    `target` is the model or file as it was asked for, `class_name` the model's own class.
+    """
+
+    inputs: tuple[str, ...]
+    target: str
+    class_name: str
+    matched: tuple[Matched, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """1 if one of the state dicts does not load strictly."""
+        return max((each.comparison.exit_code for each in self.matched), default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where several state dicts were compared, every name is ``path/name``."""
+        fields: dict[str, Any] = {}
+        for each in self.matched:
+            for key, value in each.comparison.to_dict().items():
+                if isinstance(value, int):
+                    fields[key] = fields.get(key, 0) + value
+                else:
+                    fields.setdefault(key, []).extend(
+                        _qualified(each.path if len(self.matched) > 1 else "", entry)
+                        for entry in value
+                    )
+        return {
+            "schema": SCHEMA,
+            "command": "match",
+            "exit_code": self.exit_code,
+            "inputs": list(self.inputs),
+            "output": None,
+            "target": self.target,
+            "state_dicts": [each.path for each in self.matched],
+            **fields,
+            "warnings": list(self.warnings),
+        }
+
+
+def _qualified(path: str, entry: Any) -> Any:
+    """A name, or a list that begins with one, as ``path/name``."""
+    if isinstance(entry, str):
+        return join_path(path, entry)
+    return [join_path(path, entry[0]), *entry[1:]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A state dict of the file, how its names were paired with the target's, and what became."""
+
+    path: str
+    kind: StateDictKind
+    found: Correspondence
+    plan: FitPlan
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """Where each tensor of the result comes from, for every state dict that was fitted.
+
+    `carried` and `dropped_others` are the paths of what lies beside the state dicts, `optimizers`
+    say what became of those whose model changed. `seed` is
+    what initial values were drawn from. `output` is None if nothing was written.
+    """
+
+    inputs: tuple[str, ...]
+    output: str | None
+    format: str
+    target: str
+    fitted: tuple[Fitted, ...]
+    carried: tuple[str, ...]
+    dropped_others: tuple[str, ...] = ()
+    optimizers: tuple[OptimizerChange, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seed: int = 0
+    nbytes_before: int = 0
+    nbytes_after: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        return 0
+
+    @property
+    def _items(self) -> Iterator[tuple[str, FitItem]]:
+        for each in self.fitted:
+            for item in each.plan.items:
+                yield self._name(each, item.name), item
+
+    def _name(self, each: Fitted, name: str) -> str:
+        return join_path(each.path, name) if len(self.fitted) > 1 else name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Where several state dicts were fitted, every name is ``path/name``."""
+        sums = [each.plan.elements for each in self.fitted]
+        return {
+            "schema": SCHEMA,
+            "command": "fit",
+            "exit_code": self.exit_code,
+            "inputs": list(self.inputs),
+            "output": self.output,
+            "format": self.format,
+            "target": self.target,
+            "state_dicts": [each.path for each in self.fitted],
+            "copied": [name for name, item in self._items if item.status == "copied"],
+            "adapted": [
+                {
+                    "name": name,
+                    "how": str(item.adaptation),
+                    "from_shape": list(item.source_shape or ()),
+                    "to_shape": list(item.shape),
+                }
+                for name, item in self._items
+                if item.status == "adapted"
+            ],
+            "initial": [name for name, item in self._items if item.status == "initial"],
+            "initial_values": [
+                _initial(name, item) for name, item in self._items if item.status == "initial"
+            ],
+            "dropped": [
+                self._name(each, spec.name) for each in self.fitted for spec in each.plan.dropped
+            ],
+            "elements": {key: sum(each[key] for each in sums) for key in _SUMS},
+            "renamed": [
+                [self._name(each, old), self._name(each, new)]
+                for each in self.fitted
+                for old, new in each.found.renames.items()
+            ],
+            "seed": self.seed,
+            "carried": list(self.carried),
+            "dropped_others": list(self.dropped_others),
+            "optimizers": [change.to_dict() for change in self.optimizers],
+            "warnings": list(self.warnings),
+            "nbytes_before": self.nbytes_before,
+            "nbytes_after": self.nbytes_after,
+        }
+
+
+_SUMS = ("copied", "adapted", "initial", "dropped")
+
+
+def _initial(name: str, item: FitItem) -> dict[str, Any]:
+    return {
+        "name": name,
+        "shape": list(item.shape),
+        "from_shape": None if item.source_shape is None else list(item.source_shape),
+        "fill": str(item.fill or "init"),
+        "reason": item.reason,
+        "would_adapt": list(item.would_adapt),
+    }

@@ -1,0 +1,1 @@
+"""A pickle's graph in torch's terms: tensors, storages, mappings, modules, state dicts."""

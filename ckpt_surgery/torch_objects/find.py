@@ -1,0 +1,320 @@
+"""Find the state dicts of a graph, and what lies beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from ckpt_surgery.checkpoint.description import (
+    Checkpoint,
+    Entry,
+    Other,
+    StateDict,
+    join_path,
+)
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.pickles import (
+    DEFAULT_LIMITS,
+    NO_STATE,
+    Dict,
+    Global,
+    Limits,
+    Node,
+    Object,
+    walk,
+)
+from ckpt_surgery.torch_objects.kinds import (
+    NOT_WEIGHTS,
+    is_training_state,
+    kind_of,
+    last_part,
+    plain_value,
+    role_of,
+    type_name,
+)
+from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.module_nodes import is_module
+from ckpt_surgery.torch_objects.storages import text
+from ckpt_surgery.torch_objects.tensors import TensorReader
+
+# The usual names for the weights inside a training checkpoint.
+_WRAPPERS = frozenset(
+    {
+        "state_dict", "model_state_dict", "model", "model_state", "net", "network", "weights",
+        "params", "state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict",
+    }
+)  # fmt: skip
+_PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
+
+
+def metadata_of(node: Node) -> dict[str, Node] | None:
+    """``_metadata`` of a state dict: module path to the node stored for it."""
+    holder = metadata_node(node)
+    pairs = None if holder is None else mapping_pairs(holder)
+    if pairs is None:
+        return None
+    return {name: value for key, value in pairs if (name := text(key)) is not None}
+
+
+def metadata_node(node: Node) -> Node | None:
+    """The graph node that is the ``_metadata`` attribute of the state dict `node`."""
+    state = node.state if isinstance(node, Object) else NO_STATE
+    for key, value in mapping_pairs(state) or ():
+        if text(key) == "_metadata":
+            return value
+    return None
+
+
+def assemble(
+    root: Node,
+    *,
+    file: SourceFile,
+    format: str,  # noqa: A002  # the term of the report
+    container: object = None,
+    notes: tuple[str, ...] = (),
+    unwritable: str = "",
+    names: Iterable[Global] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Checkpoint:
+    """Describe a graph whose persistent ids were resolved to storages.
+
+    `names` are the classes and functions that the pickle names; None: those left in its graph.
+
+    Raises `DamagedFileError` if a tensor does not fit its storage or a name stands twice, and
+    `LimitExceededError` if the graph is too deep or its paths are too long.
+    """
+    if names is None:
+        names = (node for node in walk(root, limits=limits) if isinstance(node, Global))
+    qualified = tuple(dict.fromkeys(name.qualified for name in names))
+    survey = Survey(TensorReader(limits), limits)
+    survey.search(root)
+    return Checkpoint(
+        format="torch-module" if survey.found_module else format,
+        file=file,
+        root=root,
+        state_dicts=tuple(survey.state_dicts),
+        others=tuple(survey.others(root)),
+        globals=qualified,
+        container=container,
+        notes=(*notes, *survey.notes),
+        unwritable=unwritable,
+    )
+
+
+@dataclass(slots=True)
+class _Place:
+    """A node on the way: its key's text, and the places that lead to it.
+
+    Its path is made only where it is needed: a file can nest long keys, and have any number of
+    objects below them. `path_length` counts its characters.
+    """
+
+    name: str
+    node: Node
+    parent: _Place | None
+    depth: int = 0
+    path_length: int = 0
+
+    def child(self, name: str, node: Node) -> _Place:
+        return _Place(name, node, self, self.depth + 1, self.path_length + len(name) + 1)
+
+    @property
+    def path(self) -> str:
+        names: list[str] = []
+        place = self
+        while place.parent is not None:
+            names.append(place.name)
+            place = place.parent
+        while names and not names[-1]:  # what `join_path` does with the empty path
+            names.pop()
+        return "/".join(reversed(names))
+
+
+@dataclass(slots=True)
+class Survey:
+    """One search through a graph. State dicts come in the order in which the pickle has them."""
+
+    tensors: TensorReader
+    limits: Limits
+    state_dicts: list[StateDict] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    found_module: bool = False
+    _found: dict[int, str] = field(default_factory=dict)
+    _leading: set[int] = field(default_factory=set)  # nodes that a state dict lies below
+    _counted: set[int] = field(default_factory=set)  # nodes below other entries
+    _paths: dict[str, int] = field(default_factory=dict)  # of the state dicts: times it occurred
+    _characters: int = 0  # of the paths made
+
+    def search(self, root: Node) -> None:
+        seen: set[int] = set()
+        waiting = [_Place("", root, None)]
+        while waiting:
+            place = waiting.pop()
+            node = place.node
+            if not isinstance(node, (Dict, Object, list, tuple)):
+                continue
+            if id(node) in self._found:
+                first = self._found[id(node)]
+                self._spend(len(first))
+                self.notes.append(f"'{self._path(place)}' is the same object as '{first}'")
+                continue
+            if id(node) in seen or self._is_no_model(place):
+                continue
+            if place.depth > self.limits.depth:
+                raise LimitExceededError(f"objects are nested more than {self.limits.depth} deep")
+            seen.add(id(node))
+            path = self._take(place)
+            if path is not None:
+                self._found[id(node)] = path
+                self._mark_leading(place.parent)
+                if is_module(node):
+                    continue  # its parameters' dictionaries are no state dicts of their own
+            waiting.extend(
+                place.child(name, child)
+                for name, child, _ in reversed(list(_below(node)))
+                if self.tensors.describe(child) is None
+            )
+
+    def _spend(self, characters: int) -> None:
+        self._characters += characters
+        if self._characters > self.limits.operations // _PATH_SHARE:
+            raise LimitExceededError("the names of what it holds are too long")
+
+    def _path(self, place: _Place) -> str:
+        self._spend(place.path_length + place.depth)
+        return place.path
+
+    def _is_no_model(self, place: _Place) -> bool:
+        name = last_part(place.name)
+        if place.parent is None or name in _WRAPPERS:
+            return False
+        return bool(re.search(NOT_WEIGHTS, name)) or is_training_state(place.name, place.node)
+
+    def _take(self, place: _Place) -> str | None:
+        """Record the state dict at `place`, if there is one, and return its path."""
+        node = place.node
+        if is_module(node) and isinstance(node, Object):
+            path = _distinct(self._path(place), self._paths)
+            from ckpt_surgery.torch_objects.modules import read_module  # rare
+
+            reading = read_module(node, path, "model", self.tensors.describe, self.limits)
+            kind = kind_of(path, reading.state_dict.names)
+            self.state_dicts.append(replace(reading.state_dict, kind=kind))
+            self.notes.extend(reading.approximate)
+            self.found_module = True
+            return path
+        entries = self._entries(node)
+        if entries is None or not _are_weights(node, entries):
+            return None
+        path = _distinct(self._path(place), self._paths)
+        self._spend(len(path) * len(entries) + sum(len(entry.name) for entry in entries))
+        _require_distinct(entries, path)
+        kind = kind_of(path, [entry.name for entry in entries])
+        self.state_dicts.append(StateDict(path, kind, entries, metadata_of(node), node))
+        return path
+
+    def _entries(self, node: Node) -> tuple[Entry, ...] | None:
+        """The items of a mapping whose keys are all text; None for anything else."""
+        pairs = mapping_pairs(node)
+        if pairs is None:
+            return None
+        entries: list[Entry] = []
+        for key, value in pairs:
+            name = text(key)
+            if name is None:
+                return None
+            tensor = self.tensors.describe(value)
+            entries.append(Entry(name, tensor, role_of(name, tensor), value, key))
+        return tuple(entries)
+
+    def _mark_leading(self, place: _Place | None) -> None:
+        while place is not None and id(place.node) not in self._leading:
+            self._leading.add(id(place.node))
+            place = place.parent
+
+    def others(self, root: Node) -> Iterator[Other]:
+        """Everything beside the state dicts, each at the highest place that leads to none."""
+        if not self.state_dicts and not mapping_pairs(root):
+            yield self._other("", root)
+            return
+        seen: set[int] = set()
+        paths: dict[str, int] = {}
+        waiting: list[tuple[str, Node]] = [("", root)]
+        while waiting:
+            path, node = waiting.pop()
+            if id(node) in seen or id(node) in self._found:
+                continue
+            seen.add(id(node))
+            inner: list[tuple[str, Node]] = []
+            for name, child, key in _below(node):
+                below = join_path(path, name)
+                self._spend(len(below))
+                if id(child) in self._leading:
+                    inner.append((below, child))
+                elif id(child) not in self._found:
+                    place = _distinct(below, paths)
+                    yield replace(self._other(place, child), parent=node, key_node=key)
+            waiting.extend(reversed(inner))
+
+    def _other(self, path: str, node: Node) -> Other:
+        tensor = self.tensors.describe(node)
+        tensors = tuple(self.tensors.below(node, self._counted))
+        kind = "torch.Tensor" if tensor is not None else type_name(node)
+        return Other(path, kind, plain_value(node), tensors, node)
+
+
+def _distinct(path: str, taken: dict[str, int]) -> str:
+    """`path`, numbered if it is taken: keys may hold a slash, or look alike (``1`` and ``"1"``).
+
+    `taken` counts how often each occurred, and learns what is returned.
+    """
+    candidate, number = path, taken.get(path, 0)
+    while candidate in taken:
+        number += 1
+        candidate = f"{path}#{number}"
+    taken[path] = number or 1
+    taken.setdefault(candidate, 1)
+    return candidate
+
+
+def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
+    """What a container holds: name, node and key (or index) of items, elements, attributes."""
+    if isinstance(node, (list, tuple)):
+        for index, child in enumerate(node):
+            yield str(index), child, index
+        return
+    for key, child in mapping_pairs(node) or ():
+        yield _printed(key), child, key
+    if isinstance(node, Object):
+        for index, child in enumerate(node.elements or ()):
+            yield str(index), child, index
+        for key, child in mapping_pairs(node.state) or ():
+            if text(key) != "_metadata":
+                yield _printed(key), child, key
+
+
+def _printed(key: Node) -> str:
+    if (name := text(key)) is not None:
+        return name
+    return str(key) if isinstance(key, (int, float)) else type_name(key)
+
+
+def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:
+    """Whether a mapping is a state dict: it has metadata, or is mostly tensors and wraps none."""
+    if metadata_node(node) is not None:
+        return True
+    count = sum(entry.tensor is not None for entry in entries)
+    wraps = any(e.name in _WRAPPERS and mapping_pairs(e.node) is not None for e in entries)
+    return count * 2 > len(entries) and not wraps
+
+
+def _require_distinct(entries: tuple[Entry, ...], path: str) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.name in seen:
+            raise DamagedFileError(
+                "the name stands twice in one state dict", entry=join_path(path, entry.name)
+            )
+        seen.add(entry.name)

@@ -1,0 +1,130 @@
+"""Tell what entries are by their form and their name: roles, averages, training state."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import (
+    Role,
+    StateDictKind,
+    Tensor,
+)
+from ckpt_surgery.pickles import (
+    Dict,
+    Global,
+    Node,
+    Object,
+    PersistentId,
+)
+from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
+from ckpt_surgery.torch_objects.storages import text
+
+# Patterns, compiled when they are first tried. Entries of a training checkpoint that hold tensors
+# by name but no model weights:
+_TRAINING_STATE = (
+    r"(^|_)(optim|optimizer|opt|lr_?scheduler|scheduler|scaler|amp|callback|loop|rng)(s|_|$)"
+)
+
+
+NOT_WEIGHTS = r"(^|_)(hyper_?param(eter)?s|hparams|args|cfg|config|metric)s?$"
+
+
+_EMA = r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)"
+
+
+_BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+
+
+_SHOWN_TEXT = 200
+
+
+# An optimizer, a scheduler or the like has a few entries; of what has more, which a file may refer
+# to any number of times, the form is not looked at.
+_MOST_SETTINGS = 200
+
+
+COUNT: Final = "n_averaged"
+"""What `torch.optim.swa_utils.AveragedModel` calls the number of models that it averages."""
+
+
+def is_training_state(path: str, node: Node) -> bool:
+    """Whether an entry is an optimizer, a scheduler or the like, by its form or its name."""
+    keys: set[str | None] = set()
+    if (mapping_length(node) or 0) <= _MOST_SETTINGS:
+        keys.update(text(key) for key, _ in mapping_pairs(node) or ())
+    if {"state", "param_groups"} <= keys or {"last_epoch", "_step_count"} <= keys:
+        return True
+    if {"scale", "growth_factor"} <= keys:
+        return True
+    return bool(re.search(_TRAINING_STATE, last_part(path)))
+
+
+def last_part(path: str) -> str:
+    """The last part of a path in lower case; ``""`` if that is longer than any usual name."""
+    name = path[-_SHOWN_TEXT:].rpartition("/")[2].lower()
+    return "" if len(name) == _SHOWN_TEXT else name
+
+
+def holds_optimizer(node: Node) -> bool:
+    """Whether `node` is an optimizer's state dict, or a list of them as Lightning keeps it."""
+    if isinstance(node, list):
+        return any("groups" in entry_counts(child) for child in node[:_MOST_SETTINGS])
+    return "groups" in entry_counts(node)
+
+
+def entry_counts(node: Node) -> dict[str, int]:
+    """What can be counted in an entry: an optimizer's groups and states, a container's length."""
+    if isinstance(node, (list, tuple)):
+        return {"entries": len(node)}
+    length = mapping_length(node) or 0
+    if length <= _MOST_SETTINGS:
+        named = {text(key): value for key, value in mapping_pairs(node) or ()}
+        groups, states = named.get("param_groups"), mapping_length(named.get("state"))
+        if isinstance(groups, list) and states is not None:
+            return {"groups": len(groups), "states": states}
+    return {"entries": length} if length else {}
+
+
+def role_of(name: str, tensor: Tensor | None) -> Role:
+    """Parameter or buffer, as far as a bare state dict can tell."""
+    if tensor is None:
+        return "unknown"
+    if tensor.is_parameter:
+        return "parameter"
+    if name.rpartition(".")[2] in _BUFFER_NAMES or tensor.dtype.kind in {"int", "bool"}:
+        return "buffer"
+    return "unknown"
+
+
+def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:
+    """Model weights, or a moving average of them (by their path, or torch's ``AveragedModel``)."""
+    averaged = bool(names) and "n_averaged" in (names or ())
+    return "ema" if averaged or re.search(_EMA, path.lower().replace("/", ".")) else "model"
+
+
+def type_name(node: Node) -> str:
+    """The qualified name of the class whose object `node` would be, as far as it can be told."""
+    if isinstance(node, Dict):
+        return "dict"
+    if isinstance(node, Object):
+        if node.name.endswith("._reconstructor") and isinstance(node.args, tuple) and node.args:
+            return type_name(Object("NEWOBJ", node.args[0], ()))
+        return node.name[:_SHOWN_TEXT] or "object"
+    if isinstance(node, PersistentId):
+        return "torch.Storage"
+    if isinstance(node, Global):
+        return node.qualified[:_SHOWN_TEXT]
+    if text(node) is not None:
+        return "str"
+    return "None" if node is None else type(node).__name__.lower()
+
+
+def plain_value(node: Node) -> str | int | float | bool | None:
+    """The value of a scalar or a short text; None for anything else."""
+    if isinstance(node, (bool, float)):
+        return node
+    if isinstance(node, int) and abs(node) < 2**63:
+        return node
+    shown = text(node)
+    return shown if shown is not None and len(shown) <= _SHOWN_TEXT else None

@@ -1,0 +1,186 @@
+"""A pickled ``torch.nn.Module`` as the state dict that it would give, without making the module.
+
+What ``torch.nn.Module.state_dict`` does is done here on the graph: for each module its parameters,
+its persistent buffers, then its children, depth first; ``_metadata`` says the version of each
+module's class. Code in the file cannot be asked, so `ModuleReading.approximate` says where a class
+or a hook may have other ideas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import StateDict, StateDictKind
+from ckpt_surgery.pickles import (
+    DEFAULT_LIMITS,
+    Dict,
+    Limits,
+    Node,
+    Object,
+)
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items
+from ckpt_surgery.torch_objects.module_nodes import COMPILED, class_name_of, is_module
+from ckpt_surgery.torch_objects.module_tree import SHOWN_NAME, Describe, ModuleTree
+from ckpt_surgery.torch_objects.module_versions import saves_itself, version_of
+from ckpt_surgery.torch_objects.storages import text
+
+_SPECTRAL_NORM_HOOK: Final = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
+_SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._version
+_SHOWN_NAMES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReading:
+    """A module's state dict, the class of the module, and why the first may be another.
+
+    `approximate` is empty if ``module.state_dict()`` gives exactly `state_dict`.
+    """
+
+    state_dict: StateDict
+    class_name: str
+    approximate: tuple[str, ...]
+
+
+def read_module(
+    node: Object,
+    path: str,
+    kind: StateDictKind,
+    describe: Describe,
+    limits: Limits = DEFAULT_LIMITS,
+) -> ModuleReading:
+    """What ``state_dict()`` of the module `node` would return, found at `path` of the file.
+
+    `describe` gives the tensor that a node rebuilds. The entries' nodes are detached tensors, as
+    ``state_dict()`` gives them. Raises `DamagedFileError` if the module is not built like one or
+    contains itself, `LimitExceededError` if shared modules make more entries than the operations
+    that `limits` allows.
+    """
+    tree = ModuleTree(path, describe, limits)
+    reader = _Reader(tree)
+    tree.walk(node, reader.enter)
+    return ModuleReading(tree.state_dict(kind, node), class_name_of(node), tuple(reader.reasons()))
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads modules into a tree, and notes where the result may be wrong.
+
+    The notes are names in the order of the file, each once.
+    """
+
+    tree: ModuleTree
+    _foreign: dict[str, None] = field(default_factory=dict)
+    _self_saving: dict[str, None] = field(default_factory=dict)
+    _hooked: dict[str, None] = field(default_factory=dict)
+    _skipped: dict[str, None] = field(default_factory=dict)
+
+    def enter(self, node: Object, prefix: str) -> Iterator[tuple[str, Object]]:
+        """Record what the module itself holds; returns its children."""
+        fields = _fields_of(node)
+        self.tree.spend(len(fields), prefix)
+        self._note_class(class_name_of(node))
+        self._note_hooks(fields, prefix)
+        self.tree.metadata[prefix[:-1]] = _local_metadata(class_name_of(node), fields)
+        transient = self._transient(fields, prefix)
+        for name, value in self._items(fields, "_parameters", prefix):
+            self.tree.add(prefix + name, value, "parameter")
+        for name, value in self._items(fields, "_buffers", prefix):
+            if name not in transient:
+                self.tree.add(prefix + name, value, "buffer")
+        return self._children(fields, prefix)
+
+    def reasons(self) -> Iterator[str]:
+        if self._foreign:
+            yield f"classes outside torch may change their state dict: {_listed(self._foreign)}"
+        if self._self_saving:
+            yield f"these classes change their state dict: {_listed(self._self_saving)}"
+        if self._hooked:
+            yield f"hooks that may change the state dict are not run: {_listed(self._hooked)}"
+        if self._skipped:
+            yield f"modules that only code can make are left out: {_listed(self._skipped)}"
+
+    def _children(self, fields: dict[str, Node], prefix: str) -> Iterator[tuple[str, Object]]:
+        for name, node in self._items(fields, "_modules", prefix):
+            if not isinstance(node, Object):
+                raise self.tree.damaged("a child of a module is no module", prefix + name)
+            if is_module(node):
+                yield name, node
+            else:
+                made_by = class_name_of(node)[:SHOWN_NAME] or "unknown"
+                self._skipped[f"{prefix}{name} ({made_by})"] = None
+
+    def _items(
+        self, fields: dict[str, Node], which: str, prefix: str
+    ) -> Iterator[tuple[str, Node]]:
+        """The items of a module's dictionary that are not None; older files may lack it."""
+        items = named_items(fields[which]) if which in fields else {}
+        if items is None:
+            raise self.tree.damaged(f"a module's '{which}' is no mapping of names", prefix)
+        return ((name, value) for name, value in items.items() if value is not None)
+
+    def _transient(self, fields: dict[str, Node], prefix: str) -> set[str]:
+        """Names of the buffers that are not part of the state dict."""
+        node = fields.get("_non_persistent_buffers_set")
+        if node is None:
+            return set()
+        args = node.args if isinstance(node, Object) and node.name.endswith(".set") else None
+        if args == ():
+            return set()
+        names = args[0] if isinstance(args, tuple) else None
+        if not isinstance(names, list):
+            raise self.tree.damaged("'_non_persistent_buffers_set' is no set", prefix)
+        return {name for name in map(text, names) if name is not None}
+
+    def _note_class(self, name: str) -> None:
+        if saves_itself(name):
+            self._self_saving[name] = None
+        elif not name.startswith(("torch.", "torchvision.")):
+            self._foreign[name or "unknown"] = None
+
+    def _note_hooks(self, fields: dict[str, Node], prefix: str) -> None:
+        for which in ("_state_dict_hooks", "_state_dict_pre_hooks"):
+            for hook in _hooks(fields, which):
+                if _spectral_norm_name(hook) is None:
+                    self._hooked[prefix[:-1] or "the model itself"] = None
+
+
+def _fields_of(node: Object) -> dict[str, Node]:
+    """The attributes of a module that have a name."""
+    if node.name == COMPILED and isinstance(node.args, tuple):
+        return {"_parameters": Dict(), "_modules": Dict(["_orig_mod", node.args[0]])}
+    pairs = node.state.pairs() if isinstance(node.state, Dict) else ()
+    return {name: value for key, value in pairs if (name := text(key)) is not None}
+
+
+def _hooks(fields: dict[str, Node], which: str) -> list[Node]:
+    return [hook for _, hook in mapping_pairs(fields.get(which)) or ()]
+
+
+def _local_metadata(class_name: str, fields: dict[str, Node]) -> Dict:
+    """What ``state_dict()`` and the hooks of ``spectral_norm`` put into ``_metadata``."""
+    versions: list[Node] = []
+    for hook in _hooks(fields, "_state_dict_hooks"):
+        name = _spectral_norm_name(hook)
+        if name is not None:
+            versions += [f"{name}.version", _SPECTRAL_NORM_VERSION]
+    items: list[Node] = ["version", version_of(class_name)]
+    return Dict([*items, "spectral_norm", Dict(versions)] if versions else items)
+
+
+def _spectral_norm_name(hook: Node) -> str | None:
+    """The parameter that a hook of ``torch.nn.utils.spectral_norm`` is about; None for others."""
+    if not isinstance(hook, Object) or class_name_of(hook) != _SPECTRAL_NORM_HOOK:
+        return None
+    norm = (named_items(hook.state) or {}).get("fn")
+    state = named_items(norm.state) if isinstance(norm, Object) else None
+    return text((state or {}).get("name"))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few of `names`, in quotes, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(f"'{name[:SHOWN_NAME]}'" for name in names[:_SHOWN_NAMES])
+    more = len(names) - _SHOWN_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,1 @@
+"""Training state: optimizers, schedulers and averages, and whose parameters they keep."""

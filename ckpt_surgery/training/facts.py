@@ -1,0 +1,136 @@
+"""What the training state in a checkpoint says: optimizers, schedulers, scalers, averages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.pickles import Node
+from ckpt_surgery.torch_objects.kinds import COUNT
+from ckpt_surgery.torch_objects.tensors import TensorReader
+from ckpt_surgery.training.documents import (
+    GroupFacts,
+    OptimizerFacts,
+    ScalerFacts,
+    SchedulerFacts,
+    StateFacts,
+    TrainingFacts,
+)
+from ckpt_surgery.training.optimizers import FoundOptimizer, ParameterGroup, classify, find
+from ckpt_surgery.training.optimizers.items import Items
+from ckpt_surgery.training.optimizers.scalars import scalar
+
+_MOST_VALUES = 64  # of a list of learning rates
+
+
+def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
+    """What is known of the training state in the other entries, by their paths.
+
+    Of tensors only step counts, learning rates and scales of one element are read.
+    """
+    reader, items = TensorReader(), Items()
+    found: dict[str, list[FoundOptimizer]] = {}
+    for optimizer in find(checkpoint, items):
+        found.setdefault(optimizer.other.path, []).append(optimizer)
+    facts: dict[str, TrainingFacts] = {}
+    for other in checkpoint.others:
+        kind, node = classify(other.node, items), other.node
+        optimizers = found.get(other.path)
+        if optimizers:
+            each = tuple(_optimizer(optimizer, reader) for optimizer in optimizers)
+            facts[other.path] = TrainingFacts(kind or "optimizers", optimizers=each)
+        elif kind == "scheduler":
+            facts[other.path] = TrainingFacts(
+                kind, schedulers=(_scheduler(items.named(node), reader),)
+            )
+        elif kind == "schedulers" and isinstance(node, list):
+            schedulers = tuple(_scheduler(items.named(item), reader) for item in items.listed(node))
+            facts[other.path] = TrainingFacts(kind, schedulers=schedulers)
+        elif kind == "scaler":
+            facts[other.path] = TrainingFacts(kind, scaler=_scaler(items.named(node), reader))
+        elif kind == "callbacks":
+            facts[other.path] = TrainingFacts(kind, callbacks=tuple(items.named(node)))
+    return facts
+
+
+def averaged_counts(checkpoint: Checkpoint) -> dict[str, int]:
+    """How many models each moving average has taken in, where it says so, by its path."""
+    counts: dict[str, int] = {}
+    for state_dict in checkpoint.state_dicts:
+        for entry in state_dict.entries:
+            if entry.name == COUNT and entry.tensor is not None:
+                value = scalar(None, entry.tensor)
+                if isinstance(value, int):
+                    counts[state_dict.path] = value
+    return counts
+
+
+def _optimizer(found: FoundOptimizer, reader: TensorReader) -> OptimizerFacts:
+    optimizer, correspondence = found.state, found.correspondence
+    states: list[StateFacts] = []
+    for position, group in enumerate(optimizer.groups):
+        for key in group.keys:
+            state = optimizer.states.get(key)
+            step = None if state is None else _number(state.step, reader)
+            tensors = () if state is None else tuple(m.name for m in state.moments)
+            nbytes = 0 if state is None else state.nbytes
+            name = correspondence.names.get(key)
+            candidates = correspondence.candidates(key) if name is None else ()
+            states.append(StateFacts(key, name, candidates, position, step, tensors, nbytes))
+    return OptimizerFacts(
+        path=found.path,
+        layout=optimizer.layout,
+        state_dicts=() if found.model is None else tuple(s.path for s in found.model.state_dicts),
+        certainty=correspondence.certainty,
+        reason=correspondence.reason,
+        groups=tuple(GroupFacts(len(g.keys), _options(g, reader)) for g in optimizer.groups),
+        parameters=tuple(states),
+        states=len(optimizer.states),
+        nbytes=optimizer.nbytes,
+    )
+
+
+def _options(group: ParameterGroup, reader: TensorReader) -> Mapping[str, Any]:
+    """The options of a group that are plain, a pair, or a tensor of one element."""
+    options: dict[str, Any] = dict(group.options)
+    for name, value in group.fields.items():
+        if name in options:
+            continue
+        if isinstance(value, list | tuple):
+            numbers = _numbers(value, reader)
+            if numbers:
+                options[name] = numbers
+        elif (number := _number(value, reader)) is not None:
+            options[name] = number
+    return options
+
+
+def _scheduler(fields: Mapping[str, Node], reader: TensorReader) -> SchedulerFacts:
+    inner = fields.get("_schedulers")
+    rates = fields.get("_last_lr")
+    return SchedulerFacts(
+        last_epoch=_number(fields.get("last_epoch"), reader),
+        last_lr=_numbers(rates, reader) if isinstance(rates, list | tuple) else (),
+        inner=len(inner) if isinstance(inner, list) else 0,
+    )
+
+
+def _scaler(fields: Mapping[str, Node], reader: TensorReader) -> ScalerFacts:
+    return ScalerFacts(
+        _number(fields.get("scale"), reader), _number(fields.get("_growth_tracker"), reader)
+    )
+
+
+def _number(node: Node, reader: TensorReader) -> int | float | None:
+    return scalar(node, reader.describe(node))
+
+
+def _numbers(nodes: list[Node] | tuple[Node, ...], reader: TensorReader) -> tuple[float, ...]:
+    """The numbers in a list; nothing if it holds anything else, or more than anybody would."""
+    if len(nodes) > _MOST_VALUES:
+        return ()
+    values = [_number(node, reader) for node in nodes]
+    if None in values:
+        return ()
+    return tuple(value for value in values if value is not None)

@@ -1,0 +1,434 @@
+"""Keeping an optimizer in step with its model: new nodes, the old ones are never changed.
+
+`Optimizer.load_state_dict` matches by position: group by group the saved number of parameters must
+be the optimizer's own. So what leaves the model leaves its group, what comes takes its place
+there, and the indices of all others follow. A group that becomes empty stays, because the number
+of groups must agree too, and a scheduler keeps one learning rate for each.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final, NoReturn
+
+from ckpt_surgery.errors import PlanError
+from ckpt_surgery.pickles import Dict, Node, Object
+from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.storages import text
+from ckpt_surgery.training.optimizers.correspond import Correspondence
+from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, parse_key
+
+HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A parameter of the model that the optimizer is to fit, in the order of `parameters()`.
+
+    `source` is its name in the checkpoint, None if it is new. Its state is carried over, or with
+    `reset` left out (an optimizer begins anew with such a parameter), or has the tensors of
+    `moments` put in, by their name (``exp_avg``).
+    """
+
+    name: str
+    source: str | None
+    reset: bool = False
+    moments: Mapping[str, Node] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """An edited optimizer. `node` is the old one, the same object, if nothing changed.
+
+    `removed`: names of parameters that left; `added`: names that came, without state; `reset`:
+    names whose state was left out; `emptied`: positions of groups that lost their last
+    parameter.
+    """
+
+    node: Node
+    removed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    emptied: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A parameter in its group: its old key (None: new), its name to store, what state it gets."""
+
+    key: Key | None
+    name: str | None
+    reset: bool = False
+    moments: Mapping[str, Node] = field(default_factory=dict)
+
+
+def remove(
+    optimizer: OptimizerState, correspondence: Correspondence, gone: Collection[str]
+) -> Edited:
+    """Take the parameters named `gone` out, with their state; renumber the rest.
+
+    Raises PlanError if it is not certain of some parameter whether it is one of them.
+    """
+    names = frozenset(gone)
+    if not names:
+        return Edited(optimizer.node)
+    _require_claim(optimizer, correspondence)
+    leaving: dict[Key, str] = {}
+    for key in optimizer.keys:
+        inside = correspondence.holds(key, names)
+        if inside is None:
+            _refuse_doubt(correspondence, key)
+        if inside:
+            leaving[key] = " or ".join(f"{name}" for name in correspondence.candidates(key))
+    stored = _stored(optimizer)
+    groups = [
+        [_Member(key, stored.get(key)) for key in group.keys if key not in leaving]
+        for group in optimizer.groups
+    ]
+    return Edited(
+        _rebuild(optimizer, groups),
+        removed=tuple(leaving.values()),
+        emptied=_emptied(optimizer, groups),
+    )
+
+
+def rename(
+    optimizer: OptimizerState, correspondence: Correspondence, new_names: Mapping[str, str]
+) -> Edited:
+    """Let stored names follow a renaming of the model's parameters, given as old = new.
+
+    An optimizer without stored names does not change: it knows its parameters by position. Raises
+    PlanError if it stores names, and none is of the model.
+    """
+    stored = _stored(optimizer)
+    if stored and correspondence.certainty == "none":
+        _refuse_claim(correspondence)
+    groups = [
+        [
+            _Member(key, _renamed(stored.get(key), correspondence.names.get(key), new_names))
+            for key in group.keys
+        ]
+        for group in optimizer.groups
+    ]
+    return Edited(_rebuild(optimizer, groups))
+
+
+def align(
+    optimizer: OptimizerState,
+    correspondence: Correspondence,
+    targets: Sequence[Target],
+    order: Sequence[str] | None = None,
+) -> Edited:
+    """Make the optimizer fit a model with these parameters.
+
+    What no target has for a source leaves; a new parameter takes its place in the group of its
+    neighbours; parameters that the optimizer never had (frozen ones) stay out. Groups follow the
+    order of the targets if they did that of the model, which is `order` (default: that of the
+    targets). Raises PlanError if they did not, or if it is not certain which parameters leave,
+    change or move, or which group a new one belongs to.
+    """
+    _require_claim(optimizer, correspondence)
+    if correspondence.foreign:
+        raise PlanError(
+            f"the optimizer also holds '{correspondence.foreign[0]}', which the model has not",
+            hint=HINT,
+        )
+    alignment = _Alignment(optimizer, correspondence, targets)
+    if order is None:
+        order = [target.source for target in targets if target.source is not None]
+    alignment.follow(order)
+    added = alignment.add()
+    groups = alignment.groups
+    return Edited(
+        _rebuild(optimizer, groups),
+        removed=tuple(alignment.removed),
+        added=tuple(added),
+        reset=tuple(alignment.reset),
+        emptied=_emptied(optimizer, groups),
+    )
+
+
+class _Alignment:
+    """The members of each group, and the target that each is, by its position.
+
+    A key that may be one of several parameters stays where it is if nothing happens to any of
+    them; its positions are then those of all.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerState,
+        correspondence: Correspondence,
+        targets: Sequence[Target],
+    ) -> None:
+        self.optimizer, self.correspondence, self.targets = optimizer, correspondence, targets
+        self.place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+        self.stored = _stored(optimizer)
+        self.removed: list[str] = []
+        self.reset: list[str] = []
+        self._spans: list[list[tuple[int, int]]] = []
+        self._members: list[list[_Member]] = []
+        for group in optimizer.groups:
+            kept = [(key, span) for key in group.keys if (span := self._span(key)) is not None]
+            self._members.append([self._member(key, *span) for key, span in kept])
+            self._spans.append([span for _, span in kept])
+        places = {target.name: i for i, target in enumerate(targets)}
+        self.reset.sort(key=places.__getitem__)
+
+    @property
+    def groups(self) -> list[list[_Member]]:
+        """The members of each group, in their order."""
+        return self._members
+
+    def _span(self, key: Key) -> tuple[int, int] | None:
+        """The first and the last target that a key may be; None if it leaves."""
+        candidates = self.correspondence.candidates(key)
+        places = [self.place[name] for name in candidates if name in self.place]
+        if candidates and not places:
+            self.removed.append(" or ".join(candidates))
+            return None
+        changed = any(self.targets[i].reset or self.targets[i].moments for i in places)
+        if len(places) < len(candidates) or not places or (len(places) > 1 and changed):
+            _refuse_doubt(self.correspondence, key)
+        return min(places), max(places)
+
+    def _member(self, key: Key, first: int, last: int) -> _Member:
+        if first < last:
+            return _Member(key, None)
+        target = self.targets[first]
+        name = target.name if self.stored else None
+        if target.name == target.source:
+            name = self.stored.get(key)  # as the optimizer spells it, perhaps without a wrapper
+        if target.reset and key in self.optimizer.states:
+            self.reset.append(target.name)
+        return _Member(key, name, target.reset, target.moments)
+
+    def follow(self, order: Sequence[str]) -> None:
+        """Bring every group in the order of the targets, if it has the model's, `order`."""
+        _require_model_order(self.optimizer, self.correspondence, order)
+        places = [self.place[name] for name in order if name in self.place]
+        if places == sorted(places):
+            return
+        for key in self.optimizer.keys:
+            if len(self.correspondence.candidates(key)) > 1:
+                _refuse_doubt(self.correspondence, key)
+        for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
+            pairs = sorted(zip(spans, members, strict=True), key=lambda pair: pair[0])
+            self._spans[i] = [span for span, _ in pairs]
+            self._members[i] = [member for _, member in pairs]
+
+    def add(self) -> list[str]:
+        """Put the new parameters into the groups where they belong; their names."""
+        if all(target.source is not None for target in self.targets):
+            return []
+        home_of = _Neighbours(self.targets, self._homes(), len(self._members)).home_of
+        new: list[list[tuple[int, _Member]]] = [[] for _ in self._members]
+        added: list[str] = []
+        for position, target in enumerate(self.targets):
+            home = home_of(position) if target.source is None else None
+            if home is not None:
+                member = _Member(None, target.name if self.stored else None)
+                new[home].append((position, member))
+                added.append(target.name)
+        for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
+            # neighbours are certain, so what is in doubt stands before or after them
+            certain = accumulate((-1 if first < last else first for first, last in spans), max)
+            placed = [*zip(certain, members, strict=True), *new[i]]
+            self._members[i] = [member for _, member in sorted(placed, key=lambda pair: pair[0])]
+        return added
+
+    def _homes(self) -> list[int | None]:
+        """The group of each target, None of what is in none, -1 if that is not certain."""
+        homes: list[int | None] = [None] * len(self.targets)
+        for i, spans in enumerate(self._spans):
+            for first, last in spans:
+                if first == last:
+                    homes[first] = i
+        for key in self.optimizer.keys:
+            candidates = self.correspondence.candidates(key)
+            for name in candidates if len(candidates) > 1 else ():
+                if name in self.place:
+                    homes[self.place[name]] = -1
+        return homes
+
+
+class _Neighbours:
+    """Where new parameters belong: to the group that the nearest old ones on both sides are in."""
+
+    def __init__(self, targets: Sequence[Target], homes: Sequence[int | None], groups: int) -> None:
+        self._targets, self._homes, self._groups = targets, homes, groups
+        self._old = [i for i, target in enumerate(targets) if target.source is not None]
+        self._old_homes = {homes[i] for i in self._old}
+
+    def home_of(self, position: int) -> int | None:
+        """The group of the new parameter there, None if it is in none."""
+        if self._old_homes and len(self._old_homes) == 1 and -1 not in self._old_homes:
+            return next(iter(self._old_homes))  # everything is treated alike
+        if not self._old and self._groups == 1:
+            return 0
+        index = bisect_left(self._old, position)
+        sides = self._old[max(index - 1, 0) : index + 1]
+        homes = {self._homes[i] for i in sides}
+        if not 0 < index < len(self._old) or len(homes) != 1 or -1 in homes:
+            _refuse_home(self._targets[position].name)
+        return homes.pop()
+
+
+def _refuse_home(name: str) -> NoReturn:
+    raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=HINT)
+
+
+def _require_model_order(
+    optimizer: OptimizerState, correspondence: Correspondence, order: Sequence[str]
+) -> None:
+    place = {name: i for i, name in enumerate(order)}
+    for group in optimizer.groups:
+        names = (correspondence.names.get(key) for key in group.keys)
+        places = [place[name] for name in names if name in place]
+        if places != sorted(places):
+            raise PlanError(
+                "the optimizer lists its parameters in another order than the model", hint=HINT
+            )
+
+
+def _require_claim(optimizer: OptimizerState, correspondence: Correspondence) -> None:
+    if optimizer.shared:
+        raise PlanError("its state is one of all parameters together", hint=HINT)
+    if correspondence.certainty == "none":
+        _refuse_claim(correspondence)
+
+
+def _refuse_claim(correspondence: Correspondence) -> NoReturn:
+    raise PlanError(
+        "which state of the optimizer belongs to which parameter cannot be told:"
+        f" {correspondence.reason}",
+        hint=HINT,
+    )
+
+
+def _refuse_doubt(correspondence: Correspondence, key: Key) -> NoReturn:
+    candidates = correspondence.candidates(key)
+    shown = ", ".join(f"'{name}'" for name in candidates[:3])
+    more = ", …" if len(candidates) > 3 else ""
+    raise PlanError(
+        f"parameter {key} of the optimizer may be any of {shown}{more}"
+        if candidates
+        else f"parameter {key} of the optimizer is none of the model's",
+        hint=HINT,
+    )
+
+
+def _stored(optimizer: OptimizerState) -> dict[Key, str]:
+    """The names that the optimizer itself has, as it spells them."""
+    names: dict[Key, str] = {key: key for key in optimizer.keys if isinstance(key, str)}
+    for group in optimizer.groups:
+        names.update(zip(group.keys, group.names or (), strict=False))
+    return names
+
+
+def _renamed(stored: str | None, in_model: str | None, new_names: Mapping[str, str]) -> str | None:
+    if stored is None or in_model is None:
+        return stored
+    new = new_names.get(in_model, in_model)
+    return stored if new == in_model else new
+
+
+def _emptied(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> tuple[int, ...]:
+    return tuple(
+        i
+        for i, (old, new) in enumerate(zip(optimizer.groups, groups, strict=True))
+        if old.keys and not new
+    )
+
+
+def _rebuild(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> Node:
+    """The optimizer with these members in its groups, in their order."""
+    stored = _stored(optimizer)
+    unchanged = [
+        [_Member(key, stored.get(key)) for key in group.keys] for group in optimizer.groups
+    ]
+    if [list(group) for group in groups] == unchanged:
+        return optimizer.node
+    keys = _new_keys(optimizer, groups)
+    fields = {
+        "state": _rebuild_states(optimizer, groups, keys),
+        "param_groups": [
+            _rebuild_group(group.node, members, own, named=group.names is not None)
+            for group, members, own in zip(optimizer.groups, groups, keys, strict=True)
+        ],
+    }
+    return _with_fields(optimizer.node, fields)
+
+
+def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> list[list[Key]]:
+    """Names where the keys are names, else numbers from 0 on where they were, else as they were."""
+    if any(isinstance(key, str) for key in optimizer.keys):
+        return [[member.name or "" for member in members] for members in groups]
+    if optimizer.keys == tuple(range(len(optimizer.keys))):
+        counter = iter(range(sum(map(len, groups))))
+        return [[next(counter) for _ in members] for members in groups]
+    fresh = iter(range(1 + max(key for key in optimizer.keys if isinstance(key, int)), 2**63))
+    return [
+        [next(fresh) if member.key is None else member.key for member in members]
+        for members in groups
+    ]
+
+
+def _rebuild_states(
+    optimizer: OptimizerState, groups: Sequence[Sequence[_Member]], keys: Sequence[Sequence[Key]]
+) -> Node:
+    """The states under their new keys, in the order of the file, the orphans among them kept."""
+    old = dict(_pairs_of(optimizer.node))["state"]
+    place = {
+        member.key: (member, key)
+        for members, own in zip(groups, keys, strict=True)
+        for member, key in zip(members, own, strict=True)
+        if member.key is not None
+    }
+    known = set(optimizer.keys)
+    taken = {key for own in keys for key in own}
+    items: list[Node] = []
+    for key_node, value in mapping_pairs(old) or []:
+        key = parse_key(key_node)
+        if key is None or key not in known:
+            if key in taken:
+                raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=HINT)
+            items += (key_node, value)
+        elif key in place and not place[key][0].reset:
+            member, new_key = place[key]
+            items += (key_node if new_key == key else new_key, _with_fields(value, member.moments))
+    return _with_items(old, items)
+
+
+def _rebuild_group(
+    node: Node, members: Sequence[_Member], keys: Sequence[Key], *, named: bool
+) -> Node:
+    fields: dict[str, Node] = {"params": list(keys)}
+    if named:
+        fields["param_names"] = [member.name for member in members]
+    return _with_fields(node, fields)
+
+
+def _pairs_of(node: Node) -> list[tuple[str, Node]]:
+    return [(name, v) for k, v in mapping_pairs(node) or [] if (name := text(k)) is not None]
+
+
+def _with_fields(node: Node, fields: Mapping[str, Node]) -> Node:
+    """The mapping with other values for some of its keys; the same object without any."""
+    if not fields:
+        return node
+    items: list[Node] = []
+    for key, value in mapping_pairs(node) or []:
+        items += (key, fields.get(text(key) or "", value))
+    return _with_items(node, items)
+
+
+def _with_items(node: Node, items: list[Node]) -> Node:
+    """A mapping of the same class with these items."""
+    if not isinstance(node, Object):
+        return Dict(items)
+    args = () if node.items is None and node.name == "collections.OrderedDict" else node.args
+    return Object(node.op, node.callee, args, elements=node.elements, items=items, state=node.state)

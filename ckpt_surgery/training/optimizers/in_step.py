@@ -1,0 +1,469 @@
+"""Keeping the optimizers of a checkpoint in step with what an edit did to its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import is_
+from typing import Final, Literal, TypeAlias
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict, Tensor
+from ckpt_surgery.errors import PlanError
+from ckpt_surgery.pickles import Node, PersistentId
+from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.tensors import TensorReader, build
+from ckpt_surgery.training.documents import Action, OptimizerChange
+from ckpt_surgery.training.optimizers.correspond import correspond
+from ckpt_surgery.training.optimizers.edit import HINT, Edited, Target, align, remove, rename
+from ckpt_surgery.training.optimizers.recognise import read_optimizer
+from ckpt_surgery.training.optimizers.survey import (
+    FoundOptimizer,
+    find,
+    is_called_optimizer,
+    qualified,
+    unknown_optimizers,
+)
+from ckpt_surgery.training.parameters import Inventory, Parameter
+
+_MOST_NAMED: Final = 4  # state dicts in a message
+
+OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
+"""Keep optimizers in step or refuse; leave them as they are; leave them out."""
+
+Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
+"""By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
+
+Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
+"""By the path of a state dict, the parameters of the model that is to load it, in its order."""
+
+Resize: TypeAlias = Callable[[str, str, Tensor, float], Tensor | None]
+"""Given the path of a state dict, a parameter's new name there, a moment of its old shape and what
+new elements begin with: that moment in the new shape, with bytes of its own, or None to begin
+anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class InStep:
+    """A checkpoint whose optimizers were seen to, what changed, and what the user should know."""
+
+    checkpoint: Checkpoint
+    changes: tuple[OptimizerChange, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not as one would expect, in sentences."""
+        return tuple(text for change in self.changes for text in change.warnings)
+
+
+def keep_in_step(
+    before: Checkpoint,
+    after: Checkpoint,
+    choice: OptimizerChoice = "auto",
+    *,
+    sources: Sources | None = None,
+    resize: Resize | None = None,
+    parameters: Parameters | None = None,
+    only: Collection[str] | None = None,
+) -> InStep:
+    """`after` with its optimizers following what was done to the models of `before`.
+
+    A parameter that an edit took over is known by its node, else by its name; `sources` says it
+    where neither does. `parameters` are those of the edited models, where more is known than
+    their entries show. State whose parameter changed its shape goes through `resize`, and is left
+    out without it. An optimizer whose model did not change stays the same; one whose model only
+    has other values by now is dropped if that is the choice. `only` narrows it to the optimizers at
+    these paths.
+
+    Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
+    which parameter.
+    """
+    if _same_entries(before, after):
+        return InStep(after)
+    found = [f for f in find(before) if only is None or f.path in only]
+    present = {other.path for other in after.others}
+    differences = _Differences(after, sources or {}, parameters or {})
+    changes: list[OptimizerChange] = []
+    nodes: list[tuple[FoundOptimizer, Node]] = []
+    for optimizer in found:
+        if optimizer.other.path not in present:
+            continue
+        difference = _difference(optimizer, differences, choice)
+        if difference is None:
+            if choice == "drop" and _is_touched(optimizer, before, after):
+                changes.append(OptimizerChange(optimizer.path, "dropped"))
+            continue
+        if choice == "auto":
+            node, change = _update(optimizer, difference, resize)
+            if node is not optimizer.state.node and (change.any or difference.reordered):
+                nodes.append((optimizer, node))
+                changes.append(change)
+        elif choice == "drop" or not _stays_in_step(optimizer, differences):
+            action: Action = "kept" if choice == "keep" else "dropped"
+            changes.append(OptimizerChange(optimizer.path, action))
+    after = _with_nodes(after, nodes)
+    unknown = unknown_optimizers(before, found) if only is None else []
+    if unknown and (choice == "drop" or any(differences.of((s,)).any for s in before.state_dicts)):
+        action = "dropped" if choice == "drop" else "unknown"
+        changes += (OptimizerChange(path, action) for path in unknown if path in present)
+    if choice == "drop":
+        paths = _entries_of(found, changes)
+        after = replace(
+            after,
+            others=tuple(other for other in after.others if other.path not in paths),
+            dropped=(*after.dropped, *(o for o in after.others if o.path in paths)),
+        )
+    return InStep(after, tuple(changes))
+
+
+def _same_entries(before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether no state dict changed, which is cheap to see."""
+    return len(before.state_dicts) == len(after.state_dicts) and all(
+        map(_is_untouched, before.state_dicts, after.state_dicts)
+    )
+
+
+def _is_untouched(old: StateDict, new: StateDict) -> bool:
+    return len(old.entries) == len(new.entries) and all(map(is_, old.entries, new.entries))
+
+
+def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether anything in a model that an optimizer may train is another tensor than before."""
+    own = () if optimizer.model is None else optimizer.model.state_dicts
+    paths = {model.path for model in (*own, *optimizer.rivals)}
+    now = {state_dict.path: state_dict for state_dict in after.state_dicts}
+    return any(
+        old.path in now and not _is_untouched(old, now[old.path])
+        for old in before.state_dicts
+        if old.path in paths
+    )
+
+
+def _difference(
+    optimizer: FoundOptimizer, known: _Differences, choice: OptimizerChoice
+) -> _Difference | None:
+    """What happened to the model of an optimizer; None if nothing that concerns it."""
+    possible: list[tuple[StateDict, ...]] = [(rival,) for rival in optimizer.rivals]
+    if optimizer.model is not None:
+        possible.insert(0, optimizer.model.state_dicts)
+    differences = [known.of(models) for models in possible]
+    first = next((each for each in differences if each.any), None)
+    if first is None or choice != "auto":
+        return first
+    if not (first.gone or first.is_deep or _stores_names(optimizer)):
+        return None  # it knows its parameters by number
+    if optimizer.model is None or any(each != first for each in differences):
+        paths = ", ".join(f"'{models[0].path}'" for models in possible[:_MOST_NAMED])
+        more = ", …" if len(possible) > _MOST_NAMED else ""
+        raise PlanError(
+            f"it is not certain which of {paths}{more} the optimizer in '{optimizer.path}' trains:"
+            f" {optimizer.correspondence.reason}",
+            hint=HINT,
+        )
+    return first
+
+
+def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
+    """Whether an optimizer that is left as it is is certainly in step nevertheless."""
+    try:
+        difference = _difference(optimizer, known, "auto")
+        if difference is None:
+            return True
+        return _update(optimizer, difference, None)[0] is optimizer.state.node
+    except PlanError:
+        return False
+
+
+def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChange]) -> set[str]:
+    """The entries to leave out for the optimizers that are dropped."""
+    dropped = {change.path for change in changes if change.action == "dropped"}
+    entries = dropped - {optimizer.path for optimizer in found}
+    sources: dict[str, set[int]] = {}
+    for optimizer in found:
+        sources.setdefault(optimizer.other.path, set()).add(id(optimizer.source))
+    for optimizer in found:
+        if optimizer.path not in dropped:
+            continue
+        other, inside = optimizer.other, sources[optimizer.other.path]
+        if other.path in entries or is_called_optimizer(other.path):
+            entries.add(other.path)
+            continue
+        node = other.node
+        held = node if isinstance(node, list) else [value for _, value in mapping_pairs(node) or ()]
+        if optimizer.path != other.path and any(id(each) not in inside for each in held):
+            raise PlanError(
+                f"the optimizer in '{optimizer.path}' cannot be left out alone: '{other.path}'"
+                " holds other things too",
+                hint="'--optimizer keep' leaves it as it is",
+            )
+        entries.add(other.path)
+    return entries
+
+
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """What an edit did to the parameters that an optimizer may hold: each new one's origin.
+
+    `gone` are old names, `renamed` old to new ones. `reshaped` says of what has another shape
+    where it is, as the path of its state dict and its name there.
+    """
+
+    targets: tuple[Target, ...]
+    gone: tuple[str, ...]
+    renamed: Mapping[str, str]
+    reordered: bool
+    reshaped: Mapping[str, tuple[str, str]]
+
+    @classmethod
+    def of(
+        cls,
+        state_dicts: Sequence[StateDict],
+        after: Checkpoint,
+        sources: Sources,
+        parameters: Parameters,
+    ) -> _Difference:
+        new = {s.path: s for s in after.state_dicts}
+        targets: list[Target] = []
+        old_names: list[str] = []
+        reshaped: dict[str, tuple[str, str]] = {}
+        for old_dict in state_dicts:
+            old = Inventory.of_state_dict(old_dict).parameters
+            old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
+            new_dict = new.get(old_dict.path)
+            if new_dict is None:
+                continue
+            lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
+            own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
+            for parameter in own:
+                source, anew = lineage.of(parameter)
+                name = qualified(state_dicts, old_dict, parameter.name)
+                origin = None if source is None else qualified(state_dicts, old_dict, source.name)
+                changed = source is not None and source.shape != parameter.shape
+                targets.append(Target(name, origin, reset=anew or changed))
+                if origin is not None and changed and not anew:
+                    reshaped[name] = old_dict.path, parameter.name
+        kept = [target.source for target in targets if target.source is not None]
+        known = set(kept)
+        places = {name: i for i, name in enumerate(old_names)}
+        order = [places[name] for name in kept]
+        return cls(
+            tuple(targets),
+            tuple(name for name in old_names if name not in known),
+            {t.source: t.name for t in targets if t.source not in (None, t.name) and t.source},
+            order != sorted(order),
+            reshaped,
+        )
+
+    @property
+    def any(self) -> bool:
+        return bool(self.gone or self.renamed or self.is_deep)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether there is more to it than names that went or changed."""
+        return self.reordered or any(t.source is None or t.reset for t in self.targets)
+
+
+class _Differences:
+    """What an edit did to each model, looked at once for all the optimizers that may train it."""
+
+    def __init__(self, after: Checkpoint, sources: Sources, parameters: Parameters) -> None:
+        self._after, self._sources, self._parameters = after, sources, parameters
+        self._known: dict[tuple[int, ...], _Difference] = {}
+
+    def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
+        """The difference of these state dicts, which must be those from before the edit."""
+        key = tuple(map(id, state_dicts))
+        if key not in self._known:
+            self._known[key] = _Difference.of(
+                state_dicts, self._after, self._sources, self._parameters
+            )
+        return self._known[key]
+
+
+class _Lineage:
+    """Which old parameter a new one continues; an old one is given away once."""
+
+    def __init__(
+        self,
+        old_dict: StateDict,
+        old: Sequence[Parameter],
+        new_dict: StateDict,
+        sources: Mapping[str, str | None],
+    ) -> None:
+        self._nodes = {entry.name: entry.node for entry in new_dict.entries}
+        self._by_name = {name: p for p in old for name in p.names}
+        self._by_node = {
+            id(entry.node): self._by_name[entry.name]
+            for entry in reversed(old_dict.entries)
+            if entry.node is not None and entry.name in self._by_name
+        }
+        self._names_of_node = {(entry.name, id(entry.node)) for entry in old_dict.entries}
+        self._sources = sources
+        self._given: set[str] = set()
+
+    def of(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
+        """The old parameter, and whether the new one begins anew nevertheless."""
+        source, anew = self._find(parameter)
+        if source is None or source.name in self._given:
+            return None, False
+        self._given.add(source.name)
+        return source, anew
+
+    def _find(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
+        nodes = self._nodes
+        for name in parameter.names:
+            if name in self._sources:
+                origin = self._sources[name]
+                if origin is not None:
+                    return self._by_name.get(origin), False
+                return self._by_name.get(name), True
+        for name in parameter.names:
+            if (name, id(nodes[name])) in self._names_of_node:
+                return self._by_name[name], False
+        for name in parameter.names:
+            if nodes[name] is not None and id(nodes[name]) in self._by_node:
+                return self._by_node[id(nodes[name])], False
+        return next((self._by_name[n] for n in parameter.names if n in self._by_name), None), False
+
+
+def _update(
+    optimizer: FoundOptimizer, difference: _Difference, resize: Resize | None
+) -> tuple[Node, OptimizerChange]:
+    """The optimizer's new node, and what changed."""
+    reader = TensorReader()
+    try:
+        edited, resized = _edit(optimizer, difference, resize, reader)
+    except PlanError as error:
+        raise PlanError(
+            f"the optimizer in '{optimizer.path}' cannot be kept in step: {error.message}",
+            hint=error.hint,
+        ) from error
+    change = OptimizerChange(
+        optimizer.path,
+        "updated",
+        optimizer.correspondence.certainty,
+        removed=edited.removed,
+        added=edited.added,
+        reset=tuple(name for name in edited.reset if name not in resized),
+        resized=tuple(resized),
+        renamed=_count_renamed(optimizer, edited, reader) if _stores_names(optimizer) else 0,
+        emptied=edited.emptied,
+    )
+    return edited.node, change
+
+
+def _edit(
+    optimizer: FoundOptimizer,
+    difference: _Difference,
+    resize: Resize | None,
+    reader: TensorReader,
+) -> tuple[Edited, list[str]]:
+    state, correspondence = optimizer.state, optimizer.correspondence
+    if difference.is_deep:
+        targets, resized = _with_moments(optimizer, difference, resize, reader)
+        order = [name for name, _ in optimizer.model.parameters] if optimizer.model else None
+        return align(state, correspondence, targets, order), resized
+    edited = remove(state, correspondence, difference.gone)
+    if not (difference.renamed and _stores_names(optimizer)):
+        return edited, []
+    left = read_optimizer(edited.node, reader.describe)
+    if left is not None:
+        known = correspond(left, optimizer.model.parameters if optimizer.model else ())
+        edited = replace(edited, node=rename(left, known, difference.renamed).node)
+    return edited, []
+
+
+def _with_moments(
+    optimizer: FoundOptimizer,
+    difference: _Difference,
+    resize: Resize | None,
+    reader: TensorReader,
+) -> tuple[list[Target], list[str]]:
+    """The targets, those of a new shape with moments that have it too, as far as that goes."""
+    targets: list[Target] = []
+    resized: list[str] = []
+    for target in difference.targets:
+        moments: dict[str, Node] | None = None
+        place = difference.reshaped.get(target.name)
+        if place is not None and target.source is not None and resize is not None:
+            moments = _resized(optimizer, place, target.source, resize, reader)
+        if moments is None:
+            targets.append(target)
+        else:
+            targets.append(replace(target, reset=False, moments=moments))
+            resized += [target.name] if moments else []
+    return targets, resized
+
+
+def _resized(
+    optimizer: FoundOptimizer,
+    place: tuple[str, str],
+    origin: str,
+    resize: Resize,
+    reader: TensorReader,
+) -> dict[str, Node] | None:
+    """New nodes for the moments of a parameter; None if it begins anew."""
+    key = optimizer.correspondence.key_of(origin)
+    state = None if key is None else optimizer.state.states.get(key)
+    if key is None or state is None:
+        return {}
+    if not state.understood:
+        return None
+    nodes: dict[str, Node] = {}
+    for moment in state.moments:
+        tensor = reader.describe(moment.node)
+        beginning = optimizer.state.beginning(key, moment.name)
+        if tensor is None or beginning is None:
+            return None
+        new = resize(*place, tensor, beginning)
+        if new is None or new.storage is None:
+            return None
+        nodes[moment.name] = build(PersistentId(None, new.storage), new)
+    return nodes
+
+
+def _stores_names(optimizer: FoundOptimizer) -> bool:
+    state = optimizer.state
+    return any(group.names is not None for group in state.groups) or any(
+        isinstance(key, str) for key in state.keys
+    )
+
+
+def _count_renamed(optimizer: FoundOptimizer, edited: Edited, reader: TensorReader) -> int:
+    """How many stored names are not those that were there before."""
+
+    def names(node: Node) -> list[str]:
+        state = read_optimizer(node, reader.describe)
+        groups = () if state is None else state.groups
+        return [
+            str(name)
+            for group in groups
+            for name in (group.names or (key for key in group.keys if isinstance(key, str)))
+        ]
+
+    return len(set(names(edited.node)) - set(names(optimizer.state.node)) - set(edited.added))
+
+
+def _with_nodes(checkpoint: Checkpoint, nodes: Sequence[tuple[FoundOptimizer, Node]]) -> Checkpoint:
+    """The optimizers' nodes replaced, and the tensors below their entries brought up to date."""
+    reader = TensorReader()
+    old: dict[str, set[int]] = {}
+    new: dict[str, list[Tensor]] = {}
+    for optimizer, node in nodes:
+        below = reader.below(optimizer.state.node, set())
+        old.setdefault(optimizer.other.path, set()).update(id(t.node) for t in below)
+        new.setdefault(optimizer.other.path, []).extend(reader.below(node, set()))
+
+    def renewed(other: Other) -> Other:
+        if other.path not in new:
+            return other
+        kept = {id(t.node): t for t in other.tensors}
+        rest = [t for t in other.tensors if id(t.node) not in old[other.path]]
+        return replace(other, tensors=(*rest, *(kept.get(id(t.node), t) for t in new[other.path])))
+
+    replaced = {id(optimizer.source): node for optimizer, node in nodes}
+    return replace(
+        checkpoint,
+        others=tuple(map(renewed, checkpoint.others)),
+        replaced={**checkpoint.replaced, **replaced},
+    )

@@ -1,0 +1,1 @@
+"""Where an edited checkpoint goes, and writing it."""

@@ -1,0 +1,74 @@
+"""Where an edited checkpoint goes, as a value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.fileio.sink import Progress
+from ckpt_surgery.formats.base import FOREIGN_SUFFIXES
+
+HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
+"""Where `torch.hub.load_state_dict_from_url` looks for the hash in a name: the first match."""
+
+
+HASH_DIGITS: Final = 8
+
+
+ProgressBar = Callable[[int], AbstractContextManager[Progress]]
+"""Called with the bytes that will be written; gives what is called with those that were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where an edited checkpoint goes: to the file `path`, the descriptor `stream`, or `in_place`.
+
+    `force` replaces an existing file; `fsync` None forces the bytes to the disk only where a file
+    is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. With
+    `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
+    ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``.
+    """
+
+    path: PathLike | None = None
+    stream: int | None = None
+    in_place: bool = False
+    force: bool = False
+    fsync: bool | None = None
+    dry_run: bool = False
+    format: str | None = None
+    progress: ProgressBar | None = None
+    hash_name: bool = False
+
+    def check(self) -> None:
+        """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""
+        ways = (self.path is not None) + (self.stream is not None) + self.in_place
+        if ways > 1:
+            raise UsageError("an output and '--in-place' contradict each other")
+        if ways == 0 and not self.dry_run:
+            raise UsageError(
+                "there is no output", hint="give -o FILE, or --in-place to replace the input"
+            )
+        if self.hash_name:
+            self._check_hash_name()
+        suffix = Path(self.path).suffix.lower() if self.path is not None else ""
+        if suffix in FOREIGN_SUFFIXES and self.format is None:
+            raise UsageError(
+                f"'{suffix}' files cannot be written, only archives of torch.save",
+                path=self.path,
+                hint="call the output .pth, or give --format torch-zip to use this name anyway",
+            )
+
+    def _check_hash_name(self) -> None:
+        if self.path is None:
+            raise UsageError("'--hash-name' needs a name to put the hash into", hint="give -o FILE")
+        name = Path(self.path).name
+        if HASH_IN_NAME.search(Path(self.path).stem + "."):
+            raise UsageError(
+                f"'--hash-name': torch.hub would take a part of '{name}' for the hash",
+                hint="use a name without a dash before hexadecimal digits and a dot",
+            )

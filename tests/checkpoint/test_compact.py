@@ -1,0 +1,299 @@
+"""Laws of cutting storages down to what tensors use."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch_checks import assert_torch_reads, bits, load, plain_tensors, save
+
+from ckpt_surgery import Output, inspect, read, selection, strip
+from ckpt_surgery.checkpoint.compact import Gathered, compact, find_pieces, unused_nbytes
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Storage, Tensor
+from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile
+
+DTYPES = (torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128)
+
+
+@st.composite
+def views(draw: st.DrawFn) -> list[tuple[int, tuple[int, ...], tuple[int, ...], int]]:
+    """Views (storage, shape, stride, offset) of two storages of forty elements."""
+    found = []
+    for _ in range(draw(st.integers(1, 5))):
+        dimensions = draw(st.integers(0, 3))
+        shape = tuple(draw(st.integers(0 if d == 0 else 1, 4)) for d in range(dimensions))
+        stride = tuple(draw(st.integers(0, 5)) for _ in range(dimensions))
+        extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        offset = draw(st.integers(0, max(40 - extent, 0)))
+        if offset + extent <= 40:
+            found.append((draw(st.integers(0, 1)), shape, stride, offset))
+    return found
+
+
+def addresses(tensor: torch.Tensor) -> set[tuple[int, int]]:
+    """Where the elements of `tensor` lie: storage and byte."""
+    places = torch.zeros(tensor.shape, dtype=torch.int64) + tensor.storage_offset()
+    for dimension, (n, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        steps = torch.arange(n) * step
+        places += steps.reshape([-1 if d == dimension else 1 for d in range(tensor.dim())])
+    key = tensor.untyped_storage()._cdata
+    return {(key, int(place)) for place in places.flatten()}
+
+
+def compacted(value: Any, path: Path) -> Path:
+    out = path.with_name("compact.pth")
+    strip(save(value, path), Output(out, force=True), compact=True)
+    return out
+
+
+@settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(views(), st.sampled_from(DTYPES))
+def test_compaction_changes_nothing_that_can_be_seen(
+    tmp_path: Path, made: list[Any], dtype: torch.dtype
+) -> None:
+    storages = [torch.arange(40).add(100 * i).to(dtype) for i in range(2)]
+    before = [storages[i].as_strided(*rest) for i, *rest in made]
+    value = {f"w{index}": tensor for index, tensor in enumerate(before)}
+    if not value:
+        return
+    out = compacted(value, tmp_path / "w.pth")
+    after = list(load(out).values())
+
+    for old, new in zip(before, after, strict=True):
+        assert new.shape == old.shape
+        assert bits(new) == bits(old)
+    for (a, b), (c, d) in zip(combinations(before, 2), combinations(after, 2), strict=True):
+        assert bool(addresses(a) & addresses(b)) == bool(addresses(c) & addresses(d))
+        if not (a.stride() == c.stride() and b.stride() == d.stride()):
+            continue  # gathered: overlaps only with those like itself
+        assert len(addresses(a) & addresses(b)) == len(addresses(c) & addresses(d))
+
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in before}
+    kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in after}
+    assert sum(kept.values()) <= sum(sizes.values())
+    assert inspect(out).totals.unused_nbytes == 0
+
+    again = tmp_path / "again" / "compact.pth"
+    again.parent.mkdir(exist_ok=True)
+    strip(out, Output(again, force=True), compact=True)
+    assert again.read_bytes() == out.read_bytes()
+
+
+def storage_nbytes(path: Path) -> list[int]:
+    return [t.untyped_storage().nbytes() for t in plain_tensors(load(path))]
+
+
+VIEWED = torch.arange(1000.0)
+CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "a slice": ({"a": VIEWED[10:20]}, [40]),
+    "whole": ({"a": VIEWED}, [4000]),
+    "a tie": ({"a": VIEWED[10:20], "b": VIEWED[10:20]}, [40, 40]),
+    "an overlap": ({"a": VIEWED[10:20], "b": VIEWED[15:30]}, [80, 80]),
+    "neighbours": ({"a": VIEWED[10:20], "b": VIEWED[20:30]}, [40, 40]),
+    "transposed": ({"a": VIEWED[:12].reshape(3, 4).t()}, [48]),
+    "a column": ({"a": VIEWED.reshape(10, 100)[:, 3]}, [40]),
+    "the same column twice": ({"a": VIEWED[::7], "b": VIEWED[::7]}, [572, 572]),
+    "two columns": ({"a": VIEWED[0:20:2], "b": VIEWED[1:20:2]}, [80, 80]),
+    "expanded": ({"a": VIEWED[5:6].expand(3, 4)}, [4]),
+    "expanded with gaps": ({"a": VIEWED[5::9][:4].expand(3, 4)}, [112]),
+    "empty": ({"a": VIEWED[5:5], "b": VIEWED[7:7]}, [0, 0]),
+    "empty beside full": ({"a": VIEWED[5:5], "b": VIEWED[7:9]}, [0, 8]),
+    "a scalar": ({"a": VIEWED[7]}, [4]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_storages_are_cut_to_what_is_used(name: str, tmp_path: Path) -> None:
+    value, sizes = CASES[name]
+    out = compacted(value, tmp_path / "w.pth")
+    assert storage_nbytes(out) == sizes
+    found = load(out)
+    assert {key: t.tolist() for key, t in found.items()} == {
+        k: t.tolist() for k, t in value.items()
+    }
+    assert_torch_reads(out, found)
+
+
+def test_tied_views_stay_one_storage(tmp_path: Path) -> None:
+    base = torch.arange(100.0)
+    value = {"a": base[10:20], "b": base[15:30], "c": base[10:20], "d": base[50:60]}
+    found = load(compacted(value, tmp_path / "w.pth"))
+    found["a"][5] = -1
+    assert found["b"][0] == found["c"][5] == -1
+    assert found["d"].untyped_storage()._cdata != found["a"].untyped_storage()._cdata
+
+
+def test_tensors_of_all_places_are_seen(tmp_path: Path) -> None:
+    """A storage shared by weights and an optimizer stays shared, and shrinks for both."""
+    base = torch.arange(100.0)
+    value = {
+        "model": {"w": base[:10], "v": torch.ones(2)},
+        "optimizer": {"state": {0: {"m": base[5:15]}}, "param_groups": []},
+    }
+    found = load(compacted(value, tmp_path / "w.pth"))
+    momentum = found["optimizer"]["state"][0]["m"]
+    assert momentum.tolist() == base[5:15].tolist()
+    assert momentum.untyped_storage()._cdata == found["model"]["w"].untyped_storage()._cdata
+    assert momentum.untyped_storage().nbytes() == 60
+
+
+def test_what_is_removed_is_not_kept_for_its_views(tmp_path: Path) -> None:
+    base = torch.arange(100.0)
+    path = save({"all": base, "w": base[:10], "v": torch.ones(2)}, tmp_path / "w.pth")
+    report = strip(path, tmp_path / "o.pth", selection(keys=["all"]), compact=True)
+    assert storage_nbytes(tmp_path / "o.pth") == [40, 8]
+    assert report.plan[-1]["edit"] == "compact"
+
+
+def test_tensor_shared_with_what_is_removed_is_still_compacted(tmp_path: Path) -> None:
+    base = torch.arange(100.0)
+    shared = base[5:15]
+    value = {
+        "model": {"w": base[:10], "v": torch.ones(2)},
+        "optimizer": {"state": {0: {"m": shared}}, "param_groups": []},
+        "first": [torch.ones(1)],
+        "kept": [[shared]],
+    }
+    out = tmp_path / "out.pth"
+    strip(save(value, tmp_path / "w.pth"), out, training_state=True, compact=True)
+    found = load(out)
+    kept = found["kept"][0][0]
+    assert kept.tolist() == shared.tolist()
+    assert kept.untyped_storage().nbytes() == 60
+    assert kept.untyped_storage()._cdata == found["model"]["w"].untyped_storage()._cdata
+
+
+def test_parts_of_sparse_tensors_are_compacted(tmp_path: Path) -> None:
+    indices = torch.arange(100).reshape(1, 100)[:, :2]
+    sparse = torch.sparse_coo_tensor(
+        indices, torch.arange(100.0)[:2], (200,), check_invariants=True
+    )
+    sparse = sparse._coalesced_(True)
+    out = compacted({"a": sparse, "b": torch.ones(1), "c": torch.ones(1)}, tmp_path / "w.pth")
+    found = load(out)["a"]
+    assert torch.equal(found.to_dense(), sparse.to_dense())
+    assert found._values().untyped_storage().nbytes() == 8
+    assert found._indices().untyped_storage().nbytes() == 16
+
+
+# --- descriptions made by hand
+
+
+def described(*tensors: Tensor) -> Checkpoint:
+    entries = tuple(Entry(f"w{i}", tensor, node=tensor.node) for i, tensor in enumerate(tensors))
+    return Checkpoint("x", None, None, (StateDict("", "model", entries),))  # type: ignore[arg-type]
+
+
+def strided(
+    storage: Storage,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int = 0,
+    dtype: str = "",
+) -> Tensor:
+    kind = BY_NAME[dtype] if dtype else storage.dtype
+    return Tensor(shape, kind, stride, offset, storage, node=object())
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> SourceFile:
+    (tmp_path / "bytes").write_bytes(bytes(range(200)))
+    return SourceFile.open(tmp_path / "bytes")
+
+
+def content(tensor: Tensor | None) -> bytes:
+    assert tensor is not None
+    assert tensor.storage is not None
+    return b"".join(bytes(chunk) for chunk in tensor.storage.data.chunks())
+
+
+def test_packed_elements_are_cut_at_whole_bytes(source: SourceFile) -> None:
+    storage = Storage("0", BY_NAME["quint4x2"], "cpu", ByteRange(source, 0, 100))
+    odd = compact(described(strided(storage, (6,), (1,), 5))).state_dicts[0].entries[0].tensor
+    assert odd is not None
+    assert content(odd) == bytes([2, 3, 4, 5])  # elements 5 to 10 lie in the bytes 2 to 5
+    assert odd.offset == 1
+    even = compact(described(strided(storage, (6,), (1,), 4))).state_dicts[0].entries[0].tensor
+    assert even is not None
+    assert (content(even), even.offset) == (bytes([2, 3, 4]), 0)
+
+
+def test_cut_of_two_types_starts_at_a_whole_element_of_both(source: SourceFile) -> None:
+    storage = Storage("0", BY_NAME["uint8"], "cpu", ByteRange(source, 0, 100), untyped=True)
+    narrow = strided(storage, (4,), (1,), 10, "float8_e5m2")
+    wide = strided(storage, (2,), (1,), 3, "uint32")
+    first, second = (e.tensor for e in compact(described(narrow, wide)).state_dicts[0].entries)
+    assert first is not None
+    assert second is not None
+    assert first.storage is second.storage
+    assert content(first) == bytes(range(8, 20))
+    assert (first.offset, second.offset) == (2, 1)
+
+
+def test_storage_that_lies_in_memory_is_left_alone() -> None:
+    storage = Storage("0", BY_NAME["float32"], "cpu", Bytes(bytes(100)))
+    checkpoint = described(strided(storage, (2,), (1,)), strided(storage, (2,), (3,), 10))
+    assert compact(checkpoint) == checkpoint
+    assert compact(checkpoint).moved == {}
+    assert unused_nbytes(checkpoint) == 100 - 8 - 16
+
+
+def test_tensor_without_node_or_storage_is_left_alone(source: SourceFile) -> None:
+    meta = Tensor((3,), BY_NAME["float32"], (1,), device="meta")
+    entries = (Entry("meta", meta), Entry("extra", None, node="text"))
+    state_dict = StateDict("", "model", entries)
+    checkpoint = Checkpoint("x", source, None, (state_dict,))
+    assert compact(checkpoint).state_dicts == (state_dict,)
+    assert unused_nbytes(checkpoint) == 0
+
+
+def test_pieces_come_in_the_order_of_the_tensors(source: SourceFile) -> None:
+    late = Storage("late", BY_NAME["uint8"], "cpu", ByteRange(source, 0, 50))
+    early = Storage("early", BY_NAME["uint8"], "cpu", ByteRange(source, 50, 50))
+    tensors = [strided(early, (2,), (1,), 9), strided(late, (2,), (1,)), strided(early, (3,), (1,))]
+    pieces = find_pieces(tensors)
+    assert [(p.storage.key, p.start, p.end) for p in pieces] == [
+        ("early", 0, 3),
+        ("early", 9, 11),
+        ("late", 0, 2),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 1000])
+@pytest.mark.parametrize("itemsize", [1, 2, 4, 8, 3])
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((5,), (3,)), ((2, 3), (10, 2)), ((2, 2, 2), (11, 4, 1)), ((1,), (1,)), ((2, 3), (4, 1))],
+)
+def test_gathered_elements_are_those_of_the_view(
+    shape: tuple[int, ...], stride: tuple[int, ...], itemsize: int, size: int, source: SourceFile
+) -> None:
+    extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    gathered = Gathered(ByteRange(source, 1, extent * itemsize), shape, stride, itemsize)
+    chunks = [bytes(chunk) for chunk in gathered.chunks(size)]
+    places = [0]
+    for n, step in zip(shape, stride, strict=True):
+        places = [place + i * step for place in places for i in range(n)]
+    data = bytes(range(1, 200))
+    assert b"".join(chunks) == b"".join(data[p * itemsize : (p + 1) * itemsize] for p in places)
+    assert gathered.nbytes == len(b"".join(chunks))
+    assert gathered.crc32 is None
+    assert max(map(len, chunks)) <= max(size, itemsize)
+
+
+def test_compact_leaves_the_description_that_it_was_given(tmp_path: Path) -> None:
+    with read(save({"a": torch.ones(100)[:3]}, tmp_path / "w.pth")) as checkpoint:
+        (tensor,) = checkpoint.all_tensors
+        after = compact(checkpoint)
+        assert tensor.storage is not None
+        assert tensor.storage.nbytes == 400
+        assert next(after.all_tensors).storage.nbytes == 12
+        assert after.root is checkpoint.root

@@ -1,0 +1,245 @@
+"""mergekit's configurations: the same numbers, or a refusal."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+
+from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
+from ckpt_surgery.merge import mergekit_yaml
+from ckpt_surgery.merge.mergekit_yaml import from_config
+from ckpt_surgery.merge.recipe import read_recipe
+
+
+def model(path, **parameters):
+    return {"model": path, "parameters": parameters} if parameters else {"model": path}
+
+
+def ties(**more):
+    return {
+        "merge_method": "ties",
+        "base_model": "base",
+        "models": [
+            model("base"),
+            model("a", weight=0.5, density=0.4),
+            model("b", weight=[{"filter": "mlp", "value": 0.3}, {"value": 0.9}]),
+        ],
+        "parameters": {"normalize": False, "lambda": 0.7, "density": 0.6},
+        **more,
+    }
+
+
+def matching(recipe, name):
+    """What the caller will do: the overrides whose selector takes the name."""
+    return [
+        override
+        for override in recipe.overrides
+        if override.kind == "all" or re.search(override.text, name)
+    ]
+
+
+def settings(recipe, name):
+    return recipe.settings(matching(recipe, name))
+
+
+def test_models_parameters_and_filters():
+    recipe = from_config(ties(dtype="bfloat16"))
+    assert recipe.base == "base"
+    assert [entry.file for entry in recipe.inputs] == ["a", "b"]
+    assert recipe.dtype == "bfloat16"
+    mlp, rest = settings(recipe, "layers.0.mlp.weight"), settings(recipe, "norm.weight")
+    assert (mlp.weights, rest.weights) == ((0.5, 0.3), (0.5, 0.9))
+    assert rest.each("density") == (0.4, 0.6)
+    assert (rest.flag("normalize"), rest.number("lambda")) == (False, 0.7)
+    assert from_config(ties(dtype="float16", out_dtype="float32")).dtype == "float32"
+
+
+def test_a_models_own_value_goes_before_a_common_filter():
+    config = ties()
+    config["parameters"]["density"] = [{"filter": "mlp", "value": 0.1}, {"value": 0.2}]
+    recipe = from_config(config)
+    assert settings(recipe, "mlp").each("density") == (0.4, 0.1)
+    assert settings(recipe, "norm").each("density") == (0.4, 0.2)
+
+
+def test_a_filter_is_a_part_of_the_name_and_no_expression():
+    config = ties()
+    config["parameters"]["lambda"] = [{"filter": "0.w", "value": 0.1}, {"filter": "*", "value": 2}]
+    recipe = from_config(config)
+    assert settings(recipe, "layers.0.w").number("lambda") == 0.1
+    assert settings(recipe, "layers.0xw").number("lambda") == 2
+
+
+def test_a_single_condition_needs_no_list():
+    config = ties()
+    config["parameters"]["lambda"] = {"filter": "mlp", "value": "1e-1"}
+    recipe = from_config(config)
+    assert settings(recipe, "mlp").number("lambda") == 0.1
+    assert settings(recipe, "norm").number("lambda") == 1.0
+
+
+def test_defaults_are_mergekits():
+    config = {
+        "merge_method": "dare_ties",
+        "base_model": "base",
+        "models": [model("a", weight=1.0)],
+    }
+    plain = from_config(config).settings()
+    assert (plain.text("rescale"), plain.flag("normalize")) == ("none", False) or (
+        plain.text("rescale"),
+        plain.flag("normalize"),
+    ) == ("l1", False)
+    assert plain.text("rescale") == "l1"
+    config["parameters"] = {"rescale": False}
+    assert from_config(config).settings().text("rescale") == "none"
+    config["parameters"] = {"rescale": True, "int8_mask": True}
+    recipe = from_config(config)
+    assert recipe.settings().text("rescale") == "l1"
+    assert recipe.notes == ("'int8_mask' has no effect on 'dare-ties'",)
+
+
+def test_what_is_not_used_is_said():
+    recipe = from_config(
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "tokenizer_source": "union",
+            "models": [model("a", weight=1.0, density=0.5)],
+        }
+    )
+    assert recipe.notes == (
+        "'tokenizer_source' concerns no tensor and is not used",
+        "'density' has no effect on 'task-arithmetic'",
+    )
+
+
+def test_the_base_comes_first_of_two():
+    for models in ([model("b"), model("a")], [model("a"), model("b")], [model("b")]):
+        recipe = from_config(
+            {
+                "merge_method": "slerp",
+                "base_model": "a",
+                "models": models,
+                "parameters": {"t": 0.25},
+            }
+        )
+        assert [entry.file for entry in recipe.inputs] == ["a", "b"]
+        assert recipe.settings().number("t") == 0.25
+
+
+def test_a_path_may_be_written_as_mergekit_writes_it():
+    recipe = from_config(
+        {
+            "merge_method": "passthrough",
+            "models": [{"model": {"model": {"path": "a"}}, "parameters": {"scale": 0.5}}],
+        }
+    )
+    assert recipe.inputs[0].file == "a"
+    assert settings(recipe, "w").each("scale") == (0.5,)
+
+
+def test_methods_without_weights_need_none():
+    for name in ("karcher", "model_stock", "sce"):
+        recipe = from_config(
+            {
+                "merge_method": name,
+                "base_model": "a",
+                "models": [model("a"), model("b"), model("c")],
+                "parameters": {"filter_wise": False} if name == "model_stock" else {},
+            }
+        )
+        assert recipe.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slices": []}, "'slices' assembles a model from layers"),
+        ({"modules": {}}, "'modules' assembles a model from layers"),
+        ({"merge_method": "tis"}, "unknown method 'tis'"),
+        ({"merge_method": "median"}, "mergekit has no method 'median'"),
+        ({"merge_method": None}, "'merge_method' must be a text"),
+        ({"models": None}, "needs 'models'"),
+        ({"models": [{"model": 3}]}, "must be the path of a file, got 3"),
+        ({"models": [{"model": "a", "weight": 1}]}, "a model has no 'weight'"),
+        ({"models": [model("a")]}, "model 'a' has no weight"),
+        ({"models": [model("a", weight=[{"filter": "x", "value": 1}])]}, "has no weight"),
+        ({"models": [model("a", weight=[0.0, 0.5, 1.0])]}, "'weight' is a list over layers"),
+        ({"models": [model("a", weight=[])]}, "'weight' is a list over layers"),
+        ({"models": [model("a", weight={"value": 1, "filtr": "x"})]}, "has no 'filtr'"),
+        ({"models": [model("a", weight=1, rank=3)]}, "no parameter 'rank'"),
+        ({"parameters": [1]}, "'parameters' must be a table"),
+        ({"merge_mthod": "ties"}, "has no 'merge_mthod'"),
+        ({"base_model": None}, "needs a base"),
+        (
+            {"merge_method": "linear", "base_model": "c", "models": [model("a", weight=1)]},
+            "'base_model' 'c' is not among the models",
+        ),
+    ],
+)
+def test_what_we_do_not_do_is_refused(change, message):
+    with pytest.raises(UsageError) as caught:
+        from_config(ties(**change))
+    assert message in str(caught.value)
+
+
+def test_a_base_among_the_models_stays_an_input_of_linear():
+    recipe = from_config(
+        {
+            "merge_method": "linear",
+            "base_model": "b",
+            "models": [model("a", weight=1), model("b", weight=3)],
+        }
+    )
+    assert (recipe.base, recipe.settings(recipe.overrides).weights) == ("b", (1.0, 3.0))
+
+
+def test_yaml_without_the_package_says_what_to_install(monkeypatch, tmp_path):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(mergekit_yaml.importlib, "import_module", missing)
+    path = tmp_path / "merge.yml"
+    path.write_text("merge_method: linear")
+    with pytest.raises(MissingDependencyError) as caught:
+        read_recipe(path)
+    assert "pyyaml" in caught.value.hint
+
+
+@pytest.fixture
+def yaml():
+    return pytest.importorskip("yaml")
+
+
+@pytest.mark.usefixtures("yaml")
+def test_yaml_is_read(tmp_path):
+    path = tmp_path / "merge.yaml"
+    path.write_text(
+        "merge_method: linear\nmodels:\n- {model: a.pth, parameters: {weight: 1}}\n"
+        "- {model: b.pth, parameters: {weight: 0}}\nparameters: {normalize: true}\n"
+    )
+    recipe = read_recipe(path)
+    assert recipe.settings(recipe.overrides).weights == (1.0, 0.0)
+
+
+@pytest.mark.usefixtures("yaml")
+@pytest.mark.parametrize("text", ["a: [", "!!python/object:os.x {}", "[" * 5000, "a: \x01"])
+def test_what_is_no_yaml_is_refused(text):
+    with pytest.raises(ReadError, match="is no YAML"):
+        mergekit_yaml.parse(text)
+
+
+def test_a_parser_error_is_one_line(monkeypatch):
+    class Broken:
+        class YAMLError(Exception):
+            pass
+
+        @staticmethod
+        def safe_load(_text):
+            raise RecursionError
+
+    monkeypatch.setattr(importlib, "import_module", lambda _name: Broken)
+    with pytest.raises(ReadError, match="is no YAML"):
+        mergekit_yaml.parse("x")

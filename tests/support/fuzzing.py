@@ -1,0 +1,458 @@
+"""Mutated checkpoints: only refusals, nothing endless, and never another answer than torch's.
+
+torch is asked with ``weights_only=True`` alone, which runs nothing of a file; a process that asks
+it should be one that may crash (`scripts/fuzz` sees to that). Where both read a file they must
+agree in every name, shape, type, stride and bit, and so must torch about what `ckpt` writes of it.
+What is permitted to differ:
+
+- `ckpt` refuses and torch reads: damage that does not reach torch's result (a wrong CRC field, a
+  name that is in the archive twice, bytes after the end, storages that nobody uses and whose size
+  lies, a state dict that has a name twice). Nothing wrong can come of refusing.
+- torch refuses and `ckpt` reads: names of classes and functions outside torch's list, opcodes that
+  it does not know, a protocol other than 2. `ckpt` has nothing to run, so it can carry them.
+  Never permitted is a tensor that torch finds to be outside its storage (`OUT_OF_BOUNDS`),
+  unless the pickle throws that tensor away, and `ckpt` does not write such a file again.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+import struct
+import warnings
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
+from ckpt_surgery.errors import CkptError, LossyEditError
+from ckpt_surgery.fileio.atomic import atomic_output
+from ckpt_surgery.formats import read
+from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
+from ckpt_surgery.ops.inspect import inspect
+from ckpt_surgery.pickles import Limits
+
+# Small, so that a mutation that would go on for long is refused soon.
+LIMITS = Limits(operations=1 << 22, depth=2_000)
+LARGEST_GROWTH = 1 << 20  # bytes that a rewritten file may be larger than 64 times the input
+
+# What torch says of a tensor that is not inside its storage.
+OUT_OF_BOUNDS = re.compile(
+    r"not resizable|out of bounds|record size|negative (size|dimension|stride)|"
+    r"storage_offset.*>= 0|exceeds|overflow",
+    re.IGNORECASE,
+)
+
+
+def seeds() -> dict[str, bytes]:
+    """Small files of every format."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    training = _training(model)
+    kinds = {
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "sparse": torch.eye(3).to_sparse(),
+        "bool": torch.tensor([True, False]),
+        "complex": torch.ones(2, dtype=torch.complex64).conj(),
+        "float8": torch.ones(4).to(torch.float8_e4m3fn),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(1.5),
+    }
+    found = {
+        "state dict": _saved(model.state_dict()),
+        "training": _saved(training),
+        "kinds": _saved(kinds),
+        "module": _saved(model),
+        "tensor": _saved(torch.arange(6.0).reshape(2, 3).t()),
+        "nothing": _saved(None),
+        "legacy state dict": _saved(model.state_dict(), legacy=True),
+        "legacy training": _saved(training, legacy=True),
+        "legacy module": _saved(model, legacy=True),
+    }
+    from safetensors.torch import save
+
+    found["safetensors"] = save({n: t.clone() for n, t in model.state_dict().items()})
+    return found
+
+
+def _training(model: torch.nn.Module) -> dict[str, Any]:
+    weights = OrderedDict(model.state_dict())
+    weights["tied"] = weights["0.weight"]
+    weights["view"] = torch.arange(20.0)[3:9].reshape(2, 3).t()
+    weights["half"] = torch.ones(3, dtype=torch.bfloat16)
+    optimizer = torch.optim.Adam(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {
+        "epoch": 3,
+        "state_dict": weights,
+        "ema": OrderedDict((name, tensor.clone()) for name, tensor in weights.items()),
+        "optimizer": optimizer.state_dict(),
+        "note": "text",
+        "numbers": [1, 2.5, None, True, (1, 2)],
+    }
+
+
+def _saved(value: Any, *, legacy: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(value, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+# --- Mutations -------------------------------------------------------------------------------
+
+Mutation = Callable[[random.Random, bytes, Sequence[bytes]], bytes]
+INTERESTING = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1)
+_OPCODES = (
+    b"().012FIJKLMNPQRSTUVX]abcdeghijloprstuq}\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d"
+)
+
+
+def flip_bits(rng: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+    out = bytearray(data)
+    for _i in range(rng.randint(1, 4)):
+        out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+def truncate(rng: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def splice(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    other = rng.choice(others)
+    start, at = rng.randrange(len(other)), rng.randrange(len(data))
+    piece = other[start : start + rng.randint(1, 200)]
+    return data[:at] + piece + data[at + rng.choice((0, len(piece))) :]
+
+
+def delete(rng: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+    at = rng.randrange(len(data))
+    return data[:at] + data[at + rng.randint(1, 64) :]
+
+
+def repeat(rng: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+    at = rng.randrange(len(data))
+    piece = data[at : at + rng.randint(1, 64)]
+    return data[:at] + piece * rng.randint(2, 4) + data[at + len(piece) :]
+
+
+def edit_length(rng: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+    """Overwrite what may be a length, an offset or a count of 1, 2, 4 or 8 bytes."""
+    width = rng.choice((1, 2, 4, 8))
+    at = rng.randrange(max(1, len(data) - width))
+    old = int.from_bytes(data[at : at + width], "little")
+    value = rng.choice((*INTERESTING, old + 1, old - 1, old * 2, old + 64)) % (1 << 8 * width)
+    return data[:at] + value.to_bytes(width, "little") + data[at + width :]
+
+
+def edit_structure(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    """The same, in a header of a zip archive; elsewhere anywhere."""
+    places = [match.start() for match in re.finditer(rb"PK[\1-\7][\2-\10]", data)]
+    if not places:
+        return edit_length(rng, data, others)
+    at = rng.choice(places) + rng.randrange(4, 46)
+    width = rng.choice((2, 4))
+    value = rng.choice(INTERESTING) % (1 << 8 * width)
+    return data[:at] + value.to_bytes(width, "little") + data[at + width :]
+
+
+def swap_records(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    records = _records(data)
+    if len(records) < 2:
+        return repeat(rng, data, others)
+    names = list(records)
+    first, second = rng.choice(names), rng.choice(names)
+    match rng.randrange(4):
+        case 0:
+            records[first], records[second] = records[second], records[first]
+        case 1:
+            del records[first]
+        case 2:
+            records[first] += b"\0" * rng.randint(1, 9)
+        case _:
+            rng.shuffle(names)
+            records = {name: records[name] for name in names}
+    return _zipped(records)
+
+
+def edit_pickle(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
+    """Mutate the pickle, and let sizes and checksums of its record be right or stay."""
+    records = _records(data)
+    name = next((name for name in records if name.endswith("data.pkl")), None)
+    if name is None:
+        head = min(len(data), 4000)
+        return _edited_pickle(rng, data[:head]) + data[head:]
+    old = records[name]
+    new = _edited_pickle(rng, old)
+    if len(new) == len(old) and rng.random() < 0.3:
+        return data.replace(old, new)
+    return _zipped(records | {name: new})
+
+
+def _edited_pickle(rng: random.Random, data: bytes) -> bytes:
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        if not out:
+            break
+        at = rng.randrange(len(out))
+        match rng.choice((0, 1, 2, 3, 4, 4, 4, 5, 5, 6, 6, 7, 7)):
+            case 0:
+                out[at] = rng.choice(_OPCODES)
+            case 1:
+                out.insert(at, rng.choice(_OPCODES))
+            case 2:
+                del out[at : at + rng.randint(1, 6)]
+            case 3:
+                out[at] = rng.randrange(256)
+            case 4:  # another small number: a size, a stride, an offset, a storage's count
+                places = [m.start() + 1 for m in re.finditer(rb"K.", bytes(out), re.DOTALL)]
+                if places:
+                    out[rng.choice(places)] = rng.choice((0, 1, 2, 3, 6, 255))
+            case 5:  # another memo entry
+                places = [m.start() + 1 for m in re.finditer(rb"h.", bytes(out), re.DOTALL)]
+                if places:
+                    out[rng.choice(places)] = rng.randrange(64)
+            case 6:  # another text of the same length: a name, a key, a class
+                places = [*re.finditer(rb"X(.)\0\0\0", bytes(out), re.DOTALL)]
+                if places:
+                    place = rng.choice(places)
+                    start, size = place.end(), place[1][0]
+                    alike = [p.end() for p in places if p[1][0] == size]
+                    other = rng.choice(alike)
+                    out[start : start + size] = out[other : other + size]
+            case _:  # a number of another width
+                places = [m.start() for m in re.finditer(rb"K.", bytes(out), re.DOTALL)]
+                if places:
+                    at = rng.choice(places)
+                    value = rng.choice((-1, 2**31 - 1, -(2**31), 1 << 20))
+                    out[at : at + 2] = b"J" + struct.pack("<i", value)
+    return bytes(out)
+
+
+def _records(data: bytes) -> dict[str, bytes]:
+    if not data.startswith(b"PK\3\4"):
+        return {}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist()}
+
+
+def _zipped(records: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
+
+
+MUTATIONS: dict[str, Mutation] = {
+    each.__name__: each
+    for each in (
+        flip_bits,
+        truncate,
+        splice,
+        delete,
+        repeat,
+        edit_length,
+        edit_structure,
+        swap_records,
+        edit_pickle,
+        edit_pickle,
+    )
+}
+_WEIGHTS = [3 if name == "edit_pickle" else 1 for name in MUTATIONS]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A mutated file; the same `seed` and `number` make the same one."""
+
+    seed: int
+    number: int
+    origin: str
+    mutations: tuple[str, ...]
+    data: bytes
+
+    @classmethod
+    def make(cls, seed: int, number: int, originals: Mapping[str, bytes]) -> Case:
+        rng = random.Random(f"{seed}/{number}")
+        origin = rng.choice(list(originals))
+        data = originals[origin]
+        names = tuple(rng.choices(list(MUTATIONS), _WEIGHTS, k=rng.choice((1, 1, 1, 2))))
+        for index, name in enumerate(names):
+            try:
+                data = MUTATIONS[name](rng, data, list(originals.values())) or b"\0"
+            except Exception:
+                if not index:
+                    raise
+                break  # zipfile does not understand what the first one left
+        return cls(seed, number, origin, names, data)
+
+    def __str__(self) -> str:
+        how = " and ".join(self.mutations)
+        return f"seed {self.seed}, case {self.number}: '{self.origin}' by {how}"
+
+
+# --- What must hold --------------------------------------------------------------------------
+
+
+class WrongAnswerError(Exception):
+    """An answer that must not be."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many cases ended in which way."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, case: Case, folder: Path) -> None:
+        """Try a case; whatever is wrong becomes a problem."""
+        try:
+            self.outcomes[check(case.data, folder)] += 1
+        except Exception as error:
+            self.problems.append(f"{case}: {type(error).__name__}: {error}"[:400])
+
+
+def check(data: bytes, folder: Path) -> str:
+    """How the two readers take a file. Raises `WrongAnswerError` for an answer that must not be.
+
+    Anything else but a `CkptError` that `ckpt` raises passes through.
+    """
+    path, out = folder / "case.pth", folder / "out.pth"
+    path.write_bytes(data)
+    out.unlink(missing_ok=True)
+    theirs = _ask_torch(path)
+    try:
+        with read(path, limits=LIMITS) as checkpoint:
+            inspect(path).to_dict()
+            written = _written(checkpoint, out, len(data))
+            return _compared(checkpoint, theirs, out if written else None)
+    except CkptError:
+        return "both refuse" if isinstance(theirs, _Refusal) else "only torch reads"
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    message: str
+
+
+def _ask_torch(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            return _Refusal(str(error))
+
+
+def _written(checkpoint: Checkpoint, out: Path, size: int) -> bool:
+    if checkpoint.unwritable:
+        return False
+    try:
+        layout = lay_out_torch_zip(checkpoint)
+    except LossyEditError:
+        return False
+    if layout.nbytes > 64 * size + LARGEST_GROWTH:
+        raise WrongAnswerError(f"{size} bytes would become {layout.nbytes}")
+    with atomic_output(out) as sink:
+        layout.write(sink)
+    return True
+
+
+def _compared(checkpoint: Checkpoint, theirs: Any, out: Path | None) -> str:
+    if isinstance(theirs, _Refusal):
+        if OUT_OF_BOUNDS.search(theirs.message) and not checkpoint.unwritable:
+            raise WrongAnswerError(f"a tensor that torch refuses: {theirs.message[:200]}")
+        return "only ckpt reads"
+    for state_dict in checkpoint.state_dicts:
+        mapping = _at(theirs, state_dict.path)
+        if not isinstance(mapping, Mapping) or state_dict.names != list(mapping):
+            raise WrongAnswerError(f"other names in '{state_dict.path}'")
+        for entry in state_dict.entries:
+            _require_same(entry.tensor, mapping[entry.name], entry.name)
+    if out is not None:
+        again = _ask_torch(out)
+        if isinstance(again, _Refusal):
+            raise WrongAnswerError(f"torch does not read what is written: {again.message[:200]}")
+        _require_same_objects(again, theirs)
+    return "both read, and agree"
+
+
+def _at(value: Any, path: str) -> Any:
+    for key in path.split("/") if path else ():
+        if isinstance(value, Mapping):
+            value = {str(k): v for k, v in value.items()}.get(key)
+        elif isinstance(value, (list, tuple)):
+            value = value[int(key)]
+        else:
+            value = getattr(value, key, None)
+    return value
+
+
+def _require_same(ours: Tensor | None, theirs: Any, name: str) -> None:
+    if ours is None or ours.storage is None:
+        return  # not understood, or made of parts: carried over, and compared when written
+    if not isinstance(theirs, torch.Tensor):
+        raise WrongAnswerError(f"'{name}' is no tensor for torch")
+    told = (ours.shape, ours.stride, ours.offset, f"torch.{ours.dtype.name}")
+    real = (tuple(theirs.shape), theirs.stride(), theirs.storage_offset(), str(theirs.dtype))
+    if told != real:
+        raise WrongAnswerError(f"'{name}' is {told} for ckpt and {real} for torch")
+    size = ours.dtype.nbytes(ours.extent)
+    start = ours.dtype.nbytes(ours.offset)
+    mine = b"".join(map(bytes, ours.storage.data.chunks()))[start : start + size]
+    storage = theirs.untyped_storage()
+    other = bytes(storage[start : start + size]) if size else b""
+    if mine != other and not ours.storage.big_endian:
+        raise WrongAnswerError(f"'{name}' has other bytes")
+
+
+def _require_same_objects(ours: Any, theirs: Any, path: str = "") -> None:
+    if type(ours) is not type(theirs):
+        raise WrongAnswerError(
+            f"'{path}' is a {type(ours).__name__} after, a {type(theirs).__name__} before"
+        )
+    if isinstance(theirs, torch.Tensor):
+        if _bits(ours) != _bits(theirs):
+            raise WrongAnswerError(f"'{path}' is another tensor after")
+    elif isinstance(theirs, Mapping):
+        if list(map(repr, ours)) != list(map(repr, theirs)):
+            raise WrongAnswerError(f"'{path}' has other keys after")
+        for (key, mine), other in zip(ours.items(), theirs.values(), strict=True):
+            _require_same_objects(mine, other, f"{path}/{key}")
+    elif isinstance(theirs, (list, tuple)):
+        if len(ours) != len(theirs):
+            raise WrongAnswerError(f"'{path}' has another length after")
+        for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            _require_same_objects(mine, other, f"{path}/{index}")
+    elif repr(ours) != repr(theirs):
+        raise WrongAnswerError(f"'{path}' is {ours!r} after, {theirs!r} before"[:200])
+
+
+def _bits(tensor: torch.Tensor) -> tuple[object, ...]:
+    about = (tensor.shape, tensor.dtype, tensor.layout, tensor.requires_grad)
+    if tensor.layout is not torch.strided:
+        return (*about, *_bits(tensor._indices()), *_bits(tensor._values()))
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    if plain.numel() > 1 << 16:  # expanded
+        return (*about, tensor.stride())
+    flat = plain.contiguous().reshape(-1)
+    return (*about, tensor.stride(), flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
+
+
+def run(seed: int, numbers: Iterator[int], folder: Path) -> Tally:
+    originals = seeds()
+    tally = Tally()
+    for number in numbers:
+        tally.add(Case.make(seed, number, originals), folder)
+    return tally
