@@ -43,8 +43,9 @@ if TYPE_CHECKING:
         WriteError,
     )
     from ckpt_surgery.formats import read
-    from ckpt_surgery.freeze.build import FreezeRule, GroupRule, Recipe, Stage
+    from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule, GroupRule, Stage
     from ckpt_surgery.freeze.live import FreezePlan
+    from ckpt_surgery.merge.recipe import MergeRecipe
     from ckpt_surgery.names import Rule, Selection, selection
     from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
     from ckpt_surgery.ops.convert import convert
@@ -94,7 +95,7 @@ _HOMES = {
     "ckpt_surgery.formats": ("read",),
     "ckpt_surgery.freeze.live": ("FreezePlan",),
     "ckpt_surgery.reports.fitting": ("FitReport", "MatchReport"),
-    "ckpt_surgery.freeze.build": ("FreezeRule", "GroupRule", "Recipe", "Stage"),
+    "ckpt_surgery.freeze.build": ("FreezeRecipe", "FreezeRule", "GroupRule", "Stage"),
     "ckpt_surgery.ops.convert": ("convert",),
     "ckpt_surgery.writing.output": ("Output",),
     "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
@@ -103,6 +104,7 @@ _HOMES = {
     "ckpt_surgery.ops.strip": ("strip",),
     "ckpt_surgery.ops.fit": ("fit",),
     "ckpt_surgery.ops.match": ("match",),
+    "ckpt_surgery.merge.recipe": ("MergeRecipe",),
     "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.edits.plan": ("Plan", "apply"),
@@ -130,6 +132,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Entry",
     "FitReport",
     "FreezePlan",
+    "FreezeRecipe",
     "FreezeRule",
     "GroupRule",
     "InspectReport",
@@ -138,6 +141,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "LossyEditError",
     "MapNames",
     "MatchReport",
+    "MergeRecipe",
     "MergeReport",
     "MergeScope",
     "MismatchError",
@@ -149,7 +153,6 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Plan",
     "PlanError",
     "ReadError",
-    "Recipe",
     "Replace",
     "Rule",
     "Selection",

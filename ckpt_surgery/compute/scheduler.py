@@ -53,7 +53,7 @@ class Job(ABC):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Computed:
+class ScheduledBytes:
     """The bytes of a job's result, as a `ByteSource`."""
 
     job: Job
@@ -120,14 +120,14 @@ class Stream:
         self._started.clear()
         torch.set_num_threads(self._torch_threads)
 
-    def add(self, job: Job) -> Computed:
+    def add(self, job: Job) -> ScheduledBytes:
         """The bytes of `job`, to be computed when they are read."""
         self._ahead[job] = None
-        return Computed(job, self)
+        return ScheduledBytes(job, self)
 
     def schedule(self, sources: Iterable[object]) -> None:
         """Expect the results in the order of `sources`, those of others left out."""
-        order = [source.job for source in sources if isinstance(source, Computed)]
+        order = [source.job for source in sources if isinstance(source, ScheduledBytes)]
         self._ahead = dict.fromkeys(job for job in order if job in self._ahead)
 
     def runs(self, job: Job) -> Iterator[Tensor]:

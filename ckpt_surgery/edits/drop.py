@@ -36,7 +36,7 @@ def plan_strip(
         chosen, counts = select(state_dicts, selection)
         for state_dict, each in zip(state_dicts, chosen, strict=True):
             edits += _drops(state_dict, each.chosen)
-        warnings += _out_of_step(state_dicts, chosen)
+        warnings += _left_whole(state_dicts, chosen)
         _require_remainder(checkpoint, edits)
     if training_state is not None:
         beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
@@ -70,7 +70,7 @@ def _drops(state_dict: StateDict, chosen: frozenset[str]) -> list[Edit]:
     return edits
 
 
-def _out_of_step(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
+def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
     """State dicts that a selection leaves whole although it takes something of others."""
     touched = [bool(each.chosen) for each in chosen]
     if all(touched) or not any(touched):

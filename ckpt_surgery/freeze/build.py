@@ -49,7 +49,7 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class FreezeRecipe:
     """Everything that is asked of a plan.
 
     `rules`: in order, the later wins. What no rule takes trains, unless the first rule is a
@@ -99,7 +99,7 @@ class _Draft:
         self.warnings.append(PlanWarning(code, message, tuple(names)))
 
 
-def build(inventory: Inventory, recipe: Recipe, kind: type[_ScheduleT]) -> _ScheduleT:
+def build(inventory: Inventory, recipe: FreezeRecipe, kind: type[_ScheduleT]) -> _ScheduleT:
     """The plan that a recipe makes for these parameters, as an instance of `kind`.
 
     Raises UsageError if a rule takes nothing (unless allowed), an option is unknown or out of
@@ -149,7 +149,7 @@ def parse_stage(text: str) -> tuple[int, str]:
     return int(epoch), selection.strip()
 
 
-def _check(inventory: Inventory, recipe: Recipe) -> None:
+def _check(inventory: Inventory, recipe: FreezeRecipe) -> None:
     if not inventory.parameters:
         raise UsageError("there are no parameters to plan for")
     for name in ("lr", "weight_decay", "layer_decay", "head_multiplier"):
@@ -170,7 +170,7 @@ def _check(inventory: Inventory, recipe: Recipe) -> None:
             )
 
 
-def _decide(draft: _Draft, recipe: Recipe) -> dict[str, int | None]:
+def _decide(draft: _Draft, recipe: FreezeRecipe) -> dict[str, int | None]:
     """The epoch from which each parameter trains, by its first name; None: never."""
     rules = [(rule, draft.select(rule.selector)) for rule in recipe.rules]
     stages = [(stage, draft.select(stage.selector)) for stage in recipe.stages]
@@ -207,7 +207,7 @@ def _decide(draft: _Draft, recipe: Recipe) -> dict[str, int | None]:
 class _Grouping:
     """What the groups are made of: rules with what they take, sets for decay, layers."""
 
-    recipe: Recipe
+    recipe: FreezeRecipe
     rules: tuple[tuple[GroupRule, frozenset[str]], ...]
     undecayed: frozenset[str]
     inventory: Inventory
@@ -251,7 +251,7 @@ class _Grouping:
 
 
 def _group(
-    draft: _Draft, recipe: Recipe, trains: set[str]
+    draft: _Draft, recipe: FreezeRecipe, trains: set[str]
 ) -> tuple[tuple[Group, ...], dict[str, str]]:
     """The groups in the order of their first parameter, and the group's name by parameter."""
     grouping = _Grouping(
@@ -291,7 +291,7 @@ def _enter(groups: dict[str, Group], group: Group) -> str:
     return name
 
 
-def _undecayed(draft: _Draft, recipe: Recipe) -> frozenset[str]:
+def _undecayed(draft: _Draft, recipe: FreezeRecipe) -> frozenset[str]:
     chosen: set[str] = set()
     for choice in recipe.no_decay:
         if choice == "bias":

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.freeze.build import Recipe, build
+from ckpt_surgery.freeze.build import FreezeRecipe, build
 from ckpt_surgery.freeze.plan import FreezeSchedule, PlannedParameter
-from ckpt_surgery.training.parameters import Entry, Inventory, ModuleKind, Structure
+from ckpt_surgery.training.parameters import Inventory, ModuleKind, NamedEntry, Structure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,12 +66,12 @@ class FreezePlan(FreezeSchedule):
     """
 
     @classmethod
-    def build(cls, inventory: Inventory, recipe: Recipe) -> Self:
+    def build(cls, inventory: Inventory, recipe: FreezeRecipe) -> Self:
         """The plan that a recipe makes (see `ckpt_surgery.freeze.build.build`)."""
         return build(inventory, recipe, cls)
 
     @classmethod
-    def for_model(cls, model: nn.Module, recipe: Recipe) -> Self:
+    def for_model(cls, model: nn.Module, recipe: FreezeRecipe) -> Self:
         """The plan that a recipe makes for a model; it may be on the meta device."""
         return build(inventory_of(model), recipe, cls)
 
@@ -168,7 +168,7 @@ def inventory_of(model: nn.Module) -> Inventory:
     """The parameters, buffers and structure of a model, under the names of the unwrapped one."""
     hidden = _hidden(model)
     entries = [
-        Entry(
+        NamedEntry(
             _bare(name, hidden),
             tuple(parameter.shape),
             str(parameter.dtype).removeprefix("torch."),
@@ -178,7 +178,9 @@ def inventory_of(model: nn.Module) -> Inventory:
         for name, parameter in model.named_parameters(remove_duplicate=False)
     ]
     entries += [
-        Entry(_bare(name, hidden), tuple(b.shape), str(b.dtype).removeprefix("torch."), "buffer")
+        NamedEntry(
+            _bare(name, hidden), tuple(b.shape), str(b.dtype).removeprefix("torch."), "buffer"
+        )
         for name, b in model.named_buffers(remove_duplicate=False)
     ]
     kinds = {_bare(path, hidden): _kind(module) for path, module in model.named_modules()}

@@ -16,13 +16,13 @@ from ckpt_surgery.formats.base import as_archive
 from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile, Sources
 from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, rounding_warnings
-from ckpt_surgery.merge.recipe import Recipe
+from ckpt_surgery.merge.recipe import MergeRecipe
 from ckpt_surgery.merge.result import (
     MergeScope,
     Outcome,
     in_step,
     narrowed,
-    out_of_step,
+    optimizer_warnings,
     report_of,
 )
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
@@ -33,7 +33,7 @@ _MOST_THREADS: Final = 8
 
 
 def merge_numbers(
-    recipe: Recipe,
+    recipe: MergeRecipe,
     sources: Sources,
     output: Output,
     scope: MergeScope,
@@ -83,7 +83,7 @@ def merge_numbers(
                 *numbers.taking.warnings,
                 *rounding_warnings(tally),
                 *ties,
-                *out_of_step(changes),
+                *optimizer_warnings(changes),
             ),
             nbytes,
             rules=numbers.rules,
@@ -104,7 +104,7 @@ def _threads(wanted: int | None) -> int:
 
 
 def _inputs(
-    recipe: Recipe, base: MergeFile, files: Sequence[MergeFile], numbers: Numbers
+    recipe: MergeRecipe, base: MergeFile, files: Sequence[MergeFile], numbers: Numbers
 ) -> tuple[MergeInput, ...]:
     weights: Sequence[float | None] = recipe.general.weights
     if not recipe.method.weighted:
@@ -117,7 +117,7 @@ def _inputs(
 
 
 def _policies(
-    recipe: Recipe, policies: Policies, scope: MergeScope, base: MergeFile
+    recipe: MergeRecipe, policies: Policies, scope: MergeScope, base: MergeFile
 ) -> dict[str, Any]:
     return {
         "keys": policies.keys,
@@ -131,7 +131,7 @@ def _policies(
     }
 
 
-def _remarks(recipe: Recipe, numbers: Numbers) -> list[str]:
+def _remarks(recipe: MergeRecipe, numbers: Numbers) -> list[str]:
     remarks = [*recipe.notes, *recipe.method.remarks(recipe.general)]
     if numbers.statistics:
         remarks.append(

@@ -17,9 +17,9 @@ from ckpt_surgery.merge import method
 from ckpt_surgery.merge.method import Method
 from ckpt_surgery.merge.recipe import (
     WEIGHT,
+    MergeInput,
+    MergeRecipe,
     Override,
-    Recipe,
-    RecipeInput,
     mapping_of,
     optional_text,
     require_keys,
@@ -35,7 +35,7 @@ _WITHOUT_EFFECT: Final = frozenset({"int8_mask", "density", "rescale"})
 """What mergekit takes for every method of its family, whether it uses it or not."""
 
 
-def parse(text: str) -> Recipe:
+def parse(text: str) -> MergeRecipe:
     """The recipe in a mergekit configuration.
 
     Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong or assembles layers,
@@ -44,7 +44,7 @@ def parse(text: str) -> Recipe:
     return from_config(_load(text))
 
 
-def from_config(loaded: object) -> Recipe:
+def from_config(loaded: object) -> MergeRecipe:
     """The recipe in a mergekit configuration that has been parsed to mappings and lists.
 
     Raises `UsageError` as `parse` does.
@@ -69,9 +69,9 @@ def from_config(loaded: object) -> Recipe:
         overrides += _overrides(values, place, len(models))
     overrides += _overrides(_conditional(common), None, len(models))
     plain = {name: value for name, value in common.items() if not _is_conditional(value)}
-    recipe = Recipe(
+    recipe = MergeRecipe(
         method=chosen,
-        inputs=tuple(RecipeInput(file) for file, _ in models),
+        inputs=tuple(MergeInput(file) for file, _ in models),
         base=base,
         values={**chosen.mergekit_defaults, **plain},
         overrides=tuple(overrides),
@@ -192,7 +192,7 @@ def _overrides(values: Mapping[str, Any], place: int | None, count: int) -> Iter
                 yield Override("pattern", re.escape(str(text)), {name: given})
 
 
-def _require_weights(recipe: Recipe) -> None:
+def _require_weights(recipe: MergeRecipe) -> None:
     """Raise `UsageError` where mergekit would: it has no default weight."""
     if not recipe.method.weighted or recipe.method.name in _UNWEIGHTED_THERE:
         return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.merge.parameters import (
-    Parameter,
+    MethodParameter,
     Settings,
     check_values,
     check_weights,
@@ -55,7 +55,7 @@ class Method(ABC):
     name: ClassVar[str] = ""
     summary: ClassVar[str]
     citation: ClassVar[str]
-    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    parameters: ClassVar[tuple[MethodParameter, ...]] = ()
     needs_base: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     random: ClassVar[bool] = False

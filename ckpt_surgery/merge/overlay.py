@@ -15,7 +15,7 @@ from ckpt_surgery.merge.result import (
     Outcome,
     in_step,
     narrowed,
-    out_of_step,
+    optimizer_warnings,
     report_of,
 )
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
@@ -58,7 +58,7 @@ def merge_structure(
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties, *out_of_step(changes))
+        warnings = (*taking.warnings, *ties, *optimizer_warnings(changes))
         outcome = Outcome(
             method,
             False,

@@ -17,7 +17,7 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class MethodParameter:
     """One choice of a method. `default` None: the user must choose.
 
     `low` and `high` bound a number, both included unless `low_open`. A parameter that is
@@ -140,7 +140,7 @@ def check_weights(weights: Sequence[object] | None, inputs: int) -> tuple[float,
 
 
 def check_values(
-    parameters: Sequence[Parameter], given: Mapping[str, object], inputs: int, method: str
+    parameters: Sequence[MethodParameter], given: Mapping[str, object], inputs: int, method: str
 ) -> dict[str, Value | tuple[Value, ...]]:
     """A value for each of `parameters`: as given, or its default.
 
@@ -165,7 +165,7 @@ def check_values(
     return values
 
 
-def _fit(parameter: Parameter, value: object, inputs: int) -> Value | tuple[Value, ...]:
+def _fit(parameter: MethodParameter, value: object, inputs: int) -> Value | tuple[Value, ...]:
     if isinstance(value, list | tuple):
         if not parameter.per_input:
             raise UsageError(f"'{parameter.name}' takes one value, got {len(value)}")

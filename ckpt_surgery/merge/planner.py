@@ -15,7 +15,7 @@ from ckpt_surgery.merge.copying import Taking, add_takes, big_endian
 from ckpt_surgery.merge.files import MergeFile, partner
 from ckpt_surgery.merge.parameters import Settings
 from ckpt_surgery.merge.policies import KeyPolicy, Region, ShapePolicy, agree
-from ckpt_surgery.merge.recipe import Override, Recipe
+from ckpt_surgery.merge.recipe import MergeRecipe, Override
 from ckpt_surgery.names import Rule, RuleKind, Selection
 from ckpt_surgery.pickles import Object
 from ckpt_surgery.torch_objects.tensors import math_bits
@@ -86,7 +86,7 @@ class NumberPlanner:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: MergeRecipe,
         policies: Policies,
         base: MergeFile,
         inputs: Sequence[MergeFile],

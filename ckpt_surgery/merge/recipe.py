@@ -66,7 +66,7 @@ class Override:
 
 
 @dataclass(frozen=True, slots=True)
-class RecipeInput:
+class MergeInput:
     """A file, by a path relative to the current directory, and its own numbers (``weight`` too)."""
 
     file: str
@@ -74,7 +74,7 @@ class RecipeInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class MergeRecipe:
     """A merge. `base` is the file that gives what is not merged, and with a method that needs one
     what task vectors are measured from; it is then not among `inputs`.
 
@@ -83,7 +83,7 @@ class Recipe:
     """
 
     method: Method
-    inputs: tuple[RecipeInput, ...]
+    inputs: tuple[MergeInput, ...]
     base: str | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     overrides: tuple[Override, ...] = ()
@@ -173,7 +173,7 @@ def _resolve(settings: Sequence[object], count: int) -> object:
     return tuple(chosen)
 
 
-def read_recipe(path: PathLike) -> Recipe:
+def read_recipe(path: PathLike) -> MergeRecipe:
     """The recipe in a file: mergekit's YAML if its name ends in ``.yaml`` or ``.yml``, else TOML.
 
     Raises `ReadError` if it cannot be read or parsed, `UsageError` if what it says is wrong, and
@@ -206,7 +206,7 @@ def _read_text(source: Path) -> str:
         raise ReadError("is no text in UTF-8", path=source) from error
 
 
-def parse_toml(text: str) -> Recipe:
+def parse_toml(text: str) -> MergeRecipe:
     """The recipe in a TOML text.
 
     Raises `ReadError` if it is no TOML and `UsageError` if what it says is wrong.
@@ -224,7 +224,7 @@ def parse_toml(text: str) -> Recipe:
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UsageError(f"'seed' must be a whole number, got {seed!r}")
     inputs = tuple(_toml_input(entry) for entry in tables(table.get("inputs"), "inputs"))
-    return Recipe(
+    return MergeRecipe(
         method=chosen,
         inputs=inputs,
         base=optional_text(table, "base"),
@@ -236,9 +236,9 @@ def parse_toml(text: str) -> Recipe:
     )
 
 
-def _toml_input(entry: Mapping[str, object]) -> RecipeInput:
+def _toml_input(entry: Mapping[str, object]) -> MergeInput:
     values = {name: value for name, value in entry.items() if name != "file"}
-    return RecipeInput(text_of(entry, "file"), values)
+    return MergeInput(text_of(entry, "file"), values)
 
 
 def _toml_override(entry: Mapping[str, object]) -> Override:

@@ -51,7 +51,7 @@ def in_step(
     return followed, (*edits, *more), changes
 
 
-def out_of_step(changes: Sequence[OptimizerChange]) -> Iterator[str]:
+def optimizer_warnings(changes: Sequence[OptimizerChange]) -> Iterator[str]:
     """Warnings about optimizers."""
     for change in changes:
         yield from change.warnings

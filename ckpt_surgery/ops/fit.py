@@ -31,8 +31,7 @@ from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.reports.fitting import FitReport, Fitted
 from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.training.optimizers import InStep, keep_in_step
-from ckpt_surgery.training.parameters import Entry as NamedEntry
-from ckpt_surgery.training.parameters import Inventory, Parameter
+from ckpt_surgery.training.parameters import Inventory, NamedEntry, Parameter
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.write import destination, left_out, write
 

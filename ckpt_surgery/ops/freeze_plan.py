@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import SourceFile
 from ckpt_surgery.formats import read
-from ckpt_surgery.freeze.build import Recipe
+from ckpt_surgery.freeze.build import FreezeRecipe
 from ckpt_surgery.freeze.live import FreezePlan
 from ckpt_surgery.freeze.plan import PlanWarning
 from ckpt_surgery.training.optimizers.correspond import bare_name
@@ -48,7 +48,7 @@ class FreezePlanReport:
 
 def freeze_plan(
     source: PathLike | SourceFile | None,
-    recipe: Recipe,
+    recipe: FreezeRecipe,
     *,
     model: ModelSpec | None = None,
     at: str | None = None,
@@ -92,7 +92,9 @@ def _the_model(found: Sequence[StateDict]) -> StateDict:
     return models[0]
 
 
-def _plan_for_model(spec: ModelSpec, recipe: Recipe, state_dict: StateDict | None) -> FreezePlan:
+def _plan_for_model(
+    spec: ModelSpec, recipe: FreezeRecipe, state_dict: StateDict | None
+) -> FreezePlan:
     from ckpt_surgery.freeze.live import inventory_of
     from ckpt_surgery.models.building import build_module
 

@@ -13,7 +13,7 @@ from ckpt_surgery.writing.output import Output
 if TYPE_CHECKING:
     from ckpt_surgery.merge.method import Method
     from ckpt_surgery.merge.policies import IntegerPolicy, KeyPolicy, ShapePolicy
-    from ckpt_surgery.merge.recipe import Override, Recipe
+    from ckpt_surgery.merge.recipe import MergeRecipe, Override
     from ckpt_surgery.reports.merging import MergeReport
 
 __all__ = ["STRUCTURAL", "MergeScope", "merge", "merge_recipe", "methods"]
@@ -103,16 +103,16 @@ def merge(
     files = Sources(sources, base, base_apart=chosen.needs_base)
     from ckpt_surgery.merge.arithmetic import merge_numbers
     from ckpt_surgery.merge.planner import Policies
-    from ckpt_surgery.merge.recipe import WEIGHT, Recipe, RecipeInput
+    from ckpt_surgery.merge.recipe import WEIGHT, MergeInput, MergeRecipe
 
     labels = [label_of(source) for source in files.inputs]
     own: Sequence[Mapping[str, object]] = [{}] * len(labels)
     if weights is not None:
         chosen.bind(len(labels), has_base=chosen.needs_base, weights=weights, values=parameters)
         own = [{WEIGHT: weight} for weight in weights]
-    recipe = Recipe(
+    recipe = MergeRecipe(
         method=chosen,
-        inputs=tuple(RecipeInput(f, v) for f, v in zip(labels, own, strict=True)),
+        inputs=tuple(MergeInput(f, v) for f, v in zip(labels, own, strict=True)),
         base=label_of(files.base),
         values=parameters or {},
         overrides=tuple(overrides),
@@ -125,7 +125,7 @@ def merge(
 
 
 def merge_recipe(
-    recipe: Recipe | PathLike,
+    recipe: MergeRecipe | PathLike,
     output: Output | PathLike,
     *,
     scope: MergeScope | None = None,
@@ -135,14 +135,14 @@ def merge_recipe(
     threads: int | None = None,
     memory: int | None = None,
 ) -> MergeReport:
-    """Carry out a recipe: a file in TOML, mergekit's YAML, or a `Recipe`. Otherwise as `merge`."""
+    """Carry out a recipe: a TOML file, mergekit's YAML, or a `MergeRecipe`; otherwise `merge`."""
     from ckpt_surgery.merge.arithmetic import merge_numbers
     from ckpt_surgery.merge.planner import Policies
-    from ckpt_surgery.merge.recipe import Recipe, read_recipe
+    from ckpt_surgery.merge.recipe import MergeRecipe, read_recipe
 
     target = output if isinstance(output, Output) else Output(output)
     target.check()
-    read = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    read = recipe if isinstance(recipe, MergeRecipe) else read_recipe(recipe)
     inputs = [entry.file for entry in read.inputs]
     count = len(inputs) + (read.base is not None and read.base not in inputs)
     _require_several(count, least=1 if read.method.max_inputs == 1 else 2)

@@ -30,7 +30,7 @@ _PARALLEL: Final = re.compile("branch|path|stream", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class NamedEntry:
     """One name of a state dict. Entries with an equal `tie` (not None) are one tensor."""
 
     name: str
@@ -106,12 +106,12 @@ class Inventory:
     structure: Structure | None = field(default=None)
 
     @classmethod
-    def of(cls, entries: Iterable[Entry], structure: Structure | None = None) -> Inventory:
+    def of(cls, entries: Iterable[NamedEntry], structure: Structure | None = None) -> Inventory:
         """Sort entries (in file order) into parameters, each once, and buffers.
 
         Raises LimitExceededError for a name of more than 1024 characters.
         """
-        firsts: dict[object, Entry] = {}
+        firsts: dict[object, NamedEntry] = {}
         aliases: dict[str, list[str]] = {}
         buffers: list[str] = []
         guessed = 0
@@ -227,7 +227,7 @@ def require_short(name: str) -> None:
         )
 
 
-def _entries(state_dict: StateDict) -> Iterator[Entry]:
+def _entries(state_dict: StateDict) -> Iterator[NamedEntry]:
     for entry in state_dict.entries:
         tensor = entry.tensor
         if tensor is None:
@@ -235,10 +235,10 @@ def _entries(state_dict: StateDict) -> Iterator[Entry]:
         tie = None
         if tensor.storage is not None and tensor.numel:
             tie = (tensor.storage, tensor.offset, tensor.shape, tensor.stride, tensor.dtype.name)
-        yield Entry(entry.name, tensor.shape, tensor.dtype.name, entry.role, tie)
+        yield NamedEntry(entry.name, tensor.shape, tensor.dtype.name, entry.role, tie)
 
 
-def _is_parameter(entry: Entry) -> bool:
+def _is_parameter(entry: NamedEntry) -> bool:
     if entry.role != "unknown":
         return entry.role == "parameter"
     leaf = entry.name.rpartition(".")[2]

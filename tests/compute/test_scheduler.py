@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from ckpt_surgery.compute.scheduler import Computed, Job, Stream
+from ckpt_surgery.compute.scheduler import Job, ScheduledBytes, Stream
 
 
 class Count(Job):
@@ -113,6 +113,6 @@ def test_torch_keeps_its_threads():
 
 
 def test_a_closed_stream_computes_nothing():
-    computed = Computed(Count(0, 3), Stream(threads=1))
+    computed = ScheduledBytes(Count(0, 3), Stream(threads=1))
     with pytest.raises(RuntimeError, match="not open"):
         list(computed.chunks())

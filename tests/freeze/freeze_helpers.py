@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from ckpt_surgery.freeze.build import Recipe, build
+from ckpt_surgery.freeze.build import FreezeRecipe, build
 from ckpt_surgery.freeze.plan import FreezeSchedule
 from ckpt_surgery.freeze.selectors import ByName
 from ckpt_surgery.names import Rule as NameRule
-from ckpt_surgery.training.parameters import Entry, Inventory
+from ckpt_surgery.training.parameters import Inventory, NamedEntry
 
 
 def prefix(text: str) -> ByName:
     return ByName(NameRule("prefix", text), text, f"--prefix {text}")
 
 
-def conv(name: str, inputs: int, outputs: int) -> list[Entry]:
-    return [Entry(f"{name}.weight", (outputs, inputs, 3, 3))]
+def conv(name: str, inputs: int, outputs: int) -> list[NamedEntry]:
+    return [NamedEntry(f"{name}.weight", (outputs, inputs, 3, 3))]
 
 
-def norm(name: str, width: int) -> list[Entry]:
+def norm(name: str, width: int) -> list[NamedEntry]:
     return [
-        Entry(f"{name}.weight", (width,)),
-        Entry(f"{name}.bias", (width,)),
-        Entry(f"{name}.running_mean", (width,)),
-        Entry(f"{name}.running_var", (width,)),
-        Entry(f"{name}.num_batches_tracked", (), "int64"),
+        NamedEntry(f"{name}.weight", (width,)),
+        NamedEntry(f"{name}.bias", (width,)),
+        NamedEntry(f"{name}.running_mean", (width,)),
+        NamedEntry(f"{name}.running_var", (width,)),
+        NamedEntry(f"{name}.num_batches_tracked", (), "int64"),
     ]
 
 
-def linear(name: str, inputs: int, outputs: int) -> list[Entry]:
-    return [Entry(f"{name}.weight", (outputs, inputs)), Entry(f"{name}.bias", (outputs,))]
+def linear(name: str, inputs: int, outputs: int) -> list[NamedEntry]:
+    return [NamedEntry(f"{name}.weight", (outputs, inputs)), NamedEntry(f"{name}.bias", (outputs,))]
 
 
 NET = [
@@ -47,7 +47,7 @@ def net() -> Inventory:
     return Inventory.of(NET)
 
 
-def plan(recipe: Recipe, inventory: Inventory | None = None) -> FreezeSchedule:
+def plan(recipe: FreezeRecipe, inventory: Inventory | None = None) -> FreezeSchedule:
     return build(inventory or net(), recipe, FreezeSchedule)
 
 

@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freeze.build import (
+    FreezeRecipe,
     FreezeRule,
     GroupRule,
-    Recipe,
     Stage,
     frozen_statistics,
     parse_group,
     parse_stage,
 )
 from ckpt_surgery.freeze.selectors import Everything, First, FirstChildren, Head, Last
-from ckpt_surgery.training.parameters import Entry, Inventory, Structure
+from ckpt_surgery.training.parameters import Inventory, NamedEntry, Structure
 
 NAMES = [p.name for p in net().parameters]
 
@@ -29,55 +29,55 @@ def train(text: str) -> FreezeRule:
     return FreezeRule("train", prefix(text))
 
 
-def groups(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def groups(recipe: FreezeRecipe) -> dict[str, dict[str, Any]]:
     return {g.name: dict(g.options) for g in plan(recipe).groups}
 
 
-def membership(recipe: Recipe) -> dict[str, str | None]:
+def membership(recipe: FreezeRecipe) -> dict[str, str | None]:
     return {p.name: p.group for p in plan(recipe).parameters}
 
 
 def test_without_rules_everything_trains_in_one_group() -> None:
-    made = plan(Recipe())
+    made = plan(FreezeRecipe())
     assert trainable(made) == NAMES
     assert [(g.name, dict(g.options)) for g in made.groups] == [("base", {})]
 
 
 def test_the_later_rule_wins() -> None:
-    assert frozen(plan(Recipe([freeze("layer1"), train("layer1.1")]))) == NAMES[3:6]
-    assert frozen(plan(Recipe([freeze("layer1.1"), train("layer1")]))) == []
+    assert frozen(plan(FreezeRecipe([freeze("layer1"), train("layer1.1")]))) == NAMES[3:6]
+    assert frozen(plan(FreezeRecipe([freeze("layer1.1"), train("layer1")]))) == []
 
 
 def test_a_first_train_rule_begins_with_everything_frozen() -> None:
-    assert trainable(plan(Recipe([train("fc")]))) == NAMES[-2:]
-    assert trainable(plan(Recipe([train("layer1"), freeze("layer1.1")]))) == NAMES[3:6]
+    assert trainable(plan(FreezeRecipe([train("fc")]))) == NAMES[-2:]
+    assert trainable(plan(FreezeRecipe([train("layer1"), freeze("layer1.1")]))) == NAMES[3:6]
 
 
 def test_train_only_the_head() -> None:
-    assert trainable(plan(Recipe([FreezeRule("train", Head())]))) == NAMES[-2:]
+    assert trainable(plan(FreezeRecipe([FreezeRule("train", Head())]))) == NAMES[-2:]
 
 
 def test_first_counts_parameters_as_parameters_does() -> None:
-    made = plan(Recipe([FreezeRule("freeze", First(4))]))
+    made = plan(FreezeRecipe([FreezeRule("freeze", First(4))]))
     assert frozen(made) == ["conv1.weight", "bn1.weight", "bn1.bias", "layer1.0.conv1.weight"]
 
 
 def test_what_cannot_have_a_gradient_never_trains() -> None:
-    inventory = Inventory.of([Entry("w", (2, 2), role="parameter"),
-                              Entry("q", (2,), "int8", role="parameter")])  # fmt: skip
-    made = plan(Recipe(), inventory)
+    inventory = Inventory.of([NamedEntry("w", (2, 2), role="parameter"),
+                              NamedEntry("q", (2,), "int8", role="parameter")])  # fmt: skip
+    made = plan(FreezeRecipe(), inventory)
     assert frozen(made) == ["q"]
     assert made.parameters[1].group is None
 
 
 def test_a_rule_that_takes_nothing_is_refused_with_near_names() -> None:
     with pytest.raises(UsageError, match="'--prefix layer2' matches no parameter") as caught:
-        plan(Recipe([freeze("layer2")]))
+        plan(FreezeRecipe([freeze("layer2")]))
     assert "layer1" in (caught.value.hint or "")
 
 
 def test_a_rule_that_takes_nothing_is_a_warning_where_that_is_allowed() -> None:
-    made = plan(Recipe([freeze("layer2")], allow_unmatched=True))
+    made = plan(FreezeRecipe([freeze("layer2")], allow_unmatched=True))
     assert "unmatched-rule" in codes(made)
     assert trainable(made) == NAMES
 
@@ -85,24 +85,24 @@ def test_a_rule_that_takes_nothing_is_a_warning_where_that_is_allowed() -> None:
 @pytest.mark.parametrize(
     "recipe",
     [
-        Recipe(groups=[GroupRule(prefix("zz"), {"lr": 1.0})]),
-        Recipe(stages=[Stage(0, prefix("zz"))]),
-        Recipe(no_decay=[prefix("zz")]),
+        FreezeRecipe(groups=[GroupRule(prefix("zz"), {"lr": 1.0})]),
+        FreezeRecipe(stages=[Stage(0, prefix("zz"))]),
+        FreezeRecipe(no_decay=[prefix("zz")]),
     ],
 )
-def test_groups_stages_and_decay_want_matches_too(recipe: Recipe) -> None:
+def test_groups_stages_and_decay_want_matches_too(recipe: FreezeRecipe) -> None:
     with pytest.raises(UsageError, match="matches no parameter"):
         plan(recipe)
 
 
 def test_a_group_has_its_own_learning_rate() -> None:
-    recipe = Recipe(lr=1e-3, groups=[GroupRule(prefix("fc"), {"lr": 1e-2})])
+    recipe = FreezeRecipe(lr=1e-3, groups=[GroupRule(prefix("fc"), {"lr": 1e-2})])
     assert groups(recipe) == {"base": {"lr": 1e-3}, "fc": {"lr": 1e-2}}
     assert [n for n, g in membership(recipe).items() if g == "fc"] == NAMES[-2:]
 
 
 def test_of_one_option_the_later_group_wins_and_others_add_up() -> None:
-    recipe = Recipe(
+    recipe = FreezeRecipe(
         groups=[
             GroupRule(prefix("layer1"), {"lr": 1.0, "momentum": 0.5}),
             GroupRule(prefix("layer1.1"), {"lr": 2.0}),
@@ -112,10 +112,10 @@ def test_of_one_option_the_later_group_wins_and_others_add_up() -> None:
 
 
 def test_groups_of_one_name_and_other_options_are_told_apart() -> None:
-    recipe = Recipe(
+    recipe = FreezeRecipe(
         groups=[GroupRule(prefix("conv1"), {"lr": 1.0}), GroupRule(prefix("fc"), {"lr": 2.0})]
     )
-    renamed = Recipe(
+    renamed = FreezeRecipe(
         groups=[
             GroupRule(prefix("conv1"), {"lr": 1.0}),
             GroupRule(type(prefix("fc"))(prefix("fc").matcher, "conv1", "--x"), {"lr": 2.0}),
@@ -126,7 +126,7 @@ def test_groups_of_one_name_and_other_options_are_told_apart() -> None:
 
 
 def test_layer_decay_is_timms() -> None:
-    recipe = Recipe(lr=1.0, layer_decay=0.5)
+    recipe = FreezeRecipe(lr=1.0, layer_decay=0.5)
     assert groups(recipe) == {
         "layer_0": {"lr": 0.125},
         "layer_1": {"lr": 0.25},
@@ -137,33 +137,36 @@ def test_layer_decay_is_timms() -> None:
 
 
 def test_the_head_multiplier_is_the_heads_alone() -> None:
-    assert groups(Recipe(lr=0.5, head_multiplier=10)) == {"base": {"lr": 0.5}, "head": {"lr": 5.0}}
-    both = groups(Recipe(lr=0.5, layer_decay=0.5, head_multiplier=10))
+    assert groups(FreezeRecipe(lr=0.5, head_multiplier=10)) == {
+        "base": {"lr": 0.5},
+        "head": {"lr": 5.0},
+    }
+    both = groups(FreezeRecipe(lr=0.5, layer_decay=0.5, head_multiplier=10))
     assert both["layer_3"] == {"lr": 5.0}
     assert both["layer_2"] == {"lr": 0.25}
 
 
 def test_a_given_learning_rate_is_not_scaled() -> None:
-    recipe = Recipe(lr=1.0, layer_decay=0.5, groups=[GroupRule(prefix("conv1"), {"lr": 0.3})])
+    recipe = FreezeRecipe(lr=1.0, layer_decay=0.5, groups=[GroupRule(prefix("conv1"), {"lr": 0.3})])
     assert groups(recipe)["conv1"] == {"lr": 0.3}
 
 
 def test_no_decay_spares_biases_and_norms() -> None:
-    recipe = Recipe(weight_decay=0.1, no_decay=("bias", "norm"))
+    recipe = FreezeRecipe(weight_decay=0.1, no_decay=("bias", "norm"))
     assert groups(recipe) == {"base": {"weight_decay": 0.1}, "no_decay": {"weight_decay": 0.0}}
     decayed = [n for n, g in membership(recipe).items() if g == "base"]
     assert decayed == [n for n in NAMES if "conv" in n] + ["fc.weight"]
 
 
 def test_no_decay_can_be_chosen() -> None:
-    biases = membership(Recipe(weight_decay=0.1, no_decay=("bias",)))
+    biases = membership(FreezeRecipe(weight_decay=0.1, no_decay=("bias",)))
     assert [n for n, g in biases.items() if g == "no_decay"] == [n for n in NAMES if "bias" in n]
-    chosen = membership(Recipe(weight_decay=0.1, no_decay=(prefix("conv1"),)))
+    chosen = membership(FreezeRecipe(weight_decay=0.1, no_decay=(prefix("conv1"),)))
     assert [n for n, g in chosen.items() if g == "no_decay"] == ["conv1.weight"]
 
 
 def test_a_groups_own_weight_decay_comes_first() -> None:
-    recipe = Recipe(
+    recipe = FreezeRecipe(
         weight_decay=0.1,
         no_decay=("bias",),
         groups=[GroupRule(prefix("fc"), {"weight_decay": 9.0})],
@@ -173,7 +176,7 @@ def test_a_groups_own_weight_decay_comes_first() -> None:
 
 def test_stages_unfreeze_step_by_step() -> None:
     made = plan(
-        Recipe(stages=[Stage(0, Head()), Stage(5, prefix("layer1")), Stage(9, Everything())])
+        FreezeRecipe(stages=[Stage(0, Head()), Stage(5, prefix("layer1")), Stage(9, Everything())])
     )
     assert trainable(made) == NAMES[-2:]
     assert trainable(made.at(4)) == NAMES[-2:]
@@ -183,81 +186,89 @@ def test_stages_unfreeze_step_by_step() -> None:
 
 
 def test_a_stage_comes_after_the_rules() -> None:
-    made = plan(Recipe([freeze("layer1")], stages=[Stage(3, prefix("layer1.1"))]))
+    made = plan(FreezeRecipe([freeze("layer1")], stages=[Stage(3, prefix("layer1.1"))]))
     assert frozen(made) == NAMES[3:9]
     assert frozen(made.at(3)) == NAMES[3:6]
 
 
 def test_without_warnings_there_are_none() -> None:
-    inventory = Inventory.of([Entry("a.weight", (2, 2), role="parameter"),
-                              Entry("b.weight", (2, 2), role="parameter")])  # fmt: skip
-    assert codes(plan(Recipe([freeze("a")]), inventory)) == []
+    inventory = Inventory.of([NamedEntry("a.weight", (2, 2), role="parameter"),
+                              NamedEntry("b.weight", (2, 2), role="parameter")])  # fmt: skip
+    assert codes(plan(FreezeRecipe([freeze("a")]), inventory)) == []
 
 
 def test_frozen_norms_with_moving_statistics_are_named() -> None:
-    made = plan(Recipe([freeze("layer1")]))
+    made = plan(FreezeRecipe([freeze("layer1")]))
     (warning,) = (w for w in made.warnings if w.code == "moving-statistics")
     assert warning.names == ("layer1.0.bn1", "layer1.1.bn1")
     assert "train_mode" in warning.message
 
 
 def test_a_half_frozen_norm_is_not_called_frozen() -> None:
-    made = plan(Recipe([freeze("bn1.weight")]))
+    made = plan(FreezeRecipe([freeze("bn1.weight")]))
     assert "moving-statistics" not in codes(made)
 
 
 def test_a_norm_without_parameters_goes_by_the_module_above_it() -> None:
-    entries = [*NET, Entry("layer1.0.free.running_mean", (2,)), Entry("lone.running_mean", (2,))]
-    made = plan(Recipe([freeze("layer1.0")]), Inventory.of(entries))
+    entries = [
+        *NET,
+        NamedEntry("layer1.0.free.running_mean", (2,)),
+        NamedEntry("lone.running_mean", (2,)),
+    ]
+    made = plan(FreezeRecipe([freeze("layer1.0")]), Inventory.of(entries))
     assert frozen_statistics(made.parameters, made.statistics) == ["layer1.0.bn1", "layer1.0.free"]
-    alone = plan(Recipe([FreezeRule("freeze", Everything())]), Inventory.of(entries))
+    alone = plan(FreezeRecipe([FreezeRule("freeze", Everything())]), Inventory.of(entries))
     assert "lone" in frozen_statistics(alone.parameters, alone.statistics)
 
 
 def test_a_frozen_head_is_warned_of() -> None:
-    assert "frozen-head" in codes(plan(Recipe([freeze("fc")])))
-    assert codes(plan(Recipe([FreezeRule("freeze", Everything())])))[0] == "nothing-trains"
+    assert "frozen-head" in codes(plan(FreezeRecipe([freeze("fc")])))
+    assert codes(plan(FreezeRecipe([FreezeRule("freeze", Everything())])))[0] == "nothing-trains"
 
 
 def test_a_rule_that_later_rules_undo_is_warned_of() -> None:
-    made = plan(Recipe([freeze("layer1.1"), train("layer1")]))
+    made = plan(FreezeRecipe([freeze("layer1.1"), train("layer1")]))
     assert "overridden-rule" in codes(made)
 
 
 def test_a_group_of_frozen_parameters_is_warned_of() -> None:
-    recipe = Recipe([freeze("fc")], groups=[GroupRule(prefix("fc"), {"lr": 1.0})])
+    recipe = FreezeRecipe([freeze("fc")], groups=[GroupRule(prefix("fc"), {"lr": 1.0})])
     assert "group-frozen" in codes(plan(recipe))
 
 
 def test_guessed_roles_and_named_children_are_told() -> None:
-    made = plan(Recipe([FreezeRule("freeze", FirstChildren(2))]))
+    made = plan(FreezeRecipe([FreezeRule("freeze", FirstChildren(2))]))
     assert {"guessed-roles", "named-children"} <= set(codes(made))
     known = Inventory.of(NET, Structure(("conv1", "bn1", "relu"), {}))
     assert "named-children" not in codes(
-        plan(Recipe([FreezeRule("freeze", FirstChildren(3))]), known)
+        plan(FreezeRecipe([FreezeRule("freeze", FirstChildren(3))]), known)
     )
 
 
 def tied() -> Inventory:
     return Inventory.of(
-        [Entry("enc.w", (2, 2), tie=1), Entry("x.w", (2, 2)), Entry("dec.w", (2, 2), tie=1)]
+        [
+            NamedEntry("enc.w", (2, 2), tie=1),
+            NamedEntry("x.w", (2, 2)),
+            NamedEntry("dec.w", (2, 2), tie=1),
+        ]
     )
 
 
 def test_tied_parameters_treated_in_two_ways_are_warned_of() -> None:
-    made = plan(Recipe([freeze("dec")]), tied())
+    made = plan(FreezeRecipe([freeze("dec")]), tied())
     assert "tied-differently" in codes(made)
     assert "enc.w" in trainable(made)
 
 
 def test_tied_parameters_in_two_groups_are_warned_of() -> None:
-    made = plan(Recipe(groups=[GroupRule(prefix("dec"), {"lr": 1.0})]), tied())
+    made = plan(FreezeRecipe(groups=[GroupRule(prefix("dec"), {"lr": 1.0})]), tied())
     assert "tied-in-two-groups" in codes(made)
     assert made.parameters[0].group == "base"
 
 
 def test_positions_treat_tied_names_alike() -> None:
-    made = plan(Recipe([FreezeRule("freeze", First(1))]), tied())
+    made = plan(FreezeRecipe([FreezeRule("freeze", First(1))]), tied())
     assert "tied-differently" not in codes(made)
     assert frozen(made) == ["enc.w"]
 
@@ -265,23 +276,23 @@ def test_positions_treat_tied_names_alike() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (Recipe(lr=-1.0), "--lr"),
-        (Recipe(weight_decay=float("nan")), "--weight-decay"),
-        (Recipe(lr=1.0, layer_decay=float("inf")), "--layer-decay"),
-        (Recipe(layer_decay=0.5), "scale a learning rate"),
-        (Recipe(head_multiplier=2), "scale a learning rate"),
-        (Recipe(no_decay=("biases",)), "biases"),
-        (Recipe(groups=[GroupRule(prefix("fc"), {"lrr": 1.0})]), "lrr"),
+        (FreezeRecipe(lr=-1.0), "--lr"),
+        (FreezeRecipe(weight_decay=float("nan")), "--weight-decay"),
+        (FreezeRecipe(lr=1.0, layer_decay=float("inf")), "--layer-decay"),
+        (FreezeRecipe(layer_decay=0.5), "scale a learning rate"),
+        (FreezeRecipe(head_multiplier=2), "scale a learning rate"),
+        (FreezeRecipe(no_decay=("biases",)), "biases"),
+        (FreezeRecipe(groups=[GroupRule(prefix("fc"), {"lrr": 1.0})]), "lrr"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(recipe: Recipe, message: str) -> None:
+def test_what_cannot_be_meant_is_refused(recipe: FreezeRecipe, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan(recipe)
 
 
 def test_an_empty_inventory_is_refused() -> None:
     with pytest.raises(UsageError, match="no parameters"):
-        plan(Recipe(), Inventory.of(norm("bn", 2)[2:]))
+        plan(FreezeRecipe(), Inventory.of(norm("bn", 2)[2:]))
 
 
 def test_group_options_are_parsed() -> None:
@@ -344,7 +355,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(
     rules: list[tuple[Any, int, bool]], decay: float | None, spared: tuple[str, ...]
 ) -> None:
     made = plan(
-        Recipe(
+        FreezeRecipe(
             [FreezeRule(action, First(n) if first else Last(n)) for action, n, first in rules],
             lr=1.0,
             layer_decay=decay,

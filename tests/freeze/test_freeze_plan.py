@@ -8,12 +8,12 @@ from freeze_helpers import NET, plan, prefix
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError, UsageError
 from ckpt_surgery.freeze import plan as plan_module
-from ckpt_surgery.freeze.build import FreezeRule, GroupRule, Recipe, Stage
+from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule, GroupRule, Stage
 from ckpt_surgery.freeze.emit import EMITTERS, to_json, to_python, to_toml
 from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter
-from ckpt_surgery.training.parameters import Entry, Inventory
+from ckpt_surgery.training.parameters import Inventory, NamedEntry
 
-RECIPE = Recipe(
+RECIPE = FreezeRecipe(
     [FreezeRule("freeze", prefix("conv1")), FreezeRule("freeze", prefix("bn1"))],
     [GroupRule(prefix("fc"), {"lr": 1e-05, "betas": (0.9, 0.95), "nesterov": False})],
     [Stage(2, prefix("layer1.1"))],
@@ -21,7 +21,9 @@ RECIPE = Recipe(
     layer_decay=0.75,
     no_decay=("bias",),
 )
-TIED = Inventory.of([*NET, Entry("fc2.weight", (3, 3), tie=1), Entry('o"d\\\x7f.ä', (3, 3), tie=1)])
+TIED = Inventory.of(
+    [*NET, NamedEntry("fc2.weight", (3, 3), tie=1), NamedEntry('o"d\\\x7f.ä', (3, 3), tie=1)]
+)
 
 
 def made() -> FreezeSchedule:
@@ -206,7 +208,7 @@ def test_an_empty_plan_has_no_share() -> None:
 
 
 def test_emitted_python_says_a_subtree_with_one_fate_in_one_line() -> None:
-    text = to_python(plan(Recipe([FreezeRule("freeze", prefix("layer1"))])))
+    text = to_python(plan(FreezeRecipe([FreezeRule("freeze", prefix("layer1"))])))
     assert "'layer1': (None, None)," in text
     assert "layer1.0" not in text
 
@@ -218,7 +220,7 @@ def test_emitted_python_imports_nothing() -> None:
 
 
 def test_a_name_that_is_no_unicode_goes_through_json_alone(tmp_path: Path) -> None:
-    odd = plan(Recipe(), Inventory.of([Entry("a.\ud800", (1,))]))
+    odd = plan(FreezeRecipe(), Inventory.of([NamedEntry("a.\ud800", (1,))]))
     path = tmp_path / "plan.json"
     path.write_text(to_json(odd), encoding="utf-8")
     assert FreezeSchedule.load(path) == odd
@@ -228,7 +230,7 @@ def test_a_name_that_is_no_unicode_goes_through_json_alone(tmp_path: Path) -> No
 
 def test_a_name_longer_than_any_honest_one_is_refused() -> None:
     with pytest.raises(LimitExceededError):
-        plan(Recipe(), Inventory.of([Entry("a." * 5000, (1,))]))
+        plan(FreezeRecipe(), Inventory.of([NamedEntry("a." * 5000, (1,))]))
     with pytest.raises(LimitExceededError):
         FreezeSchedule.from_dict(with_parameter(name="a." * 5000))
     with pytest.raises(UsageError, match="whole number"):

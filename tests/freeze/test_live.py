@@ -14,7 +14,7 @@ from torch import nn
 
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.formats import read
-from ckpt_surgery.freeze.build import FreezeRule, GroupRule, Recipe, Stage
+from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule, GroupRule, Stage
 from ckpt_surgery.freeze.emit import to_json, to_python
 from ckpt_surgery.freeze.live import FreezePlan, inventory_of
 from ckpt_surgery.freeze.plan import Totals
@@ -28,7 +28,7 @@ from ckpt_surgery.freeze.selectors import (
     Until,
 )
 from ckpt_surgery.names import Rule as NameRule
-from ckpt_surgery.training.parameters import Entry, Inventory
+from ckpt_surgery.training.parameters import Inventory, NamedEntry
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda groups: torch.optim.SGD(groups, lr=0.1),
@@ -97,7 +97,7 @@ def changed(before: dict[str, torch.Tensor], model: nn.Module) -> set[str]:
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_frozen_backbone_is_bit_identical_after_real_steps(net: Net, kind: str) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     before = copy.deepcopy(net.state_dict())
     groups = plan.apply(net)
     optimizer = steps(net, groups, OPTIMIZERS[kind], plan.train_mode)
@@ -109,7 +109,7 @@ def test_a_frozen_backbone_is_bit_identical_after_real_steps(net: Net, kind: str
 
 
 def test_plain_train_mode_would_move_the_frozen_statistics(net: Net) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     before = copy.deepcopy(net.state_dict())
     steps(net, plan.apply(net), OPTIMIZERS["sgd"], lambda model: model.train())
     (warning,) = (w for w in plan.warnings if w.code == "moving-statistics")
@@ -118,7 +118,7 @@ def test_plain_train_mode_would_move_the_frozen_statistics(net: Net) -> None:
 
 
 def test_dropout_of_frozen_parts_rests_on_request(net: Net) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     plan.apply(net)
     plan.train_mode(net)
     assert net.resnet[5].training
@@ -129,7 +129,7 @@ def test_dropout_of_frozen_parts_rests_on_request(net: Net) -> None:
 
 
 def test_a_norm_that_trains_in_part_stays_in_train_mode(net: Net) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("added.weight")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("added.weight")]))
     plan.train_mode(net)
     assert net.added.training
 
@@ -139,14 +139,14 @@ def test_a_norm_that_trains_in_part_stays_in_train_mode(net: Net) -> None:
 def test_every_norm_with_statistics_rests(module: Any) -> None:
     norm = module(2, affine=True, track_running_stats=True)
     model = nn.Sequential(norm, nn.Linear(2, 2))
-    plan = FreezePlan.for_model(model, Recipe([freeze("0")]))
+    plan = FreezePlan.for_model(model, FreezeRecipe([freeze("0")]))
     plan.train_mode(model)
     assert (norm.training, model[1].training, model.training) == (False, True, True)
 
 
 def test_norms_without_statistics_are_left_in_train_mode() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False), nn.Linear(2, 2))
-    FreezePlan.for_model(model, Recipe([freeze("0")])).train_mode(model)
+    FreezePlan.for_model(model, FreezeRecipe([freeze("0")])).train_mode(model)
     assert model[0].training
 
 
@@ -180,13 +180,13 @@ def fixed(model: nn.Module) -> set[str]:
 @pytest.mark.parametrize("stop", ["pool", "conv2", "bn", "fc1", "fc2"])
 def test_before_is_a_stop_half_way_through_init(stop: str) -> None:
     model = HalfWay("nowhere")
-    FreezePlan.for_model(model, Recipe([FreezeRule("freeze", Before(stop))])).apply(model)
+    FreezePlan.for_model(model, FreezeRecipe([FreezeRule("freeze", Before(stop))])).apply(model)
     assert fixed(model) == fixed(HalfWay(stop))
 
 
 def test_until_takes_the_named_module_too() -> None:
     model = HalfWay("nowhere")
-    FreezePlan.for_model(model, Recipe([FreezeRule("freeze", Until("conv2"))])).apply(model)
+    FreezePlan.for_model(model, FreezeRecipe([FreezeRule("freeze", Until("conv2"))])).apply(model)
     assert fixed(model) == fixed(HalfWay("bn"))
 
 
@@ -195,11 +195,11 @@ def test_first_is_the_index_over_parameters(net: Net, count: int) -> None:
     by_hand = copy.deepcopy(net)
     for index, parameter in enumerate(by_hand.parameters()):
         parameter.requires_grad = index >= count
-    FreezePlan.for_model(net, Recipe([FreezeRule("freeze", First(count))])).apply(net)
+    FreezePlan.for_model(net, FreezeRecipe([FreezeRule("freeze", First(count))])).apply(net)
     assert fixed(net) == fixed(by_hand)
-    entries = [Entry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in net.state_dict().items()]
+    entries = [NamedEntry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in net.state_dict().items()]
     from_file = FreezePlan.build(
-        Inventory.of(entries), Recipe([FreezeRule("freeze", First(count))])
+        Inventory.of(entries), FreezeRecipe([FreezeRule("freeze", First(count))])
     )
     from_file.apply(net)
     assert fixed(net) == fixed(by_hand)
@@ -212,7 +212,9 @@ def test_first_children_counts_children_without_parameters(count: int) -> None:
         for parameter in child.parameters():
             parameter.requires_grad = index >= count
     model = HalfWay("nowhere")
-    FreezePlan.for_model(model, Recipe([FreezeRule("freeze", FirstChildren(count))])).apply(model)
+    FreezePlan.for_model(model, FreezeRecipe([FreezeRule("freeze", FirstChildren(count))])).apply(
+        model
+    )
     assert fixed(model) == fixed(by_hand)
 
 
@@ -221,7 +223,7 @@ def test_first_children_counts_children_without_parameters(count: int) -> None:
 
 def fc_plan(net: nn.Module) -> FreezePlan:
     return FreezePlan.for_model(
-        net, Recipe([freeze("resnet.0")], [GroupRule(prefix("fc"), {"lr": 1e-2})], lr=1e-3)
+        net, FreezeRecipe([freeze("resnet.0")], [GroupRule(prefix("fc"), {"lr": 1e-2})], lr=1e-3)
     )
 
 
@@ -263,11 +265,11 @@ def same_groups(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
 
 
 RECIPES = [
-    Recipe(),
-    Recipe([freeze("resnet")]),
-    Recipe([freeze("resnet"), FreezeRule("train", prefix("resnet.7"))], lr=0.1),
-    Recipe(lr=1.0, layer_decay=0.75, weight_decay=0.05, no_decay=("bias", "norm")),
-    Recipe(
+    FreezeRecipe(),
+    FreezeRecipe([freeze("resnet")]),
+    FreezeRecipe([freeze("resnet"), FreezeRule("train", prefix("resnet.7"))], lr=0.1),
+    FreezeRecipe(lr=1.0, layer_decay=0.75, weight_decay=0.05, no_decay=("bias", "norm")),
+    FreezeRecipe(
         [FreezeRule("freeze", First(5))],
         [GroupRule(prefix("fc"), {"lr": 1e-2, "nesterov": False})],
         [Stage(4, Everything())],
@@ -278,7 +280,9 @@ RECIPES = [
 
 
 @pytest.mark.parametrize(("recipe", "epoch"), list(itertools.product(RECIPES, [0, 4])))
-def test_emitted_python_gives_the_groups_of_apply(net: Net, recipe: Recipe, epoch: int) -> None:
+def test_emitted_python_gives_the_groups_of_apply(
+    net: Net, recipe: FreezeRecipe, epoch: int
+) -> None:
     plan = FreezePlan.for_model(net, recipe)
     emitted = load_python(to_python(plan))
     for model in (net, nn.DataParallel(net), compiled(net)):
@@ -305,7 +309,7 @@ def test_emitted_python_refuses_another_model(net: Net) -> None:
 
 def test_emitted_python_keeps_a_child_that_is_called_module() -> None:
     model = nn.ModuleDict({"module": nn.Linear(2, 2), "fc": nn.Linear(2, 2)})
-    plan = FreezePlan.for_model(model, Recipe([freeze("module")]))
+    plan = FreezePlan.for_model(model, FreezeRecipe([freeze("module")]))
     emitted = load_python(to_python(plan))
     assert same_groups(emitted["parameter_groups"](model), plan.apply(model))
     assert fixed(model) == {"module.weight", "module.bias"}
@@ -324,7 +328,9 @@ def test_a_plan_that_went_through_a_file_is_the_same(net: Net, tmp_path: Path) -
 
 
 def test_stages_unfreeze_without_losing_state(net: Net) -> None:
-    plan = FreezePlan.for_model(net, Recipe(stages=[Stage(0, Head()), Stage(2, prefix("added"))]))
+    plan = FreezePlan.for_model(
+        net, FreezeRecipe(stages=[Stage(0, Head()), Stage(2, prefix("added"))])
+    )
     optimizer = steps(net, plan.apply(net), OPTIMIZERS["momentum"], plan.train_mode)
     before = copy.deepcopy(net.state_dict())
     buffer = optimizer.state[net.fc.weight]["momentum_buffer"]
@@ -370,7 +376,7 @@ WRAPPERS: dict[str, Callable[[Net], Any]] = {
 
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_wrappers_are_seen_through(net: Net, kind: str) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     wrapped = WRAPPERS[kind](net)
     assert plan.check(wrapped).ok
     plan.apply(wrapped)
@@ -378,14 +384,14 @@ def test_wrappers_are_seen_through(net: Net, kind: str) -> None:
     assert all("resnet." in name for name in fixed(wrapped))
     plan.train_mode(wrapped)
     assert sum(not m.training for m in wrapped.modules()) == 4
-    again = FreezePlan.for_model(wrapped, Recipe([freeze("resnet")]))
+    again = FreezePlan.for_model(wrapped, FreezeRecipe([freeze("resnet")]))
     assert [(p.name, p.train_from) for p in again.parameters] == [
         (p.name, p.train_from) for p in plan.parameters
     ]
 
 
 def test_distributed_data_parallel_is_seen_through(net: Net, process_group: None) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     plan.apply(net)
     wrapped = nn.parallel.DistributedDataParallel(net)
     before = copy.deepcopy(net.state_dict())
@@ -397,8 +403,8 @@ def test_distributed_data_parallel_is_seen_through(net: Net, process_group: None
                                   "data parallel of compiled"])  # fmt: skip
 def test_a_plan_from_a_wrapped_models_file_fits_the_bare_model(net: Net, kind: str) -> None:
     state = WRAPPERS[kind](net).state_dict()
-    entries = [Entry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in state.items()]
-    plan = FreezePlan.build(Inventory.of(entries), Recipe([FreezeRule("train", Head())]))
+    entries = [NamedEntry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in state.items()]
+    plan = FreezePlan.build(Inventory.of(entries), FreezeRecipe([FreezeRule("train", Head())]))
     assert plan.check(net).ok
     plan.apply(net)
     assert len(fixed(net)) == len(list(net.parameters())) - 2
@@ -408,7 +414,7 @@ def test_a_plan_from_a_wrapped_models_file_fits_the_bare_model(net: Net, kind: s
 
 
 def test_what_does_not_fit_is_reported_and_nothing_is_changed(net: Net) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     net.fc = nn.Linear(6, 5)
     net.more = nn.Linear(1, 1)
     del net.added
@@ -422,25 +428,25 @@ def test_what_does_not_fit_is_reported_and_nothing_is_changed(net: Net) -> None:
 
 
 def test_a_fit_that_holds_says_so(net: Net) -> None:
-    fit = FreezePlan.for_model(net, Recipe()).check(net)
+    fit = FreezePlan.for_model(net, FreezeRecipe()).check(net)
     assert (fit.ok, str(fit)) == (True, "the plan fits the model")
 
 
 def test_a_long_list_is_cut(net: Net) -> None:
-    fit = FreezePlan.for_model(net, Recipe()).check(nn.Linear(1, 1))
+    fit = FreezePlan.for_model(net, FreezeRecipe()).check(nn.Linear(1, 1))
     assert "and 11 more" in str(fit)
 
 
 def test_parameters_tied_in_the_model_must_be_treated_alike() -> None:
     loose = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
-    plan = FreezePlan.for_model(loose, Recipe([freeze("a.weight")]))
+    plan = FreezePlan.for_model(loose, FreezeRecipe([freeze("a.weight")]))
     tied = copy.deepcopy(loose)
     tied["b"].weight = tied["a"].weight
     assert plan.check(tied).tied == (("a.weight", "b.weight"),)
     with pytest.raises(PlanError, match=r"'a\.weight = b\.weight'"):
         plan.apply(tied)
-    alike = FreezePlan.for_model(loose, Recipe([FreezeRule("train", Head())]))
-    alike_plan = FreezePlan.for_model(tied, Recipe([freeze("a.weight")]))
+    alike = FreezePlan.for_model(loose, FreezeRecipe([FreezeRule("train", Head())]))
+    alike_plan = FreezePlan.for_model(tied, FreezeRecipe([freeze("a.weight")]))
     assert not alike.check(tied).ok
     assert alike_plan.check(tied).ok
     assert alike_plan.check(loose).ok
@@ -459,7 +465,7 @@ def test_an_inventory_tells_what_a_file_cannot(net: Net) -> None:
 
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam"])
 def test_bytes_of_optimizer_state_are_those_that_torch_allocates(net: Net, kind: str) -> None:
-    plan = FreezePlan.for_model(net, Recipe([freeze("resnet")]))
+    plan = FreezePlan.for_model(net, FreezeRecipe([freeze("resnet")]))
     optimizer = steps(net, plan.apply(net), OPTIMIZERS[kind], plan.train_mode)
     held = [
         value.nbytes
@@ -482,7 +488,7 @@ def test_a_plan_from_a_file_that_torch_saved_fits_its_model(net: Net, tmp_path: 
     assert [p.name for p in inventory.parameters] == [n for n, _ in net.named_parameters()]
     assert inventory.parameters[-3].aliases == ("twin.weight",)
     assert inventory.statistics == ("resnet.1", "resnet.3", "resnet.4", "resnet.8", "added")
-    assert FreezePlan.build(inventory, Recipe([freeze("resnet")])).check(net).ok
+    assert FreezePlan.build(inventory, FreezeRecipe([freeze("resnet")])).check(net).ok
 
 
 def test_the_plan_is_a_public_name() -> None:

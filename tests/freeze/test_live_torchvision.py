@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.freeze.build import FreezeRule, Recipe
+from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule
 from ckpt_surgery.freeze.live import FreezePlan, inventory_of
 from ckpt_surgery.freeze.selectors import First, FirstChildren, Head
 from ckpt_surgery.models.torchvision_import import import_torchvision
-from ckpt_surgery.training.parameters import Entry, Inventory
+from ckpt_surgery.training.parameters import Inventory, NamedEntry
 
 models: Any = import_torchvision().models
 NAMES = models.list_models(module=models)
@@ -44,7 +44,7 @@ def make(name: str, classes: int = 1000) -> torch.nn.Module:
 
 def as_file(model: torch.nn.Module) -> Inventory:
     return Inventory.of(
-        Entry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        NamedEntry(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in model.state_dict().items()
     )
 
@@ -55,7 +55,7 @@ def test_train_only_the_head_finds_exactly_the_head(name: str) -> None:
     other = dict(make(name, 17).named_parameters())
     head = {n for n, p in model.named_parameters() if p.shape != other[n].shape}
     for inventory in (inventory_of(model), as_file(model)):
-        plan = FreezePlan.build(inventory, Recipe([FreezeRule("train", Head())]))
+        plan = FreezePlan.build(inventory, FreezeRecipe([FreezeRule("train", Head())]))
         assert {p.name for p in plan.trainable} == head
         assert [p.name for p in plan.parameters] == [n for n, _ in model.named_parameters()]
     plan.apply(model)
@@ -76,7 +76,7 @@ def test_train_only_the_head_finds_exactly_the_head(name: str) -> None:
 def test_layer_decay_counts_the_layers_that_timm_counts(name: str, layers: int) -> None:
     for inventory in (inventory_of(make(name)), as_file(make(name))):
         assert sorted(set(inventory.layers)) == list(range(layers))
-        plan = FreezePlan.build(inventory, Recipe(lr=1.0, layer_decay=0.75))
+        plan = FreezePlan.build(inventory, FreezeRecipe(lr=1.0, layer_decay=0.75))
         rates = {p.name: p.group for p in plan.parameters}
         first, last = plan.parameters[0].name, plan.parameters[-1].name
         options = {g.name: g.options["lr"] for g in plan.groups}
@@ -99,14 +99,14 @@ def test_the_last_norm_of_a_transformer_belongs_to_the_last_block() -> None:
 
 def test_first_165_takes_parameters_and_no_buffer() -> None:
     model = make("resnet101")
-    plan = FreezePlan.build(as_file(model), Recipe([FreezeRule("freeze", First(165))]))
+    plan = FreezePlan.build(as_file(model), FreezeRecipe([FreezeRule("freeze", First(165))]))
     assert [p.name for p in plan.parameters if plan.frozen(p)] == [
         name for name, _ in list(model.named_parameters())[:165]
     ]
 
 
 def test_an_index_meant_for_the_state_dict_is_refused_where_there_are_fewer_parameters() -> None:
-    recipe = Recipe([FreezeRule("freeze", First(165))])
+    recipe = FreezeRecipe([FreezeRule("freeze", First(165))])
     with pytest.raises(UsageError, match="there are 161 parameters"):
         FreezePlan.build(as_file(make("resnet50")), recipe)
 
@@ -118,7 +118,7 @@ def test_first_children_of_a_resnet_count_the_relu_and_the_pooling() -> None:
         for child, module in list(model.named_children())[:6]
         for name, _ in module.named_parameters()
     }
-    recipe = Recipe([FreezeRule("freeze", FirstChildren(6))])
+    recipe = FreezeRecipe([FreezeRule("freeze", FirstChildren(6))])
     known = FreezePlan.for_model(model, recipe)
     assert {p.name for p in known.parameters if known.frozen(p)} == by_hand
     guessed = FreezePlan.build(as_file(model), recipe)

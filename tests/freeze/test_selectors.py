@@ -16,7 +16,7 @@ from ckpt_surgery.freeze.selectors import (
     parse_selector,
 )
 from ckpt_surgery.names import Rule as NameRule
-from ckpt_surgery.training.parameters import Entry, Inventory, Structure
+from ckpt_surgery.training.parameters import Inventory, NamedEntry, Structure
 
 NAMES = [p.name for p in net().parameters]
 
@@ -80,7 +80,9 @@ def test_a_parameterless_module_has_a_place_where_the_model_is_known() -> None:
 
 
 def test_tied_names_are_counted_once_and_chosen_together() -> None:
-    tied = Inventory.of([Entry("a.w", (1,), tie=0), Entry("b.w", (1,)), Entry("c.w", (1,), tie=0)])
+    tied = Inventory.of(
+        [NamedEntry("a.w", (1,), tie=0), NamedEntry("b.w", (1,)), NamedEntry("c.w", (1,), tie=0)]
+    )
     assert First(1).select(tied) == {"a.w", "c.w"}
     assert Last(1).select(tied) == {"b.w"}
     assert Until("c").select(tied) == {"a.w", "c.w"}
@@ -109,7 +111,7 @@ def test_head_is_the_module_of_that_name_or_else_the_output_layer() -> None:
     selector = parse_selector("head", "--stage")
     assert isinstance(selector, HeadOrModule)
     assert selector.select(net()) == {"fc.weight", "fc.bias"}
-    named = Inventory.of([Entry("head.a", (2,)), Entry("fc.weight", (2, 2))])
+    named = Inventory.of([NamedEntry("head.a", (2,)), NamedEntry("fc.weight", (2, 2))])
     assert selector.select(named) == {"head.a"}
 
 

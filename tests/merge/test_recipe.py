@@ -14,9 +14,9 @@ from ckpt_surgery.errors import CkptError, ReadError, UsageError
 from ckpt_surgery.merge.method import find
 from ckpt_surgery.merge.recipe import (
     MAX_BYTES,
+    MergeInput,
+    MergeRecipe,
     Override,
-    Recipe,
-    RecipeInput,
     parse_selector,
     parse_toml,
     parse_weight_for,
@@ -184,11 +184,11 @@ def test_weights_for_a_selection_on_the_command_line():
 
 
 def test_a_recipe_from_code_is_checked_too():
-    inputs = (RecipeInput("a"), RecipeInput("b"))
+    inputs = (MergeInput("a"), MergeInput("b"))
     with pytest.raises(UsageError, match="3 weights for 2 inputs"):
-        Recipe(find("linear"), inputs, values={"weight": [1, 2, 3]})
+        MergeRecipe(find("linear"), inputs, values={"weight": [1, 2, 3]})
     skipped = Override("all", skip=True)
-    assert Recipe(find("average"), inputs, overrides=(skipped,)).overrides == (skipped,)
+    assert MergeRecipe(find("average"), inputs, overrides=(skipped,)).overrides == (skipped,)
 
 
 @settings(deadline=None, max_examples=200)

@@ -1,10 +1,10 @@
 import pytest
 from freeze_helpers import NET, conv, linear, net, norm
 
-from ckpt_surgery.training.parameters import Entry, Inventory, Structure
+from ckpt_surgery.training.parameters import Inventory, NamedEntry, Structure
 
 
-def layers(entries: list[Entry]) -> dict[str, int]:
+def layers(entries: list[NamedEntry]) -> dict[str, int]:
     inventory = Inventory.of(entries)
     return {
         p.module: layer for p, layer in zip(inventory.parameters, inventory.layers, strict=True)
@@ -20,18 +20,28 @@ def test_the_index_counts_parameters_and_not_buffers() -> None:
 
 def test_only_entries_without_a_role_are_guessed() -> None:
     assert net().guessed == 11
-    told = Inventory.of([Entry("w", (1,), role="parameter"), Entry("b", (1,), role="buffer")])
+    told = Inventory.of(
+        [NamedEntry("w", (1,), role="parameter"), NamedEntry("b", (1,), role="buffer")]
+    )
     assert (told.guessed, [p.name for p in told.parameters], told.buffers) == (0, ["w"], ("b",))
 
 
 def test_integers_of_a_bare_state_dict_are_no_parameters() -> None:
-    entries = [Entry("w", (2,)), Entry("ids", (2,), "int64"), Entry("mask", (2,), "bool")]
+    entries = [
+        NamedEntry("w", (2,)),
+        NamedEntry("ids", (2,), "int64"),
+        NamedEntry("mask", (2,), "bool"),
+    ]
     assert Inventory.of(entries).buffers == ("ids", "mask")
 
 
 def test_a_tied_parameter_counts_once_and_keeps_its_names() -> None:
     tied = Inventory.of(
-        [Entry("enc.w", (2, 2), tie=1), Entry("mid.w", (2,)), Entry("dec.w", (2, 2), tie=1)]
+        [
+            NamedEntry("enc.w", (2, 2), tie=1),
+            NamedEntry("mid.w", (2,)),
+            NamedEntry("dec.w", (2, 2), tie=1),
+        ]
     )
     assert [p.names for p in tied.parameters] == [("enc.w", "dec.w"), ("mid.w",)]
     assert list(tied.names) == ["enc.w", "dec.w", "mid.w"]
@@ -105,7 +115,9 @@ def test_layers_are_stem_blocks_head_and_a_norm_joins_the_layer_before_it() -> N
     ],
 )
 def test_blocks_are_found_from_names(names: list[str], expected: list[int]) -> None:
-    assert list(layers([Entry(f"{name}.weight", (4, 4)) for name in names]).values()) == expected
+    assert (
+        list(layers([NamedEntry(f"{name}.weight", (4, 4)) for name in names]).values()) == expected
+    )
 
 
 def test_without_a_model_one_dimensional_parameters_are_norms() -> None:

@@ -19,9 +19,9 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.freeze.build import (
     NO_DECAY_DEFAULT,
+    FreezeRecipe,
     FreezeRule,
     GroupRule,
-    Recipe,
     Stage,
     parse_group,
     parse_stage,
@@ -219,7 +219,7 @@ def _form(ctx: click.Context) -> str:
     return str(form)
 
 
-def _recipe(ctx: click.Context) -> Recipe:
+def _recipe(ctx: click.Context) -> FreezeRecipe:
     given = ctx.params
     rules = []
     for name, value in in_order(ctx, _RULES):
@@ -233,7 +233,7 @@ def _recipe(ctx: click.Context) -> Recipe:
     for text in given["stage"]:
         epoch, selection = parse_stage(text)
         stages.append(Stage(epoch, _word(selection, "--stage")))
-    return Recipe(
+    return FreezeRecipe(
         rules=rules,
         groups=groups,
         stages=stages,

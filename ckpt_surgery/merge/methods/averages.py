@@ -9,7 +9,7 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.merge import elementwise
 from ckpt_surgery.merge.inputs import Piece
 from ckpt_surgery.merge.method import Method
-from ckpt_surgery.merge.parameters import Parameter, Settings
+from ckpt_surgery.merge.parameters import MethodParameter, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ class Linear(Method, name="linear"):
     citation = MODEL_SOUPS
     weighted = True
     mergekit = "linear"
-    parameters = (Parameter("normalize", "bool", "divide by the sum of the weights", True),)
+    parameters = (MethodParameter("normalize", "bool", "divide by the sum of the weights", True),)
 
     def check(self, settings: Settings) -> None:
         if settings.flag("normalize"):
@@ -71,7 +71,7 @@ class ExponentialAverage(Method, name="ema"):
     summary = "an exponential moving average over the files in their order"
     citation = "Tarvainen and Valpola, Mean teachers, NeurIPS 2017, arXiv:1703.01780"
     parameters = (
-        Parameter("decay", "float", "how much of the average so far is kept", low=0, high=1),
+        MethodParameter("decay", "float", "how much of the average so far is kept", low=0, high=1),
     )
 
     def combine(self, piece: Piece) -> Tensor:
@@ -107,7 +107,9 @@ class Passthrough(Method, name="passthrough"):
     max_inputs = 1
     mergekit = "passthrough"
     parameters = (
-        Parameter("scale", "float", "what each element is multiplied by", 1.0, per_input=True),
+        MethodParameter(
+            "scale", "float", "what each element is multiplied by", 1.0, per_input=True
+        ),
     )
 
     def combine(self, piece: Piece) -> Tensor:

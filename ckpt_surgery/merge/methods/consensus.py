@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ckpt_surgery.merge import elementwise
 from ckpt_surgery.merge.inputs import Inputs, Piece, steady_sum
 from ckpt_surgery.merge.method import Method, Scope
-from ckpt_surgery.merge.parameters import Parameter, Settings
+from ckpt_surgery.merge.parameters import MethodParameter, Settings
 from ckpt_surgery.merge.sparsify import largest
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ class Sce(Method, name="sce"):
     citation = "Wan et al., FuseChat, 2024, arXiv:2408.07990"
     needs_base = True
     mergekit = "sce"
-    parameters = (Parameter("select_topk", "float", "the share of elements that stays", 1.0, 0, 1),)
+    parameters = (
+        MethodParameter("select_topk", "float", "the share of elements that stays", 1.0, 0, 1),
+    )
 
     def scope(self, settings: Settings) -> Scope:
         return Scope.SUMS if settings.number("select_topk") >= 1 else Scope.TENSOR

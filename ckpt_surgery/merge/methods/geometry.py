@@ -12,7 +12,7 @@ from ckpt_surgery.merge.gram import Matrix, gram, norm, product, unit
 from ckpt_surgery.merge.inputs import Inputs, Piece
 from ckpt_surgery.merge.method import Method, Scope
 from ckpt_surgery.merge.methods.averages import require_sum
-from ckpt_surgery.merge.parameters import Parameter, Settings
+from ckpt_surgery.merge.parameters import MethodParameter, Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,8 +74,8 @@ class Karcher(Method, name="karcher"):
     mergekit = "karcher"
     needs = Scope.SUMS
     parameters = (
-        Parameter("max_iter", "int", "iterations at most", 10, low=1),
-        Parameter("tol", "float", "the step that ends the iteration", 1e-5, low=0),
+        MethodParameter("max_iter", "int", "iterations at most", 10, low=1),
+        MethodParameter("tol", "float", "the step that ends the iteration", 1e-5, low=0),
     )
 
     def check(self, settings: Settings) -> None:
@@ -157,9 +157,11 @@ class GeometricMedian(Method, name="geometric-median"):
     weighted = True
     needs = Scope.SUMS
     parameters = (
-        Parameter("max_iter", "int", "iterations at most", 1000, low=1),
-        Parameter("tol", "float", "the relative step that ends the iteration", 1e-10, low=0),
-        Parameter("epsilon", "float", "smoothing, as a share of the spread", 1e-9, low=0, high=1),
+        MethodParameter("max_iter", "int", "iterations at most", 1000, low=1),
+        MethodParameter("tol", "float", "the relative step that ends the iteration", 1e-10, low=0),
+        MethodParameter(
+            "epsilon", "float", "smoothing, as a share of the spread", 1e-9, low=0, high=1
+        ),
     )
 
     def check(self, settings: Settings) -> None:

@@ -9,12 +9,12 @@ from ckpt_surgery.merge import elementwise
 from ckpt_surgery.merge.gram import gram
 from ckpt_surgery.merge.inputs import Inputs, Piece
 from ckpt_surgery.merge.method import Method, Scope
-from ckpt_surgery.merge.parameters import Parameter
+from ckpt_surgery.merge.parameters import MethodParameter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BETWEEN = Parameter("t", "float", "0 is the first file, 1 the second", low=0, high=1)
+_BETWEEN = MethodParameter("t", "float", "0 is the first file, 1 the second", low=0, high=1)
 
 COLLINEAR = 0.9995
 """The cosine beyond which a great circle is taken for a line (mergekit's ``DOT_THRESHOLD``)."""
@@ -83,7 +83,7 @@ class NearSwap(Method, name="nearswap"):
 
     summary = "the base, with a step of at most t towards the other file"
     citation = "alchemonaut, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001"
-    parameters = (Parameter("t", "float", "the longest step of an element", low=0),)
+    parameters = (MethodParameter("t", "float", "the longest step of an element", low=0),)
     needs_base = True
     max_inputs = 1
     mergekit = "nearswap"

@@ -16,24 +16,24 @@ from ckpt_surgery.merge import elementwise, sparsify
 from ckpt_surgery.merge.inputs import Inputs, Piece
 from ckpt_surgery.merge.method import Method, Scope
 from ckpt_surgery.merge.methods.averages import require_sum
-from ckpt_surgery.merge.parameters import Parameter, Settings
+from ckpt_surgery.merge.parameters import MethodParameter, Settings
 from ckpt_surgery.merge.sparsify import Kept
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LAMBDA = Parameter("lambda", "float", "what the merged task vector is multiplied by", 1.0)
-_DENSITY = Parameter(
+_LAMBDA = MethodParameter("lambda", "float", "what the merged task vector is multiplied by", 1.0)
+_DENSITY = MethodParameter(
     "density", "float", "the share of a task vector that stays", 1.0, 0, 1, per_input=True
 )
 
 
-def _normalize(default: bool) -> Parameter:
-    return Parameter("normalize", "bool", "divide by the sum of the weights", default)
+def _normalize(default: bool) -> MethodParameter:
+    return MethodParameter("normalize", "bool", "divide by the sum of the weights", default)
 
 
-def _rescale(default: str) -> Parameter:
-    return Parameter(
+def _rescale(default: str) -> MethodParameter:
+    return MethodParameter(
         "rescale",
         "str",
         "what makes up for dropped elements: 1/chance, the sum of magnitudes, or nothing",
@@ -243,7 +243,7 @@ class DellaBase(ThinnedTaskVectors):
         return sparsify.KeptByTable(table)
 
 
-_EPSILON = Parameter(
+_EPSILON = MethodParameter(
     "epsilon", "float", "how far chances lie from the density", 0.15, 0, 1, per_input=True
 )
 
@@ -288,7 +288,7 @@ class BreadcrumbsBase(ThinnedTaskVectors):
         return sparsify.KeptByTable(sparsify.between_tails(inputs, which, density, gamma))
 
 
-_GAMMA = Parameter(
+_GAMMA = MethodParameter(
     "gamma", "float", "the share of largest elements to drop", 0.01, 0, 1, per_input=True
 )
 

@@ -6,7 +6,7 @@ order in which they were handed over, group after group; names are stored only i
 made from `named_parameters()` (torch 2.6 and later).
 """
 
-from ckpt_surgery.training.optimizers.correspond import Certainty, Correspondence, correspond
+from ckpt_surgery.training.optimizers.correspond import Certainty, StateOwners, correspond
 from ckpt_surgery.training.optimizers.edit import (
     Edited,
     Target,
@@ -36,7 +36,6 @@ from ckpt_surgery.training.optimizers.survey import FoundOptimizer, find
 
 __all__ = [
     "Certainty",
-    "Correspondence",
     "Edited",
     "FoundOptimizer",
     "InStep",
@@ -48,6 +47,7 @@ __all__ = [
     "ParameterState",
     "Resize",
     "Sources",
+    "StateOwners",
     "Target",
     "TrainingKind",
     "align",

@@ -32,7 +32,7 @@ class _Contradiction(Exception):  # noqa: N818  # it is no error: it is the answ
 
 
 @dataclass(frozen=True)
-class Correspondence:
+class StateOwners:
     """Names for an optimizer's parameters.
 
     `certainty`: ``stored`` names; ``order``, every parameter is certain by order and shapes;
@@ -78,7 +78,7 @@ class Correspondence:
 
 def correspond(
     optimizer: OptimizerState, parameters: Sequence[tuple[str, tuple[int, ...]]]
-) -> Correspondence:
+) -> StateOwners:
     """Match an optimizer with the parameters of a model: names and shapes, as `parameters()` goes.
 
     A tied parameter must be given once. Wrappers' prefixes (``module.``) do not matter.
@@ -87,9 +87,9 @@ def correspond(
     if stored is not None:
         return _by_name(optimizer, stored, parameters)
     if not optimizer.understood:
-        return Correspondence("none", "its state is of a kind that shows no shapes", {})
+        return StateOwners("none", "its state is of a kind that shows no shapes", {})
     if len(optimizer.keys) > len(parameters):
-        return Correspondence(
+        return StateOwners(
             "none",
             f"it holds {len(optimizer.keys)} parameters, the model has {len(parameters)}",
             {},
@@ -97,15 +97,15 @@ def correspond(
     try:
         candidates = _Search(optimizer, parameters).run()
     except _Contradiction as contradiction:
-        return Correspondence("none", str(contradiction), {})
+        return StateOwners("none", str(contradiction), {})
     names = [name for name, _ in parameters]
     pinned = {key: names[found[0]] for key, found in candidates.items() if len(found) == 1}
     open_ = {key: found for key, found in candidates.items() if len(found) > 1}
     if open_:
         reason = f"{len(open_)} of {len(candidates)} parameters fit several places"
-        return Correspondence("partial", reason, pinned, (), names, open_)
+        return StateOwners("partial", reason, pinned, (), names, open_)
     shown = sum(state.shape is not None for state in optimizer.states.values())
-    return Correspondence("order", f"by order, and by the shapes of {shown} states", pinned)
+    return StateOwners("order", f"by order, and by the shapes of {shown} states", pinned)
 
 
 def bare_name(name: str) -> str:
@@ -129,7 +129,7 @@ def _by_name(
     optimizer: OptimizerState,
     stored: Mapping[Key, str],
     parameters: Sequence[tuple[str, tuple[int, ...]]],
-) -> Correspondence:
+) -> StateOwners:
     exact = dict(parameters)
     bare: dict[str, str] = {}
     for name in exact:
@@ -140,20 +140,18 @@ def _by_name(
         state = optimizer.states.get(key)
         shape = None if state is None else state.shape
         if found in exact and shape is not None and shape != exact[found]:
-            return Correspondence(
+            return StateOwners(
                 "none",
                 f"its state of '{name}' has the shape {shape}, the parameter {exact[found]}",
                 {},
             )
         names[key] = found
     if len(set(names.values())) != len(names):
-        return Correspondence("none", "it stores one name for two parameters", {})
+        return StateOwners("none", "it stores one name for two parameters", {})
     foreign = tuple(name for name in names.values() if name not in exact)
     if len(foreign) == len(names):
-        return Correspondence(
-            "none", f"it stores names such as '{foreign[0]}', none the model's", {}
-        )
-    return Correspondence("stored", "by the names that it stores", names, foreign)
+        return StateOwners("none", f"it stores names such as '{foreign[0]}', none the model's", {})
+    return StateOwners("stored", "by the names that it stores", names, foreign)
 
 
 class _Search:

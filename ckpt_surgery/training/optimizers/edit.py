@@ -18,7 +18,7 @@ from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import Dict, Node, Object
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.storages import text
-from ckpt_surgery.training.optimizers.correspond import Correspondence
+from ckpt_surgery.training.optimizers.correspond import StateOwners
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, parse_key
 
 HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
@@ -65,9 +65,7 @@ class _Member:
     moments: Mapping[str, Node] = field(default_factory=dict)
 
 
-def remove(
-    optimizer: OptimizerState, correspondence: Correspondence, gone: Collection[str]
-) -> Edited:
+def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collection[str]) -> Edited:
     """Take the parameters named `gone` out, with their state; renumber the rest.
 
     Raises PlanError if it is not certain of some parameter whether it is one of them.
@@ -96,7 +94,7 @@ def remove(
 
 
 def rename(
-    optimizer: OptimizerState, correspondence: Correspondence, new_names: Mapping[str, str]
+    optimizer: OptimizerState, correspondence: StateOwners, new_names: Mapping[str, str]
 ) -> Edited:
     """Let stored names follow a renaming of the model's parameters, given as old = new.
 
@@ -118,7 +116,7 @@ def rename(
 
 def align(
     optimizer: OptimizerState,
-    correspondence: Correspondence,
+    correspondence: StateOwners,
     targets: Sequence[Target],
     order: Sequence[str] | None = None,
 ) -> Edited:
@@ -161,7 +159,7 @@ class _Alignment:
     def __init__(
         self,
         optimizer: OptimizerState,
-        correspondence: Correspondence,
+        correspondence: StateOwners,
         targets: Sequence[Target],
     ) -> None:
         self.optimizer, self.correspondence, self.targets = optimizer, correspondence, targets
@@ -282,7 +280,7 @@ def _refuse_home(name: str) -> NoReturn:
 
 
 def _require_model_order(
-    optimizer: OptimizerState, correspondence: Correspondence, order: Sequence[str]
+    optimizer: OptimizerState, correspondence: StateOwners, order: Sequence[str]
 ) -> None:
     place = {name: i for i, name in enumerate(order)}
     for group in optimizer.groups:
@@ -294,14 +292,14 @@ def _require_model_order(
             )
 
 
-def _require_claim(optimizer: OptimizerState, correspondence: Correspondence) -> None:
+def _require_claim(optimizer: OptimizerState, correspondence: StateOwners) -> None:
     if optimizer.shared:
         raise PlanError("its state is one of all parameters together", hint=HINT)
     if correspondence.certainty == "none":
         _refuse_claim(correspondence)
 
 
-def _refuse_claim(correspondence: Correspondence) -> NoReturn:
+def _refuse_claim(correspondence: StateOwners) -> NoReturn:
     raise PlanError(
         "which state of the optimizer belongs to which parameter cannot be told:"
         f" {correspondence.reason}",
@@ -309,7 +307,7 @@ def _refuse_claim(correspondence: Correspondence) -> NoReturn:
     )
 
 
-def _refuse_doubt(correspondence: Correspondence, key: Key) -> NoReturn:
+def _refuse_doubt(correspondence: StateOwners, key: Key) -> NoReturn:
     candidates = correspondence.candidates(key)
     shown = ", ".join(f"'{name}'" for name in candidates[:3])
     more = ", …" if len(candidates) > 3 else ""

@@ -12,7 +12,7 @@ from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.pickles import Node, Object
 from ckpt_surgery.torch_objects.mappings import mapping_length
 from ckpt_surgery.torch_objects.tensors import TensorReader
-from ckpt_surgery.training.optimizers.correspond import Correspondence, correspond
+from ckpt_surgery.training.optimizers.correspond import StateOwners, correspond
 from ckpt_surgery.training.optimizers.items import Items
 from ckpt_surgery.training.optimizers.recognise import (
     OptimizerState,
@@ -61,7 +61,7 @@ class FoundOptimizer:
     source: Node
     state: OptimizerState
     model: TrainedModel | None
-    correspondence: Correspondence
+    correspondence: StateOwners
     rivals: tuple[StateDict, ...] = ()
 
 
@@ -126,7 +126,7 @@ class _Models:
 
     def compare(
         self, state: OptimizerState, state_dicts: Sequence[StateDict]
-    ) -> tuple[TrainedModel, Correspondence]:
+    ) -> tuple[TrainedModel, StateOwners]:
         """An optimizer matched with the parameters of these state dicts."""
         key = tuple(map(id, state_dicts))
         if key not in self._known:
@@ -134,7 +134,7 @@ class _Models:
         model = self._known[key]
         self._left -= len(model.parameters) + len(state.keys)
         if self._left < 0:
-            return model, Correspondence("none", "there are too many optimizers", {})
+            return model, StateOwners("none", "there are too many optimizers", {})
         return model, correspond(state, model.parameters)
 
 
@@ -145,7 +145,7 @@ def _placed(
     near = models.nearest(path)
 
     def unplaced(reason: str) -> FoundOptimizer:
-        nothing = Correspondence("none", reason, {})
+        nothing = StateOwners("none", reason, {})
         return FoundOptimizer(path, other, source, state, None, nothing, tuple(near))
 
     if not near:
@@ -166,11 +166,11 @@ def _placed(
     return FoundOptimizer(path, other, source, state, model, best, rivals)
 
 
-def _fits(correspondence: Correspondence) -> bool:
+def _fits(correspondence: StateOwners) -> bool:
     return correspondence.certain and len(correspondence.foreign) < len(correspondence.names)
 
 
-def _rank(correspondence: Correspondence) -> tuple[bool, int, int]:
+def _rank(correspondence: StateOwners) -> tuple[bool, int, int]:
     """Lower is better: certain, then fewer names of nobody, then more that are known."""
     certain = {"stored": 0, "order": 0, "partial": 1, "none": 2}[correspondence.certainty]
     return not _fits(correspondence), certain, len(correspondence.foreign)
