@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.errors import CkptError
 
 HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -33,6 +34,8 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:
             args = self._with_open_option_closed(ctx, args)
+        else:
+            refuse_swallowed_options(ctx.command_path, self.get_params(ctx), args)
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_ORDER] = [parameter.name for parameter in order]
         return super().parse_args(ctx, args)
