@@ -19,12 +19,11 @@ from docs_sessions import Shell, Step, fenced, steps
 
 import ckpt_surgery
 from ckpt_surgery.cli import boundary, options
-from ckpt_surgery.compute import elements
 from ckpt_surgery.fileio import zip_read
 from ckpt_surgery.formats import safetensors, torchscript
 from ckpt_surgery.merge.method import catalogue
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
-from ckpt_surgery.torch_objects import tensors
+from ckpt_surgery.torch_objects import row_major, tensors
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_REPOSITORY / "README.md", *sorted((_REPOSITORY / "docs").glob("*.md"))]
@@ -173,7 +172,7 @@ def test_limits_are_those_of_the_reader():
         "header of a safetensors file": safetensors.MAX_HEADER_BYTES,
         "code of a TorchScript archive": torchscript._MAX_CODE,
         "dimensions of a tensor": tensors._MAX_DIMENSIONS,
-        "elements of a repeating view": elements._MOST_REPEATED,
+        "elements of a repeating view": row_major.MOST_REPEATED,
         "list of keys, map of names": options._MOST_TEXT,
     }
 

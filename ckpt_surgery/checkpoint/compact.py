@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
-from ckpt_surgery.fileio import CHUNK, ByteRange
-
-_WORDS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
-"""Formats of a memory view whose elements have so many bytes."""
+from ckpt_surgery.checkpoint.gather import Gathered
+from ckpt_surgery.fileio import ByteRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,51 +31,6 @@ class Piece:
     def nbytes(self) -> int:
         """Bytes that have to be kept."""
         return self.tensors[0].nbytes if self.sparse else self.end - self.start
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """The elements of a strided view of a file, one after another, outermost dimension first.
-
-    `shape` and `stride` (in elements of `itemsize` bytes) are sorted by falling stride.
-    """
-
-    data: ByteRange
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    itemsize: int
-
-    @property
-    def nbytes(self) -> int:
-        count = self.itemsize
-        for n in self.shape:
-            count *= n
-        return count
-
-    @property
-    def crc32(self) -> None:
-        return None
-
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, one run along the innermost dimension (or a part of it) at a time."""
-        *outer_shape, n = self.shape
-        *outer_stride, step = self.stride
-        block = max(1, size // (step * self.itemsize))
-        for index in product(*(range(length) for length in outer_shape)):
-            row = sum(i * s for i, s in zip(index, outer_stride, strict=True))
-            for first in range(0, n, block):
-                count = min(block, n - first)
-                yield self._run(row + first * step, count, step)
-
-    def _run(self, start: int, count: int, step: int) -> bytes:
-        nbytes = ((count - 1) * step + 1) * self.itemsize
-        data = self.data.slice(start * self.itemsize, nbytes).read()
-        if step == 1:
-            return data
-        width, stride = self.itemsize, step * self.itemsize
-        if width in _WORDS:
-            return memoryview(data).cast(_WORDS[width])[::step].tobytes()
-        return b"".join(data[at : at + width] for at in range(0, len(data), stride))
 
 
 def unused_nbytes(checkpoint: Checkpoint) -> int:

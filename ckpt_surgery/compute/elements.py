@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
 from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.pickles.collector import collector_paused
+from ckpt_surgery.torch_objects.row_major import MOST_REPEATED
 from ckpt_surgery.torch_objects.tensors import math_bits
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from ckpt_surgery.checkpoint.description import Storage, Tensor
 
-_MOST_REPEATED = 1 << 26  # elements; a view may claim 10**12 over a storage of four
 _PACKED = re.compile(r"u?int[1-7]|bits\dx\d|.*_x2")  # several elements, or part of one, in a byte
 # Types that torch has but cannot convert: their elements are read as what they are stored in.
 _STORED_AS = {
@@ -48,7 +48,7 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     name = _STORED_AS.get(tensor.dtype.name, tensor.dtype.name)
     if tensor.storage is None or not can_load(tensor):
         return None
-    if tensor.numel > max(tensor.extent, _MOST_REPEATED):
+    if tensor.numel > max(tensor.extent, MOST_REPEATED):
         raise LimitExceededError(
             f"a view repeats {tensor.extent} elements to {tensor.numel}",
             entry=f"storage {tensor.storage.key}",

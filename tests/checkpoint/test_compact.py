@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch_checks import assert_torch_reads, bits, load, plain_tensors, save
 
 from ckpt_surgery import Output, inspect, read, selection, strip
-from ckpt_surgery.checkpoint.compact import Gathered, compact, find_pieces, unused_nbytes
+from ckpt_surgery.checkpoint.compact import compact, find_pieces, unused_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile
@@ -265,28 +265,6 @@ def test_pieces_come_in_the_order_of_the_tensors(source: SourceFile) -> None:
         ("early", 9, 11),
         ("late", 0, 2),
     ]
-
-
-@pytest.mark.parametrize("size", [1, 7, 16, 1000])
-@pytest.mark.parametrize("itemsize", [1, 2, 4, 8, 3])
-@pytest.mark.parametrize(
-    ("shape", "stride"),
-    [((5,), (3,)), ((2, 3), (10, 2)), ((2, 2, 2), (11, 4, 1)), ((1,), (1,)), ((2, 3), (4, 1))],
-)
-def test_gathered_elements_are_those_of_the_view(
-    shape: tuple[int, ...], stride: tuple[int, ...], itemsize: int, size: int, source: SourceFile
-) -> None:
-    extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    gathered = Gathered(ByteRange(source, 1, extent * itemsize), shape, stride, itemsize)
-    chunks = [bytes(chunk) for chunk in gathered.chunks(size)]
-    places = [0]
-    for n, step in zip(shape, stride, strict=True):
-        places = [place + i * step for place in places for i in range(n)]
-    data = bytes(range(1, 200))
-    assert b"".join(chunks) == b"".join(data[p * itemsize : (p + 1) * itemsize] for p in places)
-    assert gathered.nbytes == len(b"".join(chunks))
-    assert gathered.crc32 is None
-    assert max(map(len, chunks)) <= max(size, itemsize)
 
 
 def test_compact_leaves_the_description_that_it_was_given(tmp_path: Path) -> None:
