@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ckpt_surgery import Output, StripPrefix, inspect, rename, selection, strip
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="measured as Linux counts")
 
@@ -44,13 +44,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Bytes of every read that goes through the package."""
     counted: list[int] = []
-    read_at = SourceFile.read_at
+    read_at = FileSource.read_at
 
-    def counting(self: SourceFile, offset: int, nbytes: int) -> bytes:
+    def counting(self: FileSource, offset: int, nbytes: int) -> bytes:
         counted.append(nbytes)
         return read_at(self, offset, nbytes)
 
-    monkeypatch.setattr(SourceFile, "read_at", counting)
+    monkeypatch.setattr(FileSource, "read_at", counting)
     return counted
 
 

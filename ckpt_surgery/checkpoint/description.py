@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, Literal
 
 from ckpt_surgery.dtypes import DType
-from ckpt_surgery.fileio import ByteSource, SourceFile
+from ckpt_surgery.fileio import ByteSource, Source
 
 Role = Literal["parameter", "buffer", "unknown"]
 StateDictKind = Literal["model", "ema"]
@@ -153,7 +153,10 @@ class Other:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole file, described: its state dicts, what lies beside them, and the graph of both.
+    """A whole checkpoint, described: its state dicts, what lies beside them, and the graph of both.
+
+    `sources` are what its bytes come from: first what the user named, then what that leads to
+    (the shards of an index).
 
     The graph (`root`) is what the reader found and is never changed. What differs from it is said
     here, and carried out by the writer: state dicts whose entries differ from their node's items,
@@ -164,7 +167,7 @@ class Checkpoint:
     """
 
     format: str
-    file: SourceFile
+    sources: tuple[Source, ...]
     root: object
     state_dicts: tuple[StateDict, ...]
     others: tuple[Other, ...] = ()
@@ -183,8 +186,19 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Close the file that tensor bytes would come from; the description stays usable."""
-        self.file.close()
+        """Close what tensor bytes would come from; the description stays usable."""
+        for source in self.sources:
+            source.close()
+
+    @property
+    def file(self) -> Source:
+        """What the user named."""
+        return self.sources[0]
+
+    @property
+    def size(self) -> int:
+        """Length in bytes of all sources together."""
+        return sum(source.size for source in self.sources)
 
     @property
     def all_tensors(self) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ import click
 from ckpt_surgery.cli.base import in_order, traceback_option
 from ckpt_surgery.cli.types import CheckpointFile, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.names import Rule, RuleKind, Selection, parse_key_list
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ report_options = all_of(
 )
 
 
-def source_of(ctx: click.Context) -> PathLike | SourceFile:
+def source_of(ctx: click.Context) -> PathLike | Source:
     """The input: a path, or what comes from standard input, as an open file.
 
     Raises `UsageError` if no file is named and standard input is a terminal or closed.
@@ -152,7 +152,7 @@ def source_of(ctx: click.Context) -> PathLike | SourceFile:
             + ("closed" if sys.stdin is None else "a terminal"),
             hint=f"see '{ctx.command_path} --help'",
         )
-    return SourceFile.from_stream(sys.stdin.buffer)
+    return FileSource.from_stream(sys.stdin.buffer)
 
 
 def selection_of(ctx: click.Context) -> Selection:

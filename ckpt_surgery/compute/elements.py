@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
 from ckpt_surgery.fileio import ByteRange
+from ckpt_surgery.fileio.sources import ends_early
 from ckpt_surgery.pickles.collector import collector_paused
 from ckpt_surgery.torch_objects.row_major import MOST_REPEATED
 from ckpt_surgery.torch_objects.tensors import math_bits
@@ -84,14 +85,14 @@ def run_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
     dtype = dtype.to_real() if dtype.is_complex else dtype
     width, data, swapped = dtype.itemsize, storage.data, storage.big_endian
     first = tensor.dtype.nbytes(tensor.offset)
+    source, begin = data.source, data.offset + first
     if first + tensor.dtype.nbytes(tensor.numel) > data.nbytes:
-        raise data.file.ends_early(data.offset + first, tensor.nbytes)
-    file, begin = data.file, data.offset + first
+        raise ends_early(source, begin, tensor.nbytes)
 
     def read(start: int, stop: int) -> torch.Tensor:
         raw = torch.empty((stop - start) * width, dtype=torch.uint8)
         if stop > start:
-            file.read_into(begin + start * width, raw.numpy().data)
+            source.read_into(begin + start * width, raw.numpy().data)
         if swapped:
             raw = raw.view(-1, width).flip(1).reshape(-1)
         return raw.view(dtype)

@@ -1,10 +1,11 @@
 """Bytes in and out: byte ranges, zip records, files that appear whole, copies in the kernel.
 
 The names here are those that reading needs, as every command does; what writes is imported from
-`outputs` and `zipwriter`, so that a command that only reads does not wait for it.
+`atomic`, `sink` and `zip_write`, so that a command that only reads does not wait for it.
 """
 
-from ckpt_surgery.fileio.sources import CHUNK, ByteRange, Bytes, ByteSource, SourceFile
+from ckpt_surgery.fileio.ranges import CHUNK, ByteRange, Bytes, ByteSource
+from ckpt_surgery.fileio.sources import FileSource, MemorySource, PartSource, Source
 from ckpt_surgery.fileio.zip_read import ZipArchive, ZipRecord, looks_like_zip, read_zip
 
 __all__ = [
@@ -12,7 +13,10 @@ __all__ = [
     "ByteRange",
     "ByteSource",
     "Bytes",
-    "SourceFile",
+    "FileSource",
+    "MemorySource",
+    "PartSource",
+    "Source",
     "ZipArchive",
     "ZipRecord",
     "looks_like_zip",

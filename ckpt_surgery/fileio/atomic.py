@@ -17,7 +17,7 @@ from typing import Final
 
 from ckpt_surgery.errors import PathLike, WriteError
 from ckpt_surgery.fileio.sink import Progress, Sink, reported
-from ckpt_surgery.fileio.sources import SourceFile, cannot
+from ckpt_surgery.fileio.sources import Source, cannot, is_at
 
 _NAME_MAX: Final = 255  # bytes of a file name on the common file systems
 _CREATE_FLAGS: Final = (
@@ -43,8 +43,8 @@ def atomic_output(
     path: PathLike,
     *,
     force: bool = False,
-    replacing: SourceFile | None = None,
-    inputs: Iterable[SourceFile] = (),
+    replacing: Source | None = None,
+    inputs: Iterable[Source] = (),
     fsync: bool | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Sink]:
@@ -96,7 +96,7 @@ def stream_output(
     fd: int,
     *,
     name: str = "<stdout>",
-    inputs: Iterable[SourceFile] = (),
+    inputs: Iterable[Source] = (),
     progress: Progress | None = None,
 ) -> Iterator[Sink]:
     """Write to an open descriptor, which stays open; what was written is flushed at the end.
@@ -106,7 +106,7 @@ def stream_output(
     """
     status = os.fstat(fd)
     for source in inputs:
-        if stat.S_ISREG(status.st_mode) and os.path.samestat(status, os.fstat(source.fileno())):
+        if stat.S_ISREG(status.st_mode) and source.identity == (status.st_dev, status.st_ino):
             raise WriteError("the output is the input", path=name)
     sink = Sink(fd, name=name, progress=progress)
     yield sink
@@ -134,16 +134,16 @@ def _check_existing(
     existing: os.stat_result | None,
     *,
     force: bool,
-    replacing: SourceFile | None,
-    inputs: Iterable[SourceFile],
+    replacing: Source | None,
+    inputs: Iterable[Source],
 ) -> None:
-    if replacing is not None and not replacing.is_same_file(name):
+    if replacing is not None and not is_at(replacing, name):
         raise WriteError("is no longer the file that was read", path=name)
     if existing is None or replacing is not None:
         return
     if not stat.S_ISREG(existing.st_mode):
         raise WriteError("is not a regular file", path=name)
-    if any(source.is_same_file(name) for source in inputs):
+    if any(is_at(source, name) for source in inputs):
         raise WriteError(
             "the output is the input", path=name, hint="give --in-place to replace the input"
         )

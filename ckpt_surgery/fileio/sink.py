@@ -14,7 +14,8 @@ from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import WriteError
 from ckpt_surgery.fileio.kernel_copy import BLOCK, KERNEL_CHUNK, is_on_disk, kernel_copies
-from ckpt_surgery.fileio.sources import ByteRange, ByteSource, as_bytes, cannot
+from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, as_bytes
+from ckpt_surgery.fileio.sources import cannot
 
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of bytes that have just been written."""
@@ -143,14 +144,16 @@ class Sink:
         if source.nbytes >= _COALESCE:
             self.flush()
             while at < end and self.kernel_copies and self._kernel_is_fast(at):
-                copied = self._kernel_copy(source.file.fileno(), at, min(end - at, KERNEL_CHUNK))
-                at += copied
+                place = source.source.descriptor_at(at)
+                if place is None:
+                    break
+                at += self._kernel_copy(*place, min(end - at, KERNEL_CHUNK))
         if at < end and not self._buffer:
             self._buffer = memoryview(bytearray(_BUFFER))
         while at < end:
             # a disk takes whole blocks faster than blocks in two parts
             nbytes = min(end - at, _BUFFER - self.position % _BUFFER)
-            source.file.read_into(at, self._buffer[:nbytes])
+            source.source.read_into(at, self._buffer[:nbytes])
             self.write(self._buffer[:nbytes])
             at += nbytes
 

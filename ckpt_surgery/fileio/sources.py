@@ -1,51 +1,68 @@
-"""Where bytes come from: files read by position only, ranges of them, and bytes in memory."""
+"""Where bytes come from: files, files stored in files, and bytes in memory, read by position."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import select
 import stat
 import threading
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol
+from collections.abc import Sequence
+from typing import BinaryIO, Final, Protocol, TypeAlias
 
 from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
 
-CHUNK: Final = 1 << 20
-"""Bytes held at a time when bytes pass through memory."""
+FileIdentity: TypeAlias = tuple[int, int]
+"""A file of this system whatever it is called: its device and its number there."""
 
 _OPEN_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _seek_lock: Final = threading.Lock()
 
 
-class ByteSource(Protocol):
-    """A run of bytes of known length that can be read any number of times, in chunks."""
+class Source(Protocol):
+    """Bytes of known length, read by position only, so that any number of ranges share them.
+
+    Reading raises DamagedFileError if the bytes end before what is asked for, and ReadError if
+    they cannot be read. Any number of threads may read at once.
+    """
 
     @property
-    def nbytes(self) -> int:
-        """Length in bytes."""
+    def name(self) -> str:
+        """What messages call it."""
 
     @property
-    def crc32(self) -> int | None:
-        """CRC-32 of all bytes as far as it is known without reading them."""
+    def path(self) -> str | None:
+        """The file that it is all of and that may be replaced; None for anything else."""
 
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, at most `size` at a time.
+    @property
+    def size(self) -> int:
+        """Length in bytes when it was opened."""
 
-        Raises ReadError if they cannot be read.
+    @property
+    def identity(self) -> FileIdentity | None:
+        """The file that its bytes lie in or were made from, if that is one of this system."""
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Read exactly `nbytes` bytes from byte `offset` on."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, of bytes, from byte `offset` on."""
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges, each given by its offset and its length in bytes."""
+
+    def descriptor_at(self, offset: int) -> tuple[int, int] | None:
+        """Return a descriptor and where in its file byte `offset` lies, for copies by the kernel.
+
+        None if the bytes lie in no file.
         """
 
+    def close(self) -> None:
+        """Release what it holds; its bytes can no longer be read. Closing twice is fine."""
 
-class SourceFile:
-    """An open regular file that is read by position only, so that any number of ranges share it.
 
-    `name` is what messages call it, `path` where it lies (None for a stream or a copy of one),
-    `size` its length in bytes when it was opened.
-    """
+class FileSource:
+    """An open regular file. A stream, and the copy of a pipe, have no `path`."""
 
     def __init__(self, fd: int, *, name: str, path: str | None) -> None:
         """Take over `fd`, an open regular file."""
@@ -54,10 +71,10 @@ class SourceFile:
         self.path = path
         status = os.fstat(fd)
         self.size = status.st_size
-        self.mode = stat.S_IMODE(status.st_mode)
+        self.identity: FileIdentity | None = (status.st_dev, status.st_ino)
 
     @classmethod
-    def open(cls, path: PathLike) -> SourceFile:
+    def open(cls, path: PathLike) -> FileSource:
         """Open the file at `path`; a named pipe is copied to an anonymous temporary file first.
 
         Raises ReadError if it is missing, a directory, a device or not permitted.
@@ -72,10 +89,10 @@ class SourceFile:
             return cls(fd, name=name, path=name)
         with os.fdopen(fd, "rb", buffering=0) as pipe:
             _require_file_or_pipe(os.fstat(fd).st_mode, name)  # the path may mean another by now
-            return cls(_spool(pipe, name), name=name, path=None)
+            return cls(_copied(pipe, name), name=name, path=None)
 
     @classmethod
-    def from_stream(cls, stream: BinaryIO, name: str = "<stdin>") -> SourceFile:
+    def from_stream(cls, stream: BinaryIO, name: str = "<stdin>") -> FileSource:
         """Read `stream`: directly if it is a regular file at its start, else a temporary copy.
 
         The copy is anonymous and lies in the directory for temporary files. Raises ReadError if
@@ -86,9 +103,9 @@ class SourceFile:
             direct = stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0
         except (OSError, ValueError):  # io.UnsupportedOperation is both: no descriptor behind it
             direct = False
-        return cls(os.dup(fd) if direct else _spool(stream, name), name=name, path=None)
+        return cls(os.dup(fd) if direct else _copied(stream, name), name=name, path=None)
 
-    def __enter__(self) -> SourceFile:
+    def __enter__(self) -> FileSource:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +116,7 @@ class SourceFile:
             self.close()
 
     def __repr__(self) -> str:
-        return f"SourceFile({self.name!r}, {self.size} bytes)"
+        return f"FileSource({self.name!r}, {self.size} bytes)"
 
     def close(self) -> None:
         """Close the file; its ranges can no longer be read. Closing twice is fine."""
@@ -108,18 +125,17 @@ class SourceFile:
             os.close(fd)
 
     def fileno(self) -> int:
-        """The descriptor, whose own position means nothing. Raises ReadError once closed."""
+        """Return the descriptor, whose own position means nothing. Raises ReadError once closed."""
         if self._fd < 0:
             raise ReadError("the file is closed", path=self.name)
         return self._fd
 
     def read_at(self, offset: int, nbytes: int) -> bytes:
-        """Exactly `nbytes` bytes from byte `offset` on.
+        """Read exactly `nbytes` bytes from byte `offset` on.
 
         Raises DamagedFileError if the file ends before, ReadError if reading fails.
         """
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise self.ends_early(offset, nbytes)
+        require_inside(self, offset, nbytes)
         if nbytes == 0:
             return b""
         fd = self.fileno()
@@ -128,7 +144,7 @@ class SourceFile:
             while len(data) < nbytes:
                 more = _read_at(fd, nbytes - len(data), offset + len(data))
                 if not more:
-                    raise self.ends_early(offset, nbytes, end=offset + len(data))
+                    raise ends_early(self, offset, nbytes, end=offset + len(data))
                 data += more
         except OSError as error:
             raise ReadError(cannot("be read", error), path=self.name) from error
@@ -137,110 +153,142 @@ class SourceFile:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, of bytes, from byte `offset` on; raises like `read_at`."""
         nbytes = buffer.nbytes
-        if offset < 0 or offset + nbytes > self.size:
-            raise self.ends_early(offset, nbytes)
+        require_inside(self, offset, nbytes)
         fd, done = self.fileno(), 0
         try:
             while done < nbytes:
                 count = _read_into(fd, buffer[done:], offset + done)
                 if not count:
-                    raise self.ends_early(offset, nbytes, end=offset + done)
+                    raise ends_early(self, offset, nbytes, end=offset + done)
                 done += count
         except OSError as error:
             raise ReadError(cannot("be read", error), path=self.name) from error
 
-    def ends_early(self, offset: int, nbytes: int, end: int | None = None) -> DamagedFileError:
-        """The error for bytes that are asked for but lie beyond the file's end."""
-        return DamagedFileError(
-            f"the file ends at byte {self.size if end is None else end}, "
-            f"but {nbytes} bytes from byte {offset} on are needed",
-            path=self.name,
-            hint="the file is truncated or was changed while it was read",
-        )
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges, one after the other; raises like `read_at`."""
+        return [self.read_at(offset, nbytes) for offset, nbytes in ranges]
 
-    def is_same_file(self, path: PathLike) -> bool:
-        """Whether `path` leads to this very file, through whatever links."""
-        try:
-            return os.path.samestat(os.fstat(self.fileno()), os.stat(path))  # noqa: PTH116
-        except (OSError, ValueError):
-            return False
+    def descriptor_at(self, offset: int) -> tuple[int, int]:
+        """Return the descriptor and `offset` itself. Raises ReadError once closed."""
+        return self.fileno(), offset
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
-    """`nbytes` bytes of `file` from byte `offset` on.
+class PartSource:
+    """A part of another source as a source of its own: a file stored in an archive.
 
-    `crc32` is their checksum as the file states it, not as anybody computed it. Raises
-    DamagedFileError if the range is not inside the file.
+    `name` is what messages call it, such as ``model.zip:policy.pth``. Closing it closes `whole`.
+    Raises DamagedFileError if the part is not inside `whole`.
     """
 
-    file: SourceFile
-    offset: int
-    nbytes: int
-    crc32: int | None = None
+    path: Final = None
 
-    def __post_init__(self) -> None:
-        if self.offset < 0 or self.nbytes < 0 or self.offset + self.nbytes > self.file.size:
-            raise self.file.ends_early(self.offset, self.nbytes)
-
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, at most `size` at a time; raises ReadError like `read_at`."""
-        end = self.offset + self.nbytes
-        for start in range(self.offset, end, size):
-            yield self.file.read_at(start, min(size, end - start))
-
-    def read(self) -> bytes:
-        """All bytes at once; raises ReadError like `SourceFile.read_at`."""
-        return self.file.read_at(self.offset, self.nbytes)
-
-    def slice(self, offset: int, nbytes: int) -> ByteRange:
-        """The `nbytes` bytes from byte `offset` of this range on.
-
-        Raises DamagedFileError if they are not inside this range.
-        """
-        if offset == 0 and nbytes == self.nbytes:
-            return self
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
-            raise DamagedFileError(
-                f"{nbytes} bytes from byte {offset} on are not inside "
-                f"a range of {self.nbytes} bytes",
-                path=self.file.name,
-            )
-        return ByteRange(self.file, self.offset + offset, nbytes)
-
-
-class Bytes:
-    """Bytes in memory as a `ByteSource`. Whoever gives them must not change them afterwards."""
-
-    __slots__ = ("_crc32", "data")
-
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self.data = as_bytes(data)
-        self._crc32: int | None = None
+    def __init__(self, whole: Source, offset: int, size: int, *, name: str) -> None:
+        require_inside(whole, offset, size)
+        self._whole = whole
+        self._offset = offset
+        self.size = size
+        self.name = name
 
     def __repr__(self) -> str:
-        return f"Bytes({self.nbytes} bytes)"
+        return f"PartSource({self.name!r}, {self.size} bytes)"
 
     @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
+    def identity(self) -> FileIdentity | None:
+        return self._whole.identity
 
-    @property
-    def crc32(self) -> int:
-        if self._crc32 is None:
-            self._crc32 = zlib.crc32(self.data)
-        return self._crc32
+    def close(self) -> None:
+        """Close the source that it is a part of."""
+        self._whole.close()
 
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, at most `size` at a time, as views."""
-        for start in range(0, self.nbytes, size):
-            yield self.data[start : start + size]
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Read exactly `nbytes` bytes from byte `offset` of the part on."""
+        require_inside(self, offset, nbytes)
+        return self._whole.read_at(self._offset + offset, nbytes)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, of bytes, from byte `offset` of the part on."""
+        require_inside(self, offset, buffer.nbytes)
+        self._whole.read_into(self._offset + offset, buffer)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read several ranges of the part as the whole does."""
+        for offset, nbytes in ranges:
+            require_inside(self, offset, nbytes)
+        return self._whole.read_ranges([(self._offset + at, nbytes) for at, nbytes in ranges])
+
+    def descriptor_at(self, offset: int) -> tuple[int, int] | None:
+        """Return where byte `offset` of the part lies in the file of the whole."""
+        return self._whole.descriptor_at(self._offset + offset)
 
 
-def as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
-    """A flat view of the bytes of any contiguous buffer."""
-    view = memoryview(data)
-    return view.cast("B") if view.nbytes else memoryview(b"")  # an empty shape cannot be cast
+class MemorySource:
+    """Bytes in memory, as a decompressed stream has them.
+
+    `origin` is the source that they were made from: it shares its identity, and is not kept.
+    """
+
+    path: Final = None
+
+    def __init__(self, data: bytes, *, name: str, origin: Source | None = None) -> None:
+        self._data = memoryview(data)
+        self.name = name
+        self.size = len(data)
+        self.identity = None if origin is None else origin.identity
+
+    def __repr__(self) -> str:
+        return f"MemorySource({self.name!r}, {self.size} bytes)"
+
+    def close(self) -> None:
+        """Release the bytes."""
+        self._data = memoryview(b"")
+
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """Return a copy of exactly `nbytes` bytes from byte `offset` on."""
+        return bytes(self._view(offset, nbytes))
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`, of bytes, from byte `offset` on."""
+        buffer[:] = self._view(offset, buffer.nbytes)
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return copies of several ranges."""
+        return [self.read_at(offset, nbytes) for offset, nbytes in ranges]
+
+    def descriptor_at(self, offset: int) -> None:
+        """Return None: the bytes lie in no file."""
+
+    def _view(self, offset: int, nbytes: int) -> memoryview:
+        require_inside(self, offset, nbytes)
+        if len(self._data) != self.size:
+            raise ReadError("the file is closed", path=self.name)
+        return self._data[offset : offset + nbytes]
+
+
+def require_inside(source: Source, offset: int, nbytes: int) -> None:
+    """Raise DamagedFileError if `source` has no `nbytes` bytes from byte `offset` on."""
+    if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
+        raise ends_early(source, offset, nbytes)
+
+
+def ends_early(
+    source: Source, offset: int, nbytes: int, *, end: int | None = None
+) -> DamagedFileError:
+    """Return the error for bytes that are asked for but lie beyond the end of `source`."""
+    return DamagedFileError(
+        f"the file ends at byte {source.size if end is None else end}, "
+        f"but {nbytes} bytes from byte {offset} on are needed",
+        path=source.name,
+        hint="the file is truncated or was changed while it was read",
+    )
+
+
+def is_at(source: Source, path: PathLike) -> bool:
+    """Return whether `path` leads, through whatever links, to the file of the source's bytes."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+    return source.identity == (status.st_dev, status.st_ino)
 
 
 def _require_file_or_pipe(mode: int, name: str) -> None:
@@ -252,37 +300,10 @@ def _require_file_or_pipe(mode: int, name: str) -> None:
         )
 
 
-def _spool(stream: BinaryIO | io.RawIOBase, name: str) -> int:
-    """Descriptor of an anonymous temporary file that holds what is left in `stream`."""
-    import tempfile  # imports much, and is seldom needed
+def _copied(stream: BinaryIO | io.RawIOBase, name: str) -> int:
+    from ckpt_surgery.fileio.spool import spool  # seldom needed
 
-    try:
-        with tempfile.TemporaryFile(buffering=0) as copy:
-            for data in _pieces(stream, name):
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(copy.fileno(), view) :]
-            return os.dup(copy.fileno())
-    except OSError as error:
-        raise ReadError(
-            cannot("be copied to a temporary file", error),
-            path=name,
-            hint="set TMPDIR to a directory with enough space, or name a file instead of a pipe",
-        ) from error
-
-
-def _pieces(stream: BinaryIO | io.RawIOBase, name: str) -> Iterator[bytes]:
-    while True:
-        try:
-            data = stream.read(CHUNK)
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            raise ReadError(cannot("be read", error), path=name) from error
-        if data is None:  # a pipe that somebody made non-blocking, and that is empty
-            select.select([stream], [], [])
-        elif data:
-            yield data
-        else:
-            return
+    return spool(stream, name)
 
 
 def cannot(what: str, error: Exception) -> str:

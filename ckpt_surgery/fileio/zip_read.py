@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio.sources import ByteRange, SourceFile
+from ckpt_surgery.fileio.ranges import ByteRange
+from ckpt_surgery.fileio.sources import Source
 
 LOCAL: Final = struct.Struct("<4s5HIIIHH")
 CENTRAL: Final = struct.Struct("<4s6HIIIHHHHHII")
@@ -69,7 +70,7 @@ class ZipRecord:
         if self.nbytes > limit:
             raise LimitExceededError(
                 f"the record has {self.nbytes} bytes, more than {limit}",
-                path=self.data.file.name,
+                path=self.data.source.name,
                 entry=self.name,
             )
         return self._inflate() if self.compressed else self.data.read()
@@ -93,7 +94,7 @@ class ZipRecord:
         return b"".join(parts)
 
     def _damaged(self, message: str) -> DamagedFileError:
-        return DamagedFileError(message, path=self.data.file.name, entry=self.name)
+        return DamagedFileError(message, path=self.data.source.name, entry=self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class ZipArchive:
     no record and to no structure of the archive.
     """
 
-    file: SourceFile
+    file: Source
     root: str
     records: tuple[ZipRecord, ...]
     unused_nbytes: int = 0
@@ -139,12 +140,12 @@ class _Entry(NamedTuple):
     header_offset: int
 
 
-def looks_like_zip(file: SourceFile) -> bool:
+def looks_like_zip(file: Source) -> bool:
     """Whether the file starts as a zip archive does: with a local header, or empty."""
     return file.size >= END.size and file.read_at(0, 4) in (LOCAL_MAGIC, END_MAGIC)
 
 
-def read_zip(file: SourceFile) -> ZipArchive:
+def read_zip(file: Source) -> ZipArchive:
     """Find the records of an archive; reads its headers, never its records.
 
     Only the source code of a TorchScript archive may be compressed. Raises DamagedFileError if
@@ -175,11 +176,11 @@ def read_zip(file: SourceFile) -> ZipArchive:
     return ZipArchive(file, root, tuple(records), unused)
 
 
-def _damaged(file: SourceFile, message: str, entry: str | None = None) -> DamagedFileError:
+def _damaged(file: Source, message: str, entry: str | None = None) -> DamagedFileError:
     return DamagedFileError(message, path=file.name, entry=entry)
 
 
-def _find_directory(file: SourceFile) -> _Directory:
+def _find_directory(file: Source) -> _Directory:
     if not looks_like_zip(file):
         raise _damaged(file, "the archive does not start with a record")
     end = file.size - END.size
@@ -210,7 +211,7 @@ def _find_directory(file: SourceFile) -> _Directory:
     return directory
 
 
-def _no_end(file: SourceFile) -> DamagedFileError:
+def _no_end(file: Source) -> DamagedFileError:
     """Say why the last bytes of the file are not the end record of an archive."""
     tail_offset = max(0, file.size - END.size - _MAX_COMMENT)
     tail = file.read_at(tail_offset, file.size - tail_offset)
@@ -229,7 +230,7 @@ def _no_end(file: SourceFile) -> DamagedFileError:
 
 
 def _find_directory64(
-    file: SourceFile, locator: bytes, directory: _Directory
+    file: Source, locator: bytes, directory: _Directory
 ) -> tuple[int, _Directory]:
     """Where the zip64 end record starts, and what it says about the directory."""
     _, disk, end, disks = LOCATOR.unpack(locator)
@@ -253,7 +254,7 @@ def _find_directory64(
     return end, _Directory(offset, nbytes, count)
 
 
-def _parse_directory(file: SourceFile, directory: _Directory) -> list[_Entry]:
+def _parse_directory(file: Source, directory: _Directory) -> list[_Entry]:
     data = file.read_at(directory.offset, directory.nbytes)
     entries: list[_Entry] = []
     at = 0
@@ -275,14 +276,14 @@ def _parse_directory(file: SourceFile, directory: _Directory) -> list[_Entry]:
     return entries
 
 
-def _decode_name(file: SourceFile, raw: bytes) -> str:
+def _decode_name(file: Source, raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _damaged(file, f"the record name {raw!r} is not UTF-8") from error
 
 
-def _make_entry(file: SourceFile, name: str, fields: tuple[int, ...], extra: bytes) -> _Entry:
+def _make_entry(file: Source, name: str, fields: tuple[int, ...], extra: bytes) -> _Entry:
     _, _, _, flags, method, _, _, crc32, stored_nbytes, nbytes, *_, attributes, offset = fields
     disk = fields[13]
     if flags & ~(FLAG_DESCRIPTOR | FLAG_UTF8):
@@ -304,7 +305,7 @@ def _make_entry(file: SourceFile, name: str, fields: tuple[int, ...], extra: byt
 
 
 def _widen(
-    file: SourceFile, name: str, extra: bytes, values: tuple[int, int, int], where: str
+    file: Source, name: str, extra: bytes, values: tuple[int, int, int], where: str
 ) -> tuple[int, int, int]:
     """Replace saturated 32-bit values by those of the zip64 field in `extra`, in its order."""
     if SATURATED_32 not in values:
@@ -322,7 +323,7 @@ def _widen(
     return widened[0], widened[1], widened[2]
 
 
-def _find_extra(file: SourceFile, name: str, extra: bytes, where: str) -> bytes:
+def _find_extra(file: Source, name: str, extra: bytes, where: str) -> bytes:
     """The content of the only zip64 field in `extra`; empty if there is none."""
     found: list[bytes] = []
     while extra:
@@ -337,7 +338,7 @@ def _find_extra(file: SourceFile, name: str, extra: bytes, where: str) -> bytes:
     return found[0] if found else b""
 
 
-def _check_names(file: SourceFile, entries: list[_Entry]) -> str:
+def _check_names(file: Source, entries: list[_Entry]) -> str:
     """The folder that everything is in; raises DamagedFileError for a name that is not to be."""
     if not entries:
         raise _damaged(file, "the archive has no records")
@@ -361,7 +362,7 @@ def _check_names(file: SourceFile, entries: list[_Entry]) -> str:
     return root
 
 
-def _locate(file: SourceFile, entry: _Entry) -> tuple[int, int]:
+def _locate(file: Source, entry: _Entry) -> tuple[int, int]:
     """Where the stored bytes start, and where the record ends (its descriptor included)."""
     name = entry.name
     raw_name = name.encode()
@@ -396,7 +397,7 @@ def _locate(file: SourceFile, entry: _Entry) -> tuple[int, int]:
     return start, end
 
 
-def _descriptor_nbytes(file: SourceFile, entry: _Entry, offset: int) -> int:
+def _descriptor_nbytes(file: Source, entry: _Entry, offset: int) -> int:
     """Length of the data descriptor at byte `offset`, which must agree with the directory."""
     known = entry.crc32, entry.stored_nbytes, entry.nbytes
     data = file.read_at(offset, min(24, file.size - offset))
@@ -413,7 +414,7 @@ def _descriptor_nbytes(file: SourceFile, entry: _Entry, offset: int) -> int:
     raise _damaged(file, "what follows the record contradicts the directory", entry.name)
 
 
-def _check_disjoint(file: SourceFile, spans: list[tuple[int, int, str]], limit: int) -> int:
+def _check_disjoint(file: Source, spans: list[tuple[int, int, str]], limit: int) -> int:
     """Bytes before the directory at `limit` that no record takes; records may not overlap."""
     unused = at = 0
     for start, end, name in sorted(spans):

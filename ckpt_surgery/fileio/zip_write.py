@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import WriteError
+from ckpt_surgery.fileio.ranges import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
-from ckpt_surgery.fileio.sources import Bytes, ByteSource
 from ckpt_surgery.fileio.zip_read import (
     CENTRAL,
     CENTRAL_MAGIC,

@@ -5,6 +5,7 @@ They are written by `torch_zip_layout`, which those who only read need not impor
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Final
 
@@ -16,7 +17,7 @@ from ckpt_surgery.errors import (
     PathLike,
     UnknownFormatError,
 )
-from ckpt_surgery.fileio import SourceFile, ZipArchive, looks_like_zip, read_zip
+from ckpt_surgery.fileio import FileSource, Source, ZipArchive, looks_like_zip, read_zip
 from ckpt_surgery.formats.torch_zip import (
     is_torch_zip,
     is_torchscript,
@@ -52,14 +53,14 @@ _ONNX: Final = re.compile(rb"\x08[\x01-\x1f][\x12\x3a]")  # its version, then pr
 _TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
-def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def read(source: PathLike | Source, *, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe the checkpoint in a file, without running it and without reading tensor bytes.
 
     The checkpoint keeps the file open, since its tensors' bytes would come from there: close it,
     or use it in a ``with`` statement. Raises `ReadError` if the file cannot be read, and its
     subclasses `UnknownFormatError`, `DamagedFileError` and `LimitExceededError`.
     """
-    file = source if isinstance(source, SourceFile) else SourceFile.open(source)
+    file = FileSource.open(source) if isinstance(source, str | os.PathLike) else source
     try:
         with collector_paused():
             return _read(file, limits)
@@ -78,7 +79,7 @@ def read(source: PathLike | SourceFile, *, limits: Limits = DEFAULT_LIMITS) -> C
     )
 
 
-def _read(file: SourceFile, limits: Limits) -> Checkpoint:
+def _read(file: Source, limits: Limits) -> Checkpoint:
     if looks_like_zip(file):
         archive = _read_archive(file)
         if is_torchscript(archive):
@@ -104,7 +105,7 @@ def _read(file: SourceFile, limits: Limits) -> Checkpoint:
     raise _unknown(file)
 
 
-def _read_archive(file: SourceFile) -> ZipArchive:
+def _read_archive(file: Source) -> ZipArchive:
     try:
         return read_zip(file)
     except DamagedFileError as error:
@@ -115,14 +116,14 @@ def _read_archive(file: SourceFile) -> ZipArchive:
         raise
 
 
-def _is_npz(file: SourceFile) -> bool:
+def _is_npz(file: Source) -> bool:
     """Whether the first record of an archive is a numpy array."""
     start = file.read_at(0, min(file.size, 256))
     name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
     return name.endswith(b".npy")
 
 
-def _unknown(file: SourceFile) -> UnknownFormatError:
+def _unknown(file: Source) -> UnknownFormatError:
     if file.size == 0:
         return UnknownFormatError("the file is empty", hint="the save or download did not finish")
     start = file.read_at(0, min(file.size, 64))

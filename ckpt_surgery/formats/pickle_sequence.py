@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.pickles import (
     Global,
     Limits,
@@ -47,8 +47,8 @@ class PickleSequence:
         self.lost: list[Object] = []
 
     @property
-    def file(self) -> SourceFile:
-        return self._part.file
+    def file(self) -> Source:
+        return self._part.source
 
     @property
     def remaining(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_SAFETENSORS, DType
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
-from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.torch_objects.kinds import role_of
 
@@ -30,7 +30,7 @@ _HALF_BYTE: Final = "F4"
 _WITHOUT_TORCH_DTYPE: Final = frozenset({"F6_E2M3", "F6_E3M2"})
 
 
-def looks_like_safetensors(file: SourceFile) -> bool:
+def looks_like_safetensors(file: Source) -> bool:
     """Whether the file begins with the size of a header that fits and with the brace of one."""
     if file.size <= _SIZE_BYTES:
         return False
@@ -39,7 +39,7 @@ def looks_like_safetensors(file: SourceFile) -> bool:
     return head[_SIZE_BYTES:] == b"{" and header_bytes <= MAX_HEADER_BYTES
 
 
-def read_safetensors(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a safetensors file: one state dict, in the order of the data.
 
     Every tensor has a storage of its own, named like the tensor. `limits` bounds the header as it
@@ -55,14 +55,14 @@ def read_safetensors(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Check
     others = () if metadata is None else (Other(METADATA, "dict", metadata),)
     return Checkpoint(
         format="safetensors",
-        file=file,
+        sources=(file,),
         root=None,
         state_dicts=(StateDict("", "model", entries),),
         others=others,
     )
 
 
-def _read_header(file: SourceFile, limits: Limits) -> tuple[dict[str, Any], int]:
+def _read_header(file: Source, limits: Limits) -> tuple[dict[str, Any], int]:
     """The header, and the byte at which the data starts."""
     if file.size < _SIZE_BYTES:
         raise _damaged(f"{file.size} bytes are too few for a header")
@@ -199,7 +199,7 @@ def _require_tiling(spans: Sequence[_Span], nbytes: int) -> None:
         raise _damaged(f"{nbytes - position} bytes follow the last tensor", "data")
 
 
-def _entry(span: _Span, file: SourceFile, start: int) -> Entry:
+def _entry(span: _Span, file: Source, start: int) -> Entry:
     data = ByteRange(file, start + span.begin, span.end - span.begin)
     tensor = Tensor(
         span.shape,

@@ -13,7 +13,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, ReadError
-from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
@@ -46,7 +46,7 @@ _REBUILD_FUNCTIONS: Final = frozenset(
 )
 
 
-def looks_like_legacy(file: SourceFile) -> bool:
+def looks_like_legacy(file: Source) -> bool:
     """Whether the file begins with a pickle of the magic number, in any protocol's spelling."""
     head = file.read_at(0, min(_LONGEST_MAGIC, file.size))
     try:
@@ -56,7 +56,7 @@ def looks_like_legacy(file: SourceFile) -> bool:
     return type(root) is int and root == MAGIC_NUMBER
 
 
-def read_legacy(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a legacy file.
 
     Views of storages (torch 0.3.1 and before) become tensors of the whole storage at a later
@@ -81,7 +81,7 @@ def read_legacy(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint
     references.shift_views(parsed.root, limits)
     return assemble(
         parsed.root,
-        file=file,
+        sources=(file,),
         format="torch-legacy",
         notes=_notes(sequence),
         unwritable=_not_described(sequence, parsed),

@@ -14,7 +14,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
 from ckpt_surgery.errors import DamagedFileError, ReadError
-from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Global, Limits, Node, Object, PersistentId
 from ckpt_surgery.torch_objects.find import assemble
@@ -30,7 +30,7 @@ _SMALL_WINDOW: Final = 1 << 12
 """Bytes read at once where short pickles and tensor bytes alternate."""
 
 
-def looks_like_tar(file: SourceFile) -> bool:
+def looks_like_tar(file: Source) -> bool:
     """Whether the file begins like a tar archive whose first member is one of torch's."""
     try:
         return next(_members(file), None) is not None
@@ -38,7 +38,7 @@ def looks_like_tar(file: SourceFile) -> bool:
         return False
 
 
-def read_tar(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def read_tar(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a tar checkpoint.
 
     Nothing is extracted. Its tensors become the `_rebuild_tensor_v2` of later versions, one node
@@ -77,7 +77,7 @@ def read_tar(file: SourceFile, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     sequences = (*heads, body)
     return assemble(
         parsed.root,
-        file=file,
+        sources=(file,),
         format="torch-tar",
         unwritable=next(filter(None, map(_not_described, sequences)), ""),
         names=[name for sequence in sequences for name in sequence.globals],
@@ -92,7 +92,7 @@ def _not_described(sequence: PickleSequence) -> str:
     return sequence.not_in_graphs()
 
 
-def _members(file: SourceFile) -> Iterator[tuple[str, ByteRange]]:
+def _members(file: Source) -> Iterator[tuple[str, ByteRange]]:
     """Name and data of each member in the order of the file; torch's four and no others.
 
     Raises `DamagedFileError` on anything that torch's writer would not have written.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, UnknownFormatError
-from ckpt_surgery.fileio import Bytes, ByteSource, SourceFile, ZipArchive
+from ckpt_surgery.fileio import Bytes, ByteSource, Source, ZipArchive
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import parse_storage_id
@@ -77,7 +77,7 @@ def is_torch_zip(archive: ZipArchive) -> bool:
     return archive.get(PICKLE) is not None
 
 
-def read_torch_zip(file: SourceFile, archive: ZipArchive, limits: Limits) -> Checkpoint:
+def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
     """Describe an archive of ``torch.save``; tensor bytes are not read.
 
     Raises `DamagedFileError` if a record is missing or contradicts the pickle.
@@ -96,7 +96,7 @@ def read_torch_zip(file: SourceFile, archive: ZipArchive, limits: Limits) -> Che
         notes.append(f"{count} storage records of {size} bytes are used by nothing")
     return assemble(
         parsed.root,
-        file=file,
+        sources=(file,),
         format="torch-zip",
         container=container,
         notes=tuple(notes),

@@ -18,7 +18,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other
 from ckpt_surgery.errors import DamagedFileError
-from ckpt_surgery.fileio import SourceFile, ZipArchive
+from ckpt_surgery.fileio import Source, ZipArchive
 from ckpt_surgery.formats.torch_zip import CONSTANTS, StorageRecords
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 from ckpt_surgery.torch_objects.kinds import type_name
@@ -52,7 +52,7 @@ class _Declaration:
     buffers: frozenset[str]
 
 
-def read_torchscript(file: SourceFile, archive: ZipArchive, limits: Limits) -> Checkpoint:
+def read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
     """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
 
     Tensors that are outside the state dict, attributes and constants of the code, are `others`.
@@ -69,7 +69,7 @@ def read_torchscript(file: SourceFile, archive: ZipArchive, limits: Limits) -> C
     constants = _parse(archive, CONSTANTS, limits)
     return Checkpoint(
         format=FORMAT,
-        file=file,
+        sources=(file,),
         root=root,
         state_dicts=(tree.state_dict("model", root),),
         others=tuple(_others([*reader.attributes, ("constants", constants)], tensors)),

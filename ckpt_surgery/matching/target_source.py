@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, find_ties
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.comparison import Comparison, compare
 from ckpt_surgery.models.specs import ModelSpec, Value, parse_settings
@@ -69,8 +69,14 @@ class Aim:
     checkpoint: Checkpoint | None = None
 
     @property
-    def inputs(self) -> tuple[SourceFile, ...]:
-        return () if self.checkpoint is None else (self.checkpoint.file,)
+    def sources(self) -> tuple[Source, ...]:
+        """What the target was read from; empty for a model."""
+        return () if self.checkpoint is None else self.checkpoint.sources
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of its files for a report, as the user gave them."""
+        return () if self.checkpoint is None else (self.checkpoint.file.name,)
 
     def entry(self, name: str) -> Entry | None:
         """The entry of the file called `name`; None for a model."""
@@ -137,7 +143,7 @@ def opened(
     model: str | None,
     model_args: Mapping[str, Value] | None,
     settings: Sequence[str],
-    like: PathLike | SourceFile | None,
+    like: PathLike | Source | None,
 ) -> Iterator[Aim]:
     """The target that was asked for; a file stays open inside the ``with`` statement.
 

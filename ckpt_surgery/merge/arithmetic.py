@@ -68,7 +68,7 @@ def merge_numbers(
         edited = narrowed(edited, scope)
         if not output.dry_run:
             stack.enter_context(stream)
-        inputs = [file.file for file in files]
+        inputs = [source for file in files for source in file.sources]
         nbytes = write(edited, output, inputs=inputs, prepare=stream.schedule)
         peak = min(room, numbers.computed_nbytes) + numbers.workspace
         peak += running_nbytes(len(files) + 1, workers) if numbers.computed_nbytes else 0

@@ -11,16 +11,13 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.plan import Plan, Rename, RenameModule, apply
 from ckpt_surgery.errors import CkptError, PathLike, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from ckpt_surgery.names.rewrite import RewriteRule
-
-
-Source = PathLike | SourceFile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +39,8 @@ class MergeFile:
         return self.original.file.name
 
     @property
-    def file(self) -> SourceFile:
-        return self.original.file
+    def sources(self) -> tuple[Source, ...]:
+        return self.original.sources
 
     def old_name(self, path: str, name: str) -> str:
         return self.names.get((path, name), name)
@@ -52,7 +49,7 @@ class MergeFile:
         return self.modules.get((path, module), module)
 
 
-def open_file(source: PathLike | SourceFile, rules: Sequence[RewriteRule]) -> MergeFile:
+def open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> MergeFile:
     """Read a file and rename its entries, on paper. Raises what `read` and renaming raise."""
     original = read(source)
     if not rules:
@@ -108,7 +105,11 @@ class Sources:
     """Which files there are. `inputs` have numbers from 1; the base may be one of them or not."""
 
     def __init__(
-        self, sources: Sequence[Source], base: Source | None, *, base_apart: bool = False
+        self,
+        sources: Sequence[PathLike | Source],
+        base: PathLike | Source | None,
+        *,
+        base_apart: bool = False,
     ) -> None:
         self.inputs = list(sources)
         self.first_number = 1
@@ -145,12 +146,12 @@ class Sources:
         return base, opened
 
 
-def _is_same(one: Source, other: Source) -> bool:
-    if isinstance(one, SourceFile) or isinstance(other, SourceFile):
-        return one is other
-    return os.path.realpath(one) == os.path.realpath(other)
+def _is_same(one: PathLike | Source, other: PathLike | Source) -> bool:
+    if isinstance(one, str | os.PathLike) and isinstance(other, str | os.PathLike):
+        return os.path.realpath(one) == os.path.realpath(other)
+    return one is other
 
 
-def label_of(source: Source) -> str:
-    """What messages call a source."""
-    return source.name if isinstance(source, SourceFile) else os.fspath(source)
+def label_of(source: PathLike | Source) -> str:
+    """Return what messages call a source."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else source.name

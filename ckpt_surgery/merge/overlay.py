@@ -52,7 +52,9 @@ def merge_structure(
             edited = compact(edited)
         ties = broken_ties(before, edited)
         edited = narrowed(edited, scope)
-        nbytes = write(edited, output, inputs=[file.file for file in others])
+        nbytes = write(
+            edited, output, inputs=[source for file in others for source in file.sources]
+        )
         inputs = [MergeInput(base.label, None, base=True)]
         inputs += (
             MergeInput(file.label, None, taken=taking.by_file[place])

@@ -130,7 +130,7 @@ def report_of(
         policies=outcome.policies,
         optimizers=outcome.optimizers,
         warnings=(*base.original.notes, *outcome.warnings),
-        nbytes_before=base.original.file.size,
+        nbytes_before=base.original.size,
         nbytes_after=outcome.nbytes,
         peak_bytes=outcome.peak,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import alone, the_state_dict
 from ckpt_surgery.errors import PathLike
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.formats.base import OUTPUT_FORMAT, as_archive
 from ckpt_surgery.reports.edits import EditReport
@@ -14,7 +14,7 @@ from ckpt_surgery.writing.write import destination, left_out, named_by_content, 
 
 
 def convert(
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     output: Output | PathLike,
     *,
     at: str | None = None,
@@ -55,6 +55,6 @@ def _report(before: Checkpoint, after: Checkpoint, output: Output, nbytes: int) 
         carried=tuple(other.path for other in after.others),
         dropped=left_out(before, after),
         warnings=before.notes,
-        nbytes_before=before.file.size,
+        nbytes_before=before.size,
         nbytes_after=nbytes,
     )

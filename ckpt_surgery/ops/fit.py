@@ -15,7 +15,7 @@ from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fit.adaptations import Classes, parse_adaptations, parse_fills
 from ckpt_surgery.fit.plan import FitItem, FitOptions, plan_fit
@@ -45,13 +45,13 @@ _Elements = Any
 
 
 def fit(
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     output: Output | PathLike,
     *,
     model: str | None = None,
     model_args: Mapping[str, Value] | None = None,
     settings: Sequence[str] = (),
-    like: PathLike | SourceFile | None = None,
+    like: PathLike | Source | None = None,
     match: str = "prefix",
     renames: Mapping[str, str] | None = None,
     emit_map: PathLike | None = None,
@@ -109,9 +109,9 @@ def fit(
         result = step.checkpoint
         if emit_map is not None:
             _write_map(emit_map, fitted, force=target.force)
-        nbytes = write(result, target, inputs=aim.inputs)
+        nbytes = write(result, target, inputs=aim.sources)
         return FitReport(
-            inputs=(checkpoint.file.name, *(file.name for file in aim.inputs)),
+            inputs=(checkpoint.file.name, *aim.inputs),
             output=destination(checkpoint, target),
             format=OUTPUT_FORMAT,
             target=aim.target.title,
@@ -121,7 +121,7 @@ def fit(
             optimizers=step.changes,
             warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted), *step.warnings),
             seed=seed,
-            nbytes_before=checkpoint.file.size,
+            nbytes_before=checkpoint.size,
             nbytes_after=nbytes,
         )
 

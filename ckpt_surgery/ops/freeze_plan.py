@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.checkpoint.description import StateDict
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.freeze.build import FreezeRecipe
 from ckpt_surgery.freeze.live import FreezePlan
@@ -47,7 +47,7 @@ class FreezePlanReport:
 
 
 def freeze_plan(
-    source: PathLike | SourceFile | None,
+    source: PathLike | Source | None,
     recipe: FreezeRecipe,
     *,
     model: ModelSpec | None = None,

@@ -20,7 +20,7 @@ from ckpt_surgery.checkpoint.description import (
 from ckpt_surgery.checkpoint.select import choose_state_dicts, select
 from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.errors import LimitExceededError, PathLike
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     selection: Selection | None = None,
     *,
     at: Sequence[str] = (),
@@ -56,7 +56,7 @@ def inspect(
         return InspectReport(
             file=checkpoint.file.name,
             format=checkpoint.format,
-            size=checkpoint.file.size,
+            size=checkpoint.size,
             state_dicts=narrowed.state_dicts,
             others=checkpoint.others,
             totals=_totals(checkpoint, [tensor for _, tensor in narrowed.tensors]),

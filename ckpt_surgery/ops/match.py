@@ -7,7 +7,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import AmbiguousMatchError, correspond
@@ -20,12 +20,12 @@ _MOST_NAMES: Final = 5000
 
 
 def match(
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     *,
     model: str | None = None,
     model_args: Mapping[str, Value] | None = None,
     settings: Sequence[str] = (),
-    like: PathLike | SourceFile | None = None,
+    like: PathLike | Source | None = None,
     at: Sequence[str] = (),
 ) -> MatchReport:
     """Compare every state dict of `source`, or those at the paths `at`, with one target.
@@ -51,7 +51,7 @@ def match(
                 if note is not None:
                     notes.append(f"'{each.path}': {note}" if len(chosen) > 1 else note)
             return MatchReport(
-                inputs=(checkpoint.file.name, *(file.name for file in aim.inputs)),
+                inputs=(checkpoint.file.name, *aim.inputs),
                 target=aim.target.title,
                 class_name=aim.target.class_name,
                 matched=tuple(matched),

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.merge.files import Source, Sources, label_of
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.merge.files import Sources, label_of
 from ckpt_surgery.merge.result import MergeScope
 from ckpt_surgery.writing.output import Output
 
@@ -30,11 +31,11 @@ def methods() -> tuple[str, ...]:
 
 
 def merge(
-    sources: Sequence[Source],
+    sources: Sequence[PathLike | Source],
     output: Output | PathLike,
     method: str = "overlay",
     *,
-    base: Source | None = None,
+    base: PathLike | Source | None = None,
     scope: MergeScope | None = None,
     only_existing: bool = False,
     same_shape: bool = False,

@@ -10,7 +10,7 @@ from ckpt_surgery.edits.optimizer import with_optimizers
 from ckpt_surgery.edits.plan import Planned
 from ckpt_surgery.edits.rename import plan_rename
 from ckpt_surgery.errors import PathLike
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.rewrite import RewriteRule
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def rename(
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     output: Output | PathLike,
     rules: Sequence[RewriteRule],
     *,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.edits.plan import Drop, DropOther, DropStateDict, Planned, Rename, apply
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.formats.base import OUTPUT_FORMAT, READ_ONLY, conversion
 from ckpt_surgery.reports.edits import EditReport
@@ -17,7 +17,7 @@ from ckpt_surgery.writing.write import destination, left_out, named_by_content, 
 
 def edit(
     command: str,
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     output: Output,
     build: Callable[[Checkpoint], Planned],
     *,
@@ -92,6 +92,6 @@ def _report(
         ),
         optimizers=planned.optimizers,
         warnings=(*before.notes, *planned.warnings),
-        nbytes_before=before.file.size,
+        nbytes_before=before.size,
         nbytes_after=nbytes,
     )

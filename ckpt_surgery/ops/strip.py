@@ -13,7 +13,7 @@ from ckpt_surgery.edits.drop import plan_strip
 from ckpt_surgery.edits.optimizer import with_optimizers, with_those_inside
 from ckpt_surgery.edits.plan import Plan, Planned, apply
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.names import Selection
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def strip(
-    source: PathLike | SourceFile,
+    source: PathLike | Source,
     output: Output | PathLike,
     selection: Selection | None = None,
     *,

@@ -14,7 +14,7 @@ from ckpt_surgery.checkpoint.description import (
     join_path,
 )
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
     NO_STATE,
@@ -70,7 +70,7 @@ def metadata_node(node: Node) -> Node | None:
 def assemble(
     root: Node,
     *,
-    file: SourceFile,
+    sources: tuple[Source, ...],
     format: str,  # noqa: A002  # the term of the report
     container: object = None,
     notes: tuple[str, ...] = (),
@@ -92,7 +92,7 @@ def assemble(
     survey.search(root)
     return Checkpoint(
         format="torch-module" if survey.found_module else format,
-        file=file,
+        sources=sources,
         root=root,
         state_dicts=tuple(survey.state_dicts),
         others=tuple(survey.others(root)),

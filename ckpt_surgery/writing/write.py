@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import LossyEditError, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.sink import Digest, Progress, Sink
 from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
@@ -31,7 +31,7 @@ def write(
     checkpoint: Checkpoint,
     output: Output,
     *,
-    inputs: Sequence[SourceFile] = (),
+    inputs: Sequence[Source] = (),
     prepare: Callable[[Sequence[object]], object] | None = None,
 ) -> int:
     """Write `checkpoint`; the number of bytes that it takes, also if nothing is written.
@@ -53,7 +53,7 @@ def write(
             prepare([record.source for record in layout.records])
         with (
             nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
-            _opened(checkpoint.file, output, [checkpoint.file, *inputs], progress) as sink,
+            _opened(checkpoint.file, output, [*checkpoint.sources, *inputs], progress) as sink,
         ):
             layout.write(sink)
     return layout.nbytes
@@ -61,7 +61,7 @@ def write(
 
 @contextmanager
 def _opened(
-    file: SourceFile, output: Output, inputs: Sequence[SourceFile], progress: Progress | None
+    file: Source, output: Output, inputs: Sequence[Source], progress: Progress | None
 ) -> Iterator[Sink]:
     if output.stream is not None:
         with stream_output(output.stream, inputs=inputs, progress=progress) as sink:
@@ -69,7 +69,10 @@ def _opened(
         return
     path = file.path if output.in_place else output.path
     if path is None:
-        raise UsageError("standard input cannot be edited in place", hint="give -o FILE")
+        raise UsageError(
+            f"'{file.name}' is no file of its own and cannot be edited in place",
+            hint="give -o FILE",
+        )
     with atomic_output(
         path,
         force=output.force,

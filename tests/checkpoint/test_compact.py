@@ -16,7 +16,7 @@ from ckpt_surgery import Output, inspect, read, selection, strip
 from ckpt_surgery.checkpoint.compact import compact, find_pieces, unused_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
-from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile
+from ckpt_surgery.fileio import ByteRange, Bytes, FileSource
 
 DTYPES = (torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128)
 
@@ -204,9 +204,9 @@ def strided(
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> SourceFile:
+def source(tmp_path: Path) -> FileSource:
     (tmp_path / "bytes").write_bytes(bytes(range(200)))
-    return SourceFile.open(tmp_path / "bytes")
+    return FileSource.open(tmp_path / "bytes")
 
 
 def content(tensor: Tensor | None) -> bytes:
@@ -215,7 +215,7 @@ def content(tensor: Tensor | None) -> bytes:
     return b"".join(bytes(chunk) for chunk in tensor.storage.data.chunks())
 
 
-def test_packed_elements_are_cut_at_whole_bytes(source: SourceFile) -> None:
+def test_packed_elements_are_cut_at_whole_bytes(source: FileSource) -> None:
     storage = Storage("0", BY_NAME["quint4x2"], "cpu", ByteRange(source, 0, 100))
     odd = compact(described(strided(storage, (6,), (1,), 5))).state_dicts[0].entries[0].tensor
     assert odd is not None
@@ -226,7 +226,7 @@ def test_packed_elements_are_cut_at_whole_bytes(source: SourceFile) -> None:
     assert (content(even), even.offset) == (bytes([2, 3, 4]), 0)
 
 
-def test_cut_of_two_types_starts_at_a_whole_element_of_both(source: SourceFile) -> None:
+def test_cut_of_two_types_starts_at_a_whole_element_of_both(source: FileSource) -> None:
     storage = Storage("0", BY_NAME["uint8"], "cpu", ByteRange(source, 0, 100), untyped=True)
     narrow = strided(storage, (4,), (1,), 10, "float8_e5m2")
     wide = strided(storage, (2,), (1,), 3, "uint32")
@@ -246,7 +246,7 @@ def test_storage_that_lies_in_memory_is_left_alone() -> None:
     assert unused_nbytes(checkpoint) == 100 - 8 - 16
 
 
-def test_tensor_without_node_or_storage_is_left_alone(source: SourceFile) -> None:
+def test_tensor_without_node_or_storage_is_left_alone(source: FileSource) -> None:
     meta = Tensor((3,), BY_NAME["float32"], (1,), device="meta")
     entries = (Entry("meta", meta), Entry("extra", None, node="text"))
     state_dict = StateDict("", "model", entries)
@@ -255,7 +255,7 @@ def test_tensor_without_node_or_storage_is_left_alone(source: SourceFile) -> Non
     assert unused_nbytes(checkpoint) == 0
 
 
-def test_pieces_come_in_the_order_of_the_tensors(source: SourceFile) -> None:
+def test_pieces_come_in_the_order_of_the_tensors(source: FileSource) -> None:
     late = Storage("late", BY_NAME["uint8"], "cpu", ByteRange(source, 0, 50))
     early = Storage("early", BY_NAME["uint8"], "cpu", ByteRange(source, 50, 50))
     tensors = [strided(early, (2,), (1,), 9), strided(late, (2,), (1,)), strided(early, (3,), (1,))]

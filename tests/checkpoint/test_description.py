@@ -22,7 +22,7 @@ from ckpt_surgery.checkpoint.description import (
 )
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import ReadError
-from ckpt_surgery.fileio import Bytes
+from ckpt_surgery.fileio import Bytes, MemorySource
 
 F32 = BY_NAME["float32"]
 STORAGE = Storage("0", F32, "cpu", Bytes(bytes(64)))
@@ -97,3 +97,13 @@ def test_closed_checkpoint_stays_a_description(tmp_path: Path) -> None:
     assert tensor.storage is not None
     with pytest.raises(ReadError, match="closed"):
         list(tensor.storage.data.chunks())
+
+
+def test_checkpoint_of_several_sources_counts_and_closes_them_all() -> None:
+    sources = tuple(MemorySource(bytes(n), name=f"shard {n}") for n in (3, 5))
+    with Checkpoint("x", sources, None, ()) as checkpoint:
+        assert checkpoint.file is sources[0]
+        assert checkpoint.size == 8
+    for source in sources:
+        with pytest.raises(ReadError, match="the file is closed"):
+            source.read_at(0, 1)

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from ckpt_surgery.checkpoint import gather
 from ckpt_surgery.checkpoint.gather import Gathered
-from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile
+from ckpt_surgery.fileio import ByteRange, Bytes, FileSource
 
 DATA = bytes(range(256)) * 40
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SourceFile]:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileSource]:
     path = tmp_path_factory.mktemp("gather") / "data"
     path.write_bytes(b"?" + DATA)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         yield file
 
 
@@ -62,7 +62,7 @@ def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     ],
 )
 def test_gathered_elements_are_those_of_the_view(
-    shape: tuple[int, ...], stride: tuple[int, ...], itemsize: int, size: int, source: SourceFile
+    shape: tuple[int, ...], stride: tuple[int, ...], itemsize: int, size: int, source: FileSource
 ) -> None:
     span = ByteRange(source, 1, extent(shape, stride) * itemsize)
     gathered = Gathered(span, shape, stride, itemsize)
@@ -88,7 +88,7 @@ def views(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 @given(views(), st.sampled_from([16, 40, 100, 1000]), st.sampled_from([1, 8, 4096]))
 def test_blocks_and_pieces_of_any_size_give_the_same(
     monkeypatch: pytest.MonkeyPatch,
-    source: SourceFile,
+    source: FileSource,
     view: tuple[tuple[int, ...], tuple[int, ...], int],
     block: int,
     near: int,
@@ -129,7 +129,7 @@ def test_memory_and_reads_are_bounded(
         return inner(self)
 
     monkeypatch.setattr(ByteRange, "read", counted)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         gathered = Gathered(ByteRange(file, 0, nbytes), shape, stride, 4)
         assert sum(map(len, gathered.chunks())) == gathered.nbytes
     assert max(reads) <= 1 << 18

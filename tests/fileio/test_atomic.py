@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ckpt_surgery.errors import WriteError
-from ckpt_surgery.fileio import ByteRange, SourceFile, read_zip
+from ckpt_surgery.fileio import ByteRange, FileSource, read_zip
 from ckpt_surgery.fileio.atomic import atomic_output
 
 OLD, NEW = b"the old file", b"the new file " * 9999
@@ -123,7 +123,7 @@ class TestRefusing:
         symbolic, hard = tmp_path / "symbolic", tmp_path / "hard"
         symbolic.symlink_to(old)
         hard.hardlink_to(old)
-        with SourceFile.open(old) as file:
+        with FileSource.open(old) as file:
             for path in (old, symbolic, hard):
                 with pytest.raises(WriteError, match="the output is the input"):
                     write(path, force=True, inputs=[file])
@@ -244,7 +244,7 @@ class TestReplacing:
 
     def test_input_is_replaced_in_place_while_it_is_read(self, old: Path) -> None:
         old.write_bytes(NEW)
-        with SourceFile.open(old) as file:
+        with FileSource.open(old) as file:
             with atomic_output(old, replacing=file, inputs=[file]) as sink:
                 sink.write(b"header")
                 sink.copy(ByteRange(file, 0, file.size))
@@ -252,7 +252,7 @@ class TestReplacing:
             assert file.read_at(0, file.size) == NEW
 
     def test_file_that_is_no_longer_the_input_is_not_replaced(self, old: Path) -> None:
-        with SourceFile.open(old) as file:
+        with FileSource.open(old) as file:
             old.unlink()
             with pytest.raises(WriteError, match="no longer the file that was read"):
                 write(old, replacing=file)
@@ -419,7 +419,7 @@ def test_killed_write_leaves_the_old_file_or_the_whole_new_one(tmp_path: Path) -
         data = path.read_bytes()
         wholes.add(len(data))
         if data != OLD:
-            with SourceFile.open(path) as file:
+            with FileSource.open(path) as file:
                 whole = [record.read(200_000) for record in read_zip(file).records]
             assert whole == [bytes([i]) * 200_000 for i in range(100)]
     assert len(wholes) <= 2

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ckpt_surgery.errors import DamagedFileError, WriteError
-from ckpt_surgery.fileio import ByteRange, Bytes, SourceFile, kernel_copy
+from ckpt_surgery.fileio import ByteRange, Bytes, FileSource, MemorySource, PartSource, kernel_copy
 from ckpt_surgery.fileio import sink as sink_module
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.sink import Sink
@@ -31,10 +31,10 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SourceFile]:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileSource]:
     path = tmp_path_factory.mktemp("source") / "source"
     path.write_bytes(os.urandom(300_000))
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         yield file
 
 
@@ -66,7 +66,7 @@ def pump(fd: int, into: bytearray) -> threading.Thread:
 
 class TestStreams:
     @pytest.mark.parametrize("blocking", [True, False])
-    def test_pipe_receives_everything(self, blocking: bool, source: SourceFile) -> None:
+    def test_pipe_receives_everything(self, blocking: bool, source: FileSource) -> None:
         received = bytearray()
         reader, writer = os.pipe()
         os.set_blocking(writer, blocking)
@@ -81,7 +81,7 @@ class TestStreams:
         content = source.read_at(0, source.size)
         assert bytes(received) == b"header" + content + NEW + b"end"
 
-    def test_closed_pipe_passes_through(self, source: SourceFile) -> None:
+    def test_closed_pipe_passes_through(self, source: FileSource) -> None:
         reader, writer = os.pipe()
         os.close(reader)
         for action in (
@@ -128,8 +128,8 @@ class TestStreams:
         with pytest.raises(WriteError, match="no such device"):
             write(tmp_path / "pipe")
 
-    def test_stream_that_is_the_input_is_refused(self, old: Path, source: SourceFile) -> None:
-        with SourceFile.open(old) as file, old.open("r+b") as out:
+    def test_stream_that_is_the_input_is_refused(self, old: Path, source: FileSource) -> None:
+        with FileSource.open(old) as file, old.open("r+b") as out:
             with (
                 pytest.raises(WriteError, match="the output is the input"),
                 stream_output(out.fileno(), inputs=[source, file]),
@@ -139,7 +139,7 @@ class TestStreams:
                 sink.write(b"THE")
         assert old.read_bytes() == b"THE" + OLD[3:]
 
-    def test_redirection_that_appends_is_written_to(self, old: Path, source: SourceFile) -> None:
+    def test_redirection_that_appends_is_written_to(self, old: Path, source: FileSource) -> None:
         with old.open("ab") as out, stream_output(out.fileno()) as sink:
             sink.reserve(1)
             sink.copy(ByteRange(source, 0, source.size))
@@ -170,7 +170,7 @@ class TestCopying:
         nbytes: int,
         on_disk: bool,
         way: str,
-        source: SourceFile,
+        source: FileSource,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -190,7 +190,7 @@ class TestCopying:
         self,
         on_disk: bool,
         expected: list[int],
-        source: SourceFile,
+        source: FileSource,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -212,17 +212,33 @@ class TestCopying:
         assert (tmp_path / "out").read_bytes() == b"".join(copies)
 
     def test_kernel_copies_do_not_pass_through_memory(
-        self, source: SourceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(SourceFile, "read_at", None)
+        monkeypatch.setattr(FileSource, "read_at", None)
         with atomic_output(tmp_path / "out") as sink:
             sink.copy_with_crc32(ByteRange(source, 0, source.size, crc32=5))
         monkeypatch.undo()
         assert (tmp_path / "out").read_bytes() == source.read_at(0, source.size)
 
+    def test_kernel_copies_a_part_of_a_file_too(
+        self, source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        part = PartSource(source, 4096, 250_000, name="source:part")
+        monkeypatch.setattr(FileSource, "read_into", None)
+        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: False)
+        with atomic_output(tmp_path / "out") as sink:
+            sink.copy(ByteRange(part, 1000, 200_000))
+        assert (tmp_path / "out").read_bytes() == source.read_at(5096, 200_000)
+
+    def test_range_that_is_in_no_file_passes_through_memory(self, tmp_path: Path) -> None:
+        data = os.urandom(200_000)
+        with atomic_output(tmp_path / "out") as sink:
+            sink.copy(ByteRange(MemorySource(data, name="memory"), 1000, 150_000))
+        assert (tmp_path / "out").read_bytes() == data[1000:151_000]
+
     @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
     def test_way_that_fails_is_tried_once_and_the_next_taken(
-        self, code: int, source: SourceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, code: int, source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         calls: list[str] = []
 
@@ -243,7 +259,7 @@ class TestCopying:
 
     @pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="Linux only")
     def test_way_that_stops_half_way_is_continued_by_the_next(
-        self, source: SourceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         real = os.copy_file_range
         answers = [1000, 2000, 0]
@@ -261,7 +277,7 @@ class TestCopying:
     def test_source_that_shrinks_meanwhile_is_refused(self, way: str, tmp_path: Path) -> None:
         path = tmp_path / "source"
         path.write_bytes(bytes(200_000))
-        with SourceFile.open(path) as file:
+        with FileSource.open(path) as file:
             whole = ByteRange(file, 0, 200_000, crc32=0)
             os.truncate(path, 100_000)
             with (
@@ -272,7 +288,7 @@ class TestCopying:
         assert names(tmp_path) == {"source"}
 
     def test_full_disk_is_reported_by_every_way(
-        self, way: str, source: SourceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, way: str, source: FileSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(*_: object) -> int:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -289,7 +305,7 @@ class TestCopying:
         assert names(tmp_path) == set()
 
     def test_checksum_that_is_known_is_not_computed(
-        self, source: SourceFile, tmp_path: Path
+        self, source: FileSource, tmp_path: Path
     ) -> None:
         content = source.read_at(0, 70_000)
         with atomic_output(tmp_path / "out") as sink:
@@ -307,7 +323,7 @@ class TestCopying:
         ):
             sink.copy_with_crc32(lying)
 
-    def test_progress_counts_every_byte(self, way: str, source: SourceFile, tmp_path: Path) -> None:
+    def test_progress_counts_every_byte(self, way: str, source: FileSource, tmp_path: Path) -> None:
         counted: list[int] = []
         with atomic_output(tmp_path / "out", progress=counted.append) as sink:
             sink.write(b"small")
@@ -336,7 +352,7 @@ class TestCopying:
         monkeypatch.setattr(sink_module, "kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
-            SourceFile.open(large) as file,
+            FileSource.open(large) as file,
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")

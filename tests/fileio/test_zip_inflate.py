@@ -11,13 +11,13 @@ import pytest
 from zip_builder import Part, build, deflated
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile, ZipArchive, read_zip
+from ckpt_surgery.fileio import FileSource, ZipArchive, read_zip
 
 
 def read(data: bytes, tmp_path: Path) -> ZipArchive:
     path = tmp_path / "archive.pt"
     path.write_bytes(data)
-    return read_zip(SourceFile.open(path))
+    return read_zip(FileSource.open(path))
 
 
 def inflating(data: bytes, stored: bytes, **central: Any) -> bytes:

@@ -27,13 +27,13 @@ from zip_builder import (
 )
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile, ZipArchive, looks_like_zip, read_zip, zip_read
+from ckpt_surgery.fileio import FileSource, ZipArchive, looks_like_zip, read_zip, zip_read
 
 
 def read(data: bytes, tmp_path: Path) -> ZipArchive:
     path = tmp_path / "archive.pt"
     path.write_bytes(data)
-    return read_zip(SourceFile.open(path))
+    return read_zip(FileSource.open(path))
 
 
 SECOND = Part(name=b"a/data/0", data=b"\0" * 12)
@@ -407,7 +407,7 @@ def test_what_a_zip_looks_like(tmp_path: Path) -> None:
     def looks(data: bytes) -> bool:
         path = tmp_path / "x"
         path.write_bytes(data)
-        return looks_like_zip(SourceFile.open(path))
+        return looks_like_zip(FileSource.open(path))
 
     assert looks(build(Part()))
     assert looks(build(zip64=False))
@@ -452,7 +452,7 @@ def test_sizes_and_offsets_beyond_32_bits_are_read(above: int, tmp_path: Path) -
         out.write(struct.pack("<4s4HIIH", b"PK\5\6", 0, 0, 2, 2, len(directory), min(at, FULL), 0))
     with zipfile.ZipFile(path) as oracle:
         expected = {info.filename: info.file_size for info in oracle.infolist()}
-    archive = read_zip(SourceFile.open(path))
+    archive = read_zip(FileSource.open(path))
     assert {f"a/{r.name}": r.nbytes for r in archive.records} == expected
     assert archive.records[0].data.offset == start
     assert archive.records[1].read(1) == b"!"
@@ -473,13 +473,13 @@ def test_sizes_and_offsets_beyond_32_bits_are_read(above: int, tmp_path: Path) -
     ],
 )
 def test_known_attack_archives_are_refused(name: str, shared_dir: Path) -> None:
-    with SourceFile.open(shared_dir / "hostile" / name) as file, pytest.raises(DamagedFileError):
+    with FileSource.open(shared_dir / "hostile" / name) as file, pytest.raises(DamagedFileError):
         read_zip(file)
 
 
 def test_torchscript_records_equal_those_of_the_standard_library(shared_dir: Path) -> None:
     path = shared_dir / "real" / "silero-vad" / "silero_vad_2023-04.jit"
-    archive = read_zip(SourceFile.open(path))
+    archive = read_zip(FileSource.open(path))
     with zipfile.ZipFile(path) as oracle:
         expected = {name: oracle.read(name) for name in oracle.namelist()}
     assert {f"{archive.root}/{r.name}": r.read(sys.maxsize) for r in archive.records} == expected

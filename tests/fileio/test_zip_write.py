@@ -22,7 +22,7 @@ from ckpt_surgery.fileio import (
     ByteRange,
     Bytes,
     ByteSource,
-    SourceFile,
+    FileSource,
     ZipArchive,
     read_zip,
     zip_write,
@@ -46,7 +46,7 @@ def laid_out(archive: ZipArchive, alignment: int = 64, *, identify: bool = False
 
 def rewritten(path: Path, alignment: int = 64, *, identify: bool = False) -> bytes:
     out = path.with_name("rewritten")
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         archive = read_zip(file)
         layout = laid_out(archive, alignment, identify=identify)
         with atomic_output(out, force=True) as sink:
@@ -109,14 +109,14 @@ def test_file_without_checksums_stays_without(tmp_path: Path) -> None:
         torch.save([torch.ones(5), torch.ones(0), torch.arange(99_999)], path)
     finally:
         set_crc32_options(compute_crc32=True)
-    assert {record.crc32 for record in read_zip(SourceFile.open(path)).records} == {0}
+    assert {record.crc32 for record in read_zip(FileSource.open(path)).records} == {0}
     assert rewritten(path) == path.read_bytes()
 
 
 def test_wrong_checksum_is_carried_over_and_not_repaired(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(torch.zeros(8), path)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         offset = read_zip(file).records[4].data.offset
     with path.open("r+b") as out:
         out.seek(offset)
@@ -201,7 +201,7 @@ def test_fields_of_64_bits_are_torchs(sizes: list[int], tmp_path: Path) -> None:
 def test_header_at_the_edge_of_32_bits_is_torchs(beyond: int, tmp_path: Path) -> None:
     path = tmp_path / "big.pth"
     torch.save([torch.zeros(n, dtype=torch.uint8) for n in (10, 99, 1, 0)], path)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         before = read_zip(file).get("data/1")
     assert before is not None
     size = FULL + beyond - before.data.offset - 16  # a descriptor lies between
@@ -216,7 +216,7 @@ def check_big_archive(sizes: list[int], tmp_path: Path) -> ZipArchive:
     path, out = tmp_path / "big.pth", tmp_path / "out"
     with skip_data():
         torch.save([torch.empty(n, dtype=torch.uint8) for n in sizes], path)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         archive = read_zip(file)
         layout = laid_out(archive)
         with out.open("wb") as written:
@@ -228,7 +228,7 @@ def check_big_archive(sizes: list[int], tmp_path: Path) -> ZipArchive:
     with zipfile.ZipFile(out) as oracle:
         places = [(info.file_size, info.header_offset) for info in oracle.infolist()]
     assert places == [(r.nbytes, r.header_offset) for r in archive.records]
-    with SourceFile.open(out) as file:
+    with FileSource.open(out) as file:
         again = read_zip(file).records
     assert [(r.name, r.nbytes, r.data.offset) for r in again] == [
         (r.name, r.nbytes, r.data.offset) for r in archive.records
@@ -241,7 +241,7 @@ def test_torch_reads_a_file_beyond_4_gib(tmp_path: Path) -> None:
     with skip_data():
         torch.save({"a": torch.empty(FULL + 9, dtype=torch.uint8), "b": torch.ones(3)}, path)
     out = tmp_path / "out.pth"
-    with SourceFile.open(path) as file, out.open("wb") as written:
+    with FileSource.open(path) as file, out.open("wb") as written:
         sink: Any = _SparseSink(written)
         laid_out(read_zip(file)).write(sink)
     loaded = torch.load(out, mmap=True)
@@ -253,12 +253,12 @@ def test_damaged_descriptor_of_64_bits_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.pth"
     with skip_data():
         torch.save(torch.empty(FULL + 9, dtype=torch.uint8), path)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         data = read_zip(file).records[4].data
     with path.open("r+b") as out:
         out.seek(data.offset + data.nbytes + 4)
         out.write(b"\1")
-    with SourceFile.open(path) as file, pytest.raises(DamagedFileError, match="what follows"):
+    with FileSource.open(path) as file, pytest.raises(DamagedFileError, match="what follows"):
         read_zip(file)
 
 
@@ -280,7 +280,7 @@ def test_read_of_write_is_identity(
     path = tmp_path_factory.getbasetemp() / "any.zip"
     with atomic_output(path, force=True, fsync=False) as sink:
         lay_out("röot", [(n, Bytes(d)) for n, d in records], alignment=alignment).write(sink)
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         archive = read_zip(file)
         assert archive.root == "röot"
         assert archive.unused_nbytes == 0
@@ -300,7 +300,7 @@ def test_derived_record_is_given_those_before_it(tmp_path: Path) -> None:
 
     source = tmp_path / "source"
     source.write_bytes(b"stored")
-    file = SourceFile.open(source)
+    file = FileSource.open(source)
     records: list[tuple[str, ByteSource | Derived]] = [
         ("a", Bytes(b"memory")),
         ("b", ByteRange(file, 0, 6, crc32=77)),
@@ -315,7 +315,7 @@ def test_derived_record_is_given_those_before_it(tmp_path: Path) -> None:
         ("b", 6, 77),
         ("c", 6, Bytes(b"stored").crc32),
     ]
-    archive = read_zip(SourceFile.open(path))
+    archive = read_zip(FileSource.open(path))
     assert [record.read(9) for record in archive.records] == [
         *(b"memory", b"stored", b"stored", b"made", b"")
     ]
@@ -355,4 +355,4 @@ def test_more_than_65535_records_are_counted_in_64_bits(tmp_path: Path) -> None:
     path = tmp_path / "many.zip"
     with atomic_output(path) as sink:
         lay_out("r", [(str(i), Bytes(b"")) for i in range(65_537)]).write(sink)
-    assert len(read_zip(SourceFile.open(path)).records) == 65_537
+    assert len(read_zip(FileSource.open(path)).records) == 65_537

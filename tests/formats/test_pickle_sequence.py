@@ -13,7 +13,7 @@ from torch_oracle import assert_same_tensors
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import ByteRange, SourceFile
+from ckpt_surgery.fileio import ByteRange, FileSource
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.formats.torch_legacy import read_legacy
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
@@ -21,20 +21,20 @@ from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 def saved(path: Path, value: object) -> Checkpoint:
     torch.save(value, path, _use_new_zipfile_serialization=False)
-    return read_legacy(SourceFile.open(path))
+    return read_legacy(FileSource.open(path))
 
 
 @pytest.fixture
 def bytes_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all reads."""
     sizes: list[int] = []
-    read_at = SourceFile.read_at
+    read_at = FileSource.read_at
 
-    def counting(self: SourceFile, offset: int, nbytes: int) -> bytes:
+    def counting(self: FileSource, offset: int, nbytes: int) -> bytes:
         sizes.append(nbytes)
         return read_at(self, offset, nbytes)
 
-    monkeypatch.setattr(SourceFile, "read_at", counting)
+    monkeypatch.setattr(FileSource, "read_at", counting)
     return sizes
 
 

@@ -14,7 +14,7 @@ import torch
 from torch_oracle import assert_same_tensor, assert_same_tensors
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError, ReadError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
 from ckpt_surgery.pickles import Limits
 
@@ -47,12 +47,12 @@ def of_dtype(name: str) -> torch.Tensor:
     return (raw % 2 if name == "bool" else raw).view(dtype).reshape(2, 3)
 
 
-def write(path: Path, header: Any, data: bytes = b"", *, nbytes: int | None = None) -> SourceFile:
+def write(path: Path, header: Any, data: bytes = b"", *, nbytes: int | None = None) -> FileSource:
     """A file of this header, given as bytes or as what JSON makes of it."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     size = len(text) if nbytes is None else nbytes
     path.write_bytes(struct.pack("<Q", size) + text + data)
-    return SourceFile.open(path)
+    return FileSource.open(path)
 
 
 def one(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> Any:
@@ -62,7 +62,7 @@ def one(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: An
 def test_every_dtype_equals_what_safetensors_loads(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({name: of_dtype(name) for name in DTYPES}, path)
-    file = SourceFile.open(path)
+    file = FileSource.open(path)
     assert looks_like_safetensors(file)
     checkpoint = read_safetensors(file)
     assert checkpoint.format == "safetensors"
@@ -75,7 +75,7 @@ def test_every_dtype_equals_what_safetensors_loads(tmp_path: Path) -> None:
 def test_every_shape_equals_what_safetensors_loads(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"": torch.rand(shape)}, path)
-    checkpoint = read_safetensors(SourceFile.open(path))
+    checkpoint = read_safetensors(FileSource.open(path))
     ((name, ours),) = checkpoint.tensors
     assert name == ""
     assert ours.is_contiguous
@@ -108,7 +108,7 @@ def test_the_order_is_that_of_the_data(tmp_path: Path) -> None:
 def test_no_two_tensors_share_a_storage(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(3), "b": torch.zeros(2)}, path)
-    storages = [ours.storage for _, ours in read_safetensors(SourceFile.open(path)).tensors]
+    storages = [ours.storage for _, ours in read_safetensors(FileSource.open(path)).tensors]
     assert [s.nbytes for s in storages if s is not None] == [12, 8]
     assert [s.key for s in storages if s is not None] == ["a", "b"]
 
@@ -116,14 +116,14 @@ def test_no_two_tensors_share_a_storage(tmp_path: Path) -> None:
 def test_metadata_is_an_entry_beside_the_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(1)}, path, {"format": "pt", "note": "é"})
-    (other,) = read_safetensors(SourceFile.open(path)).others
+    (other,) = read_safetensors(FileSource.open(path)).others
     assert (other.path, other.type) == ("__metadata__", "dict")
     assert other.value == {"format": "pt", "note": "é"}
 
 
 def test_a_published_file_equals_what_safetensors_loads(shared_dir: Path) -> None:
     path = shared_dir / "real" / "silero-vad" / "src_silero_vad_data_silero_vad_16k.safetensors"
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         assert looks_like_safetensors(file)
         assert_same_tensors(read_safetensors(file), safetensors.torch.load_file(path))
 
@@ -139,13 +139,13 @@ def test_a_file_without_tensors_is_read(tmp_path: Path, header: bytes) -> None:
 
 def test_reading_never_reads_tensor_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path / "a", one(shape=[1 << 18], offsets=[0, 1 << 20]), bytes(1 << 20))
-    read_at, sizes = SourceFile.read_at, []
+    read_at, sizes = FileSource.read_at, []
 
-    def counting(self: SourceFile, offset: int, nbytes: int) -> bytes:
+    def counting(self: FileSource, offset: int, nbytes: int) -> bytes:
         sizes.append(nbytes)
         return read_at(self, offset, nbytes)
 
-    monkeypatch.setattr(SourceFile, "read_at", counting)
+    monkeypatch.setattr(FileSource, "read_at", counting)
     read_safetensors(file)
     assert sum(sizes) == file.size - (1 << 20)
 
@@ -310,7 +310,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for end in range(len(data)):
         (tmp_path / "b").write_bytes(data[:end])
         with pytest.raises(DamagedFileError):
-            read_safetensors(SourceFile.open(tmp_path / "b"))
+            read_safetensors(FileSource.open(tmp_path / "b"))
 
 
 def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
         changed[chance.randrange(len(data))] = chance.randrange(256)
         (tmp_path / "b").write_bytes(changed)
         try:
-            read_safetensors(SourceFile.open(tmp_path / "b"))
+            read_safetensors(FileSource.open(tmp_path / "b"))
         except CkptError:
             refused += 1
     assert 300 < refused < 600
@@ -343,12 +343,12 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
 )
 def test_other_content_is_not_taken_for_safetensors(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
-    assert not looks_like_safetensors(SourceFile.open(tmp_path / "a"))
+    assert not looks_like_safetensors(FileSource.open(tmp_path / "a"))
 
 
 def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
     for path in sorted((shared_dir / "hostile").iterdir()):
-        with SourceFile.open(path) as file:
+        with FileSource.open(path) as file:
             assert not looks_like_safetensors(file)
             with pytest.raises(CkptError):
                 read_safetensors(file)

@@ -27,14 +27,14 @@ from torch_oracle import assert_same_tensors, storage_bytes
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import CkptError, DamagedFileError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.formats.torch_legacy import looks_like_legacy, read_legacy
 from ckpt_surgery.pickles import PersistentId, walk
 
 
 def saved(path: Path, value: Any, protocol: int = 2) -> Checkpoint:
     torch.save(value, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
-    file = SourceFile.open(path)
+    file = FileSource.open(path)
     assert looks_like_legacy(file)
     return read_legacy(file)
 
@@ -193,7 +193,7 @@ REAL = (
 @pytest.mark.parametrize("name", REAL)
 def test_published_files_equal_what_torch_loads(shared_dir: Path, name: str) -> None:
     path = shared_dir / "real" / name
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         assert looks_like_legacy(file)
         checkpoint = read_legacy(file)
         assert_same_tensors(checkpoint, torch.load(path, map_location="cpu"))
@@ -202,7 +202,7 @@ def test_published_files_equal_what_torch_loads(shared_dir: Path, name: str) -> 
 
 def test_locations_are_those_of_the_file(shared_dir: Path) -> None:
     path = shared_dir / "real" / "lpips" / "lpips_weights_v0.1_alex.pth"
-    with read_legacy(SourceFile.open(path)) as checkpoint:
+    with read_legacy(FileSource.open(path)) as checkpoint:
         assert {ours.device for _, ours in checkpoint.tensors} == {"cuda:0"}
 
 
@@ -334,7 +334,7 @@ def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
     paths = sorted((shared_dir / "hostile").iterdir())
     assert paths
     for path in paths:
-        with SourceFile.open(path) as file:
+        with FileSource.open(path) as file:
             assert not looks_like_legacy(file)
             with pytest.raises(CkptError):
                 read_legacy(file)

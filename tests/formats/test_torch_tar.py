@@ -22,7 +22,7 @@ from torch_oracle import assert_same_tensors
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.formats.torch_tar import looks_like_tar, read_tar
 from ckpt_surgery.pickles import Dict, Global, Limits, PersistentId
 
@@ -103,7 +103,7 @@ class Archive:
     def _count(self, parts: tuple[bytes, ...]) -> Any:
         return len(parts) if self.count is None else self.count
 
-    def write(self, path: Path, **changes: Any) -> SourceFile:
+    def write(self, path: Path, **changes: Any) -> FileSource:
         """Write the archive, with `changes` made to the header of each member."""
         with tarfile.open(path, "w:", format=tarfile.PAX_FORMAT) as archive:
             for name in self.names:
@@ -114,7 +114,7 @@ class Archive:
                 for attribute, value in changes.items():
                     setattr(info, attribute, value)
                 archive.addfile(info, io.BytesIO(data))
-        return SourceFile.open(path)
+        return FileSource.open(path)
 
 
 def check(path: Path, archive: Archive) -> Checkpoint:
@@ -201,13 +201,13 @@ def test_many_small_storages_are_read_through_small_windows(
         storages=tuple(storage(100 + n, 1 << 18, big) for n in range(count)),
     )
     file = archive.write(tmp_path / "a.tar")
-    read_at, sizes = SourceFile.read_at, []
+    read_at, sizes = FileSource.read_at, []
 
-    def counting(self: SourceFile, offset: int, nbytes: int) -> bytes:
+    def counting(self: FileSource, offset: int, nbytes: int) -> bytes:
         sizes.append(nbytes)
         return read_at(self, offset, nbytes)
 
-    monkeypatch.setattr(SourceFile, "read_at", counting)
+    monkeypatch.setattr(FileSource, "read_at", counting)
     read_tar(file)
     assert sum(sizes) < 100_000
 
@@ -333,7 +333,7 @@ def test_a_member_of_negative_size_is_refused(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(header)
     with pytest.raises(DamagedFileError, match="the tar header is invalid"):
-        read_tar(SourceFile.open(tmp_path / "a.tar"))
+        read_tar(FileSource.open(tmp_path / "a.tar"))
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for end in range(0, len(data), 37):
         (tmp_path / "b.tar").write_bytes(data[:end])
         with pytest.raises(DamagedFileError):
-            read_tar(SourceFile.open(tmp_path / "b.tar"))
+            read_tar(FileSource.open(tmp_path / "b.tar"))
 
 
 def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
         changed[chance.choice(places)] = chance.randrange(256)
         (tmp_path / "b.tar").write_bytes(changed)
         try:
-            read_tar(SourceFile.open(tmp_path / "b.tar"))
+            read_tar(FileSource.open(tmp_path / "b.tar"))
         except CkptError:
             refused += 1
     assert 100 < refused < 600
@@ -373,7 +373,7 @@ def test_a_pickle_above_the_limit_is_refused(tmp_path: Path) -> None:
 )
 def test_other_content_is_not_taken_for_tar(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
-    assert not looks_like_tar(SourceFile.open(tmp_path / "a"))
+    assert not looks_like_tar(FileSource.open(tmp_path / "a"))
 
 
 def test_another_tar_archive_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_another_tar_archive_is_not_taken_for_a_checkpoint(tmp_path: Path) -> No
 
 def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
     for path in sorted((shared_dir / "hostile").iterdir()):
-        with SourceFile.open(path) as file:
+        with FileSource.open(path) as file:
             assert not looks_like_tar(file)
             with pytest.raises(CkptError):
                 read_tar(file)

@@ -33,7 +33,7 @@ from ckpt_surgery.errors import (
     LossyEditError,
     UnknownFormatError,
 )
-from ckpt_surgery.fileio import SourceFile, read_zip
+from ckpt_surgery.fileio import FileSource, read_zip
 from ckpt_surgery.formats.torch_zip import read_torch_zip
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
@@ -290,7 +290,7 @@ def test_archive_without_a_pickle_is_no_checkpoint(tmp_path: Path) -> None:
     path = write_records(tmp_path / "w.pth", [("version", b"3\n")])
     with pytest.raises(UnknownFormatError, match=r"without 'data\.pkl'"):
         read(path)
-    with SourceFile.open(path) as file, pytest.raises(UnknownFormatError, match=r"no 'data\.pkl'"):
+    with FileSource.open(path) as file, pytest.raises(UnknownFormatError, match=r"no 'data\.pkl'"):
         read_torch_zip(file, read_zip(file), DEFAULT_LIMITS)
 
 
@@ -326,17 +326,17 @@ def test_calls_without_result_are_not_thrown_away(tmp_path: Path, out: Path) -> 
 
 def test_reading_never_reads_tensor_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save({"w": torch.ones(5000), "v": torch.ones(5000)}, tmp_path / "w.pth")
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         records = read_zip(file).records
     spans = [(r.data.offset, r.data.offset + r.nbytes) for r in records if "data/" in r.name]
     ranges: list[tuple[int, int]] = []
-    original = SourceFile.read_at
+    original = FileSource.read_at
 
-    def read_at(self: SourceFile, offset: int, nbytes: int) -> bytes:
+    def read_at(self: FileSource, offset: int, nbytes: int) -> bytes:
         ranges.append((offset, offset + nbytes))
         return original(self, offset, nbytes)
 
-    monkeypatch.setattr(SourceFile, "read_at", read_at)
+    monkeypatch.setattr(FileSource, "read_at", read_at)
     inspect(path)
     assert ranges
     assert not any(start < b and a < end for start, end in ranges for a, b in spans)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import SourceFile, read_zip
+from ckpt_surgery.fileio import FileSource, read_zip
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.formats import torchscript
 from ckpt_surgery.formats.torch_zip import is_torchscript
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
-    file = SourceFile.open(path)
+    file = FileSource.open(path)
     return read_torchscript(file, read_zip(file), limits)
 
 
@@ -248,7 +248,7 @@ def test_archive_is_known_by_its_constants(tmp_path: Path) -> None:
     script(Tied(), tmp_path / "script.pt")
     torch.save(Tied().state_dict(), tmp_path / "plain.pt")
     for name, expected in (("script.pt", True), ("plain.pt", False)):
-        with SourceFile.open(tmp_path / name) as file:
+        with FileSource.open(tmp_path / name) as file:
             assert is_torchscript(read_zip(file)) is expected
 
 

@@ -22,7 +22,7 @@ from ckpt_surgery import (
     merge_recipe,
     selection,
 )
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.merge.recipe import Override
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
@@ -425,7 +425,7 @@ def test_a_file_that_shrinks_during_the_run_leaves_nothing_behind(folder, monkey
     for name in "xy":
         torch.save({"v": torch.ones(10), "w": torch.randn(3000, 500)}, name)
     before = sorted(folder.iterdir())
-    lock, real = threading.Lock(), SourceFile.read_into
+    lock, real = threading.Lock(), FileSource.read_into
 
     def cut(file, offset, buffer):
         with lock:
@@ -433,7 +433,7 @@ def test_a_file_that_shrinks_during_the_run_leaves_nothing_behind(folder, monkey
                 os.truncate("y", 2_000_000)
         return real(file, offset, buffer)
 
-    monkeypatch.setattr(SourceFile, "read_into", cut)
+    monkeypatch.setattr(FileSource, "read_into", cut)
     if method == "overlay":
         progressed = []
 

@@ -18,7 +18,7 @@ from torch_checks import assert_same, assert_torch_reads, load, plain_tensors, s
 
 from ckpt_surgery import AddPrefix, Output, convert, inspect, rename, selection, strip
 from ckpt_surgery.errors import LossyEditError, UsageError, WriteError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.reports.edits import EditReport
 
 
@@ -195,13 +195,13 @@ def test_edit_writes_to_a_descriptor(path: Path, tmp_path: Path) -> None:
 
 
 def test_standard_input_has_no_place(path: Path) -> None:
-    stream = SourceFile.from_stream(io.BytesIO(path.read_bytes()))
-    with pytest.raises(UsageError, match="standard input cannot be edited in place"):
+    stream = FileSource.from_stream(io.BytesIO(path.read_bytes()))
+    with pytest.raises(UsageError, match="is no file of its own"):
         strip(stream, Output(in_place=True), CHOICE)
 
 
 def test_stream_is_edited_like_a_file(path: Path, tmp_path: Path) -> None:
-    stream = SourceFile.from_stream(io.BytesIO(path.read_bytes()))
+    stream = FileSource.from_stream(io.BytesIO(path.read_bytes()))
     report = strip(stream, tmp_path / "o.pth", CHOICE)
     assert report.inputs == ("<stdin>",)
     assert list(load(tmp_path / "o.pth")) == ["b", "c"]

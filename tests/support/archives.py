@@ -11,7 +11,7 @@ import torch
 from legacy_files import Call, Reference, dumps
 from torch_checks import save
 
-from ckpt_surgery.fileio import Bytes, SourceFile, read_zip
+from ckpt_surgery.fileio import Bytes, FileSource, read_zip
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.zip_write import Derived, lay_out
 from ckpt_surgery.formats.serialization_id import serialization_id as make_id
@@ -23,7 +23,7 @@ ID = ".data/serialization_id"
 
 
 def read_records(path: Path) -> Records:
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         return [(record.name, record.data.read()) for record in read_zip(file).records]
 
 

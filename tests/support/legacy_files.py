@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource
 
 MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -92,9 +92,9 @@ def plain(**changes: Any) -> bytes:
     return legacy(parts.pop("root"), parts.pop("keys"), (count, data), **parts)
 
 
-def write(path: Path, data: bytes) -> SourceFile:
+def write(path: Path, data: bytes) -> FileSource:
     path.write_bytes(data)
-    return SourceFile.open(path)
+    return FileSource.open(path)
 
 
 def view_file(*views: tuple[str, int, int], bare: bool = False) -> bytes:

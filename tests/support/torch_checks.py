@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.serialization import config
 
-from ckpt_surgery.fileio import SourceFile, read_zip
+from ckpt_surgery.fileio import FileSource, read_zip
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def assert_torch_reads(
 
 def assert_meta_offsets(path: Path, expected: Any) -> None:
     """``map_location="meta"`` gives the shapes, and where in the file each storage lies."""
-    with SourceFile.open(path) as file:
+    with FileSource.open(path) as file:
         offsets = {record.data.offset for record in read_zip(file).records}
     described = load(path, map_location="meta")
     pairs = list(zip(plain_tensors(described), plain_tensors(expected), strict=True))

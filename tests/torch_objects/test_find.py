@@ -229,7 +229,7 @@ def test_globals_are_those_of_the_pickle(tmp_path: Path) -> None:
 
 def test_globals_of_a_graph_are_those_in_it(tmp_path: Path) -> None:
     checkpoint = read_value({"w": torch.ones(1), "v": torch.ones(1)}, tmp_path / "w.pth")
-    again = assemble(checkpoint.root, file=checkpoint.file, format="torch-zip")
+    again = assemble(checkpoint.root, sources=checkpoint.sources, format="torch-zip")
     assert again.globals == checkpoint.globals
     assert "torch._utils._rebuild_tensor_v2" in again.globals
 
@@ -256,9 +256,9 @@ def test_nesting_by_state_is_limited_too(tmp_path: Path) -> None:
     root = Dict(["w", nested])
     with read(save(weights(), tmp_path / "w.pth")) as checkpoint:
         file = checkpoint.file
-        assert assemble(root, file=file, format="x", names=(), limits=Limits(depth=40)).others
+        assert assemble(root, sources=(file,), format="x", names=(), limits=Limits(depth=40)).others
         with pytest.raises(LimitExceededError, match="objects are nested more than 20 deep"):
-            assemble(root, file=file, format="x", names=(), limits=Limits(depth=20))
+            assemble(root, sources=(file,), format="x", names=(), limits=Limits(depth=20))
 
 
 def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:

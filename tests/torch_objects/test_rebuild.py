@@ -31,7 +31,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateD
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.edits.plan import Drop, DropOther, RenameModule
 from ckpt_surgery.errors import LossyEditError
-from ckpt_surgery.fileio import Bytes, SourceFile
+from ckpt_surgery.fileio import Bytes, FileSource
 from ckpt_surgery.formats.torch_zip import MODERN, Container
 from ckpt_surgery.pickles import ByteString, Dict, Global, Object, PersistentId, parse
 from ckpt_surgery.torch_objects.rebuild import Lowered, lower, lower_state_dict
@@ -223,8 +223,8 @@ UNTYPED = Storage("1", BY_NAME["uint8"], "cuda:1", Bytes(bytes(8)), untyped=True
 
 
 def plain(tmp_path: Path, *entries: Entry, metadata: Any = None, **more: Any) -> Checkpoint:
-    file = SourceFile.open(save(0, tmp_path / "source"))
-    return Checkpoint("x", file, None, (StateDict("", "model", entries, metadata),), **more)
+    file = FileSource.open(save(0, tmp_path / "source"))
+    return Checkpoint("x", (file,), None, (StateDict("", "model", entries, metadata),), **more)
 
 
 def entry(name: str, tensor: Tensor) -> Entry:

@@ -22,7 +22,7 @@ from ckpt_surgery.cli.options import (
 from ckpt_surgery.cli.output import finish
 from ckpt_surgery.cli.types import CheckpointFile, TextType
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.fileio import SourceFile
+from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.merge.choosing import best, expand, last
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, KEY_POLICIES, SHAPE_POLICIES
 from ckpt_surgery.ops.merge import STRUCTURAL, MergeScope, merge_recipe, methods
@@ -304,12 +304,12 @@ def _chosen(ctx: click.Context, names: Sequence[str], method: str) -> tuple[list
     return chosen, base
 
 
-def _source(name: str) -> PathLike | SourceFile:
+def _source(name: str) -> PathLike | Source:
     if name != "-":
         return name
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("standard input is no file to read")
-    return SourceFile.from_stream(sys.stdin.buffer)
+    return FileSource.from_stream(sys.stdin.buffer)
 
 
 def _parameters(ctx: click.Context) -> dict[str, object]:

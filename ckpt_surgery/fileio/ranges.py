@@ -1,0 +1,108 @@
+"""Runs of bytes: a part of a source, or bytes in memory."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.fileio.sources import Source, require_inside
+
+CHUNK: Final = 1 << 20
+"""Bytes held at a time when bytes pass through memory."""
+
+
+class ByteSource(Protocol):
+    """A run of bytes of known length that can be read any number of times, in chunks."""
+
+    @property
+    def nbytes(self) -> int:
+        """Length in bytes."""
+
+    @property
+    def crc32(self) -> int | None:
+        """CRC-32 of all bytes as far as it is known without reading them."""
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """Yield the bytes in order, at most `size` at a time.
+
+        Raises ReadError if they cannot be read.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """`nbytes` bytes of `source` from byte `offset` on.
+
+    `crc32` is their checksum as the file states it, not as anybody computed it. Raises
+    DamagedFileError if the range is not inside the source.
+    """
+
+    source: Source
+    offset: int
+    nbytes: int
+    crc32: int | None = None
+
+    def __post_init__(self) -> None:
+        require_inside(self.source, self.offset, self.nbytes)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """Yield the bytes in order, at most `size` at a time; raises ReadError like `read_at`."""
+        end = self.offset + self.nbytes
+        for start in range(self.offset, end, size):
+            yield self.source.read_at(start, min(size, end - start))
+
+    def read(self) -> bytes:
+        """Read all bytes at once; raises ReadError like `Source.read_at`."""
+        return self.source.read_at(self.offset, self.nbytes)
+
+    def slice(self, offset: int, nbytes: int) -> ByteRange:
+        """Return the `nbytes` bytes from byte `offset` of this range on.
+
+        Raises DamagedFileError if they are not inside this range.
+        """
+        if offset == 0 and nbytes == self.nbytes:
+            return self
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
+            raise DamagedFileError(
+                f"{nbytes} bytes from byte {offset} on are not inside "
+                f"a range of {self.nbytes} bytes",
+                path=self.source.name,
+            )
+        return ByteRange(self.source, self.offset + offset, nbytes)
+
+
+class Bytes:
+    """Bytes in memory as a `ByteSource`. Whoever gives them must not change them afterwards."""
+
+    __slots__ = ("_crc32", "data")
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.data = as_bytes(data)
+        self._crc32: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Bytes({self.nbytes} bytes)"
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
+    @property
+    def crc32(self) -> int:
+        if self._crc32 is None:
+            self._crc32 = zlib.crc32(self.data)
+        return self._crc32
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """Yield the bytes in order, at most `size` at a time, as views."""
+        for start in range(0, self.nbytes, size):
+            yield self.data[start : start + size]
+
+
+def as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
+    """Return a flat view of the bytes of any contiguous buffer."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # an empty shape cannot be cast
