@@ -44,7 +44,11 @@ def describe(option: click.Option) -> tuple[str, str]:
 
 
 def options_of(command: click.Command) -> list[tuple[str, str]]:
-    return [describe(each) for each in command.params if isinstance(each, click.Option)]
+    return [
+        describe(each)
+        for each in command.params
+        if isinstance(each, click.Option) and not each.hidden
+    ]
 
 
 def usage(name: str, command: click.Command) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -10,9 +10,21 @@ import click
 
 from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.errors import CkptError
+from ckpt_surgery.render.color import COLOR_CHOICES, ColorChoice
 
 HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 _ORDER: Final = "ckpt_surgery.cli.order"
+
+color_option = click.option(
+    "--color",
+    type=click.Choice(COLOR_CHOICES),
+    default="auto",
+    metavar="WHEN",
+    help="Colors: auto (on terminals), always or never. NO_COLOR and FORCE_COLOR hold.",
+)
+no_color_option = click.option(
+    "--no-color", is_flag=True, hidden=True, help="The old spelling of --color never."
+)
 
 traceback_option = click.option(
     "--traceback",
@@ -61,6 +73,28 @@ class Command(click.Command):
             if arguments <= values.keys():
                 return [*args, *padding]
         return args
+
+
+def color_of(ctx: click.Context) -> ColorChoice:
+    """Return what was said about colors: ``auto`` unless an option says otherwise."""
+    if ctx.params.get("no_color"):
+        return "never"
+    choice: ColorChoice = ctx.params.get("color") or "auto"
+    return choice
+
+
+def color_on(line: Sequence[str]) -> ColorChoice:
+    """Return the same from a command line that may not be parsed, or not be parseable."""
+    chosen: ColorChoice = "auto"
+    for at, argument in enumerate(line):
+        if argument == "--no-color":
+            return "never"
+        value = argument.partition("=")[2]
+        if argument == "--color" and at + 1 < len(line):
+            value = line[at + 1]
+        if argument.startswith("--color") and value in COLOR_CHOICES:
+            chosen = value
+    return chosen
 
 
 def in_order(ctx: click.Context, names: Collection[str]) -> list[tuple[str, Any]]:

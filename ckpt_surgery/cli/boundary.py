@@ -19,6 +19,7 @@ from typing import Final, TextIO
 import click
 
 from ckpt_surgery.errors import CkptError
+from ckpt_surgery.render.color import ERROR, HINT, PLAIN, ColorChoice, wants_color
 from ckpt_surgery.render.text import printable, shorten, visible
 
 REFUSED: Final = 2
@@ -34,7 +35,9 @@ class _Terminated(BaseException):
     """A signal to end, raised so that what is half written is removed."""
 
 
-def run(body: Callable[[], object], *, show_traceback: bool = False) -> int:
+def run(
+    body: Callable[[], object], *, show_traceback: bool = False, color: ColorChoice = "auto"
+) -> int:
     """Run `body`, whose number (if it gives one) is the exit code; explain whatever it raises."""
     _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
@@ -43,7 +46,7 @@ def run(body: Callable[[], object], *, show_traceback: bool = False) -> int:
         with _ending_signals_raise():
             return _attempt(body)
     except BaseException as error:  # noqa: BLE001 - everything ends here
-        return _explain(error, show_traceback=show_traceback)
+        return _explain(error, show_traceback=show_traceback, color=color)
 
 
 def _attempt(body: Callable[[], object]) -> int:
@@ -58,7 +61,7 @@ def _attempt(body: Callable[[], object]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explain(error: BaseException, *, show_traceback: bool) -> int:
+def _explain(error: BaseException, *, show_traceback: bool, color: ColorChoice) -> int:
     """Say on standard error what went wrong; return the exit code."""
     if isinstance(error, BrokenPipeError):
         _discard(sys.stdout)
@@ -66,9 +69,9 @@ def _explain(error: BaseException, *, show_traceback: bool) -> int:
     if show_traceback:
         _say_traceback(error)
     message, hint, code = _message(error)
-    _say(f"error: {message}")
+    _say("error:", message, ERROR, color)
     if hint:
-        _say(f"hint: {hint}")
+        _say("hint:", hint, HINT, color)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -110,9 +113,11 @@ def _click_message(error: click.ClickException) -> tuple[str, str | None]:
     return message, f"see '{context.command_path} --help'" if context is not None else None
 
 
-def _say(line: str) -> None:
-    brief = _LONG_NAME.sub(lambda match: f"'{shorten(match[1])}'", line)
-    _write_error_stream(printable(brief, _LONGEST_MESSAGE) + "\n")
+def _say(kind: str, text: str, style: str, color: ColorChoice) -> None:
+    brief = _LONG_NAME.sub(lambda match: f"'{shorten(match[1])}'", text)
+    if sys.stderr is not None and wants_color(sys.stderr, color):
+        kind = f"{style}{kind}{PLAIN}"
+    _write_error_stream(f"{kind} {printable(brief, _LONGEST_MESSAGE)}\n")
 
 
 def _say_traceback(error: BaseException) -> None:

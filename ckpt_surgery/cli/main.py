@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ckpt_surgery.cli import boundary
-from ckpt_surgery.cli.base import HELP_SETTINGS, traceback_option
+from ckpt_surgery.cli.base import HELP_SETTINGS, color_on, traceback_option
 from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.pickles import collector
@@ -93,7 +93,7 @@ class LazyGroup(click.Group):
             with self.make_context(prog_name or "ckpt", list(line), **extra) as ctx:
                 return self.invoke(ctx)
 
-        sys.exit(boundary.run(body, show_traceback="--traceback" in line))
+        sys.exit(boundary.run(body, show_traceback="--traceback" in line, color=color_on(line)))
 
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:

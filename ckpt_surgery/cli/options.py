@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from ckpt_surgery.cli.base import in_order, traceback_option
+from ckpt_surgery.cli.base import (
+    color_of,
+    color_option,
+    in_order,
+    no_color_option,
+    traceback_option,
+)
 from ckpt_surgery.cli.types import CheckpointFile, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import FileSource, Source
@@ -133,8 +139,13 @@ optimizer_option = click.option(
 report_options = all_of(
     click.option("--json", "as_json", is_flag=True, help="Report as one JSON document."),
     click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
-    click.option("--no-color", is_flag=True, help="No colors, as with NO_COLOR set."),
+    color_option,
+    no_color_option,
     traceback_option,
+)
+
+pager_option = click.option(
+    "--no-pager", is_flag=True, help="Never show a long report in the pager (PAGER, less)."
 )
 
 
@@ -185,7 +196,7 @@ def output_of(ctx: click.Context) -> Output:
         fsync=given["fsync"] or None,
         dry_run=dry_run,
         format=given["output_format"],
-        progress=None if given["quiet"] else progress_bar(color=not given["no_color"]),
+        progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TextIO, TypeVar
 
 import click
 
+from ckpt_surgery.cli.base import color_of
 from ckpt_surgery.errors import WriteError
 from ckpt_surgery.render import edits
 from ckpt_surgery.render.plain import to_json, write_json
@@ -37,7 +38,7 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
     if given["as_json"]:
         write_json(report, stream)
     else:
-        show(report, Screen(stream, color=not given["no_color"]))
+        show(report, Screen(stream, color=color_of(ctx)))
     return report.exit_code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
 
@@ -21,7 +22,7 @@ def show(report: EditReport, screen: Screen) -> None:
     for line in _lines(report):
         screen.line(line)
     for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
     written = f"written to {printable(report.output)}" if report.output else "nothing was written"
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     screen.line(f"{written}, {size}" if report.output else f"dry run: {written}, {size}", "bold")

@@ -9,13 +9,14 @@ from typing import Final
 
 from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter, Totals
 from ckpt_surgery.ops.freeze_plan import FreezePlanReport
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 
 _MOST_NAMES: Final = 3  # of one warning
-_INDEX: Final = Column("index", right=True, style="dim")
-_NAME: Final = Column("name", fold=True)
-_ELEMENTS: Final = Column("elements", right=True)
+_INDEX: Final = Column("index", right=True, spare=1, style="dim")
+_NAME: Final = Column("name", names=True)
+_ELEMENTS: Final = Column("elements", right=True, spare=3)
 _FATE: Final = (
     Column("trains", style="green"),
     Column("lr", right=True),
@@ -38,7 +39,7 @@ def show(report: FreezePlanReport, screen: Screen, *, folded: bool = False) -> N
         more = len(warning.names) - _MOST_NAMES
         named += f" and {more:,} more" if more > 0 else ""
         text = f"warning: {printable(warning.message, 500)}"
-        screen.line(f"{text} ({named})" if named else text, "yellow")
+        screen.line(f"{text} ({named})" if named else text, WARNING)
     if report.output is not None:
         screen.line(f"written to {printable(report.output)}", "bold")
 
@@ -54,7 +55,7 @@ def _grid(plan: FreezeSchedule, groups: Mapping[str, Group]) -> Grid:
         )
         for p in plan.parameters
     ]
-    return Grid((_INDEX, _NAME, Column("shape", style="cyan"), _ELEMENTS, *_FATE), rows)
+    return Grid((_INDEX, _NAME, Column("shape", spare=2, style="cyan"), _ELEMENTS, *_FATE), rows)
 
 
 def _fate(

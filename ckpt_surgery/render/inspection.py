@@ -22,14 +22,17 @@ _MOST_NAMES: Final = 8  # of one tie
 _LONGEST_VALUE: Final = 80  # characters
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
-_NAME: Final = Column("name", fold=True)
-_SHAPE: Final = Column("shape", style="cyan")
-_DTYPE: Final = Column("dtype", spare=True, style="green")
-_ELEMENTS: Final = Column("elements", right=True, spare=True)
-_BYTES: Final = Column("bytes", right=True, spare=True)
+_NAME: Final = Column("name", names=True)
+_SHAPE: Final = Column("shape", spare=4, style="cyan")
+_DTYPE: Final = Column("dtype", spare=7, style="green")
+_ELEMENTS: Final = Column("elements", right=True, spare=8)
+_BYTES: Final = Column("bytes", right=True, spare=9)
 _STATS: Final = (
-    *(Column(name, right=True) for name in ("min", "max", "mean", "std", "NaN", "Inf", "zeros")),
-    Column("histogram", spare=True),
+    *(Column(name, right=True) for name in ("min", "max", "mean")),
+    Column("std", right=True, spare=2),
+    *(Column(name, right=True) for name in ("NaN", "Inf")),
+    Column("zeros", right=True, spare=3),
+    Column("histogram", spare=6),
 )
 
 
@@ -66,7 +69,7 @@ def _heading(report: InspectReport, state_dict: StateDict) -> str:
 
 
 def _grid(report: InspectReport, state_dict: StateDict, view: View) -> Grid:
-    columns = [Column("index", right=True, style="dim")]
+    columns = [Column("index", right=True, spare=5, style="dim")]
     if view.both_indices:
         columns = [
             Column("state_dict", right=True, style="dim"),
@@ -118,15 +121,17 @@ def _folded_grid(state_dict: StateDict) -> Grid:
         )
         for row in fold(state_dict.entries)
     ]
-    return Grid((_NAME, Column("tensors", right=True), _SHAPE, _DTYPE, _ELEMENTS, _BYTES), rows)
+    return Grid(
+        (_NAME, Column("tensors", right=True, spare=6), _SHAPE, _DTYPE, _ELEMENTS, _BYTES), rows
+    )
 
 
 def _tree_grid(root: Subtree) -> Grid:
     columns = (
         _NAME,
-        Column("tensors", right=True),
-        Column("parameters", right=True),
-        Column("bytes", right=True),
+        Column("tensors", right=True, spare=3),
+        Column("parameters", right=True, spare=1),
+        Column("bytes", right=True, spare=2),
     )
     rows = [
         (

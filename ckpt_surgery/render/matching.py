@@ -8,6 +8,7 @@ from typing import Final
 from ckpt_surgery.fit.plan import FitItem
 from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.render.training import optimizer_lines
@@ -27,7 +28,7 @@ def show_match(report: MatchReport, screen: Screen) -> None:
         for line in _differences(each.comparison):
             screen.line(line)
     for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
 
 
 def _verdict(report: MatchReport, each: Matched) -> str:
@@ -115,7 +116,7 @@ def show_fit(report: FitReport, screen: Screen) -> None:
     for line in optimizer_lines(report.optimizers):
         screen.line(line)
     for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     if report.output:
         screen.line(f"written to {printable(report.output)}, {size}", "bold")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.edits import listing, names_of
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
@@ -23,7 +24,7 @@ def show(report: MergeReport, screen: Screen) -> None:
     for line in (*_entries(report), *_beside(report), *optimizer_lines(report.optimizers)):
         screen.line(line)
     for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", "yellow")
+        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
     size = nbytes(report.nbytes_after)
     if report.arithmetic:
         size += f", computed in at most {nbytes(report.peak_bytes)} of memory"
@@ -33,7 +34,7 @@ def show(report: MergeReport, screen: Screen) -> None:
 
 def _files(report: MergeReport) -> Grid:
     weighs = any(each.weight is not None for each in report.inputs)
-    columns = [Column("file", fold=True), Column("role")]
+    columns = [Column("file", names=True), Column("role")]
     columns += [Column("weight", right=True)] if weighs else []
     columns += [] if report.arithmetic else [Column("taken", right=True)]
     rows = []

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Final
 
+from ckpt_surgery.render.color import ColorChoice, wants_color
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -17,7 +19,7 @@ _DELAY: Final = 0.5  # seconds before a bar appears
 class _Bar:
     """Counts bytes, and shows them once `_DELAY` has passed."""
 
-    def __init__(self, total: int, *, color: bool) -> None:
+    def __init__(self, total: int, *, color: ColorChoice) -> None:
         self._total = total
         self._color = color
         self._written = 0
@@ -37,7 +39,7 @@ class _Bar:
 
 
 def progress_bar(
-    *, color: bool = True
+    *, color: ColorChoice = "auto"
 ) -> Callable[[int], AbstractContextManager[Callable[[int], object]]] | None:
     """A bar on standard error for a known number of bytes; None if that is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
@@ -54,7 +56,7 @@ def progress_bar(
     return show
 
 
-def _start(total: int, written: int, *, color: bool) -> Progress:
+def _start(total: int, written: int, *, color: ColorChoice) -> Progress:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -70,7 +72,7 @@ def _start(total: int, written: int, *, color: bool) -> Progress:
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=console(sys.stderr, color=color),
+        console=console(sys.stderr, color=wants_color(sys.stderr, color)),
         transient=True,
     )
     progress.add_task("writing", total=total, completed=written)

@@ -1,75 +1,79 @@
 """Lines and tables on a stream: through Rich on a terminal, plain text anywhere else.
 
-Rich costs 40 ms to import and 0.3 ms a row that it wraps, and cuts or wraps what does not fit; into
-a pipe goes plain text of whatever width the names need.
+Rich costs 40 ms to import; into a pipe goes plain text of whatever width the names need.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import io
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
+
+from ckpt_surgery.render.color import ColorChoice, wants_color
+from ckpt_surgery.render.layout import GAP, Column, Fitted, Grid, fit, hanging, padded
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+__all__ = ["Column", "Grid", "Screen", "console", "paged", "plain_lines"]
+
 _MOST_RICH_ROWS: Final = 1000
-_GAP: Final = "  "
+_UNBOUNDED: Final = 1 << 16  # cells; for colours that are wanted in a pipe
 # What reports draw with, for a stream that cannot encode it.
 _IN_ASCII: Final = str.maketrans("├└│─…▁▂▃▄▅▆▇█", "|`|-~_.:-=+*#")
-_FOLDED: Final = 24  # characters of a column that folds; with less a name is hard to read
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table. On a narrow terminal those that `fold` give way, and `spare` ones go."""
-
-    title: str
-    right: bool = False
-    fold: bool = False
-    spare: bool = False
-    style: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """A table of texts that are safe to print."""
-
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[str]]
 
 
 class Screen:
-    """A stream to report on."""
+    """A stream to report on.
 
-    def __init__(self, stream: TextIO, *, color: bool = True) -> None:
+    `terminal` says that what is written reaches a terminal although `stream` is none itself.
+    """
+
+    def __init__(
+        self, stream: TextIO, *, color: ColorChoice = "auto", terminal: TextIO | None = None
+    ) -> None:
         self._stream = stream
-        self._console = console(stream, color=color) if stream.isatty() else None
-        self._draws = _can_encode(stream, "└…█")
+        shown = terminal or stream
+        colored = wants_color(shown, color)
+        self._is_terminal = shown.isatty()
+        self._console: Console | None = None
+        if self._is_terminal or colored:
+            self._console = console(
+                stream, color=colored, width=None if self._is_terminal else _UNBOUNDED
+            )
+        self._draws = _can_encode(shown, "└…█")
 
     def _drawn(self, text: str) -> str:
         return text if self._draws else text.translate(_IN_ASCII)
 
     def line(self, text: str = "", style: str = "") -> None:
-        """One line, safe to print; on a terminal it wraps between words."""
+        """Write one line, safe to print; on a terminal it wraps between words."""
         text = self._drawn(text)
         if self._console is None:
             self._stream.write(f"{text.rstrip()}\n")
             return
         from rich.text import Text
 
-        self._console.print(Text(text, style=style, overflow="fold"))
+        if self._is_terminal:
+            text = hanging(text, self._console.width)
+        self._console.print(Text(text, style=style), soft_wrap=True)
 
     def grid(self, grid: Grid) -> None:
-        """A table with a head."""
+        """Write a table with a head, fitted to the terminal's width."""
         if not self._draws:
             grid = Grid(grid.columns, [list(map(self._drawn, row)) for row in grid.rows])
-        if self._console is None or len(grid.rows) > _MOST_RICH_ROWS:
+        if self._console is None:
             self._stream.writelines(plain_lines(grid))
+            return
+        fitted = fit(grid, self._console.width)
+        if len(fitted.rows) > _MOST_RICH_ROWS:
+            self._stream.writelines(_unstyled(fitted))
         else:
-            _print_rich(self._console, _without_spare(grid, self._console.width))
+            _print_rich(self._console, fitted)
+        if sign := fitted.sign():
+            self.line(sign, "dim")
 
 
 def _can_encode(stream: TextIO, text: str) -> bool:
@@ -81,7 +85,7 @@ def _can_encode(stream: TextIO, text: str) -> bool:
 
 
 def plain_lines(grid: Grid) -> Iterable[str]:
-    """The table as lines of text, columns aligned, nothing cut."""
+    """Return the table as lines of text, columns aligned, nothing cut."""
     table = [tuple(column.title for column in grid.columns), *grid.rows]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     for row in table:
@@ -89,82 +93,61 @@ def plain_lines(grid: Grid) -> Iterable[str]:
             cell.rjust(width) if column.right else cell.ljust(width)
             for cell, width, column in zip(row, widths, grid.columns, strict=True)
         )
-        yield _GAP.join(cells).rstrip() + "\n"
+        yield GAP.join(cells).rstrip() + "\n"
 
 
-def console(stream: TextIO, *, color: bool) -> Console:
-    """A Rich console that takes every text literally; NO_COLOR holds."""
+def _unstyled(fitted: Fitted) -> Iterator[str]:
+    for row in ([column.title for column in fitted.columns], *fitted.rows):
+        yield padded(row, fitted, lambda cell, _: cell) + "\n"
+
+
+def console(stream: TextIO, *, color: bool, width: int | None = None) -> Console:
+    """Return a Rich console that takes every text literally; `width` None is the terminal's."""
     from rich.console import Console
 
-    plain = not color or bool(os.environ.get("NO_COLOR"))
     return Console(
         file=stream,
-        color_system=None if plain else "auto",
+        color_system=("auto" if stream.isatty() else "standard") if color else None,
+        force_terminal=True if color else None,
+        width=width if width is not None else shutil.get_terminal_size().columns,
+        no_color=not color,
         markup=False,
         emoji=False,
         highlight=False,
     )
 
 
-def _without_spare(grid: Grid, width: int) -> Grid:
-    """The table without as many spare columns, from the right, as leave no room for the others."""
-    from rich.cells import cell_len
-
-    widths = [
-        max(cell_len(text) for text in (column.title, *(row[index] for row in grid.rows)))
-        for index, column in enumerate(grid.columns)
-    ]
-    kept = list(range(len(grid.columns)))
-
-    def needed() -> int:
-        return sum(
-            min(widths[i], _FOLDED) if grid.columns[i].fold else widths[i] for i in kept
-        ) + len(_GAP) * (len(kept) - 1)
-
-    for index in reversed(range(len(grid.columns))):
-        if grid.columns[index].spare and needed() > width:
-            kept.remove(index)
-    return Grid([grid.columns[i] for i in kept], [[row[i] for i in kept] for row in grid.rows])
-
-
-def _print_rich(console: Console, grid: Grid) -> None:
+def _print_rich(console: Console, fitted: Fitted) -> None:
+    """Print a table whose cells are cut to fit: one block, since Rich takes its time for cells."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
-    for column in grid.columns:
+    table = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold")
+    for column, width in zip(fitted.columns, fitted.widths, strict=True):
         table.add_column(
             Text(column.title),
             justify="right" if column.right else "left",
-            no_wrap=not column.fold,
-            overflow="fold",
+            no_wrap=True,
+            overflow="crop",
             style=column.style,
-            min_width=min(12, len(column.title)) if column.fold else None,
+            width=width,
         )
-    for block in _blocks(grid, console.width):
-        table.add_row(*map(Text, block))
+    if fitted.rows:
+        table.add_row(*(Text("\n".join(cells)) for cells in zip(*fitted.rows, strict=True)))
     console.print(table)
 
 
-def _blocks(grid: Grid, width: int) -> Iterator[Sequence[str]]:
-    """The rows of a table of `width` cells, those side by side that wrap nowhere joined to one.
+@contextmanager
+def paged(stream: TextIO, *, color: ColorChoice = "auto", pager: bool = True) -> Iterator[Screen]:
+    """Give a screen whose text goes through a pager if `stream` is a terminal that it overflows."""
+    if not (pager and stream.isatty()):
+        yield Screen(stream, color=color)
+        return
+    from ckpt_surgery.render.pager import page, pager_command
 
-    Rich takes its time for every cell, hardly for the lines in it.
-    """
-    from rich.cells import cell_len
-
-    folding = [index for index, column in enumerate(grid.columns) if column.fold]
-    room = width - len(_GAP) * (len(grid.columns) - 1)
-    for index, column in enumerate(grid.columns):
-        if index not in folding:
-            room -= max(cell_len(text) for text in (column.title, *(r[index] for r in grid.rows)))
-
-    def fits(row: Sequence[str]) -> bool:
-        # columns that fold share what room there is, in a way of Rich's own if there are several
-        return len(folding) <= 1 and sum(cell_len(row[index]) for index in folding) <= room
-
-    for together, rows in groupby(grid.rows, fits):
-        if together:
-            yield ["\n".join(cells) for cells in zip(*rows, strict=True)]
-        else:
-            yield from rows
+    if not pager_command():
+        yield Screen(stream, color=color)
+        return
+    text = io.StringIO()
+    yield Screen(text, color=color, terminal=stream)
+    page(text.getvalue(), stream, lines=shutil.get_terminal_size().lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import struct
 import subprocess
 import sys
 from collections import OrderedDict
@@ -108,7 +109,44 @@ def environment() -> dict[str, str]:
     """What a subprocess needs to find the package, whether it is installed or not."""
     paths = [str(_REPOSITORY), os.environ.get("PYTHONPATH", "")]
     kept = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS"}}
-    return kept | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TERM": "xterm-256color"}
+    return kept | {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "TERM": "xterm-256color",
+        "PAGER": "cat",
+    }
+
+
+@pytest.fixture
+def at_terminal(environment: dict[str, str]) -> Callable[..., tuple[int, str]]:
+    """Run `ckpt` on a terminal of some width; give its exit code and all that it was sent."""
+    fcntl = pytest.importorskip("fcntl", reason="no terminals of this kind here")
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+
+    def run(*args: str, columns: int = 100, **extra: str) -> tuple[int, str]:
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ckpt_surgery", *args],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment | extra,
+        )
+        os.close(slave)
+        seen = b""
+        while True:
+            try:
+                data = os.read(master, 65536)
+            except OSError:  # Linux says EIO when the last writer is gone
+                break
+            if not data:
+                break
+            seen += data
+        os.close(master)
+        return process.wait(60), seen.decode().replace("\r\n", "\n")
+
+    return run
 
 
 @pytest.fixture

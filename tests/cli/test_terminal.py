@@ -2,47 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import struct
-import subprocess
-import sys
 
 import pytest
-
-fcntl = pytest.importorskip("fcntl", reason="no terminals of this kind here")
-pty = pytest.importorskip("pty")
-termios = pytest.importorskip("termios")
-
-
-@pytest.fixture
-def at_terminal(environment):
-    """Run `ckpt` on a terminal of some width; the exit code and the screen's text."""
-
-    def run(*args: str, columns: int = 100, **extra: str) -> tuple[int, str]:
-        master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ckpt_surgery", *args],
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment | extra,
-        )
-        os.close(slave)
-        seen = b""
-        while True:
-            try:
-                data = os.read(master, 65536)
-            except OSError:  # Linux says EIO when the last writer is gone
-                break
-            if not data:
-                break
-            seen += data
-        os.close(master)
-        return process.wait(60), seen.decode().replace("\r\n", "\n")
-
-    return run
 
 
 def uncolored(text: str) -> str:
@@ -68,15 +30,35 @@ def test_no_color_holds(folder, at_terminal, args, extra):
     )
 
 
-def test_narrow_terminal_folds_names_and_cuts_nothing(folder, at_terminal, net):
-    screen = at_terminal("inspect", "net.pth", "--no-color", columns=60)[1]
+def test_narrow_terminal_shows_names_and_says_what_it_does_not_show(folder, at_terminal, net):
+    screen = at_terminal("inspect", "net.pth", "--color", "never", columns=60)[1]
     assert all(len(line) <= 60 for line in screen.splitlines())
-    table = screen.partition("\n\n")[0].splitlines()
-    start, end = table[0].index("name"), table[0].index("shape")
-    names = "".join(line[start:end].strip() for line in table[1:])
-    assert names == "".join(net.state_dict())
-    assert "float32" in screen
+    assert all(name in screen for name in net.state_dict())
     assert "(4, 4, 1, 1)" in screen
+    assert "not shown at this width: elements, bytes" in screen
+
+
+@pytest.mark.parametrize(
+    ("args", "extra", "colored"),
+    [
+        ([], {}, True),
+        (["--color", "never"], {}, False),
+        (["--color=always"], {"NO_COLOR": "1"}, True),
+        ([], {"NO_COLOR": "1"}, False),
+        (["--no-color"], {}, False),
+        ([], {"TERM": "dumb"}, False),
+        (["--color", "odd"], {}, True),
+    ],
+)
+def test_errors_are_colored_on_terminals(at_terminal, args, extra, colored):
+    code, screen = at_terminal("inspect", "nothing.pth", *args, **extra)
+    assert code == 2
+    assert screen.startswith("\x1b[1;31merror:\x1b[0m " if colored else "error: ")
+
+
+def test_errors_have_no_colors_in_a_pipe_unless_wanted(ckpt):
+    assert ckpt("inspect", "nothing.pth").stderr.startswith(b"error: ")
+    assert ckpt("inspect", "nothing.pth", FORCE_COLOR="1").stderr.startswith(b"\x1b[1;31merror:")
 
 
 def test_file_cannot_speak_to_the_terminal(folder, at_terminal):
@@ -95,7 +77,7 @@ def test_large_table_is_not_slowed_by_its_beauty(folder, at_terminal):
 
 def test_checkpoint_is_not_printed_to_a_terminal(folder, at_terminal):
     for output in ([], ["-o", "-"]):
-        code, screen = at_terminal("strip", "net.pth", "--prefix", "fc", *output)
+        code, screen = at_terminal("strip", "net.pth", "--prefix", "fc", *output, NO_COLOR="1")
         assert code == 2
         assert "standard output is a terminal" in screen
         assert "hint: give -o FILE" in screen

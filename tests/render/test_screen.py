@@ -9,7 +9,7 @@ import pytest
 
 from ckpt_surgery.checkpoint.description import Other, StateDict
 from ckpt_surgery.compute.stats import TensorStats
-from ckpt_surgery.render import edits, progress, screen
+from ckpt_surgery.render import edits, progress
 from ckpt_surgery.render.inspection import View, show
 from ckpt_surgery.render.plain import to_json
 from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
@@ -27,9 +27,10 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 
-GRID = Grid((Column("n", right=True), Column("name", fold=True)), (("1", "a"), ("10", "b.c")))
+GRID = Grid((Column("n", right=True), Column("name", names=True)), (("1", "a"), ("10", "b.c")))
 
 
 def test_plain_table_is_aligned_and_cut_nowhere():
@@ -39,7 +40,7 @@ def test_plain_table_is_aligned_and_cut_nowhere():
 def test_terminal_shows_the_same_table():
     plain, terminal = io.StringIO(), Terminal()
     Screen(plain).grid(GRID)
-    Screen(terminal, color=False).grid(GRID)
+    Screen(terminal, color="never").grid(GRID)
     assert [line.split() for line in terminal.getvalue().splitlines()] == [
         line.split() for line in plain.getvalue().splitlines()
     ]
@@ -54,7 +55,7 @@ class AsciiTerminal(io.TextIOWrapper):
 def test_stream_that_cannot_encode_drawings_gets_them_in_ascii(kind):
     raw = io.BytesIO()
     stream = kind(raw, encoding="ascii", errors="backslashreplace")
-    drawn = Screen(stream, color=False)
+    drawn = Screen(stream, color="never")
     drawn.line("… and 3 more")
     drawn.grid(Grid((Column("name"), Column("bytes")), (("├── a", "1"), ("│   └── é", "2"))))
     stream.flush()
@@ -62,33 +63,41 @@ def test_stream_that_cannot_encode_drawings_gets_them_in_ascii(kind):
     assert lines == ["~ and 3 more", "name bytes", "|-- a 1", "| `-- \\xe9 2"]
 
 
-@pytest.mark.parametrize("folding", [(), (1,), (1, 2)])
-@pytest.mark.parametrize("width", [8, 20, 30, 37, 38, 39, 60, 120])
-def test_table_looks_as_if_every_row_were_printed_alone(folding, width, monkeypatch):
-    monkeypatch.setenv("COLUMNS", str(width))
-    columns = [
-        Column(name, name == "n", i in folding) for i, name in enumerate(("n", "it", "bytes"))
-    ]
-    names = ["a", "layer4.0.conv1", "a name of words", "x" * 40, "宽" * 9, "", "b.weight", "é" * 18]
-    grid = Grid(columns, [(str(i), name, "7" * (i % 5)) for i, name in enumerate(names * 3)])
-    joined, alone = Terminal(), Terminal()
-    Screen(joined).grid(grid)
-    monkeypatch.setattr(screen, "_blocks", lambda grid, _width: grid.rows)
-    Screen(alone).grid(grid)
-    assert joined.getvalue() == alone.getvalue()
+def test_long_table_on_a_terminal_is_fitted_without_rich(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    rows = [(str(i), f"backbone.layer{i}.conv.weight", "(64, 64)") for i in range(2000)]
+    grid = Grid((Column("n", right=True), Column("name", names=True), Column("shape")), rows)
+    terminal = Terminal()
+    Screen(terminal, color="never").grid(grid)
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) == 2001
+    assert max(map(len, lines)) <= 40
+    assert lines[1].split() == ["0", "backbone.…conv.weight", "(64,", "64)"]
 
 
-def test_rows_that_fit_are_printed_together():
-    names = ["a", "b", "c" * 9, "d"]
-    grid = Grid((Column("n", right=True), Column("name", fold=True)), [(n, n) for n in names[:2]])
-    assert list(screen._blocks(grid, 80)) == [["a\nb", "a\nb"]]
-    grid = Grid((Column("n"), Column("name", fold=True)), [("1", name) for name in names])
-    assert list(screen._blocks(grid, 10)) == [["1\n1", "a\nb"], ("1", "c" * 9), ["1", "d"]]
+@pytest.mark.parametrize("choice", ["auto", "always"])
+def test_colors_are_wanted_in_a_pipe_too(choice, monkeypatch):
+    if choice == "auto":
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = io.StringIO()
+    screen = Screen(stream, color=choice)
+    long = "x" * 300
+    screen.grid(Grid((Column("name", names=True, style="cyan"),), ((long,),)))
+    screen.line(long, "bold")
+    assert f"\x1b[36m{long}" in stream.getvalue()
+    assert f"\x1b[1m{long}\x1b[0m\n" in stream.getvalue()
+
+
+def test_a_dumb_terminal_gets_no_colors(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    Screen(terminal).line("warning", "bold")
+    assert terminal.getvalue() == "warning\n"
 
 
 def test_markup_is_text():
     for stream in (io.StringIO(), Terminal()):
-        screen = Screen(stream, color=False)
+        screen = Screen(stream, color="never")
         screen.line("[bold]a[/bold] :smile:", "bold")
         screen.grid(Grid((Column("x"),), (("[red]b[/red]",),)))
         assert "[bold]a[/bold] :smile:" in stream.getvalue()
@@ -216,14 +225,14 @@ def test_progress_appears_only_after_a_while(monkeypatch):
     clock, terminal = [0.0], Terminal()
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(progress.sys, "stderr", terminal)
-    bar = progress.progress_bar(color=False)
+    bar = progress.progress_bar(color="never")
     with bar(10 << 20) as advance:
         advance(1 << 20)
         assert terminal.getvalue() == ""
     monkeypatch.undo()
     monkeypatch.setattr(progress.sys, "stderr", terminal)
     monkeypatch.setattr(progress, "_DELAY", 0.0)
-    with progress.progress_bar(color=False)(10 << 20) as advance:
+    with progress.progress_bar(color="never")(10 << 20) as advance:
         advance(1 << 20)
         advance(9 << 20)
     assert "10.0/10.0 MiB" in terminal.getvalue()
@@ -243,13 +252,12 @@ def test_progress_is_for_terminals(monkeypatch, stream):
         (20, ["name", "shape"]),
     ],
 )
-def test_narrow_terminal_loses_spare_columns_before_names(width, shown):
+def test_narrow_terminal_loses_spare_columns_before_names(width, shown, monkeypatch):
     grid = Grid(
-        [Column("name", fold=True), Column("shape"), Column("bytes", right=True, spare=True)],
+        [Column("name", names=True), Column("shape"), Column("bytes", right=True, spare=1)],
         [("a.rather.long.name.weight", "(1,)", "4")],
     )
     terminal = Terminal()
-    screen = Screen(terminal, color=False)
-    screen._console.width = width
-    screen.grid(grid)
+    monkeypatch.setenv("COLUMNS", str(width))
+    Screen(terminal, color="never").grid(grid)
     assert terminal.getvalue().splitlines()[0].split() == shown

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 import click
 
 import ckpt_surgery.ops.freeze_plan as verb
-from ckpt_surgery.cli.base import Command, in_order
-from ckpt_surgery.cli.options import input_argument, report_options, source_of
+from ckpt_surgery.cli.base import Command, color_of, in_order
+from ckpt_surgery.cli.options import input_argument, pager_option, report_options, source_of
 from ckpt_surgery.cli.target_options import model_of, model_options
 from ckpt_surgery.cli.types import KeyName, StateDictPath
 from ckpt_surgery.errors import UsageError
@@ -167,6 +167,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     help="Write the plan to OUT: .json, .toml or .py, or as --emit says.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@pager_option
 @report_options
 @click.pass_context
 def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
@@ -258,8 +259,9 @@ def _print(ctx: click.Context, report: FreezePlanReport, form: str) -> None:
         write_json(report, sys.stdout)
     elif form == "table" or given["output"] is not None:
         from ckpt_surgery.render.freeze_plan import show
-        from ckpt_surgery.render.screen import Screen
+        from ckpt_surgery.render.screen import paged
 
-        show(report, Screen(sys.stdout, color=not given["no_color"]), folded=given["fold"])
+        with paged(sys.stdout, color=color_of(ctx), pager=not given["no_pager"]) as screen:
+            show(report, screen, folded=given["fold"])
     else:
         sys.stdout.write(EMITTERS[form](report.plan))

@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 import ckpt_surgery.ops.inspect as verb
-from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.base import Command, color_of
 from ckpt_surgery.cli.options import (
     at_option,
     input_argument,
+    pager_option,
     report_options,
     selection_of,
     selection_options,
@@ -50,6 +51,7 @@ _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
     "--stats", is_flag=True, help="Minimum, maximum, mean, ... of every tensor (imports torch)."
 )
 @at_option
+@pager_option
 @report_options
 @click.pass_context
 def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> int:
@@ -108,7 +110,8 @@ def _print(ctx: click.Context, report: InspectReport) -> None:
         write_csv(report, sys.stdout)
     else:
         from ckpt_surgery.render.inspection import View, show
-        from ckpt_surgery.render.screen import Screen
+        from ckpt_surgery.render.screen import paged
 
         view = View(given["index"], given["fold"], given["tree"], given["depth"])
-        show(report, view, Screen(sys.stdout, color=not given["no_color"]))
+        with paged(sys.stdout, color=color_of(ctx), pager=not given["no_pager"]) as screen:
+            show(report, view, screen)

@@ -7,17 +7,24 @@ from typing import Any
 
 import click
 
-from ckpt_surgery.cli.base import Command
-from ckpt_surgery.cli.options import at_option, input_argument, report_options, source_of
+from ckpt_surgery.cli.base import Command, color_of
+from ckpt_surgery.cli.options import (
+    at_option,
+    input_argument,
+    pager_option,
+    report_options,
+    source_of,
+)
 from ckpt_surgery.cli.target_options import target_of, target_options
 from ckpt_surgery.render.plain import write_json
-from ckpt_surgery.render.screen import Screen
+from ckpt_surgery.render.screen import paged
 
 
 @click.command(cls=Command)
 @input_argument
 @target_options
 @at_option
+@pager_option
 @report_options
 @click.pass_context
 def match(ctx: click.Context, /, **_: Any) -> int:
@@ -43,5 +50,6 @@ def match(ctx: click.Context, /, **_: Any) -> int:
         else:
             from ckpt_surgery.render.matching import show_match
 
-            show_match(report, Screen(sys.stdout, color=not ctx.params["no_color"]))
+            with paged(sys.stdout, color=color_of(ctx), pager=not ctx.params["no_pager"]) as screen:
+                show_match(report, screen)
     return report.exit_code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from ckpt_surgery.cli.base import Command, in_order
+from ckpt_surgery.cli.base import Command, color_of, in_order
 from ckpt_surgery.cli.options import (
     at_option,
     optimizer_option,
@@ -84,7 +84,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     if not wanted or ctx.resilient_parsing:
         return
     from ckpt_surgery.merge.method import catalogue
-    from ckpt_surgery.render.screen import Column, Grid, Screen
+    from ckpt_surgery.render.screen import Column, Grid, paged
 
     rows = [
         ("overlay", "", "later files win: the dictionary update", ""),
@@ -99,8 +99,14 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
         )
         for name, method in catalogue().items()
     )
-    columns = [Column("method"), Column("parameters"), Column("what it is"), Column("definition")]
-    Screen(sys.stdout).grid(Grid(columns, rows))
+    columns = (
+        Column("method", style="bold"),
+        Column("parameters", wraps=True),
+        Column("what it is", wraps=True),
+        Column("definition", wraps=True, spare=1),
+    )
+    with paged(sys.stdout, color=color_of(ctx)) as screen:
+        screen.grid(Grid(columns, rows))
     ctx.exit()
 
 
