@@ -6,7 +6,8 @@ The names here are those that reading needs, as every command does; what writes 
 
 from ckpt_surgery.fileio.ranges import CHUNK, ByteRange, Bytes, ByteSource
 from ckpt_surgery.fileio.sources import FileSource, MemorySource, PartSource, Source
-from ckpt_surgery.fileio.zip_read import ZipArchive, ZipRecord, looks_like_zip, read_zip
+from ckpt_surgery.fileio.zip_read import looks_like_zip, read_zip
+from ckpt_surgery.fileio.zip_records import ZipArchive, ZipRecord
 
 __all__ = [
     "CHUNK",

@@ -3,121 +3,44 @@
 The standard library's `zipfile` cannot serve: it refuses files saved without checksums, and where
 an archive is ambiguous it and torch's reader (miniz) pick different records. Everything on which
 two readers could disagree is refused here, so that what is read is what torch would load.
-
-Layout and field names: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3 and 4.5.3.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio.ranges import ByteRange
 from ckpt_surgery.fileio.sources import Source
-
-LOCAL: Final = struct.Struct("<4s5HIIIHH")
-CENTRAL: Final = struct.Struct("<4s6HIIIHHHHHII")
-END: Final = struct.Struct("<4sHHHHIIH")
-END64: Final = struct.Struct("<4sQHHIIQQQQ")
-LOCATOR: Final = struct.Struct("<4sIQI")
-LOCAL_MAGIC: Final = b"PK\x03\x04"
-CENTRAL_MAGIC: Final = b"PK\x01\x02"
-END_MAGIC: Final = b"PK\x05\x06"
-END64_MAGIC: Final = b"PK\x06\x06"
-LOCATOR_MAGIC: Final = b"PK\x06\x07"
-DESCRIPTOR_MAGIC: Final = b"PK\x07\x08"
-
-FLAG_DESCRIPTOR: Final = 0x0008
-FLAG_UTF8: Final = 0x0800
-STORED: Final = 0
-DEFLATED: Final = 8
-ZIP64_EXTRA: Final = 0x0001
-SATURATED_16: Final = 0xFFFF
-SATURATED_32: Final = 0xFFFFFFFF
+from ckpt_surgery.fileio.zip_records import ZipArchive, ZipRecord
+from ckpt_surgery.fileio.zip_structs import (
+    CENTRAL,
+    CENTRAL_MAGIC,
+    DEFLATED,
+    DESCRIPTOR_MAGIC,
+    END,
+    END64,
+    END64_MAGIC,
+    END_MAGIC,
+    FLAG_DESCRIPTOR,
+    FLAG_UTF8,
+    LOCAL,
+    LOCAL_MAGIC,
+    LOCATOR,
+    LOCATOR_MAGIC,
+    SATURATED_16,
+    SATURATED_32,
+    STORED,
+    ZIP64_EXTRA,
+)
 
 MAX_RECORDS: Final = 1 << 20
 MAX_DIRECTORY: Final = 1 << 28  # bytes: 256 for each of a million records
 _MAX_COMMENT: Final = 0xFFFF
+_DESCRIPTOR64: Final = 24  # bytes of the longest data descriptor
 _FOLDER: Final = 0x10  # of the external attributes
-
-
-@dataclass(frozen=True, slots=True)
-class ZipRecord:
-    """A record of an archive.
-
-    `name` is its name below the root folder, `data` its bytes as they are stored, `nbytes` and
-    `crc32` the length in bytes and the checksum of what they decode to, as the directory says
-    (torch writes 0 where it was told not to compute one). `header_offset` is the byte at which
-    its local header starts.
-    """
-
-    name: str
-    data: ByteRange
-    compressed: bool
-    nbytes: int
-    crc32: int
-    header_offset: int
-
-    def read(self, limit: int) -> bytes:
-        """The decoded bytes, of which there may be `limit`.
-
-        Raises LimitExceededError if there are more, DamagedFileError if they do not decode to
-        `nbytes` bytes, ReadError if they cannot be read.
-        """
-        if self.nbytes > limit:
-            raise LimitExceededError(
-                f"the record has {self.nbytes} bytes, more than {limit}",
-                path=self.data.source.name,
-                entry=self.name,
-            )
-        return self._inflate() if self.compressed else self.data.read()
-
-    def _inflate(self) -> bytes:
-        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        parts: list[bytes] = []
-        left = self.data.nbytes
-        room = self.nbytes + 1  # zlib takes 0 for "no limit", so one byte more than may come
-        try:
-            for chunk in self.data.chunks():
-                parts.append(inflate.decompress(chunk, room))
-                room -= len(parts[-1])
-                left -= len(chunk)
-                if inflate.eof or not room:
-                    break
-        except zlib.error as error:
-            raise self._damaged(f"cannot be inflated: {error}") from error
-        if room != 1 or left or not inflate.eof or inflate.unused_data:
-            raise self._damaged(f"does not inflate to the {self.nbytes} bytes that it claims")
-        return b"".join(parts)
-
-    def _damaged(self, message: str) -> DamagedFileError:
-        return DamagedFileError(message, path=self.data.source.name, entry=self.name)
-
-
-@dataclass(frozen=True, slots=True)
-class ZipArchive:
-    """The records of a zip archive, in the order of its directory.
-
-    `root` is the folder that all of them are in. `unused_nbytes` counts the bytes that belong to
-    no record and to no structure of the archive.
-    """
-
-    file: Source
-    root: str
-    records: tuple[ZipRecord, ...]
-    unused_nbytes: int = 0
-    _by_name: dict[str, ZipRecord] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        by_name = {record.name: record for record in self.records}
-        object.__setattr__(self, "_by_name", by_name)
-
-    def get(self, name: str) -> ZipRecord | None:
-        """The record of that exact name below the root folder, or None."""
-        return self._by_name.get(name)
 
 
 class _Directory(NamedTuple):
@@ -158,8 +81,7 @@ def read_zip(file: Source) -> ZipArchive:
     is_torchscript = any(entry.name == f"{root}/constants.pkl" for entry in entries)
     spans: list[tuple[int, int, str]] = []
     records: list[ZipRecord] = []
-    for entry in entries:
-        start, end = _locate(file, entry)
+    for entry, (start, end) in zip(entries, _locate(file, entries), strict=True):
         spans.append((entry.header_offset, end, entry.name))
         if entry.name.endswith("/"):
             continue
@@ -362,15 +284,37 @@ def _check_names(file: Source, entries: list[_Entry]) -> str:
     return root
 
 
-def _locate(file: Source, entry: _Entry) -> tuple[int, int]:
-    """Where the stored bytes start, and where the record ends (its descriptor included)."""
+def _locate(file: Source, entries: Sequence[_Entry]) -> list[tuple[int, int]]:
+    """Return where each entry's stored bytes start, and where its record ends (descriptor incl.).
+
+    All local headers are read at once, then all descriptors, so that a source far away is asked
+    twice and not twice a record.
+    """
+    for entry in entries:
+        if entry.header_offset + LOCAL.size > file.size:
+            raise _damaged(file, "the record lies outside the file", entry.name)
+    heads = file.read_ranges([_head_range(file, entry) for entry in entries])
+    starts = [_data_offset(file, entry, head) for entry, head in zip(entries, heads, strict=True)]
+    ends = [start + entry.stored_nbytes for entry, start in zip(entries, starts, strict=True)]
+    followed = [place for place, entry in enumerate(entries) if entry.flags & FLAG_DESCRIPTOR]
+    descriptors = file.read_ranges(
+        [(ends[place], min(_DESCRIPTOR64, file.size - ends[place])) for place in followed]
+    )
+    for place, descriptor in zip(followed, descriptors, strict=True):
+        ends[place] += _descriptor_nbytes(file, entries[place], descriptor)
+    return list(zip(starts, ends, strict=True))
+
+
+def _head_range(file: Source, entry: _Entry) -> tuple[int, int]:
+    """Return where the local header and the name behind it lie: their offset and length."""
+    offset = entry.header_offset
+    return offset, min(LOCAL.size + len(entry.name.encode()), file.size - offset)
+
+
+def _data_offset(file: Source, entry: _Entry, head: bytes) -> int:
+    """Return where the stored bytes start; `head`, the local header, must agree with the entry."""
     name = entry.name
     raw_name = name.encode()
-    offset = entry.header_offset
-    if offset + LOCAL.size > file.size:
-        raise _damaged(file, "the record lies outside the file", name)
-    head_nbytes = min(LOCAL.size + len(raw_name), file.size - offset)
-    head = file.read_at(offset, head_nbytes)
     magic, _, flags, method, _, _, crc32, stored, nbytes, name_nbytes, extra_nbytes = LOCAL.unpack(
         head[: LOCAL.size]
     )
@@ -380,9 +324,8 @@ def _locate(file: Source, entry: _Entry) -> tuple[int, int]:
         raise _damaged(file, "the record has another name than in the directory", name)
     if (flags, method) != (entry.flags, entry.method):
         raise _damaged(file, "the record has other flags or method than in the directory", name)
-    start = offset + LOCAL.size + name_nbytes + extra_nbytes
-    end = start + entry.stored_nbytes
-    if end > file.size:
+    start = entry.header_offset + LOCAL.size + name_nbytes + extra_nbytes
+    if start + entry.stored_nbytes > file.size:
         raise _damaged(file, "the record lies outside the file", name)
     if SATURATED_32 in (stored, nbytes):
         extra = file.read_at(start - extra_nbytes, extra_nbytes)
@@ -392,19 +335,16 @@ def _locate(file: Source, entry: _Entry) -> tuple[int, int]:
     unknown = flags & FLAG_DESCRIPTOR and not any(said)
     if not unknown and said != (entry.crc32, entry.stored_nbytes, entry.nbytes):
         raise _damaged(file, "the record contradicts the directory", name)
-    if flags & FLAG_DESCRIPTOR:
-        end += _descriptor_nbytes(file, entry, end)
-    return start, end
+    return int(start)
 
 
-def _descriptor_nbytes(file: Source, entry: _Entry, offset: int) -> int:
-    """Length of the data descriptor at byte `offset`, which must agree with the directory."""
+def _descriptor_nbytes(file: Source, entry: _Entry, data: bytes) -> int:
+    """Return the length of the data descriptor in `data`, which must agree with the directory."""
     known = entry.crc32, entry.stored_nbytes, entry.nbytes
-    data = file.read_at(offset, min(24, file.size - offset))
     # The longer form first: of a record below 4 GiB it cannot be mistaken for the shorter one,
     # whose length it would follow with zeros.
     if data == struct.pack("<4sIQQ", DESCRIPTOR_MAGIC, *known):
-        return 24
+        return _DESCRIPTOR64
     if entry.stored_nbytes < SATURATED_32 and entry.nbytes < SATURATED_32:
         short = struct.pack("<III", *known)
         if data.startswith(DESCRIPTOR_MAGIC + short):

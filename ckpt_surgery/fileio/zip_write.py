@@ -18,7 +18,8 @@ from typing import Final, TypeAlias
 from ckpt_surgery.errors import WriteError
 from ckpt_surgery.fileio.ranges import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
-from ckpt_surgery.fileio.zip_read import (
+from ckpt_surgery.fileio.zip_read import MAX_RECORDS
+from ckpt_surgery.fileio.zip_structs import (
     CENTRAL,
     CENTRAL_MAGIC,
     DESCRIPTOR_MAGIC,
@@ -32,7 +33,6 @@ from ckpt_surgery.fileio.zip_read import (
     LOCAL_MAGIC,
     LOCATOR,
     LOCATOR_MAGIC,
-    MAX_RECORDS,
     SATURATED_16,
     SATURATED_32,
     STORED,

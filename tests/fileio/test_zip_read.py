@@ -8,10 +8,12 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zip_builder import (
@@ -27,7 +29,14 @@ from zip_builder import (
 )
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.fileio import FileSource, ZipArchive, looks_like_zip, read_zip, zip_read
+from ckpt_surgery.fileio import (
+    FileSource,
+    PartSource,
+    ZipArchive,
+    looks_like_zip,
+    read_zip,
+    zip_read,
+)
 
 
 def read(data: bytes, tmp_path: Path) -> ZipArchive:
@@ -484,3 +493,26 @@ def test_torchscript_records_equal_those_of_the_standard_library(shared_dir: Pat
         expected = {name: oracle.read(name) for name in oracle.namelist()}
     assert {f"{archive.root}/{r.name}": r.read(sys.maxsize) for r in archive.records} == expected
     assert any(record.compressed for record in archive.records)
+
+
+def test_source_is_asked_as_often_whatever_the_number_of_records(tmp_path: Path) -> None:
+    class Counting(PartSource):
+        asked = 0
+
+        def read_at(self, offset: int, nbytes: int) -> bytes:
+            self.asked += 1
+            return super().read_at(offset, nbytes)
+
+        def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+            self.asked += 1
+            return super().read_ranges(ranges)
+
+    def questions(count: int) -> int:
+        path = tmp_path / "a.pth"
+        torch.save({str(n): torch.ones(1) for n in range(count)}, path)
+        file = FileSource.open(path)
+        source = Counting(file, 0, file.size, name="a.pth")
+        assert len(read_zip(source).records) > count
+        return source.asked
+
+    assert questions(3) == questions(100) <= 8
