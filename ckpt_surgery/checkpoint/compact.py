@@ -87,6 +87,14 @@ def _piece(storage: Storage, start: int, end: int, group: list[Tensor]) -> Piece
     return Piece(storage, start, end, tuple(group), alike and gaps and can_gather)
 
 
+def in_own_storage(tensor: Tensor) -> Tensor:
+    """A strided tensor in a storage that nothing else views, of just its bytes if that can be."""
+    assert tensor.storage is not None  # noqa: S101  # what strided means
+    (piece,) = _pieces_of(tensor.storage, [tensor])
+    cut = _cut(piece) or [replace(tensor, storage=replace(tensor.storage))]
+    return cut[0]
+
+
 def compact(checkpoint: Checkpoint) -> Checkpoint:
     """Every tensor in a storage of just the bytes that it, or those overlapping it, use."""
     moved = dict(checkpoint.moved)

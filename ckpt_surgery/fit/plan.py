@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,7 +34,8 @@ class FitItem:
 
     `source` is the tensor of the checkpoint that it takes values from, or would take if its shape
     fitted; `source_shape` and `source_dtype` describe that one. `dtype` is the result's element
-    type. `tie_of` is the tied tensor that it shares its bytes with, which comes before it.
+    type. `tie_of` is the tied tensor that it shares its bytes with, which comes before it;
+    `untied_from` one that it shared them with in the checkpoint, but does not in the target.
     `reason` says why a tensor is initial and `would_adapt` what would have carried it over.
     `is_optional`: torch does without it in a checkpoint as old as this one.
     """
@@ -49,6 +50,7 @@ class FitItem:
     adaptation: Adaptation | None = None
     fill: Fill | None = None
     tie_of: str | None = None
+    untied_from: str | None = None
     reason: str | None = None
     would_adapt: tuple[Kind, ...] = ()
     is_optional: bool = False
@@ -148,7 +150,8 @@ def plan_fit(
     """Decide for every tensor of `target` where its value comes from.
 
     `source_ties` are groups of names of one tensor in the checkpoint. Of names that are tied in
-    the target but not in the checkpoint, the first one's values are taken, and a note says so.
+    the target but not in the checkpoint, the last one's values are taken, as ``load_state_dict``
+    does, and a note says so.
     `source_metadata` tells how old the checkpoint's batch norms are.
 
     Raises PlanError if nothing at all is copied or adapted, or if a tensor is initial that
@@ -160,14 +163,16 @@ def plan_fit(
     planner = _Planner(
         {spec.name: spec for spec in source}, target, found.by_target, chosen, source_metadata
     )
-    items = [planner.item(want) for want in target.tensors]
-    items, notes = _join_ties(items, target, source_ties)
+    one_tensor = {name: group[0] for group in source_ties for name in group}
+    planned = [planner.item(want) for want in target.tensors]
+    joined = _join_ties(planned, target, found.by_target, one_tensor)
+    items = list(_untied(joined, one_tensor))
     used = {item.source for item in items if item.status != "initial"}
     _check(items, chosen)
     return FitPlan(
         items=tuple(items),
         dropped=tuple(spec for spec in source if spec.name not in used),
-        notes=tuple(notes),
+        notes=tuple(_tie_notes(items, found.by_target, one_tensor)),
     )
 
 
@@ -185,6 +190,7 @@ class _Planner:
         self.by_target = by_target
         self.options = options
         self.metadata = metadata
+        self._sources_of_ties = {group[0]: self._source_of_tie(group) for group in target.ties}
 
     def item(self, want: TensorSpec) -> FitItem:
         dtype = self._dtype(want)
@@ -233,11 +239,22 @@ class _Planner:
         )
 
     def _source_of(self, want: TensorSpec) -> TensorSpec | None:
-        """Its own source, or else that of a tensor it is tied to."""
-        for name in (want.name, *self.target.tied_to(want.name)):
-            if name in self.by_target:
-                return self.source[self.by_target[name]]
-        return None
+        """Its own source, or that of the tied tensors that it is one of."""
+        leader = self.target.leader_of.get(want.name)
+        if leader is not None:
+            return self._sources_of_ties[leader]
+        name = self.by_target.get(want.name)
+        return None if name is None else self.source[name]
+
+    def _source_of_tie(self, group: Sequence[str]) -> TensorSpec | None:
+        """The last source of a fitting shape, since ``load_state_dict`` copies one after another.
+
+        If none has such a shape, it is the first.
+        """
+        sources = [self.source[self.by_target[name]] for name in group if name in self.by_target]
+        shape = self.target.by_name[group[0]].shape
+        fitting = [source for source in sources if loads_into(source.shape, shape)]
+        return next(iter(fitting[-1:] or sources[:1]), None)
 
     def _dtype(self, want: TensorSpec) -> str:
         chosen = self.options.dtype
@@ -292,28 +309,49 @@ def _is_complex(dtype: str) -> bool:
 
 
 def _join_ties(
-    items: Sequence[FitItem], target: Target, source_ties: Sequence[Sequence[str]]
-) -> tuple[list[FitItem], list[str]]:
+    items: Sequence[FitItem],
+    target: Target,
+    by_target: Mapping[str, str],
+    one_tensor: Mapping[str, str],
+) -> Iterator[FitItem]:
     """Make every tied tensor after the first one share that one's bytes and its status."""
-    leaders = {name: group[0] for group in target.ties for name in group[1:]}
-    one_tensor = {name: group[0] for group in source_ties for name in group}
     by_name = {item.name: item for item in items}
-    joined: list[FitItem] = []
-    notes: list[str] = []
     for item in items:
-        if item.name not in leaders:
-            joined.append(item)
+        leader = by_name[target.leader_of.get(item.name, item.name)]
+        own, taken = by_target.get(item.name), leader.source
+        same = own and taken and one_tensor.get(own, own) == one_tensor.get(taken, taken)
+        source = own if same else taken
+        if leader is item:
+            yield replace(item, source=source)
+        else:
+            yield replace(leader, name=item.name, source=source, fill=None, tie_of=leader.name)
+
+
+def _untied(items: Iterable[FitItem], one_tensor: Mapping[str, str]) -> Iterator[FitItem]:
+    """Give each tensor of the target its own bytes where several share them in the checkpoint."""
+    takers: dict[str, str] = {}
+    for item in items:
+        if item.source is None or item.status != "copied" or item.tie_of is not None:
+            yield item
             continue
-        first = by_name[leaders[item.name]]
-        ours, theirs = item.source, first.source
-        if ours and theirs and one_tensor.get(ours, ours) != one_tensor.get(theirs, theirs):
-            ours = theirs
-            notes.append(
-                f"'{first.name}' and '{item.name}' are one tensor in the target: "
-                f"'{theirs}' of the checkpoint is taken for both"
+        first = takers.setdefault(one_tensor.get(item.source, item.source), item.name)
+        yield item if first == item.name else replace(item, untied_from=first)
+
+
+def _tie_notes(
+    items: Sequence[FitItem], by_target: Mapping[str, str], one_tensor: Mapping[str, str]
+) -> Iterator[str]:
+    """Say of tensors that are one in the target, and were several in the checkpoint, which it is.
+
+    `one_tensor` has a name for every tied tensor of the checkpoint, the same for all that are one.
+    """
+    for item in items:
+        own, taken = by_target.get(item.name), item.source
+        if own and taken and one_tensor.get(own, own) != one_tensor.get(taken, taken):
+            yield (
+                f"'{item.name}' is tied in the target: '{taken}' of the checkpoint is taken "
+                f"for it, not '{own}'"
             )
-        joined.append(replace(first, name=item.name, source=ours, fill=None, tie_of=first.name))
-    return joined, notes
 
 
 def _check(items: Sequence[FitItem], options: FitOptions) -> None:

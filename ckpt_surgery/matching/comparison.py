@@ -172,8 +172,9 @@ def split_tied(
     tied: list[TiedName] = []
     missing: list[str] = []
     names = set(present)
+    firsts = {group[0]: next((n for n in group if n in names), None) for group in target.ties}
     for name in absent:
-        alias = next((other for other in target.tied_to(name) if other in names), None)
+        alias = firsts.get(target.leader_of.get(name, name))
         if alias is None:
             missing.append(name)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, find_ties
@@ -67,6 +67,11 @@ class Aim:
     spec: ModelSpec | None = None
     state_dict: StateDict | None = None
     checkpoint: Checkpoint | None = None
+    _entries: Mapping[str, Entry] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        entries = () if self.state_dict is None else self.state_dict.entries
+        object.__setattr__(self, "_entries", {entry.name: entry for entry in entries})
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -80,8 +85,7 @@ class Aim:
 
     def entry(self, name: str) -> Entry | None:
         """The entry of the file called `name`; None for a model."""
-        entries = () if self.state_dict is None else self.state_dict.entries
-        return next((entry for entry in entries if entry.name == name), None)
+        return self._entries.get(name)
 
     def compare(self, source: Described) -> Comparison:
         """What ``load_state_dict`` would say; with a model, torch itself says it."""

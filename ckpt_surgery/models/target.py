@@ -59,9 +59,13 @@ class Target:
     parameters: tuple[str, ...] = ()
     modules: tuple[ModuleSpec, ...] = ()
     by_name: Mapping[str, TensorSpec] = field(init=False, compare=False, repr=False)
+    leader_of: Mapping[str, str] = field(init=False, compare=False, repr=False)
+    """For every name in `ties` the first name of its group."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {spec.name: spec for spec in self.tensors})
+        leaders = {name: group[0] for group in self.ties for name in group}
+        object.__setattr__(self, "leader_of", leaders)
 
     @property
     def names(self) -> list[str]:
@@ -76,10 +80,3 @@ class Target:
     def class_name(self) -> str:
         """The model's own class, unqualified, as torch's messages name it."""
         return self.modules[0].kind.rpartition(".")[2] if self.modules else self.title
-
-    def tied_to(self, name: str) -> tuple[str, ...]:
-        """The other names of the tensor called `name`."""
-        for group in self.ties:
-            if name in group:
-                return tuple(other for other in group if other != name)
-        return ()

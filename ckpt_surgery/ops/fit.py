@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ckpt_surgery.checkpoint.compact import in_own_storage
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.compute.elements import can_load, load_elements, require_torch
@@ -28,7 +29,9 @@ from ckpt_surgery.models.specs import Value
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.pickles import Object, PersistentId
 from ckpt_surgery.reports.fitting import FitReport, Fitted
+from ckpt_surgery.torch_objects.tensors import relocated
 from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.training.optimizers import InStep, keep_in_step
 from ckpt_surgery.training.parameters import Inventory, NamedEntry, Parameter
@@ -298,7 +301,7 @@ class _Values:
         kept = None if entry is None or entry.tensor is None else self._kept(item, entry.tensor)
         if entry is not None and kept is not None:
             role = self.aim.target.by_name[item.name].role
-            node = entry.node if kept is entry.tensor else None
+            node = entry.node if kept is entry.tensor else kept.node
             return Entry(item.name, kept, role, node=node)
 
         def compute() -> _Elements:
@@ -316,8 +319,8 @@ class _Values:
         if tensor.dtype.name != item.dtype or _is_big_endian(tensor) != self.big_endian:
             return None if can_load(tensor) else tensor
         if tensor.shape != item.shape:  # one element, which torch 0.3 wrote with an axis
-            return replace(tensor, shape=item.shape, stride=(), node=None)
-        return tensor
+            tensor = replace(tensor, shape=item.shape, stride=(), node=None)
+        return tensor if item.untied_from is None or tensor.storage is None else _alone(tensor)
 
     def _initial(self, fitted: Fitted) -> Callable[[FitItem], _Elements]:
         from ckpt_surgery.fit.values import initial_value
@@ -342,6 +345,14 @@ class _Values:
             ]
             drawn = self._drawn[id(fitted)] = InitialValues(self.aim.spec, names, self.seed)
         return drawn.tensor(name)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """`tensor` with bytes that no other tensor shares."""
+    moved = in_own_storage(tensor)
+    if not isinstance(tensor.node, Object) or moved.storage is None:
+        return replace(moved, node=None)
+    return replace(moved, node=relocated(tensor.node, PersistentId(None, moved.storage), moved))
 
 
 def _takes_own_value(item: FitItem) -> bool:

@@ -132,6 +132,9 @@ def _fitted(each: Fitted) -> Iterator[str]:
         yield f"names that differ: {len(renames):,}, paired by {', '.join(map(printable, ways))}"
         listed = [f"{printable(old)} -> {printable(new)}" for old, new in renames.items()]
         yield from _limited(listed, most=_MOST_RENAMES)
+    if untied := [(i.name, i.untied_from) for i in plan.items if i.untied_from]:
+        yield "untied, as in the target:"
+        yield from _limited(f"{printable(name)} from {printable(old)}" for name, old in untied)
     if adapted := plan.having("adapted"):
         yield f"adapted {_sum(adapted, plan.elements['adapted'])}:"
         yield from _limited(

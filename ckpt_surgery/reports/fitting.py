@@ -145,6 +145,12 @@ class FitReport:
             "initial_values": [
                 _initial(name, item) for name, item in self._items if item.status == "initial"
             ],
+            "untied": [
+                [self._name(each, item.name), self._name(each, item.untied_from)]
+                for each in self.fitted
+                for item in each.plan.items
+                if item.untied_from is not None
+            ],
             "dropped": [
                 self._name(each, spec.name) for each in self.fitted for spec in each.plan.dropped
             ],

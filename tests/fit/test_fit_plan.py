@@ -229,17 +229,47 @@ def test_ties_share_one_value_wherever_it_comes_from() -> None:
         assert (first.tie_of, second.tie_of) == (None, "encoder.weight")
     separate = plan(specs({"encoder.weight": (7, 4), "decoder.weight": (7, 4)}), target)
     assert separate.items[1].tie_of == "encoder.weight"
-    assert [spec.name for spec in separate.dropped] == ["decoder.weight"]
+    assert [spec.name for spec in separate.dropped] == ["encoder.weight"]
     (note,) = separate.notes
     assert note == (
-        "'encoder.weight' and 'decoder.weight' are one tensor in the target: "
-        "'encoder.weight' of the checkpoint is taken for both"
+        "'encoder.weight' is tied in the target: 'decoder.weight' of the checkpoint is taken "
+        "for it, not 'encoder.weight'"
     )
     shapes = specs({"encoder.weight": (7, 4), "decoder.weight": (7, 4)})
     ties = [["decoder.weight", "encoder.weight"]]
     found = correspond(shapes, target.tensors)
     together = plan_fit(shapes, target, found, source_ties=ties)
     assert together.notes == together.dropped == ()
+
+
+def test_of_tied_names_the_last_that_fits_is_taken() -> None:
+    target = build_target("model_factories:tied")
+    found = plan(specs({"encoder.weight": (7, 4), "decoder.weight": (7, 5)}), target)
+    assert [item.source for item in found.items] == ["encoder.weight"] * 2
+    with pytest.raises(PlanError, match="no shape"):
+        plan(specs({"encoder.weight": (6, 4), "decoder.weight": (7, 5)}), target)
+
+
+def test_what_is_tied_only_in_the_checkpoint_is_untied() -> None:
+    shapes = specs({"a": (2,), "b": (2,), "c": (2,), "d": (2,)})
+    target = Target("t", tuple(shapes), ties=(("c", "d"),))
+    found = correspond(shapes, target.tensors)
+    ties = [["a", "b", "c", "d"]]
+    items = plan_fit(shapes, target, found, source_ties=ties).items
+    assert [item.untied_from for item in items] == [None, "a", "a", None]
+    assert [item.tie_of for item in items] == [None, None, None, "c"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("tied", [True, False])
+def test_ties_and_unmatched_names_take_linear_time(tied: bool) -> None:
+    """40,000 ties took 46 seconds, 20,000 unmatched names 17."""
+    ours = specs({f"a{i}.w": (2,) for i in range(40_000)} | {"x": (3,)})
+    theirs = ours if tied else specs({f"b{i}.w": (2,) for i in range(40_000)} | {"x": (3,)})
+    ties = (tuple(spec.name for spec in theirs[:-1]),) if tied else ()
+    target = Target("t", tuple(theirs), ties=ties)
+    found = plan_fit(ours, target, correspond(ours, target.tensors), source_ties=ties)
+    assert len(found.having("copied")) == (40_001 if tied else 1)
 
 
 def test_a_tie_is_initial_as_a_whole() -> None:

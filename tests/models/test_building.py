@@ -80,8 +80,7 @@ def test_arguments_reach_the_builder() -> None:
 def test_ties_are_found_and_named_by_their_first_name() -> None:
     target = build_target("model_factories:tied", {"width": 8})
     assert target.ties == (("encoder.weight", "decoder.weight"),)
-    assert target.tied_to("decoder.weight") == ("encoder.weight",)
-    assert target.tied_to("other") == ()
+    assert target.leader_of == dict.fromkeys(target.ties[0], "encoder.weight")
     assert target.by_name["encoder.weight"].shape == (7, 8)
     assert list(target.parameters) == ["encoder.weight"]
 

@@ -9,6 +9,7 @@ import sys
 from collections import OrderedDict
 from pathlib import Path
 
+import model_factories_for_ops as factories
 import pytest
 import torch
 from model_factories_for_ops import SpatialPyramidAlexNet, WithDeconvolution
@@ -424,6 +425,45 @@ def test_ties_come_out_as_the_target_has_them(tmp_path):
         found = load(tmp_path / "out.pth")
         assert found["a"].data_ptr() == found["b"].data_ptr()
         assert torch.equal(found["b"], weight.to(found["b"].dtype))
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_tied_model_gets_what_load_state_dict_would_leave_in_it(tmp_path, both):
+    torch.manual_seed(1)
+    source = tmp_path / "untied.pth"
+    state_dict = factories.language_model(tie=False).state_dict()
+    if not both:
+        del state_dict["head.weight"]
+    torch.save(state_dict, source)
+    model, fitted = factories.language_model(tie=True), factories.language_model(tie=True)
+    model.load_state_dict(state_dict, strict=both)
+    report = ckpt.fit(source, tmp_path / "out.pth", model="model_factories_for_ops:language_model")
+    fitted.load_state_dict(load(tmp_path / "out.pth"))
+    assert torch.equal(fitted.embed.weight, model.embed.weight)
+    assert len(report.warnings) == both  # that one of two is taken
+
+
+@pytest.mark.parametrize("kind", ["plain", "transposed", "conjugate", "parameter", "cast"])
+def test_an_untied_model_gets_two_tensors(tmp_path, kind):
+    """Written as views of one storage they would stay tied for whoever reads them by name."""
+    weight = torch.arange(24, dtype=torch.float32).reshape(6, 4)
+    stored = {
+        "plain": weight, "cast": weight, "parameter": torch.nn.Parameter(weight),
+        "transposed": weight.T.contiguous().T, "conjugate": torch.complex(weight, weight).conj(),
+    }[kind]  # fmt: skip
+    torch.save({"embed.weight": stored, "head.weight": stored}, tmp_path / "tied.pth")
+    like = {name: torch.zeros_like(stored) for name in ("embed.weight", "head.weight")}
+    torch.save(like, tmp_path / "untied.pth")
+    dtype = "float64" if kind == "cast" else None
+    report = ckpt.fit(
+        tmp_path / "tied.pth", tmp_path / "out.pth", like=tmp_path / "untied.pth", dtype=dtype
+    )
+    found = load(tmp_path / "out.pth")
+    embed, head = found["embed.weight"], found["head.weight"]
+    assert torch.equal(embed, stored.detach().to(embed.dtype))
+    assert torch.equal(embed, head)
+    assert embed.untyped_storage().data_ptr() != head.untyped_storage().data_ptr()
+    assert report.to_dict()["untied"] == [["head.weight", "embed.weight"]]
 
 
 def test_big_endian_numbers_stay_big_endian(monkeypatch):

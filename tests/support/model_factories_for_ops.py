@@ -52,3 +52,15 @@ class _Reads(nn.Module):
 
 def not_on_meta() -> nn.Module:
     return _Reads()
+
+
+class _LanguageModel(nn.Module):
+    def __init__(self, tie: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(6, 4), nn.Linear(4, 6, bias=False)
+        if tie:
+            self.head.weight = self.embed.weight
+
+
+def language_model(tie: bool = True) -> nn.Module:
+    return _LanguageModel(tie)
