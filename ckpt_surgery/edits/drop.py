@@ -12,6 +12,7 @@ from ckpt_surgery.edits.plan import Compact, Drop, DropOther, Edit, Plan, Planne
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import Chosen, Selection
 from ckpt_surgery.names.metadata import strip_metadata
+from ckpt_surgery.pickles import Node
 
 
 def plan_strip(
@@ -19,10 +20,12 @@ def plan_strip(
     selection: Selection,
     *,
     at: Sequence[str] = (),
-    training_state: Callable[[str, object], bool] | None = None,
+    training_state: Callable[[str, Node], object] | None = None,
     compact: bool = False,
 ) -> Planned:
     """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
+
+    `training_state` gives something true for what is to go.
 
     Training state goes wherever it lies: beside the state dicts, or among the weights of one.
 
@@ -39,6 +42,7 @@ def plan_strip(
         warnings += _left_whole(state_dicts, chosen)
         _require_remainder(checkpoint, edits)
     if training_state is not None:
+        _require_more_than(checkpoint, training_state)
         beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
         edits += (DropOther(path) for path in beside)
         among = [
@@ -80,6 +84,17 @@ def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> l
         for state_dict, some in zip(state_dicts, touched, strict=True)
         if not some and state_dict.entries
     ]
+
+
+def _require_more_than(
+    checkpoint: Checkpoint, training_state: Callable[[str, Node], object]
+) -> None:
+    if any(not other.path and training_state("", other.node) for other in checkpoint.others):
+        raise UsageError(
+            "the whole file is training state, and nothing would remain",
+            path=checkpoint.file.name,
+            hint="'ckpt inspect' shows what the file holds",
+        )
 
 
 def _require_remainder(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:

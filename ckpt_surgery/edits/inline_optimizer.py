@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.torch_objects.kinds import holds_optimizer
+from ckpt_surgery.torch_objects.training_state import holds_optimizer
 
 HINT: Final = "--optimizer drop leaves it out, --optimizer keep leaves it as it is"
 

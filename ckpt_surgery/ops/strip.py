@@ -17,7 +17,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.names import Selection
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
-from ckpt_surgery.torch_objects.kinds import is_training_state
+from ckpt_surgery.torch_objects.training_state import TrainingStates
 from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def strip(
             apply(averages, checkpoint),
             selection or Selection(),
             at=at,
-            training_state=is_training_state if training_state else None,
+            training_state=TrainingStates().kind if training_state else None,
             compact=compact,
         )
         whole = Plan((*averages.edits, *planned.plan.edits))

@@ -25,8 +25,22 @@ _CERTAINTY: Final = {
 }
 
 
+_KINDS: Final = {
+    "optimizer": "optimizer state of another form",
+    "scheduler": "scheduler of another form",
+    "loops": "progress of the training",
+    "rng": "random number generators",
+    "log": "log of the training",
+}
+
+
 def training_lines(facts: TrainingFacts) -> Iterator[str]:
-    """The facts, to be joined by commas; none if there is nothing to say."""
+    """The facts, to be joined by commas; the kind if there are none but that."""
+    lines = list(_lines(facts))
+    yield from lines or ([_KINDS[facts.kind]] if facts.kind in _KINDS else [])
+
+
+def _lines(facts: TrainingFacts) -> Iterator[str]:
     for optimizer in facts.optimizers[:_MOST]:
         yield from _optimizer(optimizer)
     if len(facts.optimizers) > _MOST:

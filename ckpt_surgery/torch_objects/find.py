@@ -27,9 +27,8 @@ from ckpt_surgery.pickles import (
 )
 from ckpt_surgery.torch_objects.kinds import (
     NOT_WEIGHTS,
-    is_training_state,
+    are_statistics,
     kind_of,
-    last_part,
     plain_value,
     role_of,
     type_name,
@@ -38,6 +37,13 @@ from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.module_nodes import is_module
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
+from ckpt_surgery.torch_objects.training_state import (
+    OPTIMIZER_PARTS,
+    TrainingStates,
+    is_flattened_optimizer,
+    is_optimizer_state,
+    last_part,
+)
 
 # The usual names for the weights inside a training checkpoint.
 _WRAPPERS = frozenset(
@@ -141,14 +147,21 @@ class Survey:
     state_dicts: list[StateDict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     found_module: bool = False
+    training: TrainingStates = field(default_factory=TrainingStates)
     _found: dict[int, str] = field(default_factory=dict)
-    _leading: set[int] = field(default_factory=set)  # nodes that a state dict lies below
+    _leading: set[int] = field(default_factory=set)  # nodes above state dicts, training state
+    _statistics: list[tuple[_Place, tuple[Entry, ...]]] = field(default_factory=list)
     _counted: set[int] = field(default_factory=set)  # nodes below other entries
     _paths: dict[str, int] = field(default_factory=dict)  # of the state dicts: times it occurred
     _characters: int = 0  # of the paths made
 
     def search(self, root: Node) -> None:
-        seen: set[int] = set()
+        """Find the state dicts at and below `root`.
+
+        An optimizer that is the whole file holds none; other training state at the top may be a
+        trainer's own dictionary that has the model in it.
+        """
+        seen: set[int] = set(map(id, _optimizer_parts(root, self.training)))
         waiting = [_Place("", root, None)]
         while waiting:
             place = waiting.pop()
@@ -160,7 +173,12 @@ class Survey:
                 self._spend(len(first))
                 self.notes.append(f"'{self._path(place)}' is the same object as '{first}'")
                 continue
-            if id(node) in seen or self._is_no_model(place):
+            if id(node) in seen:
+                continue
+            if self._is_no_model(place):
+                above = None if place.parent is None else place.parent.node
+                if self.training.form(node) is not None and mapping_pairs(above) is not None:
+                    self._mark_leading(place.parent)  # an entry of its own, which can be dropped
                 continue
             if place.depth > self.limits.depth:
                 raise LimitExceededError(f"objects are nested more than {self.limits.depth} deep")
@@ -176,6 +194,7 @@ class Survey:
                 for name, child, _ in reversed(list(_below(node)))
                 if self.tensors.describe(child) is None
             )
+        self._take_statistics()
 
     def _spend(self, characters: int) -> None:
         self._characters += characters
@@ -190,7 +209,9 @@ class Survey:
         name = last_part(place.name)
         if place.parent is None or name in _WRAPPERS:
             return False
-        return bool(re.search(NOT_WEIGHTS, name)) or is_training_state(place.name, place.node)
+        if re.search(NOT_WEIGHTS, name):
+            return True
+        return self.training.kind(place.name, place.node) is not None
 
     def _take(self, place: _Place) -> str | None:
         """Record the state dict at `place`, if there is one, and return its path."""
@@ -208,12 +229,26 @@ class Survey:
         entries = self._entries(node)
         if entries is None or not _are_weights(node, entries):
             return None
+        is_named = place.parent is None or last_part(place.name) in _WRAPPERS
+        if not is_named and are_statistics(entries):
+            self._statistics.append((place, entries))
+            return None
+        return self._take_entries(place, entries)
+
+    def _take_entries(self, place: _Place, entries: tuple[Entry, ...]) -> str:
         path = _distinct(self._path(place), self._paths)
         self._spend(len(path) * len(entries) + sum(len(entry.name) for entry in entries))
         _require_distinct(entries, path)
         kind = kind_of(path, [entry.name for entry in entries])
-        self.state_dicts.append(StateDict(path, kind, entries, metadata_of(node), node))
+        metadata = metadata_of(place.node)
+        self.state_dicts.append(StateDict(path, kind, entries, metadata, place.node))
         return path
+
+    def _take_statistics(self) -> None:
+        """Take statistics for a state dict where the file has no other."""
+        for place, entries in [] if self.state_dicts else self._statistics:
+            self._found[id(place.node)] = self._take_entries(place, entries)
+            self._mark_leading(place.parent)
 
     def _entries(self, node: Node) -> tuple[Entry, ...] | None:
         """The items of a mapping whose keys are all text; None for anything else."""
@@ -236,7 +271,7 @@ class Survey:
 
     def others(self, root: Node) -> Iterator[Other]:
         """Everything beside the state dicts, each at the highest place that leads to none."""
-        if not self.state_dicts and not mapping_pairs(root):
+        if not self.state_dicts and (not mapping_pairs(root) or self.training.form(root)):
             yield self._other("", root)
             return
         seen: set[int] = set()
@@ -263,6 +298,15 @@ class Survey:
         tensors = tuple(self.tensors.below(node, self._counted))
         kind = "torch.Tensor" if tensor is not None else type_name(node)
         return Other(path, kind, plain_value(node), tensors, node)
+
+
+def _optimizer_parts(root: Node, training: TrainingStates) -> list[Node]:
+    """What a file that is an optimizer consists of; nothing for other files."""
+    if training.form(root) != "optimizer":
+        return []
+    if is_optimizer_state(root) or is_flattened_optimizer(root):
+        return [root]
+    return [v for k, v in mapping_pairs(root) or () if text(k) in OPTIMIZER_PARTS]
 
 
 def _distinct(path: str, taken: dict[str, int]) -> str:

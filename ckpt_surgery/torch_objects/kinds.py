@@ -1,11 +1,13 @@
-"""Tell what entries are by their form and their name: roles, averages, training state."""
+"""Tell what entries are by their form and their name: roles, averages, types."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import (
+    Entry,
     Role,
     StateDictKind,
     Tensor,
@@ -19,14 +21,9 @@ from ckpt_surgery.pickles import (
 )
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.torch_objects.storages import text
+from ckpt_surgery.torch_objects.training_state import training_names
 
-# Patterns, compiled when they are first tried. Entries of a training checkpoint that hold tensors
-# by name but no model weights:
-_TRAINING_STATE = (
-    r"(^|_)(optim|optimizer|opt|lr_?scheduler|scheduler|scaler|amp|callback|loop|rng)(s|_|$)"
-)
-
-
+# Patterns, compiled when they are first tried.
 NOT_WEIGHTS = r"(^|_)(hyper_?param(eter)?s|hparams|args|cfg|config|metric)s?$"
 
 
@@ -36,41 +33,17 @@ _EMA = r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)"
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 
 
+_STATISTICS = frozenset(
+    {"mean", "means", "std", "stds", "var", "count", "min", "max", "median", "n", "eps", "epsilon"}
+    | {"running_mean", "running_var", "running_std"}
+)
+
+
 _SHOWN_TEXT = 200
-
-
-# An optimizer, a scheduler or the like has a few entries; of what has more, which a file may refer
-# to any number of times, the form is not looked at.
-_MOST_SETTINGS = 200
 
 
 COUNT: Final = "n_averaged"
 """What `torch.optim.swa_utils.AveragedModel` calls the number of models that it averages."""
-
-
-def is_training_state(path: str, node: Node) -> bool:
-    """Whether an entry is an optimizer, a scheduler or the like, by its form or its name."""
-    keys: set[str | None] = set()
-    if (mapping_length(node) or 0) <= _MOST_SETTINGS:
-        keys.update(text(key) for key, _ in mapping_pairs(node) or ())
-    if {"state", "param_groups"} <= keys or {"last_epoch", "_step_count"} <= keys:
-        return True
-    if {"scale", "growth_factor"} <= keys:
-        return True
-    return bool(re.search(_TRAINING_STATE, last_part(path)))
-
-
-def last_part(path: str) -> str:
-    """The last part of a path in lower case; ``""`` if that is longer than any usual name."""
-    name = path[-_SHOWN_TEXT:].rpartition("/")[2].lower()
-    return "" if len(name) == _SHOWN_TEXT else name
-
-
-def holds_optimizer(node: Node) -> bool:
-    """Whether `node` is an optimizer's state dict, or a list of them as Lightning keeps it."""
-    if isinstance(node, list):
-        return any("groups" in entry_counts(child) for child in node[:_MOST_SETTINGS])
-    return "groups" in entry_counts(node)
 
 
 def entry_counts(node: Node) -> dict[str, int]:
@@ -78,7 +51,7 @@ def entry_counts(node: Node) -> dict[str, int]:
     if isinstance(node, (list, tuple)):
         return {"entries": len(node)}
     length = mapping_length(node) or 0
-    if length <= _MOST_SETTINGS:
+    if training_names(node) >= {"state", "param_groups"}:
         named = {text(key): value for key, value in mapping_pairs(node) or ()}
         groups, states = named.get("param_groups"), mapping_length(named.get("state"))
         if isinstance(groups, list) and states is not None:
@@ -95,6 +68,15 @@ def role_of(name: str, tensor: Tensor | None) -> Role:
     if name.rpartition(".")[2] in _BUFFER_NAMES or tensor.dtype.kind in {"int", "bool"}:
         return "buffer"
     return "unknown"
+
+
+def are_statistics(entries: Sequence[Entry]) -> bool:
+    """Whether entries are statistics of data that a model is used with, not a model of its own.
+
+    Such a dictionary (of an input's ``mean`` and ``std``) does not take part in what is done to
+    the model beside it.
+    """
+    return all(entry.name in _STATISTICS for entry in entries)
 
 
 def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:

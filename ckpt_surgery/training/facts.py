@@ -9,6 +9,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.pickles import Node
 from ckpt_surgery.torch_objects.kinds import COUNT
 from ckpt_surgery.torch_objects.tensors import TensorReader
+from ckpt_surgery.torch_objects.training_state import TrainingStates
 from ckpt_surgery.training.documents import (
     GroupFacts,
     OptimizerFacts,
@@ -17,7 +18,7 @@ from ckpt_surgery.training.documents import (
     StateFacts,
     TrainingFacts,
 )
-from ckpt_surgery.training.optimizers import FoundOptimizer, ParameterGroup, classify, find
+from ckpt_surgery.training.optimizers import FoundOptimizer, ParameterGroup, find
 from ckpt_surgery.training.optimizers.items import Items
 from ckpt_surgery.training.optimizers.scalars import scalar
 
@@ -29,13 +30,17 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
 
     Of tensors only step counts, learning rates and scales of one element are read.
     """
-    reader, items = TensorReader(), Items()
+    reader, items, states = TensorReader(), Items(), TrainingStates()
     found: dict[str, list[FoundOptimizer]] = {}
     for optimizer in find(checkpoint, items):
         found.setdefault(optimizer.other.path, []).append(optimizer)
     facts: dict[str, TrainingFacts] = {}
+    known: dict[int, TrainingFacts] = {}
     for other in checkpoint.others:
-        kind, node = classify(other.node, items), other.node
+        if id(other.node) in known:  # one object in two places
+            facts[other.path] = known[id(other.node)]
+            continue
+        kind, node = states.kind(other.path, other.node), other.node
         optimizers = found.get(other.path)
         if optimizers:
             each = tuple(_optimizer(optimizer, reader) for optimizer in optimizers)
@@ -51,6 +56,10 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
             facts[other.path] = TrainingFacts(kind, scaler=_scaler(items.named(node), reader))
         elif kind == "callbacks":
             facts[other.path] = TrainingFacts(kind, callbacks=tuple(items.named(node)))
+        elif kind is not None:
+            facts[other.path] = TrainingFacts(kind)
+        if other.path in facts and other.node is not None:
+            known[id(other.node)] = facts[other.path]
     return facts
 
 

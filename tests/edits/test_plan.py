@@ -42,7 +42,7 @@ from ckpt_surgery.edits.plan import (
 from ckpt_surgery.edits.rename import plan_rename
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.names.rewrite import RewriteRule
-from ckpt_surgery.torch_objects.kinds import is_training_state
+from ckpt_surgery.torch_objects.training_state import is_training_state
 
 
 def net() -> nn.Sequential:
@@ -159,13 +159,13 @@ def test_no_training_state_is_said(plain: Checkpoint) -> None:
     assert planned.warnings == ("there is no training state to remove",)
 
 
-def test_whole_file_is_no_training_state(tmp_path: Path) -> None:
+def test_whole_file_of_training_state_is_refused(tmp_path: Path) -> None:
     """An optimizer saved alone has nothing above it to be removed from."""
     state = torch.optim.SGD(net().parameters()).state_dict()
     with read(save([state, 3], tmp_path / "w.pth")) as checkpoint:
         assert [other.path for other in checkpoint.others] == [""]
-        planned = plan_strip(checkpoint, Selection(), training_state=lambda *_: True)
-        assert planned.plan == Plan()
+        with pytest.raises(UsageError, match="nothing would remain"):
+            plan_strip(checkpoint, Selection(), training_state=lambda *_: True)
 
 
 def test_compaction_counts_unused_bytes(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from ckpt_surgery.pickles import ByteString, Dict, Global, Node, Object, Persist
 from ckpt_surgery.torch_objects.find import assemble, metadata_of
 from ckpt_surgery.torch_objects.kinds import (
     entry_counts,
-    is_training_state,
     kind_of,
     plain_value,
     type_name,
@@ -304,28 +303,6 @@ def ordered(*items: Node, state: Node) -> Object:
 def test_metadata_is_a_mapping_of_names(state: Node, metadata: Any) -> None:
     assert metadata_of(ordered(state=state)) == metadata
     assert metadata_of(Dict()) is None
-
-
-@pytest.mark.parametrize(
-    ("path", "node", "expected"),
-    [
-        ("optimizer", Dict(), True),
-        ("a/optimizer_states", Dict(), True),
-        ("lr_scheduler", 3, True),
-        ("lr_schedulers", 3, True),
-        ("amp", 3, True),
-        ("rng_state", 3, True),
-        ("optimizer/epoch", 3, False),
-        ("adopted", 3, False),
-        ("x", Dict(["state", Dict(), "param_groups", []]), True),
-        ("x", Dict(["last_epoch", 1, "_step_count", 2]), True),
-        ("x", Dict(["scale", 1, "growth_factor", 2]), True),
-        ("x", Dict(["state", Dict()]), False),
-        ("epoch", 3, False),
-    ],
-)
-def test_training_state_is_known_by_form_or_name(path: str, node: Node, expected: bool) -> None:
-    assert is_training_state(path, node) == expected
 
 
 OPTIMIZER = Dict(["state", Dict([0, Dict()]), "param_groups", [Dict(), Dict()]])

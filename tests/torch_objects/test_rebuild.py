@@ -167,7 +167,7 @@ def python_2(**items: Any) -> Call:
 
 def test_mapping_of_python_2_is_edited(tmp_path: Path) -> None:
     weights = python_2(w=pickled_tensor(reference()), v=pickled_tensor(reference()))
-    path = archive(tmp_path / "w.pth", python_2(model=weights, epoch=3, optimizer=4))
+    path = archive(tmp_path / "w.pth", python_2(model=weights, epoch=3, optimizer=None))
     strip(path, tmp_path / "out.pth", selection(keys=["v"]), training_state=True)
     found = load(tmp_path / "out.pth")
     assert list(found) == ["model", "epoch"]

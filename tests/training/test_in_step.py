@@ -226,12 +226,23 @@ def test_what_is_kept_is_out_of_step_only_if_it_is(tmp_path: Path) -> None:
 
 def test_an_optimizer_among_other_things_is_not_dropped_with_them(tmp_path: Path) -> None:
     model = net(4, 5, 6)
-    trainer = {"optimizer": stepped(model).state_dict(), "best": 3}
+    trainer = {"parts": [stepped(model).state_dict(), 3], "best": 3}
     path = save(tmp_path / "t.pth", model=model.state_dict(), trainer=trainer)
     with pytest.raises(ckpt.PlanError, match="'trainer' holds other things too"):
         ckpt.strip(path, tmp_path / "out.pth", prefixed("1"), optimizer="drop")
     ckpt.strip(path, tmp_path / "out.pth", prefixed("1"))
-    assert len(torch.load(tmp_path / "out.pth")["trainer"]["optimizer"]["state"]) == 2
+    assert len(torch.load(tmp_path / "out.pth")["trainer"]["parts"][0]["state"]) == 2
+
+
+def test_an_optimizer_beside_other_things_is_dropped_alone(tmp_path: Path) -> None:
+    model = net(4, 5, 6)
+    trainer = {"optimizer": stepped(model).state_dict(), "best": 3}
+    path = save(tmp_path / "t.pth", model=model.state_dict(), trainer=trainer)
+    report = ckpt.strip(path, tmp_path / "out.pth", prefixed("1"), optimizer="drop")
+    assert report.dropped == ("trainer/optimizer",)
+    assert torch.load(tmp_path / "out.pth")["trainer"] == {"best": 3}
+    ckpt.strip(path, tmp_path / "kept.pth", prefixed("1"))
+    assert len(torch.load(tmp_path / "kept.pth")["trainer"]["optimizer"]["state"]) == 2
 
 
 @pytest.mark.parametrize("edit", ["strip", "rename"])

@@ -244,7 +244,7 @@ def test_which_of_several_state_dicts_is_left_is_said(trained: Path, tmp_path: P
 def test_an_optimizer_that_cannot_go_alone_goes_with_all_that_lies_beside(tmp_path: Path) -> None:
     model = network()
     optimizer = torch.optim.Adam(model.parameters())
-    inner = {"opt": optimizer.state_dict(), "note": 3}
+    inner = [optimizer.state_dict(), 3]
     torch.save({"state_dict": model.state_dict(), "training": inner}, tmp_path / "in.pth")
     report = ckpt.strip(
         tmp_path / "in.pth", tmp_path / "out.pth", ckpt.selection(prefix="2"), state_dict_only=True

@@ -1,4 +1,4 @@
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 from optimizer_helpers import describe, run, shapes, to_nodes, understood
 from torch import nn
-from torch.optim import lr_scheduler
 
 from ckpt_surgery.formats import read
 from ckpt_surgery.pickles import ByteString, Dict, Node
 from ckpt_surgery.torch_objects.tensors import TensorReader
-from ckpt_surgery.training.optimizers import classify, correspond, find_optimizers, read_optimizer
+from ckpt_surgery.torch_objects.training_state import TrainingStates
+from ckpt_surgery.training.optimizers import correspond, find_optimizers, read_optimizer
 
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
@@ -172,14 +172,14 @@ def test_a_cycle_does_not_hang_the_search() -> None:
     loop: list[Node] = []
     loop.append(loop)
     assert list(find_optimizers(loop, describe)) == []
-    assert classify(loop) is None
+    assert TrainingStates().form(loop) is None
 
 
 def test_the_lightning_checkpoint_is_understood(shared_dir: Path) -> None:
     folder = shared_dir / "real" / "chemprop"
     path = folder / "tests_data_example_model_v2_regression_mol.ckpt"
     with read(path) as checkpoint:
-        kinds = {other.path: classify(other.node) for other in checkpoint.others}
+        kinds = {other.path: TrainingStates().form(other.node) for other in checkpoint.others}
         ((place, optimizer),) = find_optimizers(checkpoint.root, TensorReader().describe)
         entries = [e for e in checkpoint.state_dicts[0].entries if e.role != "buffer"]
         parameters = [(e.name, e.tensor.shape) for e in entries if e.tensor is not None]
@@ -190,39 +190,3 @@ def test_the_lightning_checkpoint_is_understood(shared_dir: Path) -> None:
     found = correspond(optimizer, parameters)
     assert found.certainty == "order"
     assert [found.names[key] for key in optimizer.keys] == [name for name, _ in parameters[:10]]
-
-
-def schedulers() -> list[Any]:
-    optimizer = torch.optim.SGD(net().parameters(), lr=0.1, momentum=0.9)
-    first = lr_scheduler.StepLR(optimizer, 2)
-    return [
-        first,
-        lr_scheduler.MultiStepLR(optimizer, [1, 2]),
-        lr_scheduler.CosineAnnealingLR(optimizer, 5),
-        lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 5),
-        lr_scheduler.LambdaLR(optimizer, float),
-        lr_scheduler.ReduceLROnPlateau(optimizer),
-        lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=5),
-        lr_scheduler.ChainedScheduler([first]),
-        lr_scheduler.SequentialLR(optimizer, [lr_scheduler.ConstantLR(optimizer), first], [1]),
-    ]
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_scheduler_of_torch_is_recognised() -> None:
-    for scheduler in schedulers():
-        state = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
-        assert classify(to_nodes(state)) == "scheduler"
-        assert classify(to_nodes([state])) == "schedulers"
-
-
-def test_a_scaler_is_recognised() -> None:
-    scaler = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
-              "growth_interval": 2000, "_growth_tracker": 0}  # fmt: skip
-    assert classify(to_nodes(scaler)) == "scaler"
-
-
-@pytest.mark.parametrize("node", [3, "x", [], [{}], {}, {"epoch": 3}, {"last_epoch": 3},
-                                  OrderedDict(weight=1)])  # fmt: skip
-def test_nothing_else_is_training_state(node: object) -> None:
-    assert classify(to_nodes(node)) is None

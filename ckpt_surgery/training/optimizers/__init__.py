@@ -27,8 +27,6 @@ from ckpt_surgery.training.optimizers.recognise import (
     OptimizerState,
     ParameterGroup,
     ParameterState,
-    TrainingKind,
-    classify,
     find_optimizers,
     read_optimizer,
 )
@@ -49,9 +47,7 @@ __all__ = [
     "Sources",
     "StateOwners",
     "Target",
-    "TrainingKind",
     "align",
-    "classify",
     "correspond",
     "find",
     "find_optimizers",

@@ -1,11 +1,11 @@
-"""Reading optimizer state dicts, and telling the kinds of training state apart by their form."""
+"""Read optimizer state dicts: groups, and the state of each parameter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from ckpt_surgery.checkpoint.description import join_path
 from ckpt_surgery.pickles import Dict, Node, Object
@@ -15,8 +15,6 @@ from ckpt_surgery.training.optimizers.items import Items
 
 Key: TypeAlias = int | str
 """What stands for a parameter: its index, or its name in a distributed checkpoint's flat form."""
-
-TrainingKind = Literal["optimizer", "optimizers", "scheduler", "schedulers", "scaler", "callbacks"]
 
 # Tensors of one element beside the moments, in every optimizer of torch (2.4 to 2.13).
 _SCALARS: Final = frozenset({"step", "eta", "mu", "mu_product"})
@@ -45,8 +43,6 @@ _FROM_ZERO: Final = frozenset(
 _TELLING: Final = {"ns_steps": "Muon", "history_size": "LBFGS", "beta2_decay": "Adafactor"}
 # What only one optimizer of torch has among its group's options, for those without state yet.
 _OPTIONS: Final = {"dampening": "SGD", "betas": "Adam", "alpha": "RMSprop", "rho": "Adadelta"}
-_SCALER: Final = frozenset({"scale", "growth_factor", "backoff_factor", "growth_interval"})
-_CALLBACKS: Final = ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor")
 _CONTAINERS: Final = (list, tuple, Dict, Object)
 
 
@@ -230,40 +226,6 @@ def find_optimizers(
             yield path, optimizer
             continue
         waiting.extend(reversed([(join_path(path, key), child) for key, child in _children(node)]))
-
-
-def classify(node: Node, items: Items | None = None) -> TrainingKind | None:
-    """What kind of training state a node is, by its form alone; None if it is none known.
-
-    ``optimizers`` and ``schedulers`` are lists (Lightning's ``optimizer_states``,
-    ``lr_schedulers``); ``callbacks`` a mapping by callback of Lightning.
-    """
-    items = items or Items()
-    if not isinstance(node, list):
-        return _form(node, items)
-    kinds: set[TrainingKind | None] = set()
-    for item in items.listed(node):
-        kinds.add(_form(item, items))
-        if len(kinds) > 1 or None in kinds:
-            return None
-    if kinds == {"optimizer"}:
-        return "optimizers"
-    return "schedulers" if kinds == {"scheduler"} else None
-
-
-def _form(node: Node, items: Items) -> TrainingKind | None:
-    names = items.named(node).keys()
-    if names >= {"state", "param_groups"}:
-        return "optimizer"
-    if names >= _SCALER:
-        return "scaler"
-    if "_schedulers" in names:
-        return "scheduler"
-    if "last_epoch" in names and names & {"base_lrs", "_last_lr", "_step_count", "best"}:
-        return "scheduler"
-    if any(name.startswith(_CALLBACKS) for name in names):
-        return "callbacks"
-    return None
 
 
 def _group(node: Node, items: Items) -> ParameterGroup | None:
