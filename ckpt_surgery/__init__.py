@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
 The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`,
-`merge`, `freeze_plan`. Each takes paths, writes what it is told to and returns a report; `read`
-gives the description that they work on. Nothing here imports torch before it needs numbers.
+`merge`, `freeze_plan`, `digest`. Each takes paths, writes what it is told to and returns a report;
+`read` gives the description that they work on. Nothing here imports torch before it needs numbers.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.convert import convert
     from ckpt_surgery.ops.fit import fit
     from ckpt_surgery.ops.freeze_plan import freeze_plan
+    from ckpt_surgery.ops.hash import check_digests, digest
     from ckpt_surgery.ops.inspect import inspect
     from ckpt_surgery.ops.match import match
     from ckpt_surgery.ops.merge import MergeScope, merge, merge_recipe
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.reports.edits import EditReport
     from ckpt_surgery.reports.fitting import FitReport, MatchReport
+    from ckpt_surgery.reports.hashing import CheckReport, HashReport
     from ckpt_surgery.reports.inspection import InspectReport
     from ckpt_surgery.reports.merging import MergeReport
     from ckpt_surgery.writing.output import Output
@@ -99,6 +101,7 @@ _HOMES = {
     "ckpt_surgery.ops.convert": ("convert",),
     "ckpt_surgery.writing.output": ("Output",),
     "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
+    "ckpt_surgery.ops.hash": ("check_digests", "digest"),
     "ckpt_surgery.ops.inspect": ("inspect",),
     "ckpt_surgery.ops.rename": ("rename",),
     "ckpt_surgery.ops.strip": ("strip",),
@@ -109,6 +112,7 @@ _HOMES = {
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.edits.plan": ("Plan", "apply"),
     "ckpt_surgery.reports.edits": ("EditReport",),
+    "ckpt_surgery.reports.hashing": ("CheckReport", "HashReport"),
     "ckpt_surgery.reports.inspection": ("InspectReport",),
     "ckpt_surgery.reports.merging": ("MergeReport",),
     "ckpt_surgery.names": ("Rule", "Selection", "selection"),
@@ -124,6 +128,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "AddPrefix",
+    "CheckReport",
     "Checkpoint",
     "CkptError",
     "ConstructionError",
@@ -135,6 +140,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "FreezeRecipe",
     "FreezeRule",
     "GroupRule",
+    "HashReport",
     "InspectReport",
     "LimitExceededError",
     "Limits",
@@ -167,7 +173,9 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "WriteError",
     "__version__",
     "apply",
+    "check_digests",
     "convert",
+    "digest",
     "fit",
     "freeze_plan",
     "inspect",

@@ -113,6 +113,13 @@ def _click_message(error: click.ClickException) -> tuple[str, str | None]:
     return message, f"see '{context.command_path} --help'" if context is not None else None
 
 
+def say_failure(what: str, hint: str | None, color: ColorChoice) -> None:
+    """Say on standard error what went wrong with one of several inputs."""
+    _say("error:", what, ERROR, color)
+    if hint:
+        _say("hint:", hint, HINT, color)
+
+
 def _say(kind: str, text: str, style: str, color: ColorChoice) -> None:
     brief = _LONG_NAME.sub(lambda match: f"'{shorten(match[1])}'", text)
     if sys.stderr is not None and wants_color(sys.stderr, color):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO, TypeVar
 
 import click
 
 from ckpt_surgery.cli.base import color_of
-from ckpt_surgery.errors import WriteError
+from ckpt_surgery.cli.boundary import say_failure
+from ckpt_surgery.errors import ReadError, WriteError
 from ckpt_surgery.render import edits
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.screen import Screen
-from ckpt_surgery.reports import Report
+from ckpt_surgery.reports import Failure, Report
 from ckpt_surgery.reports.edits import EditReport
 
 _Report = TypeVar("_Report", bound=Report)
@@ -58,3 +59,10 @@ def report_stream(ctx: click.Context) -> TextIO | None:
     given = ctx.params
     to_file = given["in_place"] or given["output"] not in {None, "-"}
     return sys.stdout if to_file or given["dry_run"] else sys.stderr
+
+
+def say_failures(ctx: click.Context, failures: Iterable[Failure]) -> None:
+    """Say on standard error which inputs could not be read, and why."""
+    for each in failures:
+        error = ReadError(each.message, path=each.file, entry=each.entry)
+        say_failure(str(error), each.hint, color_of(ctx))

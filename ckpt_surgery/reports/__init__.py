@@ -5,7 +5,11 @@ One module a kind of command, so that none waits for the others' classes.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from ckpt_surgery.errors import CkptError
 
 SCHEMA = 1
 
@@ -19,3 +23,27 @@ class Report(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document of the report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An input that a command for several files could not read; the others were not stopped."""
+
+    file: str
+    message: str
+    entry: str | None = None
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: CkptError, file: str) -> Failure:
+        """Return what is said of `error`, which arose while `file` was read."""
+        named = file if error.path is None else str(error.path)
+        return cls(named, error.message, error.entry, error.hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "entry": self.entry,
+            "message": self.message,
+            "hint": self.hint,
+        }

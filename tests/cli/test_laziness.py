@@ -36,6 +36,7 @@ def run_without(forbidden, args, environment):
         ["strip", "net.pth", "--prefix", "fc", "--compact", "-o", "s.pth"],
         ["rename", "net.pth", "--add-prefix", "m", "-o", "r.pth"],
         ["convert", "net.pth", "-o", "c.pth"],
+        ["hash", "net.pth", "train.pth.tar"],
         ["freeze-plan", "net.pth", "--train", "head", "--lr", "0.1", "--emit", "python"],
         ["strip", "--help"],
     ],

@@ -1,0 +1,64 @@
+"""Commands that take any number of files: names, directories of checkpoints, standard input."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import click
+
+from ckpt_surgery.cli.types import CheckpointFile
+from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.fileio import FileSource, Source
+
+SUFFIXES: Final = frozenset(
+    {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors", ".th", ".tar", ".jit", ".ptl"}
+)
+"""What checkpoints in a directory end with; a file that is named is read whatever it is called."""
+
+files_argument = click.argument("files", nargs=-1, type=CheckpointFile(), metavar="[FILE]...")
+
+
+def sources_of(ctx: click.Context) -> list[PathLike | Source]:
+    """The inputs in order: files, those in directories, and standard input as an open file.
+
+    Raises `UsageError` if none is named and standard input is a terminal or closed, if it is named
+    twice, and for a directory that holds no checkpoint.
+    """
+    names: tuple[str, ...] = ctx.params["files"] or ("-",)
+    if names.count("-") > 1:
+        raise UsageError("standard input is named twice")
+    return [_stdin(ctx) if name == "-" else name for name in _expanded(names)]
+
+
+def _stdin(ctx: click.Context) -> FileSource:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            "no FILE is named, and standard input is "
+            + ("closed" if sys.stdin is None else "a terminal"),
+            hint=f"see '{ctx.command_path} --help'",
+        )
+    return FileSource.from_stream(sys.stdin.buffer)
+
+
+def _expanded(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if name == "-" or not os.path.isdir(name):  # noqa: PTH112
+            yield name
+            continue
+        found = sorted(_checkpoints_in(name))
+        if not found:
+            raise UsageError(
+                f"there is no checkpoint in the directory '{name}'",
+                hint="files are recognised by their suffix: " + " ".join(sorted(SUFFIXES)),
+            )
+        yield from found
+
+
+def _checkpoints_in(folder: str) -> Iterator[str]:
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            if os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122
+                yield os.path.join(parent, file)  # noqa: PTH118
