@@ -23,7 +23,7 @@ from ckpt_surgery.fileio import zip_read
 from ckpt_surgery.formats import safetensors, torchscript
 from ckpt_surgery.merge.method import catalogue
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
-from ckpt_surgery.torch_objects import row_major, tensors
+from ckpt_surgery.torch_objects import calls, row_major
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _DOCUMENTS = [_REPOSITORY / "README.md", *sorted((_REPOSITORY / "docs").glob("*.md"))]
@@ -171,7 +171,7 @@ def test_limits_are_those_of_the_reader():
         "directory of an archive": zip_read.MAX_DIRECTORY,
         "header of a safetensors file": safetensors.MAX_HEADER_BYTES,
         "code of a TorchScript archive": torchscript._MAX_CODE,
-        "dimensions of a tensor": tensors._MAX_DIMENSIONS,
+        "dimensions of a tensor": calls._MAX_DIMENSIONS,
         "elements of a repeating view": row_major.MOST_REPEATED,
         "list of keys, map of names": options._MOST_TEXT,
     }

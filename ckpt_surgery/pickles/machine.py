@@ -7,7 +7,7 @@ from typing import Final
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles.limits import Limits
-from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Global, Node, Object, children
+from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Global, List, Node, Object, children
 from ckpt_surgery.pickles.walk import SCALARS
 
 _MAX_DOTS: Final = 100  # each is a call in protocol 2, so that there must not be a million
@@ -140,9 +140,9 @@ def own_character(text: str) -> str:
     return text.upper() if text.isupper() else text.lower()
 
 
-def add_elements(target: Node, elements: list[Node]) -> None:
-    """What APPEND and APPENDS do to `target`. Raises `DamagedFileError`."""
-    if isinstance(target, list):
+def add_elements(target: Node, elements: list[Node], at: int) -> None:
+    """What APPEND and APPENDS at `at` do to `target`. Raises `DamagedFileError`."""
+    if isinstance(target, List):
         target += elements
     elif isinstance(target, Object):
         if target.items is not None or target.state is not NO_STATE:
@@ -153,10 +153,11 @@ def add_elements(target: Node, elements: list[Node]) -> None:
             target.elements += elements
     else:
         raise DamagedFileError("a value is appended to something that is no list")
+    target.changed = at
 
 
-def add_items(target: Node, items: list[Node]) -> None:
-    """What SETITEM and SETITEMS do to `target`. Raises `DamagedFileError`."""
+def add_items(target: Node, items: list[Node], at: int) -> None:
+    """What SETITEM and SETITEMS at `at` do to `target`. Raises `DamagedFileError`."""
     if len(items) % 2:
         raise DamagedFileError("a key without a value is set on a dictionary")
     if isinstance(target, Dict):
@@ -170,15 +171,17 @@ def add_items(target: Node, items: list[Node]) -> None:
             target.items += items
     else:
         raise DamagedFileError("an item is set on something that is no dictionary")
+    target.changed = at
 
 
-def give_state(target: Node, state: Node) -> None:
-    """What BUILD does to `target`. Raises `DamagedFileError`."""
+def give_state(target: Node, state: Node, at: int) -> None:
+    """What BUILD at `at` does to `target`. Raises `DamagedFileError`."""
     if not isinstance(target, Object):
         raise DamagedFileError("a state is given to something that is no object")
     if target.state is not NO_STATE:
         raise DamagedFileError("an object is given a state twice")
     target.state = state
+    target.changed = at
 
 
 def lost_calls(root: Node, discarded: list[Node]) -> tuple[Object, ...]:

@@ -9,6 +9,7 @@ would be called. A node is one of
 ``str``, ``bytes``        text, and the byte strings of protocols 3 and later
 `ByteString`              a Python-2 ``str``: bytes that may or may not be text
 ``tuple``, ``list``       themselves, holding nodes; identity is kept, cycles are allowed
+                          (a list that a pickle may change later is a `List`)
 `Dict`                    a dictionary as its items in order; keys are never hashed
 `Global`                  the name of a class or function
 `Object`                  a call that would make an object, and what would be done to it
@@ -17,11 +18,15 @@ would be called. A node is one of
 ========================  ===========================================================
 
 Two references to one object of the pickle are two references to one node.
+
+A call takes its arguments as they are when it is made, and a pickle may change a list, dictionary
+or object afterwards. Hence nodes that can change say when they did (`changed`), and a call when it
+was made (`at`): both are offsets in the pickle, 0 for what was not read from one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, TypeAlias
 
 # A union of everything above would be recursive and would have to be narrowed at each use; the
@@ -81,13 +86,27 @@ class ByteString:
         return f"ByteString({self.data[:40]!r})"
 
 
-class Dict:
-    """A dictionary: `items` is flat, key, value, key, value, …, in the order of the file."""
+class List(list[Node]):
+    """A list of the pickle; `changed` is where elements were last added."""
 
-    __slots__ = ("items",)
+    __slots__ = ("changed",)
+
+    def __init__(self, nodes: Iterable[Node] = (), changed: int = 0) -> None:
+        super().__init__(nodes)
+        self.changed = changed
+
+
+class Dict:
+    """A dictionary: `items` is flat, key, value, key, value, …, in the order of the file.
+
+    `changed` is where items were last set.
+    """
+
+    __slots__ = ("changed", "items")
 
     def __init__(self, items: list[Node] | None = None) -> None:
         self.items: list[Node] = [] if items is None else items
+        self.changed = 0
 
     def pairs(self) -> Iterator[tuple[Node, Node]]:
         return zip(self.items[::2], self.items[1::2], strict=True)
@@ -99,16 +118,17 @@ class Object:
     `op` says how: ``REDUCE`` calls `callee` with `args`, ``NEWOBJ`` is ``callee.__new__(callee,
     *args)``, ``OBJ`` an instance of Python 2. `elements` were appended to the result, `items`
     (flat, as in `Dict`) set on it, `state` given to its ``__setstate__`` or ``__dict__``, always
-    in this order.
+    in this order. `at` is where the call is made, `changed` where the last of the others is done.
     """
 
-    __slots__ = ("args", "callee", "elements", "items", "op", "state")
+    __slots__ = ("args", "at", "callee", "changed", "elements", "items", "op", "state")
 
     def __init__(
         self,
         op: ObjectOp,
         callee: Node,
         args: Node,
+        at: int = 0,
         *,
         elements: list[Node] | None = None,
         items: list[Node] | None = None,
@@ -120,6 +140,7 @@ class Object:
         self.elements = elements
         self.items = items
         self.state = state
+        self.at = self.changed = at
 
     @property
     def name(self) -> str:

@@ -28,7 +28,7 @@ from ckpt_surgery.pickles.machine import (
     too_many_marks,
     too_many_memos,
 )
-from ckpt_surgery.pickles.nodes import Dict, Global, Node, Object, PersistentId
+from ckpt_surgery.pickles.nodes import Dict, Global, List, Node, Object, PersistentId
 from ckpt_surgery.pickles.rare import RARE
 
 _UINT16 = Struct("<H").unpack_from
@@ -131,7 +131,7 @@ def _run(machine: Machine) -> Node:
                 value = (stack.pop(), last)
             elif op == 0x52:  # REDUCE
                 args = stack.pop()
-                value = Object("REDUCE", stack.pop(), args)
+                value = Object("REDUCE", stack.pop(), args, at)
             elif op == 0x4A:  # BININT
                 stack.append(_INT32(data, pos)[0])
                 pos += 4
@@ -164,23 +164,23 @@ def _run(machine: Machine) -> Node:
             elif op == 0x75:  # SETITEMS
                 items = stack
                 stack = below.pop()
-                add_items(stack[-1], items)
+                add_items(stack[-1], items, at)
                 continue
             elif op == 0x73:  # SETITEM
                 value = stack.pop()
                 items = [stack.pop(), value]
-                add_items(stack[-1], items)
+                add_items(stack[-1], items, at)
                 continue
             elif op == 0x5D:  # EMPTY_LIST
-                value = []
+                value = List()
             elif op == 0x65:  # APPENDS
                 items = stack
                 stack = below.pop()
-                add_elements(stack[-1], items)
+                add_elements(stack[-1], items, at)
                 continue
             elif op == 0x61:  # APPEND
                 items = [stack.pop()]
-                add_elements(stack[-1], items)
+                add_elements(stack[-1], items, at)
                 continue
             elif op == 0x4E:  # NONE
                 stack.append(None)
@@ -194,11 +194,11 @@ def _run(machine: Machine) -> Node:
                 continue
             elif op == 0x62:  # BUILD
                 value = stack.pop()
-                give_state(stack[-1], value)
+                give_state(stack[-1], value, at)
                 continue
             elif op == 0x81:  # NEWOBJ
                 args = stack.pop()
-                value = Object("NEWOBJ", stack.pop(), args)
+                value = Object("NEWOBJ", stack.pop(), args, at)
             elif op == 0x94:  # MEMOIZE
                 machine.stack = stack
                 machine.put(len(memo))

@@ -16,7 +16,7 @@ from ckpt_surgery.pickles.machine import (
     add_items,
     decode_text,
 )
-from ckpt_surgery.pickles.nodes import ByteString, Dict, Extension, Node, Object
+from ckpt_surgery.pickles.nodes import ByteString, Dict, Extension, List, Node, Object
 
 _HIGHEST_PROTOCOL: Final = 5
 _ESCAPE: Final = re.compile(rb"\\([0-7]{1,3}|x[0-9a-fA-F]{2}|.|$)", re.DOTALL)
@@ -199,7 +199,9 @@ def _bytes(length_bytes: int) -> Opcode:
 
 def _bytearray8(machine: Machine) -> None:
     data = machine.take(machine.uint(8))
-    machine.stack.append(Object("REDUCE", machine.builtin("bytearray"), (data,) if data else ()))
+    machine.stack.append(
+        Object("REDUCE", machine.builtin("bytearray"), (data,) if data else (), machine.pos)
+    )
 
 
 def _out_of_band(_: Machine) -> None:
@@ -210,19 +212,19 @@ def _out_of_band(_: Machine) -> None:
 
 
 def _list(machine: Machine) -> None:
-    items = machine.to_mark()
-    machine.stack.append(items)
+    made = List(machine.to_mark(), machine.pos)
+    machine.stack.append(made)
 
 
 def _dict(machine: Machine) -> None:
     made, items = Dict(), machine.to_mark()
-    add_items(made, items)
+    add_items(made, items, machine.pos)
     machine.stack.append(made)
 
 
 def _empty_set(machine: Machine) -> None:
     elements: list[Node] = []
-    machine.stack.append(Object("REDUCE", machine.builtin("set"), (elements,)))
+    machine.stack.append(Object("REDUCE", machine.builtin("set"), (elements,), machine.pos))
 
 
 def _add_elements(machine: Machine) -> None:
@@ -240,7 +242,7 @@ def _add_elements(machine: Machine) -> None:
 
 def _frozenset(machine: Machine) -> None:
     elements = machine.to_mark()
-    machine.stack.append(Object("REDUCE", machine.builtin("frozenset"), (elements,)))
+    machine.stack.append(Object("REDUCE", machine.builtin("frozenset"), (elements,), machine.pos))
 
 
 # Names and calls
@@ -275,14 +277,14 @@ def _persid(machine: Machine) -> None:
 def _inst(machine: Machine) -> None:
     callee = machine.name(machine.line().decode(), machine.line().decode())
     args = tuple(machine.to_mark())
-    machine.stack.append(Object("OBJ", callee, args))
+    machine.stack.append(Object("OBJ", callee, args, machine.pos))
 
 
 def _obj(machine: Machine) -> None:
     callee, *args = machine.to_mark() or [None]
     if callee is None:
         raise DamagedFileError("an instance has no class")
-    machine.stack.append(Object("OBJ", callee, tuple(args)))
+    machine.stack.append(Object("OBJ", callee, tuple(args), machine.pos))
 
 
 def _newobj_ex(machine: Machine) -> None:
@@ -292,7 +294,7 @@ def _newobj_ex(machine: Machine) -> None:
     if maker is None:
         maker = machine.name("copy_reg", "__newobj_ex__")
         machine.builtins["copy_reg.__newobj_ex__"] = maker
-    machine.stack.append(Object("REDUCE", maker, (callee, args, keywords)))
+    machine.stack.append(Object("REDUCE", maker, (callee, args, keywords), machine.pos))
 
 
 RARE: Final[dict[int, Opcode]] = {

@@ -11,9 +11,10 @@ from ckpt_surgery.checkpoint.description import (
     Entry,
     Other,
     StateDict,
+    Tensor,
     join_path,
 )
-from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
@@ -52,6 +53,7 @@ _WRAPPERS = frozenset(
         "params", "state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict",
     }
 )  # fmt: skip
+_SHOWN_PATH = 200  # characters
 _PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
 
 
@@ -192,9 +194,18 @@ class Survey:
             waiting.extend(
                 place.child(name, child)
                 for name, child, _ in reversed(list(_below(node)))
-                if self.tensors.describe(child) is None
+                if self._tensor(child, place, name) is None
             )
         self._take_statistics()
+
+    def _tensor(self, node: Node, place: _Place, name: str) -> Tensor | None:
+        """The tensor that `node` rebuilds, if any; an error about it tells that it is `name`."""
+        try:
+            return self.tensors.describe(node)
+        except CkptError as error:
+            if error.entry is None:
+                error.entry = join_path(self._path(place), name)[:_SHOWN_PATH]
+            raise
 
     def _spend(self, characters: int) -> None:
         self._characters += characters
@@ -226,7 +237,7 @@ class Survey:
             self.notes.extend(reading.approximate)
             self.found_module = True
             return path
-        entries = self._entries(node)
+        entries = self._entries(place)
         if entries is None or not _are_weights(node, entries):
             return None
         is_named = place.parent is None or last_part(place.name) in _WRAPPERS
@@ -250,9 +261,9 @@ class Survey:
             self._found[id(place.node)] = self._take_entries(place, entries)
             self._mark_leading(place.parent)
 
-    def _entries(self, node: Node) -> tuple[Entry, ...] | None:
+    def _entries(self, place: _Place) -> tuple[Entry, ...] | None:
         """The items of a mapping whose keys are all text; None for anything else."""
-        pairs = mapping_pairs(node)
+        pairs = mapping_pairs(place.node)
         if pairs is None:
             return None
         entries: list[Entry] = []
@@ -260,7 +271,7 @@ class Survey:
             name = text(key)
             if name is None:
                 return None
-            tensor = self.tensors.describe(value)
+            tensor = self._tensor(value, place, name)
             entries.append(Entry(name, tensor, role_of(name, tensor), value, key))
         return tuple(entries)
 

@@ -14,7 +14,7 @@ from ckpt_surgery.checkpoint.description import (
     Tensor,
     join_path,
 )
-from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles import Global, Limits, Node, Object, PersistentId
 
 Describe = Callable[[Node], Tensor | None]
@@ -87,7 +87,12 @@ class ModuleTree:
     def add(self, name: str, value: Node, role: Role) -> None:
         """Add an entry; a tensor is detached, as ``state_dict()`` gives it."""
         self.spend(len(name) + _ENTRY_COST, name)
-        tensor = self.describe(value)
+        try:
+            tensor = self.describe(value)
+        except CkptError as error:
+            if error.entry is None:
+                error.entry = self._entry(name)
+            raise
         if tensor is not None and isinstance(tensor.node, Object):
             detached = _detached(tensor.node)
             # What Python code hung on a plain tensor or parameter does not survive `detach`.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import prod
+from typing import Final
 
 from ckpt_surgery.checkpoint.description import Storage, Tensor
-from ckpt_surgery.dtypes import BY_NAME, DType
+from ckpt_surgery.dtypes import DType
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
@@ -24,10 +24,10 @@ from ckpt_surgery.pickles import (
     PersistentId,
     children,
 )
+from ckpt_surgery.torch_objects.calls import Call, sizes, wrong_form
+from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.storages import parse_storage_id, text
 
-_MAX_DIMENSIONS = 1000  # torch sets no bound; a shape of a million ones is an attack
-_MAX_INT = 2**63 - 1
 _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
 # Shares of the operations of `Limits`: how often objects that parts of tensors refer to may be
@@ -68,7 +68,7 @@ class TensorReader:
             raise DamagedFileError("a tensor is made of itself")
         self._active.add(id(node))
         try:
-            tensor = self._rebuild(node)
+            tensor = self.rebuild(node)
         finally:
             self._active.discard(id(node))
         self._seen[id(node)] = tensor
@@ -117,169 +117,179 @@ class TensorReader:
         if self._search_left < 0:
             raise LimitExceededError("too many tensors are made of the same objects")
 
-    def _rebuild(self, node: Object) -> Tensor | None:
+    def rebuild(self, node: Object) -> Tensor | None:
+        """Like `describe`, but neither looked up nor remembered."""
         if node.op != "REDUCE" or not isinstance(node.callee, Global):
             return None
-        handler = _HANDLERS.get(node.callee.qualified)
-        if handler is not None and isinstance(node.args, tuple):
-            try:
-                return handler(self, node.args, node)
-            except (IndexError, ValueError, TypeError) as error:
-                raise DamagedFileError(
-                    f"'{node.callee.qualified}' has arguments of the wrong form"
-                ) from error
+        function = _FUNCTIONS.get(node.callee.qualified)
+        if function is not None and isinstance(node.args, tuple):
+            handler, least, most = function
+            return handler(self, Call.plain(node, least, most))
         if node.args == () and _is_old_tensor_class(node.callee) and node.state is not NO_STATE:
             return _old_tensor(self, node)
         return None
 
 
-def _strided_v2(_: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    return _strided(args, node, len(args) > 4 and args[4] is True)
+def _strided_v1(_: TensorReader, call: Call) -> Tensor:
+    return _strided(call, False)
 
 
-def _strided_v3(_: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    return _strided(args, node, args[4] is True, _dtype(args[6]))
+def _strided_v2(_: TensorReader, call: Call) -> Tensor:
+    if len(call) > 6:
+        _math_bits(call, 6)
+    return _strided(call, call.boolean(4))
 
 
-def _quantized(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    tensor = _strided(args, node, args[5] is True)
-    return replace(tensor, layout="quantized", parts=tuple(reader.below(args[4])))
+def _strided_v3(_: TensorReader, call: Call) -> Tensor:
+    if len(call) > 7:
+        _math_bits(call, 7)
+    return _strided(call, call.boolean(4), call.dtype(6))
 
 
-def _parameter(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    inner = reader.describe(args[0])
+def _quantized(reader: TensorReader, call: Call) -> Tensor:
+    parts = tuple(reader.below(call.settled(4)))
+    return replace(_strided(call, call.boolean(5)), layout="quantized", parts=parts)
+
+
+def _parameter(reader: TensorReader, call: Call) -> Tensor:
+    inner = reader.describe(call.reference(0))
     if inner is None:
-        raise DamagedFileError(f"'{node.name}' wraps something that is no tensor")
-    parts = inner.parts + _attributes(reader, inner, args[3]) if len(args) > 3 else inner.parts
-    return replace(inner, is_parameter=True, requires_grad=args[1] is True, parts=parts)
+        raise DamagedFileError(f"'{call.node.name}' wraps something that is no tensor")
+    parts = inner.parts
+    if len(call) > 3:
+        parts += _attributes(reader, inner, call.settled(3), call.node)
+    return replace(inner, is_parameter=True, requires_grad=call.boolean(1), parts=parts)
 
 
-def _from_type(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor | None:
-    function, _, inner_args, state = args
-    if not isinstance(function, Global) or not isinstance(inner_args, tuple):
+def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
+    function, args = call.reference(0), call.settled(2)
+    if not isinstance(function, Global) or not isinstance(args, tuple):
         return None
-    handler = _HANDLERS.get(function.qualified)
-    if handler is None or handler is _from_type:  # torch wraps a tensor once
+    if function.qualified in _FROM_TYPE:  # torch wraps a tensor once
         return None
-    tensor = handler(reader, inner_args, Object("REDUCE", function, inner_args))
+    tensor = reader.rebuild(Object("REDUCE", function, args, call.node.at))
     if tensor is None:
         return None
-    return replace(tensor, parts=tensor.parts + _attributes(reader, tensor, state), node=node)
+    parts = tensor.parts + _attributes(reader, tensor, call.settled(3), call.node)
+    return replace(tensor, parts=parts, node=call.node)
 
 
-def _attributes(reader: TensorReader, tensor: Tensor, state: Node) -> tuple[Tensor, ...]:
-    """The tensors in the state of `tensor` that are not its parts already."""
+def _attributes(
+    reader: TensorReader, tensor: Tensor, state: Node, node: Object
+) -> tuple[Tensor, ...]:
+    """The tensors in the attributes of `tensor`, in `state`, that are not its parts already.
+
+    Raises `DamagedFileError` if torch would do more with an attribute than keep it.
+    """
+    for attributes in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+        for key, _ in mapping_pairs(attributes) or ():
+            name = text(key)
+            if name in _OWN_ATTRIBUTES or name is None:
+                raise DamagedFileError(f"'{node.name}' sets a tensor's own attribute '{name}'")
     known = {id(part.node) for part in tensor.parts}
     return tuple(part for part in reader.below(state) if id(part.node) not in known)
 
 
-def _sparse(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    layout, data = args
-    if not isinstance(data, tuple):
-        raise TypeError
+def _sparse(reader: TensorReader, call: Call) -> Tensor:
+    data = call.settled(1)
+    if not isinstance(data, tuple) or not 3 <= len(data) <= 4:
+        raise wrong_form(call.node)
     # (indices, values, size[, is_coalesced]) or (compressed, plain, values, size)
     compressed = len(data) == 4 and isinstance(data[3], (tuple, Object))
     parts = tuple(reader.below(data[: 3 if compressed else 2]))
     shape = sizes(data[3 if compressed else 2])
     if not parts:
-        raise ValueError
+        raise wrong_form(call.node)
     return Tensor(
         shape,
         parts[-1].dtype,
         (),
-        layout=_layout(layout),
+        layout=call.layout(0),
         device=parts[-1].device,
         parts=parts,
-        node=node,
+        node=call.node,
     )
 
 
-def _meta(_: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    shape, stride = sizes(args[1]), sizes(args[2])
+def _meta(_: TensorReader, call: Call) -> Tensor:
     return Tensor(
-        shape,
-        _dtype(args[0]),
-        stride,
+        call.sizes(1),
+        call.dtype(0),
+        call.sizes(2),
         layout="strided",
         device="meta",
-        requires_grad=args[3] is True,
-        node=node,
+        requires_grad=call.boolean(3),
+        node=call.node,
     )
 
 
-def _nested(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    parts = tuple(reader.below(args[:4]))
+def _nested(reader: TensorReader, call: Call) -> Tensor:
+    parts = tuple(reader.below(call.all_settled()))
     if len(parts) < 2 or not parts[1].shape:
-        raise ValueError
+        raise wrong_form(call.node)
     # The shape is ragged: only the number of tensors is known without reading bytes.
-    return Tensor((parts[1].shape[0],), parts[0].dtype, (), layout="nested", parts=parts, node=node)
+    shape = (parts[1].shape[0],)
+    return Tensor(shape, parts[0].dtype, (), layout="nested", parts=parts, node=call.node)
 
 
-def _jagged(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    parts = tuple(reader.below(args))
+def _jagged(reader: TensorReader, call: Call) -> Tensor:
+    parts = tuple(reader.below(call.all_settled()))
     if len(parts) < 2 or not parts[1].shape:
-        raise ValueError
+        raise wrong_form(call.node)
     shape = (max(parts[1].shape[0] - 1, 0),)
-    return Tensor(shape, parts[0].dtype, (), layout="jagged", parts=parts, node=node)
+    return Tensor(shape, parts[0].dtype, (), layout="jagged", parts=parts, node=call.node)
 
 
-def _wrapper(_: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor:
-    dtype, size, stride, device, requires_grad = args[1], args[2], args[3], args[6], args[7]
+def _wrapper(_: TensorReader, call: Call) -> Tensor:
     return Tensor(
-        sizes(size),
-        _dtype(dtype),
-        sizes(stride),
+        call.sizes(2),
+        call.dtype(1),
+        call.sizes(3),
         layout="subclass",
-        device=_device(device),
-        requires_grad=requires_grad is True,
-        node=node,
+        device=call.device(6),
+        requires_grad=call.boolean(7),
+        node=call.node,
     )
 
 
-def _device_tensor(reader: TensorReader, args: tuple[Node, ...], node: Object) -> Tensor | None:
-    data, dtype, device, requires_grad = args
-    parts = tuple(reader.below(data))
+def _device_tensor(reader: TensorReader, call: Call) -> Tensor | None:
+    parts = tuple(reader.below(call.settled(0)))
     if not parts:
         return None  # a numpy array: its bytes are part of the pickle, carried as they are
     return Tensor(
         parts[0].shape,
-        _dtype(dtype),
+        call.dtype(1),
         (),
         layout="device",
-        device=_device(device),
-        requires_grad=requires_grad is True,
+        device=call.device(2),
+        requires_grad=call.boolean(3),
         parts=parts,
-        node=node,
+        node=call.node,
     )
 
 
 def _old_tensor(reader: TensorReader, node: Object) -> Tensor | None:
     """``torch.FloatTensor()`` given (storage, offset, size, stride) as its state."""
-    state = node.state
-    if not isinstance(state, tuple):
+    if not isinstance(node.state, tuple):
         return None
-    if len(state) == 4:
-        return _strided(state, node, False)
-    inner = reader.describe(state[0]) if len(state) == 5 else None
-    return None if inner is None else replace(inner, requires_grad=state[3] is True)
+    call = Call.of_state(node)
+    if len(call) == 4:
+        return _strided(call, False)
+    inner = reader.describe(call.reference(0)) if len(call) == 5 else None
+    return None if inner is None else replace(inner, requires_grad=call.boolean(3))
 
 
-def _strided(
-    place: tuple[Node, ...], node: Object, requires_grad: bool, dtype: DType | None = None
-) -> Tensor:
+def _strided(call: Call, requires_grad: bool, dtype: DType | None = None) -> Tensor:
     """The view (storage, offset, size, stride) of a storage, checked to lie inside it.
 
     `dtype` None: the storage's own.
     """
-    storage_node, offset, size, stride = place[:4]
+    storage_node, offset, shape, steps = call.place()
     storage = storage_node.target if isinstance(storage_node, PersistentId) else None
     if not isinstance(storage_node, PersistentId) or not isinstance(storage, Storage):
         raise DamagedFileError("a tensor's storage is not a storage")
-    shape, steps = sizes(size), sizes(stride)
-    if shape == () and storage.nbytes == 0 and node.name == _BEFORE_SCALARS:
+    if shape == () and storage.nbytes == 0 and call.node.name == _BEFORE_SCALARS:
         shape, steps = (0,), (1,)  # an empty tensor of torch 0.3, which had no scalars
-    if type(offset) is not int or offset < 0:
-        raise DamagedFileError("a tensor's storage offset is not a number")
     if len(shape) != len(steps):
         raise DamagedFileError(f"a tensor has {len(shape)} sizes but {len(steps)} strides")
     tensor = Tensor(
@@ -290,7 +300,7 @@ def _strided(
         storage,
         device=storage.device,
         requires_grad=requires_grad,
-        node=node,
+        node=call.node,
     )
     end = tensor.dtype.nbytes(offset + tensor.extent)
     if tensor.extent and end > storage.nbytes:
@@ -310,51 +320,33 @@ def _stored_dtype(storage: Storage, pid: Node) -> DType:
 def math_bits(tensor: Tensor) -> tuple[bool, bool]:
     """Whether torch would read the stored elements as conjugated, and whether as negated."""
     node = tensor.node
-    if not isinstance(node, Object):
+    if isinstance(node, Object) and node.name in _FROM_TYPE and isinstance(node.args, tuple):
+        function, _, args, _ = node.args
+        node = Object("REDUCE", function, args, node.at)
+    index = _METADATA.get(node.name) if isinstance(node, Object) else None
+    if index is None or not isinstance(node, Object) or not isinstance(node.args, tuple):
         return False, False
-    args = node.args
-    if isinstance(args, tuple) and node.name.endswith("._rebuild_from_type_v2"):
-        args = args[2]
-    if not isinstance(args, tuple) or not args or not isinstance(args[-1], Dict):
+    if len(node.args) <= index:
         return False, False
-    bits = {text(key): value is True for key, value in args[-1].pairs()}
-    return bits.get("conj", False), bits.get("neg", False)
+    return _math_bits(Call.plain(node, 0, index + 1), index)
 
 
-def sizes(node: Node) -> tuple[int, ...]:
-    """A shape or stride: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
-    if isinstance(node, Object) and isinstance(node.args, tuple) and len(node.args) == 1:
-        node = node.args[0]
-    if not isinstance(node, (tuple, list)) or len(node) > _MAX_DIMENSIONS:
-        raise DamagedFileError("a tensor's shape is not a sequence of numbers")
-    for n in node:
-        if type(n) is not int or not 0 <= n <= _MAX_INT:
-            raise DamagedFileError("a tensor's size or stride is negative, too large or no number")
-    if prod(node) > _MAX_INT:
-        raise DamagedFileError("a tensor has more elements than fit in 64 bits")
-    return tuple(node)
+def _math_bits(call: Call, index: int) -> tuple[bool, bool]:
+    """What the metadata of a tensor say, if there are any; torch asks for presence, not for value.
 
-
-def _dtype(node: Node) -> DType:
-    if isinstance(node, Global) and node.name in BY_NAME:
-        return BY_NAME[node.name]
-    name = node.qualified if isinstance(node, Global) else "something else"
-    raise DamagedFileError(f"unknown element type '{name}'")
-
-
-def _device(node: Node) -> str:
-    if isinstance(node, Object) and isinstance(node.args, tuple):
-        return ":".join(str(part) for part in node.args if isinstance(part, (str, int)))[:40]
-    return text(node) or "unknown"
-
-
-def _layout(node: Node) -> str:
-    if isinstance(node, Object) and isinstance(node.args, tuple) and node.args:
-        node = node.args[0]
-    name = node.name if isinstance(node, Global) else text(node)
-    if name is None:
-        raise DamagedFileError("a sparse tensor names no layout")
-    return name.rpartition(".")[2]
+    Raises `DamagedFileError` if they are no dictionary of truth values.
+    """
+    metadata = call.settled(index)
+    if metadata is None:
+        return False, False
+    if not isinstance(metadata, Dict):
+        raise wrong_form(call.node)
+    names = set()
+    for key, value in metadata.pairs():
+        if not isinstance(value, bool) or text(key) is None:
+            raise wrong_form(call.node)
+        names.add(text(key))
+    return "conj" in names, "neg" in names
 
 
 def _is_old_tensor_class(callee: Global) -> bool:
@@ -367,29 +359,47 @@ def _is_old_tensor_class(callee: Global) -> bool:
     }
 
 
-_Handler = Callable[[TensorReader, tuple[Node, ...], Object], Tensor | None]
-_HANDLERS: dict[str, _Handler] = {
-    f"torch._utils.{name}": handler
-    for name, handler in {
-        "_rebuild_tensor": _strided_v2,
-        "_rebuild_tensor_v2": _strided_v2,
-        "_rebuild_tensor_v3": _strided_v3,
-        "_rebuild_qtensor": _quantized,
-        "_rebuild_parameter": _parameter,
-        "_rebuild_parameter_with_state": _parameter,
-        "_rebuild_sparse_tensor": _sparse,
-        "_rebuild_sparse_csr_tensor": _sparse,
-        "_rebuild_meta_tensor_no_storage": _meta,
-        "_rebuild_nested_tensor": _nested,
-        "_rebuild_wrapper_subclass": _wrapper,
-        "_rebuild_device_tensor_from_numpy": _device_tensor,
-        "_rebuild_device_tensor_from_cpu_tensor": _device_tensor,
-        "_rebuild_xla_tensor": _device_tensor,
+_Handler = Callable[[TensorReader, Call], Tensor | None]
+# Each with the least and the most arguments that any version of torch gives it.
+_FUNCTIONS: dict[str, tuple[_Handler, int, int]] = {
+    f"torch._utils.{name}": function
+    for name, function in {
+        "_rebuild_tensor": (_strided_v1, 4, 4),
+        "_rebuild_tensor_v2": (_strided_v2, 6, 7),
+        "_rebuild_tensor_v3": (_strided_v3, 7, 8),
+        "_rebuild_qtensor": (_quantized, 7, 7),
+        "_rebuild_parameter": (_parameter, 3, 3),
+        "_rebuild_parameter_with_state": (_parameter, 4, 4),
+        "_rebuild_sparse_tensor": (_sparse, 2, 2),
+        "_rebuild_sparse_csr_tensor": (_sparse, 2, 2),
+        "_rebuild_meta_tensor_no_storage": (_meta, 4, 4),
+        "_rebuild_nested_tensor": (_nested, 3, 4),
+        "_rebuild_wrapper_subclass": (_wrapper, 8, 8),
+        "_rebuild_device_tensor_from_numpy": (_device_tensor, 4, 4),
+        "_rebuild_device_tensor_from_cpu_tensor": (_device_tensor, 4, 4),
+        "_rebuild_xla_tensor": (_device_tensor, 4, 4),
     }.items()
 }
-_HANDLERS["torch._tensor._rebuild_from_type_v2"] = _from_type
-_HANDLERS["torch.tensor._rebuild_from_type_v2"] = _from_type
-_HANDLERS["torch.nested._internal.nested_tensor._rebuild_njt"] = _jagged
+_FROM_TYPE: Final = frozenset(
+    {"torch._tensor._rebuild_from_type_v2", "torch.tensor._rebuild_from_type_v2"}
+)
+_FUNCTIONS.update(dict.fromkeys(_FROM_TYPE, (_from_type, 4, 4)))
+_FUNCTIONS["torch.nested._internal.nested_tensor._rebuild_njt"] = _jagged, 1, 1
+_METADATA: Final = {"torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v3": 7}
+# Setting one of these changes the tensor or what is read of it; torch writes none of them, since
+# it writes a tensor's `__dict__` alone: the data descriptors of its class, of all versions.
+_OWN_ATTRIBUTES: Final = frozenset(
+    {
+        "H", "T", "__class__", "__cuda_array_interface__", "__dict__", "__weakref__",
+        "_backward_hooks", "_base", "_cdata", "_grad", "_grad_fn", "_has_symbolic_sizes_strides",
+        "_post_accumulate_grad_hooks", "_python_dispatch", "_version", "data", "device", "dtype",
+        "grad", "grad_dtype", "grad_fn", "imag", "is_cpu", "is_cuda", "is_ipu", "is_leaf",
+        "is_maia", "is_meta", "is_mkldnn", "is_mlc", "is_mps", "is_mtia", "is_nested", "is_ort",
+        "is_quantized", "is_sparse", "is_sparse_csr", "is_vulkan", "is_xla", "is_xpu", "itemsize",
+        "layout", "mH", "mT", "name", "names", "nbytes", "ndim", "output_nr", "real",
+        "requires_grad", "retains_grad", "shape", "volatile",
+    }
+)  # fmt: skip
 
 
 def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:

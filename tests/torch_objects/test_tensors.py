@@ -213,8 +213,9 @@ def test_scalar_of_an_empty_storage_was_an_empty_tensor() -> None:
     tensor = describe(strided(PersistentId(None, empty), 0, (), ()))
     assert tensor is not None
     assert tensor.shape == (0,)
+    place = (PersistentId(None, empty), 0, (), ())
     with pytest.raises(DamagedFileError, match="reaches to byte 4"):
-        describe(call("torch._utils._rebuild_tensor_v2", PersistentId(None, empty), 0, (), ()))
+        describe(call("torch._utils._rebuild_tensor_v2", *place, False, HOOKS))
 
 
 def test_tensor_on_another_device_is_described_by_its_copy() -> None:
@@ -240,7 +241,7 @@ def test_device_is_read_in_every_form(device: Node, name: str) -> None:
 
 
 def test_older_name_of_the_module_is_known() -> None:
-    args = (Global("torch._utils", "_rebuild_tensor_v2"), Global("m", "T"), VIEW, Dict())
+    args = (Global("torch._utils", "_rebuild_tensor"), Global("m", "T"), VIEW, Dict())
     tensor = describe(call("torch.tensor._rebuild_from_type_v2", *args))
     assert tensor is not None
     assert tensor.shape == (2, 3)
@@ -355,7 +356,9 @@ def test_layout_is_read_in_every_form(layout: Node) -> None:
     [
         ((False, HOOKS), (False, False)),
         ((False, HOOKS, Dict(["conj", True])), (True, False)),
-        ((False, HOOKS, Dict([ByteString(b"neg"), True, "conj", False])), (False, True)),
+        ((False, HOOKS, Dict([ByteString(b"neg"), True])), (False, True)),
+        ((False, HOOKS, Dict(["neg", False, "conj", False])), (True, True)),  # as torch does
+        ((False, HOOKS, None), (False, False)),
     ],
 )
 def test_math_bits_are_those_of_the_arguments(more: Any, bits: tuple[bool, bool]) -> None:
@@ -436,10 +439,10 @@ def test_tensors_that_share_parts_are_counted_as_often_as_they_occur() -> None:
 def test_search_for_parts_is_bounded() -> None:
     """Subclasses that share one state, which each of them is searched for tensors."""
     limits = Limits(operations=tensors._SEARCH_SHARE * 50)
-    state = Dict([*range(30)])
+    state = Dict([f"{i}" for i in range(30)])
 
     def subclass() -> Object:
-        args = (Global("torch._utils", "_rebuild_tensor_v2"), Global("m", "T"), VIEW, state)
+        args = (Global("torch._utils", "_rebuild_tensor"), Global("m", "T"), VIEW, state)
         return call("torch._tensor._rebuild_from_type_v2", *args)
 
     reader = TensorReader(limits)

@@ -1,0 +1,48 @@
+"""Files of which torch loads something else than is said at first are refused, not shown wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from lies import CALLS, read_by_presence
+
+from ckpt_surgery import inspect, read
+from ckpt_surgery.cli.main import cli
+from ckpt_surgery.errors import DamagedFileError
+
+LIES = CALLS
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lie_is_refused(name: str, tmp_path: Path) -> None:
+    lie = LIES[name]
+    path = tmp_path / "lie.pth"
+    path.write_bytes(lie.data)
+    with pytest.raises(DamagedFileError, match=lie.refusal) as caught:
+        read(path)
+    assert caught.value.entry is not None
+    out = tmp_path / "out.pth"
+    done = CliRunner().invoke(cli, ["convert", str(path), "-o", str(out)])
+    assert (done.exit_code, out.exists()) == (2, False)
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_torch_loads_the_lie(name: str, tmp_path: Path) -> None:
+    """Otherwise it would be no lie, only damage."""
+    path = tmp_path / "lie.pth"
+    path.write_bytes(LIES[name].data)
+    for weights_only in {LIES[name].weights_only, False}:
+        assert torch.load(path, weights_only=weights_only) is not None
+
+
+@pytest.mark.parametrize("value", [b"\x88", b"\x89", b"\x88" + b"s" + b"X\3\0\0\0neg\x89"])
+def test_negation_counts_by_presence_as_in_torch(value: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(read_by_presence(value))
+    expected = torch.load(path, weights_only=True)["w"]
+    assert expected.tolist() == [-1, -2, -3, -4]
+    report = inspect(path, stats=True).to_dict()
+    assert report["state_dicts"][0]["tensors"][0]["stats"]["min"] == -4

@@ -1,0 +1,165 @@
+"""Small files of which torch loads something else than their first reading says.
+
+All are made here, opcode by opcode, and run nothing: torch may load them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from bombs import (
+    FLOATS,
+    ODICT,
+    archive,
+    call,
+    fetch,
+    keep,
+    mapping,
+    name,
+    number,
+    numbers,
+    storage,
+    tensor,
+    text,
+    whole,
+)
+
+OTHER = struct.pack("<4f", 666, 777, 888, 999)
+
+
+class Lie(NamedTuple):
+    """A file, what `ckpt` says when it refuses it, and which of torch's unpicklers loads it."""
+
+    data: bytes
+    refusal: str
+    weights_only: bool = True
+
+
+def shown() -> bytes:
+    return tensor()
+
+
+def hidden() -> bytes:
+    return tensor(inside=storage("1"))
+
+
+def ordered(*pairs: tuple[str, bytes], state: bytes = b"") -> bytes:
+    return ODICT + b"(" + b"".join(text(key) + value for key, value in pairs) + b"u" + state
+
+
+def rebuilt(*, size: bytes | None = None, stride: bytes | None = None, more: bytes = b"") -> bytes:
+    """Like `shown`, with a size, a stride or further arguments as these opcodes make them."""
+    return call(
+        "torch._utils._rebuild_tensor_v2",
+        storage(),
+        number(0),
+        numbers([4]) if size is None else size,
+        numbers([1]) if stride is None else stride,
+        b"\x89",
+        ODICT,
+        more,
+    )
+
+
+def listed(values: Iterable[int]) -> bytes:
+    return b"](" + b"".join(map(number, values)) + b"e"
+
+
+def two(root: bytes) -> bytes:
+    """An archive of two storages, the second of which nothing honest refers to."""
+    return archive(whole(root), {"data/1": OTHER})
+
+
+def later(entry: bytes, change: bytes) -> bytes:
+    """A state dict whose attributes change, by opcodes, what its entry was made of."""
+    return ordered(("w", entry), ("v", hidden()), state=b"}(" + text("z") + change + b"ub")
+
+
+def from_type(state: bytes) -> bytes:
+    place = b"(" + storage() + number(0) + numbers([4]) + numbers([1]) + b"\x89" + ODICT + b"t"
+    function, cls = name("torch._utils", "_rebuild_tensor_v2"), name("torch", "Tensor")
+    return call("torch._tensor._rebuild_from_type_v2", function, cls, place, state)
+
+
+_STATE = b"(" + storage("1") + number(0) + numbers([4]) + numbers([1]) + b"t"
+_NEGATED = b"}" + keep(60)
+
+CALLS = {
+    "a tensor is given a state": Lie(
+        two(ordered(("w", shown() + _STATE + b"b"))), "is given a state or items"
+    ),
+    "a tensor is given an item": Lie(
+        two(ordered(("w", shown() + number(0) + b"G" + struct.pack(">d", 666) + b"s"))),
+        "is given a state or items",
+        weights_only=False,
+    ),
+    "an attribute replaces the values": Lie(
+        two(ordered(("w", from_type(mapping((text("data"), hidden())))))),
+        "sets a tensor's own attribute 'data'",
+    ),
+    "an attribute in a slot replaces the values": Lie(
+        two(ordered(("w", from_type(b"N" + mapping((text("data"), hidden())) + b"\x86")))),
+        "sets a tensor's own attribute 'data'",
+    ),
+    "an attribute of a parameter replaces the values": Lie(
+        two(
+            ordered(
+                (
+                    "w",
+                    call(
+                        "torch._utils._rebuild_parameter_with_state",
+                        shown(),
+                        b"\x89",
+                        ODICT,
+                        mapping((text("data"), hidden())),
+                    ),
+                )
+            )
+        ),
+        "sets a tensor's own attribute 'data'",
+    ),
+    "an attribute is another class": Lie(
+        two(ordered(("w", from_type(mapping((text("__class__"), name("torch.nn", "Parameter"))))))),
+        "sets a tensor's own attribute '__class__'",
+        weights_only=False,
+    ),
+    "a shape grows after the call": Lie(
+        two(
+            later(
+                rebuilt(size=b"]" + keep(60) + b"K\2a", stride=b"]" + keep(61) + b"K\1a"),
+                fetch(60) + b"K\2a" + text("z2") + fetch(61) + b"K\2a",
+            )
+        ),
+        "is changed after the call",
+    ),
+    "a torch.Size grows after the call": Lie(
+        two(
+            later(
+                rebuilt(
+                    size=name("torch", "Size") + b"]" + keep(60) + b"K\2a\x85R",
+                    stride=b"]" + keep(61) + b"K\1a",
+                ),
+                fetch(60) + b"K\2a" + text("z2") + fetch(61) + b"K\2a",
+            )
+        ),
+        "is changed after the call",
+    ),
+    "a tensor is negated after the call": Lie(
+        two(later(rebuilt(more=_NEGATED), fetch(60) + text("neg") + b"\x88s")),
+        "is changed after the call",
+    ),
+    "an attribute is set after the call": Lie(
+        two(later(from_type(_NEGATED), fetch(60) + text("grad") + b"Ns")),
+        "is changed after the call",
+    ),
+}
+
+
+def read_by_presence(value: bytes) -> bytes:
+    """A tensor whose metadata say `value` of "neg": torch negates it whatever that is."""
+    return archive(whole(ordered(("w", rebuilt(more=b"}" + text("neg") + value + b"s")))))
+
+
+__all__ = ["CALLS", "FLOATS", "Lie", "listed", "read_by_presence"]
