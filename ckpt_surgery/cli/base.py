@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -12,7 +12,19 @@ from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.render.color import COLOR_CHOICES, ColorChoice
 
-HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+# The headings that help has options under, after those of the command's own.
+_SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
+    "Which names": (
+        *("pattern", "prefix", "glob", "keys_from", "name", "keep", "allow_unmatched", "at"),
+    ),
+    "Output": (
+        *("output", "in_place", "force", "fsync", "output_format", "hash_name", "dry_run"),
+        *("record",),
+    ),
+    "Report": ("as_json", "quiet", "color", "no_pager", "traceback", "help"),
+}
+_REST: Final = "Options"
 _ORDER: Final = "ckpt_surgery.cli.order"
 
 color_option = click.option(
@@ -35,13 +47,36 @@ traceback_option = click.option(
 
 
 class Command(click.Command):
-    """A command with ``-h``, whose options can be asked for in the order they were given."""
+    """A command with ``-h``, whose options can be asked for in the order they were given.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Its help has them under headings: `headings`, a title and the names of its options, then
+    the rest, then those that all commands share.
+    """
+
+    def __init__(
+        self, *args: Any, headings: Mapping[str, Sequence[str]] | None = None, **kwargs: Any
+    ) -> None:
+        self._headings = dict(headings or {})
         kwargs["context_settings"] = HELP_SETTINGS | kwargs.get("context_settings", {})
         # raw docstrings, since examples hold backslashes; Click marks paragraphs with a backspace
         kwargs["help"] = (kwargs.get("help") or "").replace("\\b\n", "\b\n")
         super().__init__(*args, **kwargs)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
+        headings = {**self._headings, _REST: (), **_SHARED_HEADINGS}
+        shared = {name: title for title, names in _SHARED_HEADINGS.items() for name in names}
+        own = {name: title for title, names in self._headings.items() for name in names}
+        under: dict[str, list[tuple[str, str]]] = {title: [] for title in headings}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                name = "help" if "--help" in parameter.opts else str(parameter.name)
+                under[own.get(name) or shared.get(name) or _REST].append(record)
+        for title, records in under.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=26)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:

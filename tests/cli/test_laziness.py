@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from inspect import cleandoc
@@ -84,6 +85,19 @@ def test_every_command_has_the_help_of_the_table_and_examples(name):
     assert "\b\nExamples:\n  " in cleandoc(command.help or "")
     options = [p for p in command.params if isinstance(p, click.Option)]
     assert all(option.help for option in options)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_80_columns_and_has_every_option_under_a_heading(name, invoke, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = invoke(name, "--help").stdout
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    with click.Context(cli) as context:
+        command = cli.get_command(context, name)
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    for option in options:
+        assert re.search(rf"^  (-\w, )?{option.opts[-1]}\b", text, re.MULTILINE), option.opts
+    assert "\nReport:\n" in text
 
 
 def test_the_last_collections_look_at_nothing(environment):

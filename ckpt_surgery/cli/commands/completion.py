@@ -68,8 +68,8 @@ def completion(ctx: click.Context, /, shell: str) -> None:
 
     \b
     Examples:
-      eval "$(ckpt completion bash)"                                    # in ~/.bashrc
-      eval "$(ckpt completion zsh)"                                     # in ~/.zshrc
+      eval "$(ckpt completion bash)"  # in ~/.bashrc
+      eval "$(ckpt completion zsh)"  # in ~/.zshrc
       ckpt completion fish > ~/.config/fish/completions/ckpt.fish
     """
     kind = get_completion_class(shell)

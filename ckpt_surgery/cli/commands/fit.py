@@ -31,7 +31,14 @@ _NOTHING = "none"
 _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    headings={
+        "Target": ("model", "model_arg", "settings", "like"),
+        "Which name is which": ("match", "rename_map", "emit_map"),
+        "Values": ("adapt", "classes", "fill", "initial", "dtype", "seed", "optimizer"),
+    },
+)
 @input_argument
 @target_options
 @click.option(
@@ -108,13 +115,15 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
 
     \b
     Examples:
-      ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 -o r5.pth
+      ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 \
+          -o r5.pth
       ckpt fit alexnet.pth --like spp_init.pth -o spp.pth
       ckpt fit r50.pth --model torchvision:resnet50 --set conv1.in_channels=4 \
           --fill conv1=mean --initial none -o rgbd.pth
-      ckpt fit old.pth --model my.models:net --match suffix --emit-map map.toml --dry-run
-      ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 --adapt rows \
-          --classes imagenet.txt mine.txt -o mine.pth
+      ckpt fit old.pth --model my.models:net --match suffix --dry-run \
+          --emit-map map.toml
+      ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 \
+          --adapt rows --classes imagenet.txt mine.txt -o mine.pth
     """
     from ckpt_surgery.ops.fit import fit as run
 

@@ -67,7 +67,20 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
 }
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    headings={
+        "What trains": (
+            *("freeze", "train", "freeze_prefix", "train_prefix", "first", "first_children"),
+            *("before", "until", "last", "stage", "epoch"),
+        ),
+        "How it trains": (
+            *("lr", "weight_decay", "group", "layer_decay", "head_multiplier", "no_decay"),
+            "no_decay_for",
+        ),
+        "Model": ("model", "model_arg", "settings"),
+    },
+)
 @input_argument
 @click.option(
     "--freeze",
@@ -181,9 +194,10 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
     Examples:
       ckpt freeze-plan resnet34.pth --train head --lr 1e-3
       ckpt freeze-plan resnet34.pth --first 165 --fold
-      ckpt freeze-plan resnet34.pth --lr 1e-3 --group fc:lr=1e-2 --emit python > groups.py
-      ckpt freeze-plan --model torchvision:vit_b_16 --lr 1e-3 --layer-decay 0.75 --no-decay
-      ckpt freeze-plan resnet34.pth --stage '0: head' --stage '5: layer4' -o plan.json
+      ckpt freeze-plan r34.pth --lr 1e-3 --group fc:lr=1e-2 --emit python > g.py
+      ckpt freeze-plan --model torchvision:vit_b_16 --lr 1e-3 --layer-decay 0.75 \
+          --no-decay
+      ckpt freeze-plan r34.pth --stage '0: head' --stage '5: layer4' -o plan.json
     """
     given = ctx.params
     form = _form(ctx)

@@ -26,7 +26,14 @@ _FORMS = {"tree": "--tree", "keys": "--keys", "as_json": "--json", "csv": "--csv
 _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    headings={
+        "What to show": (
+            *("keys", "csv", "tree", "depth", "index", "params_only", "sort", "fold", "stats"),
+        ),
+    },
+)
 @input_argument
 @selection_options
 @click.option("--keys", is_flag=True, help="Only the names, one a line, for pipes.")

@@ -20,7 +20,10 @@ from ckpt_surgery.render.plain import write_json
 from ckpt_surgery.render.screen import paged
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    headings={"Target": ("model", "model_arg", "settings", "like")},
+)
 @input_argument
 @target_options
 @at_option

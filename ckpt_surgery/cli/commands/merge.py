@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.merge.recipe import Override
     from ckpt_surgery.names.rewrite import RewriteRule
 
-_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
     "What to do": ("method", "recipe", "base", "methods"),
     "Choosing files": ("last", "best", "metric", "higher_better"),
     "Overlay and fill": ("only_existing", "same_shape", "compact"),
@@ -51,19 +51,6 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
 }
 _PARAMETERS: Final = {"lambda_": "lambda", "density": "density", "t": "t", "decay": "decay"}
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-class _GroupedCommand(Command):
-    """A command whose help has its options in groups."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
-        records = {p.name: p.get_help_record(ctx) for p in options}
-        for title, names in _GROUPS.items():
-            with formatter.section(title):
-                formatter.write_dl([r for name in names if (r := records.pop(name)) is not None])
-        with formatter.section("Output and report"):
-            formatter.write_dl([record for record in records.values() if record is not None])
 
 
 class _Method(TextType):
@@ -110,7 +97,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     ctx.exit()
 
 
-@click.command(cls=_GroupedCommand)
+@click.command(cls=Command, headings=_HEADINGS)
 @click.argument("files", nargs=-1, type=CheckpointFile(), metavar="[BASE] [OTHER]...")
 @click.option(
     "-m", "--method", type=_Method(), metavar="NAME", help="How to merge (default: overlay)."
@@ -226,7 +213,8 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
       ckpt merge backbone.pth head.pth --prefix-b head. -o model.pth
       ckpt merge a.pth b.pth c.pth -m average -o soup.pth
       ckpt merge run/ --last 5 -m average -o averaged.pth
-      ckpt merge run/ --best 3 --metric best_acc1 --higher-better -m average -o averaged.pth
+      ckpt merge run/ --best 3 --metric best_acc1 --higher-better -m average \
+          -o averaged.pth
       ckpt merge a.pth b.pth -m linear --weight 0.7 --weight 0.3 -o mixed.pth
       ckpt merge base.pth math.pth code.pth -m ties --density 0.2 -o both.pth
       ckpt merge --recipe merge.toml -o merged.pth --dry-run

@@ -42,7 +42,12 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
 }
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    headings={
+        "Rules": ("strip_prefix", "add_prefix", "replace", "sub", "map"),
+    },
+)
 @input_argument
 @click.option(
     "--strip-prefix",
@@ -89,7 +94,7 @@ def rename(ctx: click.Context, /, optimizer: OptimizerChoice, **_: Any) -> int:
     Examples:
       ckpt rename train.pth --strip-prefix module. -o model.pth
       ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
-      ckpt rename model.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
+      ckpt rename m.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
       ckpt rename model.pth --map names.toml --dry-run
     """
     rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]

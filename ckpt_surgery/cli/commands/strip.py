@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from ckpt_surgery.training.optimizers import OptimizerChoice
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    headings={"What else": ("training_state", "ema", "state_dict_only", "compact", "optimizer")},
+)
 @input_argument
 @selection_options
 @click.option(
@@ -79,7 +82,7 @@ def strip(
       ckpt strip resnet34.pth --pattern fc -o backbone.pth
       ckpt strip vgg16.pth --keep --prefix features -o features.pth
       ckpt strip train.pth.tar --training-state --compact --in-place
-      ckpt strip train.pth --training-state --ema --state-dict-only --hash-name -o net.pth
+      ckpt strip train.pth --training-state --ema --state-dict-only -o net.pth
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
     """
     output, selection = replace(output_of(ctx), hash_name=hash_name), selection_of(ctx)
