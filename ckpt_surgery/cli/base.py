@@ -16,7 +16,7 @@ HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_widt
 # The headings that help has options under, after those of the command's own.
 _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
     "Which names": (
-        *("pattern", "prefix", "glob", "keys_from", "name", "keep", "allow_unmatched", "at"),
+        *("pattern", "prefix", "glob", "name", "keys_from", "keep", "allow_unmatched", "at"),
     ),
     "Output": (
         *("output", "in_place", "force", "fsync", "output_format", "hash_name", "dry_run"),

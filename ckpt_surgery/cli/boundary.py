@@ -84,7 +84,7 @@ def _message(error: BaseException) -> tuple[str, str | None, int]:
     """What to say, a hint, and the exit code."""
     match error:
         case CkptError():
-            return str(error), error.hint, REFUSED
+            return str(error), error.hint or _hint_at_files(error), REFUSED
         case click.ClickException():
             return *_click_message(error), REFUSED
         case KeyboardInterrupt() | click.Abort():
@@ -102,15 +102,37 @@ def _message(error: BaseException) -> tuple[str, str | None, int]:
     )
 
 
+def _hint_at_files(error: CkptError) -> str | None:
+    if not isinstance(error.__cause__, FileNotFoundError) or error.path is None:
+        return None
+    from ckpt_surgery.cli.hints import near_files
+
+    return near_files(os.fspath(error.path))
+
+
 def _click_message(error: click.ClickException) -> tuple[str, str | None]:
     """Click's message in our style, and a hint: what may have been meant, else where help is."""
     near = getattr(error, "possibilities", None)
     message = error.message if near else error.format_message()
     message = message[:1].lower() + message[1:].removesuffix(".")
-    if near:
-        return message, "did you mean " + " or ".join(f"'{option}'" for option in near) + "?"
-    context = getattr(error, "ctx", None)
-    return message, f"see '{context.command_path} --help'" if context is not None else None
+    context: click.Context | None = getattr(error, "ctx", None)
+    hint = _option_elsewhere(error, context)
+    if hint is None and near:
+        hint = "did you mean " + " or ".join(f"'{option}'" for option in near) + "?"
+    if hint is None and context is not None:
+        hint = f"see '{context.command_path} --help'"
+    return message, hint
+
+
+def _option_elsewhere(error: click.ClickException, context: click.Context | None) -> str | None:
+    group = None if context is None else context.find_root().command
+    if context is None or not isinstance(group, click.Group):
+        return None
+    if not isinstance(error, click.NoSuchOption):
+        return None
+    from ckpt_surgery.cli.hints import where_option_is
+
+    return where_option_is(error.option_name, group, context)
 
 
 def say_failure(what: str, hint: str | None, color: ColorChoice) -> None:

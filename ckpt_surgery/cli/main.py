@@ -34,9 +34,15 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }
 
+# What people know from their shells.
+ALIASES: Final = {"ls": "inspect", "rm": "strip", "mv": "rename"}
+
 
 class LazyGroup(click.Group):
-    """The commands of `COMMANDS`, each imported when it is looked up."""
+    """The commands of `COMMANDS`, each imported when it is looked up.
+
+    ``ckpt FILE`` is ``ckpt inspect FILE``, and ``ckpt help X`` is ``ckpt X --help``.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - Click's signature
         return list(COMMANDS)
@@ -57,15 +63,30 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not ctx.resilient_parsing:
-            from ckpt_surgery.names import near
+        name = ALIASES.get(args[0], args[0])
+        if name == "help" and not ctx.resilient_parsing:
+            asked = [ALIASES.get(word, word) for word in args[1:2]]
+            if not asked:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            self._require_known(asked[0])
+            return super().resolve_command(ctx, [*asked, "--help"])
+        if name not in COMMANDS and os.path.lexists(name):
+            return super().resolve_command(ctx, ["inspect", *args])
+        if not ctx.resilient_parsing:
+            self._require_known(name)
+        return super().resolve_command(ctx, [name, *args[1:]])
 
-            meant = " or ".join(f"'{name}'" for name in near(args[0], COMMANDS))
-            raise UsageError(
-                f"no such command '{args[0]}'",
-                hint=f"did you mean {meant}?" if meant else "see 'ckpt --help'",
-            )
-        return super().resolve_command(ctx, args)
+    def _require_known(self, name: str) -> None:
+        if name in COMMANDS:
+            return
+        from ckpt_surgery.names import near
+
+        meant = " or ".join(f"'{name}'" for name in near(name, [*COMMANDS, *ALIASES, "help"]))
+        raise UsageError(
+            f"no such command '{name}', and no such file",
+            hint=f"did you mean {meant}?" if meant else "see 'ckpt --help'",
+        )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -126,7 +147,8 @@ def cli(ctx: click.Context) -> None:
     """Edit PyTorch checkpoints without running or loading them.
 
     Commands read files or standard input, find the format from the content, and write a complete
-    new file or none. What ckpt does not understand is carried over unchanged.
+    new file or none. What ckpt does not understand is carried over unchanged. 'ckpt FILE' shows
+    what FILE holds.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

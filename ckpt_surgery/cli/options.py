@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
 
@@ -36,6 +37,7 @@ _RULE_KINDS: Final[dict[str, RuleKind]] = {
     "pattern": "pattern",
     "prefix": "prefix",
     "glob": "glob",
+    "name": "name",
     "keys_from": "keys",
 }
 _MOST_TEXT: Final = 64 << 20  # bytes of a list of keys or a map of names
@@ -54,6 +56,8 @@ def all_of(*decorators: Callable[[Any], Any]) -> Callable[[_Callback], _Callback
 
 
 input_argument = click.argument("file", required=False, type=CheckpointFile(), metavar="[FILE]")
+
+names_argument = click.argument("names", nargs=-1, type=KeyName(), metavar="[NAME]...")
 
 at_option = click.option(
     "--at",
@@ -90,6 +94,13 @@ selection_options = all_of(
         metavar="G",
         type=KeyName(),
         help="Names that match G; '*' stays within a segment, '**' crosses dots.",
+    ),
+    click.option(
+        "--name",
+        multiple=True,
+        metavar="NAME",
+        type=KeyName(),
+        help="The entry of exactly this name.",
     ),
     click.option(
         "--keys-from",
@@ -157,13 +168,29 @@ def source_of(ctx: click.Context) -> PathLike | Source:
     name: str | None = ctx.params["file"]
     if name not in {None, "-"}:
         return str(name)
-    if sys.stdin is None or sys.stdin.isatty():
+    kind = _no_pipe(sys.stdin)
+    if kind and (name is None or kind != "a device"):
         raise UsageError(
-            "no FILE is named, and standard input is "
-            + ("closed" if sys.stdin is None else "a terminal"),
+            f"no FILE is named, and standard input is {kind}",
             hint=f"see '{ctx.command_path} --help'",
         )
     return FileSource.from_stream(sys.stdin.buffer)
+
+
+def _no_pipe(stream: TextIO | None) -> str:
+    """Return why nothing can be read from standard input; empty if it is a pipe or a file.
+
+    Without FILE a device is no input: cron and many CI systems give ``/dev/null``.
+    """
+    if stream is None:
+        return "closed"
+    if stream.isatty():
+        return "a terminal"
+    try:
+        mode = os.fstat(stream.fileno()).st_mode
+    except (OSError, ValueError):  # no descriptor behind it, as in a test
+        return ""
+    return "a device" if stat.S_ISCHR(mode) else ""
 
 
 def selection_of(ctx: click.Context) -> Selection:
@@ -174,6 +201,7 @@ def selection_of(ctx: click.Context) -> Selection:
         else Rule(_RULE_KINDS[name], value)
         for name, value in in_order(ctx, _RULE_KINDS)
     )
+    rules += tuple(Rule("name", name) for name in ctx.params.get("names", ()))
     return Selection(rules, ctx.params["keep"], ctx.params["allow_unmatched"])
 
 

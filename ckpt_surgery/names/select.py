@@ -10,12 +10,13 @@ from typing import Final, Literal
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.suggest import compile_regex, require_listed, suggestion, with_dot
 
-RuleKind = Literal["pattern", "prefix", "glob", "keys"]
+RuleKind = Literal["pattern", "prefix", "glob", "name", "keys"]
 
 _OPTIONS: Final[dict[RuleKind, str]] = {
     "pattern": "--pattern",
     "prefix": "--prefix",
     "glob": "--glob",
+    "name": "--name",
     "keys": "--keys-from",
 }
 
@@ -27,6 +28,7 @@ class Rule:
     - ``pattern``: a Python regular expression, found anywhere in the name (``re.search``)
     - ``prefix``: whole dotted segments; ``fc`` and ``fc.`` both take ``fc`` and ``fc.weight``
     - ``glob``: the whole name; ``*`` and ``?`` stay within a segment, ``**`` crosses dots
+    - ``name``: this very name
     - ``keys``: exactly `names`; `text` says where the list came from
 
     Raises `UsageError` for an empty text or a regular expression that does not compile.
@@ -46,8 +48,10 @@ class Rule:
     def _make_test(self) -> Callable[[str], object]:
         if self.kind == "keys":
             return self.names.__contains__
+        if self.kind == "name":
+            return self.text.__eq__
         if self.kind == "pattern":
-            return compile_regex(self.text, self.option).search
+            return compile_regex(self.text, self.option, hint=_glob_hint(self.text)).search
         if self.kind == "glob":
             return compile_regex(_glob_to_regex(self.text), self.option).fullmatch
         prefix = with_dot(self.text, self.option)
@@ -120,9 +124,39 @@ class Selection:
                     rule.option, [key for key in sorted(rule.names) if key not in existing], names
                 )
             elif not count:
-                raise UsageError(
-                    f"'{rule.option}' matches nothing", hint=suggestion(rule.text, names)
-                )
+                hint = _other_kind_hint(rule, names) or suggestion(rule.text, names)
+                raise UsageError(f"'{rule.option}' matches nothing", hint=hint)
+
+
+_GLOB_SIGNS: Final = re.compile(r"(?<![.\])\\w])\*")
+"""A star that repeats nothing, as in ``*.weight``: a glob's, not a regular expression's."""
+
+
+def _glob_hint(text: str) -> str | None:
+    """Return what to say of a text that is no regular expression but looks like a glob."""
+    return f"for a glob write --glob '{text}'" if _GLOB_SIGNS.search(text) else None
+
+
+def _other_kind_hint(rule: Rule, names: Collection[str]) -> str | None:
+    """Return the rule of another kind that the text of `rule`, which matches nothing, would be."""
+    candidates: list[tuple[RuleKind, str]] = []
+    if rule.kind == "glob":
+        candidates = [("glob", re.sub(r"\*+", "**", rule.text)), ("pattern", rule.text)]
+    elif rule.kind == "pattern":
+        candidates = [("glob", rule.text), ("name", rule.text)]
+    elif rule.kind in {"prefix", "name"}:
+        candidates = [("glob", rule.text)] if "*" in rule.text else [("prefix", rule.text)]
+    for kind, text in candidates:
+        try:
+            other = Rule(kind, text)
+        except UsageError:
+            continue
+        count = sum(map(other.matches, names))
+        if count and other != rule:
+            crosses = "; '*' stays within a segment, '**' crosses dots" if "**" in text else ""
+            found = "1 name" if count == 1 else f"{count:,} names"
+            return f"{_OPTIONS[kind]} '{text}' matches {found}{crosses}"
+    return None
 
 
 def selection(
@@ -130,6 +164,7 @@ def selection(
     pattern: str | Sequence[str] = (),
     prefix: str | Sequence[str] = (),
     glob: str | Sequence[str] = (),
+    name: str | Sequence[str] = (),
     keys: Iterable[str] | None = None,
     keep: bool = False,
     allow_unmatched: bool = False,
@@ -143,6 +178,7 @@ def selection(
         ("pattern", pattern),
         ("prefix", prefix),
         ("glob", glob),
+        ("name", name),
     )
     for kind, texts in kinds:
         rules += (Rule(kind, text) for text in ([texts] if isinstance(texts, str) else texts))

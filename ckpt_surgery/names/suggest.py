@@ -37,7 +37,8 @@ def with_dot(prefix: str, option: str) -> str:
     return f"{bare}."
 
 
-def compile_regex(regex: str, option: str) -> re.Pattern[str]:
+def compile_regex(regex: str, option: str, *, hint: str | None = None) -> re.Pattern[str]:
+    """Compile what `option` gave. Raises UsageError, with `hint` or how to write literal signs."""
     try:
         with warnings.catch_warnings():
             # "possible nested set" is about a future Python, not about this request
@@ -46,7 +47,7 @@ def compile_regex(regex: str, option: str) -> re.Pattern[str]:
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(
             f"'{option}' is no valid pattern: {error}",
-            hint="write a literal dot or bracket as '\\.' or '\\['",
+            hint=hint or "write a literal dot or bracket as '\\.' or '\\['",
         ) from None
 
 

@@ -145,8 +145,11 @@ def test_no_command_prints_help_and_fails(invoke):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["inspct"], "error: no such command 'inspct'\nhint: did you mean 'inspect'?\n"),
-        (["xyzzy"], "error: no such command 'xyzzy'\nhint: see 'ckpt --help'\n"),
+        (
+            ["inspct"],
+            "error: no such command 'inspct', and no such file\nhint: did you mean 'inspect'?\n",
+        ),
+        (["xyzzy"], "error: no such command 'xyzzy', and no such file\nhint: see 'ckpt --help'\n"),
         (["strip", "--keeep"], "hint: did you mean '--keep'"),
         (["inspect", "a", "b"], "hint: see 'ckpt inspect --help'\n"),
         (["inspect", "--depth", "x"], "error: invalid value for '--depth': 'x' is not"),

@@ -44,7 +44,16 @@ _HEADINGS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "Where files differ": ("keys", "on_shape", "integers", "allow_nonfinite"),
     "Names": (
-        *("prefix_b", "add_prefix", "strip_prefix", "pattern", "prefix", "glob", "keys_from"),
+        *(
+            "prefix_b",
+            "add_prefix",
+            "strip_prefix",
+            "pattern",
+            "prefix",
+            "glob",
+            "name",
+            "keys_from",
+        ),
         *("keep", "allow_unmatched", "at", "state_dict_only"),
     ),
     "Resources": ("threads", "memory"),

@@ -13,6 +13,7 @@ from ckpt_surgery.cli.options import (
     at_option,
     hash_name_option,
     input_argument,
+    names_argument,
     optimizer_option,
     output_of,
     output_options,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     headings={"What else": ("training_state", "ema", "state_dict_only", "compact", "optimizer")},
 )
 @input_argument
+@names_argument
 @selection_options
 @click.option(
     "--training-state",
@@ -72,14 +74,15 @@ def strip(
 ) -> int:
     r"""Remove entries from a checkpoint.
 
-    The entries that any rule matches go, from every state dict in FILE; everything else stays as
-    it is. Rules are --pattern, --prefix, --glob and --keys-from, each as often as wanted; one that
-    matches nothing is an error. An optimizer loses the state of removed parameters, so that it
-    still fits the model.
+    The entries called NAME go, and those that any rule matches, from every state dict in FILE;
+    everything else stays as it is. Rules are --pattern, --prefix, --glob, --name and --keys-from,
+    each as often as wanted; one that matches nothing is an error. An optimizer loses the state of
+    removed parameters, so that it still fits the model.
 
     \b
     Examples:
       ckpt strip resnet34.pth --pattern fc -o backbone.pth
+      ckpt strip resnet34.pth fc.weight fc.bias -o backbone.pth
       ckpt strip vgg16.pth --keep --prefix features -o features.pth
       ckpt strip train.pth.tar --training-state --compact --in-place
       ckpt strip train.pth --training-state --ema --state-dict-only -o net.pth
