@@ -22,16 +22,13 @@ from ckpt_surgery.cli.base import (
     no_color_option,
     traceback_option,
 )
-from ckpt_surgery.cli.types import CheckpointFile, KeyName, StateDictPath
+from ckpt_surgery.cli.types import CheckpointFile, FormatName, KeyName, StateDictPath
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.names import Rule, RuleKind, Selection, parse_key_list
 
 if TYPE_CHECKING:
     from ckpt_surgery.writing.output import Output
-
-FORMATS: Final = ("torch-zip",)
-"""What `--format` takes: the formats that can be written."""
 
 _RULE_KINDS: Final[dict[str, RuleKind]] = {
     "pattern": "pattern",
@@ -127,8 +124,13 @@ output_options = all_of(
     click.option(
         "--format",
         "output_format",
-        type=click.Choice(FORMATS),
+        type=FormatName(),
         help="Format of the output, whatever OUT is called.",
+    ),
+    click.option(
+        "--allow-loss",
+        is_flag=True,
+        help="Leave out what the output's format cannot hold.",
     ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(
@@ -224,6 +226,7 @@ def output_of(ctx: click.Context) -> Output:
         fsync=given["fsync"] or None,
         dry_run=dry_run,
         format=given["output_format"],
+        allow_loss=given["allow_loss"],
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
     )
 

@@ -68,6 +68,29 @@ class TargetName(KeyName):
         return read(like) if like else _open(ctx)
 
 
+class FormatName(TextType):
+    """The name of a format that can be written; whether there is one is for the writer to say."""
+
+    name = "format"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the names, which are looked up only for help and errors."""
+        del param, ctx
+        from ckpt_surgery.formats.registry import writable
+
+        return f"[{'|'.join(writable())}]"
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - Click's signature
+        param: click.Parameter,  # noqa: ARG002 - Click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        from ckpt_surgery.formats.registry import writable
+
+        return _items(name for name in writable() if name.startswith(incomplete))
+
+
 class StateDictPath(TextType):
     """The path of a state dict in the file."""
 

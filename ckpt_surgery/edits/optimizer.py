@@ -20,7 +20,6 @@ from ckpt_surgery.edits.plan import (
     apply,
 )
 from ckpt_surgery.errors import CkptError
-from ckpt_surgery.formats.base import as_archive
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
@@ -89,7 +88,7 @@ def follow_base(
 ) -> tuple[Checkpoint, list[Edit], tuple[OptimizerChange, ...]]:
     """The result of a merge with the base's optimizers following its model, and what that took.
 
-    `original` is the base as it was read, `renamed` what the edits apply to. Raises PlanError as
+    `original` is the base before any edit, `renamed` what the edits apply to. Raises PlanError as
     `with_optimizers` does.
     """
     held = out_of_step(original.state_dicts, merged.state_dicts) if choice != "keep" else []
@@ -103,7 +102,7 @@ def follow_base(
     from ckpt_surgery.training.optimizers import keep_in_step
 
     try:
-        step = keep_in_step(as_archive(original), merged, choice)
+        step = keep_in_step(original, merged, choice)
     except CkptError as error:
         if error.path is None:
             error.name_file(original.file.name)

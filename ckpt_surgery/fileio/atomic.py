@@ -67,10 +67,10 @@ def atomic_output(
         return
     _check_existing(name, existing, force=force, replacing=replacing, inputs=inputs)
     durable = existing is not None if fsync is None else fsync
-    temporary = _temporary_beside(target)
+    temporary = hidden_beside(target)
     try:
         # Mode bits that the kernel gives are right from the start, default ACLs included.
-        with _create(temporary, 0o666 if existing is None else 0o600, name) as file:
+        with create_new(temporary, 0o666 if existing is None else 0o600, name) as file:
             sink = Sink(file.fileno(), name=name, progress=progress, exclusive=True)
             yield sink
             sink.finish()
@@ -85,7 +85,7 @@ def atomic_output(
         with reported(name):
             _publish(temporary, target, name, replace=existing is not None)
         if durable:
-            _fsync_directory(target.parent)
+            fsync_directory(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -151,14 +151,15 @@ def _check_existing(
         raise WriteError("already exists", path=name, hint="give --force to replace it")
 
 
-def _temporary_beside(target: Path) -> Path:
-    """A hidden name in the same directory, and so on the same file system."""
+def hidden_beside(target: Path) -> Path:
+    """Return a hidden name in the same directory, and so on the same file system."""
     token = f".{os.urandom(6).hex()}.tmp"
     stem = os.fsencode(f".{target.name}")[: _NAME_MAX - len(token)].decode("utf-8", "ignore")
     return target.with_name(stem + token)
 
 
-def _create(temporary: Path, mode: int, name: str) -> io.FileIO:
+def create_new(temporary: Path, mode: int, name: str) -> io.FileIO:
+    """Open a file that does not exist yet, for what messages call `name`. Raises WriteError."""
     try:
         return io.FileIO(os.open(temporary, _CREATE_FLAGS, mode), "wb")
     except OSError as error:
@@ -215,7 +216,7 @@ def _publish(temporary: Path, target: Path, name: str, *, replace: bool) -> None
         temporary.replace(target)
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
     """Make a new name last; a system that cannot open or sync directories does so by itself."""
     with contextlib.suppress(OSError):
         fd = os.open(directory, os.O_RDONLY)

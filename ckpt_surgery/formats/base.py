@@ -1,40 +1,152 @@
-"""What is known of formats as such: which can be written back, and what an archive keeps."""
+"""What a format is: how it is recognised, read, laid out and checked, and what it cannot hold."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.errors import LossyEditError, ReadError
+from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
-OUTPUT_FORMAT = "torch-zip"
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint.description import Checkpoint
+    from ckpt_surgery.fileio import Source
+    from ckpt_surgery.fileio.sink import Sink
 
-
-# Formats whose state dict is computed from something else, which an edit could not put back.
-READ_ONLY = {
-    "torch-module": "a pickled module",
-    "torchscript": "a TorchScript archive",
-    "safetensors": "a safetensors file",
-}
-
-
-_WITHOUT_OTHERS = frozenset({"torchscript", "safetensors"})
+Severity = Literal["error", "warning", "note"]
 
 
-FOREIGN_SUFFIXES = frozenset({".safetensors", ".json"})
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something of a checkpoint that a format cannot hold.
 
-
-def as_archive(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` as what `write` makes of it, from whatever format it was read.
-
-    A pickled module is then its state dict. Of TorchScript and safetensors only the state dict
-    is left: what lies beside it has no place in a pickle.
+    `path` names it (``path/name`` of an entry, the path of a state dict or of what lies beside
+    them, empty for the file as such), `part` says which of these it is, `what` its kind and `why`
+    the reason. One that is not `refused` is left out and reported; for any other, writing is
+    refused unless the loss is allowed.
     """
-    others = () if checkpoint.format in _WITHOUT_OTHERS else checkpoint.others
-    return replace(checkpoint, format=OUTPUT_FORMAT, others=others)
+
+    path: str
+    part: Literal["entry", "other", "state_dict", "file"]
+    what: str
+    why: str
+    refused: bool = True
 
 
-def conversion(checkpoint: Checkpoint) -> list[dict[str, str]]:
-    """The change of format that writing a checkpoint brings about, as an edit of a plan."""
-    if checkpoint.format == OUTPUT_FORMAT:
-        return []
-    return [{"edit": "convert", "from": checkpoint.format, "to": OUTPUT_FORMAT}]
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that a format's check found: an ``error`` keeps the file from being read right."""
+
+    severity: Severity
+    message: str
+    entry: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutOptions:
+    """What the user may decide about a layout, as far as the format knows of it.
+
+    `metadata` are texts to be put into the file beside the tensors, `duplicate_ties` says that
+    tied tensors are written once for each name.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    duplicate_ties: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """One file of a layout: every offset is known before `write` puts the first byte in a sink.
+
+    `name` is relative to the output's directory, and empty if the file is the whole output.
+    `sources` are where its bytes come from, in the order in which they will be read.
+    """
+
+    name: str
+    nbytes: int
+    sources: Sequence[object]
+    write: Callable[[Sink], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of an output: one without a name, or several in a directory.
+
+    `owned` are glob patterns of names that an existing directory may have beside those of `files`
+    and still be replaced: files of the same format.
+    """
+
+    files: tuple[FileLayout, ...]
+    owned: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def sources(self) -> list[object]:
+        """The sources of all files, in the order in which they will be read."""
+        return [source for file in self.files for source in file.sources]
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether the output is a directory."""
+        return any(file.name for file in self.files)
+
+
+class Format(ABC):
+    """A way to keep checkpoints in a file, or in a directory.
+
+    `name` is what reports and ``--format`` call it, `suffixes` (of file names, in lower case)
+    choose it for an output, `title` is what messages call a file of it. A format that is only
+    read names in `written_as` the one that holds what it gives. `of_directories` says that its
+    checkpoints are directories and not files.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    written_as: ClassVar[str] = ""
+    of_directories: ClassVar[bool] = False
+
+    @abstractmethod
+    def sniff(self, source: Source) -> bool:
+        """Say whether `source` is of this format, from as few bytes as possible; never raises."""
+
+    @abstractmethod
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the checkpoint in `source` without reading tensor bytes.
+
+        Raises `DamagedFileError` if it breaks the format's rules, and `LimitExceededError`.
+        """
+
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return what of `checkpoint` the format cannot hold."""
+        del checkpoint
+        return ()
+
+    def lay_out(self, checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+        """Place every byte of `checkpoint`, whose losses are already gone.
+
+        Raises `LossyEditError` if the format is only read.
+        """
+        del options
+        raise LossyEditError(
+            f"{self.title} cannot be written", path=checkpoint.file.name, hint="give --format"
+        )
+
+    def check(self, source: Source) -> Iterator[Finding]:
+        """Return what is wrong with `source`, and what is odd: here whatever reading it finds."""
+        try:
+            checkpoint = self.read(source, DEFAULT_LIMITS)
+        except ReadError as error:
+            yield Finding("error", error.message, error.entry, error.hint)
+            return
+        for note in checkpoint.notes:
+            yield Finding("note", note)
+        if checkpoint.unwritable:
+            yield Finding("warning", f"an edit would lose something: {checkpoint.unwritable}")

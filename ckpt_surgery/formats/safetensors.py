@@ -16,6 +16,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateD
 from ckpt_surgery.dtypes import BY_SAFETENSORS, DType
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
+from ckpt_surgery.formats.base import Format
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.torch_objects.kinds import role_of
 
@@ -28,6 +29,23 @@ _MAX_DIMENSION: Final = 2**63 - 1
 _MAX_DIMENSIONS: Final = 1000
 _HALF_BYTE: Final = "F4"
 _WITHOUT_TORCH_DTYPE: Final = frozenset({"F6_E2M3", "F6_E3M2"})
+
+
+class Safetensors(Format):
+    """A safetensors file."""
+
+    name = "safetensors"
+    title = "a safetensors file"
+    suffixes = (".safetensors",)
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it begins with the size and the brace of a header."""
+        return looks_like_safetensors(source)
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the file; raises as `read_safetensors` does."""
+        return read_safetensors(source, limits)
 
 
 def looks_like_safetensors(file: Source) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
+from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
@@ -44,6 +45,22 @@ _REBUILD_FUNCTIONS: Final = frozenset(
         "_rebuild_qtensor",
     )
 )
+
+
+class TorchLegacy(Format):
+    """A file of torch.save before 1.6."""
+
+    name = "torch-legacy"
+    title = "a file of torch.save before 1.6"
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it begins with the magic number."""
+        return looks_like_legacy(source)
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the file; raises as `read_legacy` does."""
+        return read_legacy(source, limits)
 
 
 def looks_like_legacy(file: Source) -> bool:

@@ -15,6 +15,7 @@ from typing import Final
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
+from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Global, Limits, Node, Object, PersistentId
 from ckpt_surgery.torch_objects.find import assemble
@@ -28,6 +29,22 @@ _MAX_DIMENSIONS: Final = 1000
 _LONGEST_KEY: Final = 20  # digits of 2**64, since keys are addresses
 _SMALL_WINDOW: Final = 1 << 12
 """Bytes read at once where short pickles and tensor bytes alternate."""
+
+
+class TorchTar(Format):
+    """A tar archive of torch.save before 0.1.13."""
+
+    name = "torch-tar"
+    title = "a tar archive of torch.save before 0.1.13"
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it begins with the first member's header."""
+        return looks_like_tar(source)
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the file; raises as `read_tar` does."""
+        return read_tar(source, limits)
 
 
 def looks_like_tar(file: Source) -> bool:

@@ -6,14 +6,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
-from ckpt_surgery.errors import DamagedFileError, UnknownFormatError
-from ckpt_surgery.fileio import Bytes, ByteSource, Source, ZipArchive
+from ckpt_surgery.errors import DamagedFileError, ReadError, UnknownFormatError
+from ckpt_surgery.fileio import (
+    Bytes,
+    ByteSource,
+    Source,
+    ZipArchive,
+    looks_like_zip,
+    read_zip,
+)
+from ckpt_surgery.formats.base import Format
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import parse_storage_id
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Sequence
+
+    from ckpt_surgery.formats.base import Layout, LayoutOptions, Loss
 
 PICKLE = "data.pkl"
 CONSTANTS = "constants.pkl"
@@ -65,6 +75,62 @@ MODERN = Container(
     storages=(),
     after=(("version", Bytes(b"3\n")), (SERIALIZATION_ID, Bytes(b""))),
 )
+
+
+class TorchZip(Format):
+    """The archive of ``torch.save`` since torch 1.6, which every torch since then loads."""
+
+    name = "torch-zip"
+    title = "an archive of torch.save"
+    suffixes = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th", ".model", ".state_dict")
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it is a zip archive with a pickle and without TorchScript's constants."""
+        archive = archive_of(source)
+        return archive is not None and is_torch_zip(archive) and not is_torchscript(archive)
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the archive. Raises `DamagedFileError` as `read_torch_zip` does."""
+        return read_torch_zip(source, archive_of(source) or read_zip(source), limits)
+
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return what is not in the graph of the pickle, and the classes of pickled modules."""
+        from ckpt_surgery.formats.torch_zip_layout import losses
+
+        return losses(checkpoint)
+
+    def lay_out(self, checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+        """Place every record; metadata has no place in an archive of torch.save."""
+        from ckpt_surgery.formats.torch_zip_layout import layout
+
+        return layout(checkpoint, options)
+
+
+_read_last: list[ZipArchive] = []
+
+
+def archive_of(source: Source) -> ZipArchive | None:
+    """Return the records of a zip archive, None for anything else and for a damaged archive.
+
+    Those of the last archive are kept until `forget_archive` is called, since several formats ask
+    for them in turn.
+    """
+    if not looks_like_zip(source):
+        return None
+    for archive in _read_last:
+        if archive.file is source:
+            return archive
+    try:
+        archive = read_zip(source)
+    except ReadError:
+        return None
+    _read_last[:] = [archive]
+    return archive
+
+
+def forget_archive() -> None:
+    """Let go of the last archive."""
+    _read_last.clear()
 
 
 def is_torchscript(archive: ZipArchive) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from ckpt_surgery.checkpoint.description import Checkpoint, Storage
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage, join_path
 from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.zip_write import Derived, ZipLayout, lay_out
+from ckpt_surgery.formats.base import FileLayout, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.serialization_id import serialization_id
 from ckpt_surgery.formats.torch_zip import (
     MODERN,
@@ -14,7 +17,43 @@ from ckpt_surgery.formats.torch_zip import (
     Container,
     content,
 )
-from ckpt_surgery.torch_objects.rebuild import Pickled, lower
+from ckpt_surgery.torch_objects.rebuild import Pickled, is_module_state, lower
+
+_NO_PLACE: Final = "has no place in a pickle of state dicts"
+_NO_CLASS: Final = "a state dict has no class and no code"
+
+
+def losses(checkpoint: Checkpoint) -> list[Loss]:
+    """Return what a pickle of `checkpoint` would not hold.
+
+    That is what lies beside the state dicts outside the graph, as in TorchScript, and whatever
+    makes more of a state dict than one: a module's class.
+    """
+    found = [
+        Loss(s.path, "file", "a pickled module", _NO_CLASS, refused=False)
+        for s in checkpoint.state_dicts
+        if is_module_state(s)
+    ]
+    found += (
+        Loss(o.path, "other", o.type, _NO_PLACE, refused=False)
+        for o in checkpoint.others
+        if checkpoint.root is None or (o.parent is None and o.node is not checkpoint.root)
+    )
+    found += (
+        Loss(join_path(s.path, e.name), "entry", "a tensor", "is of no single storage")
+        for s in checkpoint.state_dicts
+        for e in s.entries
+        if e.node is None and e.tensor is not None and e.tensor.storage is None
+    )
+    return found
+
+
+def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+    """Place every byte of the archive; there are no `options` for it."""
+    del options
+    archive = lay_out_torch_zip(checkpoint)
+    sources = [record.source for record in archive.records]
+    return Layout((FileLayout("", archive.nbytes, sources, archive.write),))
 
 
 def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:

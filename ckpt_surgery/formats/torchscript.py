@@ -18,8 +18,14 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other
 from ckpt_surgery.errors import DamagedFileError
-from ckpt_surgery.fileio import Source, ZipArchive
-from ckpt_surgery.formats.torch_zip import CONSTANTS, StorageRecords
+from ckpt_surgery.fileio import Source, ZipArchive, read_zip
+from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.torch_zip import (
+    CONSTANTS,
+    StorageRecords,
+    archive_of,
+    is_torchscript,
+)
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 from ckpt_surgery.torch_objects.kinds import type_name
 from ckpt_surgery.torch_objects.mappings import named_items
@@ -41,6 +47,23 @@ _NAME: Final = re.compile(r'"([^"]*)"')
 _TENSOR: Final = re.compile(
     r'^  (?:(\w+) :|__annotations__\["([^"\n]*)"\] =) Tensor$', re.MULTILINE
 )
+
+
+class TorchScript(Format):
+    """The archive of ``torch.jit.save``, of which the state dict is read."""
+
+    name = FORMAT
+    title = "a TorchScript archive"
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it is a zip archive with TorchScript's constants."""
+        archive = archive_of(source)
+        return archive is not None and is_torchscript(archive)
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the archive's state dict; raises as `read_torchscript` does."""
+        return read_torchscript(source, archive_of(source) or read_zip(source), limits)
 
 
 @dataclass(frozen=True, slots=True)

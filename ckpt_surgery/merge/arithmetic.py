@@ -12,7 +12,6 @@ from typing import Any, Final
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.edits.plan import Edit, Plan, apply
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.formats.base import as_archive
 from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile, Sources
 from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, rounding_warnings
@@ -27,6 +26,7 @@ from ckpt_surgery.merge.result import (
 )
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import write
 
 _MOST_THREADS: Final = 8
@@ -58,18 +58,18 @@ def merge_numbers(
         planner = NumberPlanner(recipe, policies, base, files, stream, tally)
         numbers = planner.plan(chosen, scope.selection)
         edits: tuple[Edit, ...] = (*numbers.edits, *numbers.taking.edits)
-        before = as_archive(base.checkpoint)
+        original, before = (for_output(c, output) for c in (base.original, base.checkpoint))
         edited = apply(
             Plan(edits), before, others=[f.original for f in files], merged=numbers.entries
         )
         edited = replace(edited, moved={**edited.moved, **numbers.moved})
-        edited, edits, changes = in_step(base, edited, edits, scope)
+        edited, edits, changes = in_step(original, before, edited, edits, scope)
         ties = broken_ties(before, edited)
         edited = narrowed(edited, scope)
         if not output.dry_run:
             stack.enter_context(stream)
         inputs = [source for file in files for source in file.sources]
-        nbytes = write(edited, output, inputs=inputs, prepare=stream.schedule)
+        written = write(edited, output, inputs=inputs, prepare=stream.schedule)
         peak = min(room, numbers.computed_nbytes) + numbers.workspace
         peak += running_nbytes(len(files) + 1, workers) if numbers.computed_nbytes else 0
         outcome = Outcome(
@@ -85,7 +85,6 @@ def merge_numbers(
                 *ties,
                 *optimizer_warnings(changes),
             ),
-            nbytes,
             rules=numbers.rules,
             taken=numbers.taking.taken,
             merged=numbers.merged,
@@ -93,7 +92,7 @@ def merge_numbers(
             skipped=numbers.skipped,
             peak=peak,
         )
-        return report_of(base, before, edited, edits, outcome, output)
+        return report_of(base, before, edits, outcome, written)
 
 
 def _threads(wanted: int | None) -> int:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from ckpt_surgery.checkpoint.compact import compact, unused_nbytes
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.edits.plan import Compact, Edit, Plan, apply
-from ckpt_surgery.formats.base import as_archive
 from ckpt_surgery.merge.copying import broken_ties, plan_structure
 from ckpt_surgery.merge.files import Sources
 from ckpt_surgery.merge.result import (
@@ -20,6 +19,7 @@ from ckpt_surgery.merge.result import (
 )
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import write
 
 
@@ -44,15 +44,15 @@ def merge_structure(
             same_shape=same_shape,
         )
         edits: tuple[Edit, ...] = tuple(taking.edits)
-        before = as_archive(base.checkpoint)
+        original, before = (for_output(c, output) for c in (base.original, base.checkpoint))
         edited = apply(Plan(edits), before, others=[file.original for file in others])
-        edited, edits, changes = in_step(base, edited, edits, scope)
+        edited, edits, changes = in_step(original, before, edited, edits, scope)
         if scope.compact:
             edits = (*edits, Compact(unused_nbytes(edited)))
             edited = compact(edited)
         ties = broken_ties(before, edited)
         edited = narrowed(edited, scope)
-        nbytes = write(
+        written = write(
             edited, output, inputs=[source for file in others for source in file.sources]
         )
         inputs = [MergeInput(base.label, None, base=True)]
@@ -68,8 +68,7 @@ def merge_structure(
             {},
             changes,
             warnings,
-            nbytes,
             rules=taking.rules,
             taken=taking.taken,
         )
-        return report_of(base, before, edited, edits, outcome, output)
+        return report_of(base, before, edits, outcome, written)

@@ -10,12 +10,11 @@ from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import RuleCount, alone, the_state_dict
 from ckpt_surgery.edits.optimizer import follow_base
 from ckpt_surgery.edits.plan import Drop, Edit, Plan, Rename
-from ckpt_surgery.formats.base import OUTPUT_FORMAT, conversion
 from ckpt_surgery.merge.files import MergeFile
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
-from ckpt_surgery.writing.output import Output
-from ckpt_surgery.writing.write import destination
+from ckpt_surgery.writing.target import conversion
+from ckpt_surgery.writing.write import Written
 
 if TYPE_CHECKING:
     from ckpt_surgery.names.rewrite import RewriteRule
@@ -41,11 +40,18 @@ class MergeScope:
 
 
 def in_step(
-    base: MergeFile, edited: Checkpoint, edits: tuple[Edit, ...], scope: MergeScope
+    original: Checkpoint,
+    renamed: Checkpoint,
+    edited: Checkpoint,
+    edits: tuple[Edit, ...],
+    scope: MergeScope,
 ) -> tuple[Checkpoint, tuple[Edit, ...], tuple[OptimizerChange, ...]]:
-    """The result with the base's optimizers following its model, and what that took."""
+    """The result with the base's optimizers following its model, and what that took.
+
+    `original` is the base before any edit, `renamed` what the edits apply to.
+    """
     merged = replace(edited, others=()) if scope.state_dict_only else edited
-    followed, more, changes = follow_base(base.original, base.checkpoint, merged, scope.optimizer)
+    followed, more, changes = follow_base(original, renamed, merged, scope.optimizer)
     if scope.state_dict_only:
         followed = replace(followed, others=edited.others)
     return followed, (*edits, *more), changes
@@ -78,7 +84,6 @@ class Outcome:
     policies: Mapping[str, Any]
     optimizers: tuple[OptimizerChange, ...]
     warnings: tuple[str, ...]
-    nbytes: int
     rules: tuple[RuleCount, ...]
     taken: Sequence[tuple[str, str]]
     merged: Sequence[str] = ()
@@ -90,16 +95,17 @@ class Outcome:
 def report_of(
     base: MergeFile,
     before: Checkpoint,
-    after: Checkpoint,
     edits: tuple[Edit, ...],
     outcome: Outcome,
-    output: Output,
+    written: Written,
 ) -> MergeReport:
-    """The report of a merge into `base`, which is `after` what it was `before`."""
+    """The report of a merge into `base`, which was `before` what is written now."""
+    after = written.checkpoint
     rules: tuple[RuleCount, ...] = (*base.rules, *outcome.rules)
     renames = [edit for edit in base.renaming.edits if isinstance(edit, Rename)]
     changed = {name for name, _ in outcome.taken} | set(outcome.merged)
     removed = tuple(join_path(e.state_dict, e.name) for e in edits if isinstance(e, Drop))
+    removed += written.removed
     gone = set(removed)
     left = {other.path for other in after.others}
     dropped = tuple(o.path for o in base.original.others if o.path not in left)
@@ -107,9 +113,12 @@ def report_of(
         method=outcome.method,
         arithmetic=outcome.arithmetic,
         inputs=outcome.inputs,
-        output=destination(base.original, output),
-        format=OUTPUT_FORMAT,
-        plan=(*Plan((*base.renaming.edits, *edits)).to_dict(), *conversion(base.original)),
+        output=written.output,
+        format=written.format,
+        plan=(
+            *Plan((*base.renaming.edits, *edits)).to_dict(),
+            *conversion(base.original.format, written.format),
+        ),
         rules=tuple(each.rule.to_dict() | {"matched": each.matched} for each in rules),
         kept=tuple(
             name
@@ -129,8 +138,8 @@ def report_of(
         dropped=dropped,
         policies=outcome.policies,
         optimizers=outcome.optimizers,
-        warnings=(*base.original.notes, *outcome.warnings),
+        warnings=(*base.original.notes, *outcome.warnings, *written.warnings),
         nbytes_before=base.original.size,
-        nbytes_after=outcome.nbytes,
+        nbytes_after=written.nbytes,
         peak_bytes=outcome.peak,
     )

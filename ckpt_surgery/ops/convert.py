@@ -7,10 +7,10 @@ from ckpt_surgery.checkpoint.select import alone, the_state_dict
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
-from ckpt_surgery.formats.base import OUTPUT_FORMAT, as_archive
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.writing.output import Output
-from ckpt_surgery.writing.write import destination, left_out, named_by_content, write
+from ckpt_surgery.writing.target import for_output
+from ckpt_surgery.writing.write import Written, left_out, write
 
 
 def convert(
@@ -33,28 +33,27 @@ def convert(
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     with read(source) as checkpoint:
-        converted = as_archive(checkpoint)
+        converted = for_output(checkpoint, target)
         if state_dict_only or at is not None:
             converted = alone(converted, the_state_dict(checkpoint, [at] if at is not None else []))
-        target = named_by_content(converted, target)
-        nbytes = write(converted, target)
-        return _report(checkpoint, converted, target, nbytes)
+        return _report(checkpoint, write(converted, target))
 
 
-def _report(before: Checkpoint, after: Checkpoint, output: Output, nbytes: int) -> EditReport:
+def _report(before: Checkpoint, written: Written) -> EditReport:
+    after = written.checkpoint
     return EditReport(
         command="convert",
         inputs=(before.file.name,),
-        output=destination(before, output),
-        format=OUTPUT_FORMAT,
-        plan=({"edit": "convert", "from": before.format, "to": OUTPUT_FORMAT},),
+        output=written.output,
+        format=written.format,
+        plan=({"edit": "convert", "from": before.format, "to": written.format},),
         rules=(),
         kept=tuple(join_path(s.path, entry.name) for s in after.state_dicts for entry in s.entries),
-        removed=(),
+        removed=written.removed,
         renamed=(),
         carried=tuple(other.path for other in after.others),
         dropped=left_out(before, after),
-        warnings=before.notes,
+        warnings=(*before.notes, *written.warnings),
         nbytes_before=before.size,
-        nbytes_after=nbytes,
+        nbytes_after=written.nbytes,
     )

@@ -21,7 +21,6 @@ from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fit.adaptations import Classes, parse_adaptations, parse_fills
 from ckpt_surgery.fit.plan import FitItem, FitOptions, plan_fit
 from ckpt_surgery.formats import read
-from ckpt_surgery.formats.base import OUTPUT_FORMAT, as_archive
 from ckpt_surgery.matching.correspondence import LEVELS, Correspondence, Level, correspond
 from ckpt_surgery.matching.maps import check_map, format_proposal
 from ckpt_surgery.matching.target_source import Aim, describe, opened
@@ -36,7 +35,8 @@ from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.training.optimizers import InStep, keep_in_step
 from ckpt_surgery.training.parameters import Inventory, NamedEntry, Parameter
 from ckpt_surgery.writing.output import Output
-from ckpt_surgery.writing.write import destination, left_out, write
+from ckpt_surgery.writing.target import for_output
+from ckpt_surgery.writing.write import left_out, write
 
 if TYPE_CHECKING:
     from ckpt_surgery.fit.initial import InitialValues
@@ -106,26 +106,32 @@ def fit(
                 fitted.append(_plan(each, aim, options, level, renames or {}))
         big_endian = any(_is_big_endian(t) for _, t in checkpoint.tensors)
         values = _Values(aim, seed, big_endian=big_endian)
-        archive = as_archive(checkpoint)
+        archive = for_output(checkpoint, target)
         result = replace(archive, state_dicts=_replaced(archive, fitted, values))
         step = _in_step(archive, result, fitted, aim.target, optimizer)
         result = step.checkpoint
         if emit_map is not None:
             _write_map(emit_map, fitted, force=target.force)
-        nbytes = write(result, target, inputs=aim.sources)
+        written = write(result, target, inputs=aim.sources)
+        result = written.checkpoint
         return FitReport(
             inputs=(checkpoint.file.name, *aim.inputs),
-            output=destination(checkpoint, target),
-            format=OUTPUT_FORMAT,
+            output=written.output,
+            format=written.format,
             target=aim.target.title,
             fitted=tuple(fitted),
             carried=tuple(other.path for other in result.others),
             dropped_others=(*left_out(checkpoint, result), *_left_out(chosen, result)),
             optimizers=step.changes,
-            warnings=(*checkpoint.notes, *_warnings(result, chosen, fitted), *step.warnings),
+            warnings=(
+                *checkpoint.notes,
+                *_warnings(result, chosen, fitted),
+                *step.warnings,
+                *written.warnings,
+            ),
             seed=seed,
             nbytes_before=checkpoint.size,
-            nbytes_after=nbytes,
+            nbytes_after=written.nbytes,
         )
 
 

@@ -85,12 +85,22 @@ def lower(checkpoint: Checkpoint) -> Lowered:
             place = PersistentId(_storage_id(tensor.node, tensor.storage), tensor.storage)
             replaced[node_id] = relocated(tensor.node, place, tensor)
     if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
-        return Lowered(lower_state_dict(checkpoint.state_dicts[0]), replaced)
+        return Lowered(_without_graph(checkpoint.state_dicts), replaced)
     for state_dict in checkpoint.state_dicts:
         if not _is_unchanged(state_dict):
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced)
+
+
+def _without_graph(state_dicts: Sequence[StateDict]) -> Node:
+    """The state dict of a format without a graph, or several in a dictionary by their paths."""
+    if len(state_dicts) == 1 and not state_dicts[0].path:
+        return lower_state_dict(state_dicts[0])
+    items: list[Node] = []
+    for state_dict in state_dicts:
+        items += (state_dict.path, lower_state_dict(state_dict))
+    return Dict(items)
 
 
 def _storage_id(node: Object, storage: Storage) -> Node:
@@ -116,6 +126,12 @@ def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:
             kind, *rest = node.pid
             if text(kind) == "module" and rest:
                 yield id(node), rest[0]
+
+
+def is_module_state(state_dict: StateDict) -> bool:
+    """Return whether a state dict was read from a module, whose place it takes when written."""
+    node = state_dict.node
+    return node is not None and (is_module(node) or mapping_pairs(node) is None)
 
 
 def _is_unchanged(state_dict: StateDict) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio.sink import Progress
-from ckpt_surgery.formats.base import FOREIGN_SUFFIXES
+from ckpt_surgery.formats import registry
+from ckpt_surgery.formats.base import Format, LayoutOptions
 
 HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
 """Where `torch.hub.load_state_dict_from_url` looks for the hash in a name: the first match."""
@@ -29,7 +30,9 @@ class Output:
     """Where an edited checkpoint goes: to the file `path`, the descriptor `stream`, or `in_place`.
 
     `force` replaces an existing file; `fsync` None forces the bytes to the disk only where a file
-    is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. With
+    is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. What the
+    format cannot hold is left out with `allow_loss`, and refused without; `options` are for its
+    layout. With
     `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
     ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``.
     """
@@ -43,6 +46,8 @@ class Output:
     format: str | None = None
     progress: ProgressBar | None = None
     hash_name: bool = False
+    allow_loss: bool = False
+    options: LayoutOptions = field(default_factory=LayoutOptions)
 
     def check(self) -> None:
         """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""
@@ -55,13 +60,36 @@ class Output:
             )
         if self.hash_name:
             self._check_hash_name()
-        suffix = Path(self.path).suffix.lower() if self.path is not None else ""
-        if suffix in FOREIGN_SUFFIXES and self.format is None:
+        self.chosen_format()
+
+    def chosen_format(self) -> Format | None:
+        """Return the format that is asked for, or that the name of the output says; else None.
+
+        Raises `UsageError` if it cannot be written.
+        """
+        if self.format is not None:
+            chosen = self._format_asked_for(self.format)
+            if chosen.written_as:
+                raise UsageError(
+                    f"'--format {self.format}': {chosen.title} can only be read",
+                    hint=f"these can be written: {', '.join(registry.writable())}",
+                )
+            return chosen
+        if self.path is None:
+            return None
+        try:
+            return registry.of_suffix(Path(self.path).suffix.lower())
+        except UsageError as error:
+            error.name_file(self.path)
+            raise
+
+    def _format_asked_for(self, name: str) -> Format:
+        try:
+            return registry.get(name)
+        except UsageError as error:
             raise UsageError(
-                f"'{suffix}' files cannot be written, only archives of torch.save",
-                path=self.path,
-                hint="call the output .pth, or give --format torch-zip to use this name anyway",
-            )
+                f"'--format {name}': there is no such format", hint=error.hint
+            ) from error
 
     def _check_hash_name(self) -> None:
         if self.path is None:

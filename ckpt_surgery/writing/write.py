@@ -4,27 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.errors import LossyEditError, UsageError
+from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.sink import Digest, Progress, Sink
-from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
+from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.writing.output import HASH_DIGITS, Output
+from ckpt_surgery.writing.target import output_format, require_held, without
 
 
-def named_by_content(checkpoint: Checkpoint, output: Output) -> Output:
-    """`output` with the hash in its name, if that is wanted; everything is read once for it."""
-    if not output.hash_name or output.dry_run or output.path is None:
-        return output
-    digest = Digest()
-    lay_out_torch_zip(checkpoint).write(digest)
-    path = Path(output.path)
-    name = f"{path.stem}-{digest.hexdigest()[:HASH_DIGITS]}{path.suffix}"
-    return replace(output, path=path.with_name(name), hash_name=False)
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an output holds: `checkpoint`, in `nbytes` bytes. Under a dry run it would.
+
+    `output` is its name, None of a dry run; `losses` are what its format could not hold.
+    """
+
+    checkpoint: Checkpoint
+    output: str | None
+    nbytes: int
+    losses: tuple[Loss, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """The name of the output's format."""
+        return self.checkpoint.format
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The entries of state dicts (``path/name``) that were left out."""
+        return tuple(loss.path for loss in self.losses if loss.part == "entry")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What else was left out, as sentences for a report."""
+        return tuple(
+            f"{loss.what} is left out: {loss.why}" for loss in self.losses if loss.part == "file"
+        )
 
 
 def write(
@@ -33,12 +53,26 @@ def write(
     *,
     inputs: Sequence[Source] = (),
     prepare: Callable[[Sequence[object]], object] | None = None,
-) -> int:
-    """Write `checkpoint`; the number of bytes that it takes, also if nothing is written.
+) -> Written:
+    """Write `checkpoint` in the format of `output`, and return what was written.
 
     `inputs` are the files that bytes come from beside its own. `prepare` is given the sources of
-    all bytes in the order in which they will be read, before the first is.
+    all bytes in the order in which they will be read, before the first is. Raises
+    `LossyEditError` if the format cannot hold something and `output` does not allow that.
     """
+    held, layout, losses = _laid_out(checkpoint, output)
+    output = _named_by_content(layout, output)
+    if not output.dry_run:
+        bar = output.progress
+        if prepare is not None:
+            prepare(layout.sources)
+        with nullcontext(None) if bar is None else bar(layout.nbytes) as progress:
+            _write(layout, checkpoint.file, output, [*checkpoint.sources, *inputs], progress)
+    return Written(held, _destination(checkpoint, output), layout.nbytes, tuple(losses))
+
+
+def _laid_out(checkpoint: Checkpoint, output: Output) -> tuple[Checkpoint, Layout, list[Loss]]:
+    """Return the checkpoint as it will be written, its layout, and what it does not hold."""
     if checkpoint.unwritable:
         name = checkpoint.file.name
         raise LossyEditError(
@@ -46,17 +80,42 @@ def write(
             path=name,
             hint=f"take the weights alone: ckpt convert --state-dict-only {name} -o weights.pth",
         )
-    layout = lay_out_torch_zip(checkpoint)
-    if not output.dry_run:
-        bar = output.progress
-        if prepare is not None:
-            prepare([record.source for record in layout.records])
-        with (
-            nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
-            _opened(checkpoint.file, output, [*checkpoint.sources, *inputs], progress) as sink,
-        ):
-            layout.write(sink)
-    return layout.nbytes
+    target = output_format(checkpoint, output)
+    losses = list(target.losses(checkpoint))
+    if not output.allow_loss:
+        require_held(checkpoint, target, [loss for loss in losses if loss.refused])
+    held = replace(without(checkpoint, losses), format=target.name)
+    require_held(checkpoint, target, [loss for loss in target.losses(held) if loss.refused])
+    return held, target.lay_out(held, output.options), losses
+
+
+def _named_by_content(layout: Layout, output: Output) -> Output:
+    """Return `output` with the hash in its name, if wanted; everything is read once for it."""
+    if not output.hash_name or output.dry_run or output.path is None:
+        return output
+    if layout.is_directory:
+        raise UsageError("'--hash-name' is for a single file, and the output is a directory")
+    digest = Digest()
+    layout.files[0].write(digest)
+    path = Path(output.path)
+    name = f"{path.stem}-{digest.hexdigest()[:HASH_DIGITS]}{path.suffix}"
+    return replace(output, path=path.with_name(name), hash_name=False)
+
+
+def _write(
+    layout: Layout,
+    file: Source,
+    output: Output,
+    inputs: Sequence[Source],
+    progress: Progress | None,
+) -> None:
+    if layout.is_directory:
+        from ckpt_surgery.writing.directory import write_directory
+
+        write_directory(layout, file, output, inputs, progress)
+        return
+    with _opened(file, output, inputs, progress) as sink:
+        layout.files[0].write(sink)
 
 
 @contextmanager
@@ -67,14 +126,8 @@ def _opened(
         with stream_output(output.stream, inputs=inputs, progress=progress) as sink:
             yield sink
         return
-    path = file.path if output.in_place else output.path
-    if path is None:
-        raise UsageError(
-            f"'{file.name}' is no file of its own and cannot be edited in place",
-            hint="give -o FILE",
-        )
     with atomic_output(
-        path,
+        path_of(file, output),
         force=output.force,
         replacing=file if output.in_place else None,
         inputs=inputs,
@@ -84,13 +137,24 @@ def _opened(
         yield sink
 
 
+def path_of(file: Source, output: Output) -> PathLike:
+    """Return where the output goes. Raises `UsageError` if the input cannot be replaced."""
+    path = file.path if output.in_place else output.path
+    if path is None:
+        raise UsageError(
+            f"'{file.name}' is no file of its own and cannot be edited in place",
+            hint="give -o FILE",
+        )
+    return path
+
+
 def left_out(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
     """The paths of the other entries that `after` does not have."""
     kept = {other.path for other in after.others}
     return tuple(other.path for other in before.others if other.path not in kept)
 
 
-def destination(checkpoint: Checkpoint, output: Output) -> str | None:
+def _destination(checkpoint: Checkpoint, output: Output) -> str | None:
     """The output's name for a report; None if nothing is written."""
     if output.dry_run:
         return None

@@ -12,9 +12,9 @@ import torch
 
 from ckpt_surgery.cli.commands.strip import strip
 from ckpt_surgery.cli.main import COMMANDS, cli
-from ckpt_surgery.cli.options import FORMATS, output_of
+from ckpt_surgery.cli.options import output_of
 from ckpt_surgery.cli.output import report_stream
-from ckpt_surgery.formats.base import OUTPUT_FORMAT
+from ckpt_surgery.formats.registry import FORMATS, get, writable
 
 EDITS = (
     ["strip", "--prefix", "fc"],
@@ -308,8 +308,17 @@ def test_quiet_edit_prints_nothing(folder, invoke):
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_format_option_offers_what_can_be_written():
-    assert FORMATS == (OUTPUT_FORMAT,)
+def test_format_option_offers_what_can_be_written(folder, invoke):
+    offered = invoke("convert", "--help").stdout.replace("\n", " ")
+    for name in FORMATS:
+        assert (name in writable()) is (get(name).written_as == "")
+    assert f"[{'|'.join(writable())}]" in offered
+    refused = invoke("convert", "net.pth", "--format", "torch-tar", "-o", "x")
+    assert refused.exit_code == 2
+    assert "can only be read" in refused.stderr
+    refused = invoke("convert", "net.pth", "--format", "torch-zop", "-o", "x")
+    assert "'--format torch-zop': there is no such format" in refused.stderr
+    assert "hint: there are: torch-zip" in refused.stderr
 
 
 def test_long_lists_of_names_are_cut(folder, invoke):

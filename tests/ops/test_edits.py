@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch_checks import assert_same, assert_torch_reads, load, plain_tensors, save
 
-from ckpt_surgery import AddPrefix, Output, convert, inspect, rename, selection, strip
+from ckpt_surgery import AddPrefix, Output, convert, inspect, read, rename, selection, strip
 from ckpt_surgery.errors import LossyEditError, UsageError, WriteError
 from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.reports.edits import EditReport
@@ -271,35 +271,48 @@ def test_progress_counts_every_byte(path: Path, tmp_path: Path) -> None:
     assert sum(seen) == 0
 
 
-# --- what cannot be edited
+# --- formats that are only read
 
 
-def test_pickled_module_is_converted_not_edited(tmp_path: Path) -> None:
+def test_pickled_module_is_edited_as_its_state_dict(tmp_path: Path) -> None:
     path, out = save(net(), tmp_path / "module.pth"), tmp_path / "out.pth"
-    with pytest.raises(LossyEditError, match="a pickled module cannot be edited") as caught:
-        strip(path, out, selection(pattern="running"))
-    assert caught.value.hint == f"extract its weights first: ckpt convert {path} -o weights.pth"
-    assert not out.exists()
-    report = convert(path, out)
-    assert report.plan == ({"edit": "convert", "from": "torch-module", "to": "torch-zip"},)
-    assert_torch_reads(out, net().state_dict())
+    report = strip(path, out, selection(pattern="running"))
+    assert report.plan[-1] == {"edit": "convert", "from": "torch-module", "to": "torch-zip"}
+    assert report.format == "torch-zip"
+    assert any("a pickled module is left out" in warning for warning in report.warnings)
+    expected = {k: v for k, v in net().state_dict().items() if "running" not in k}
+    assert_same(dict(load(out)), expected)
 
 
-def test_torchscript_is_converted_not_edited(shared_dir: Path, tmp_path: Path) -> None:
+def test_pickled_module_is_replaced_only_if_that_is_said(tmp_path: Path) -> None:
+    path = save(net(), tmp_path / "module.pth")
+    before = path.read_bytes()
+    with pytest.raises(LossyEditError, match="without a pickled module") as refused:
+        strip(path, Output(in_place=True), selection(pattern="running"))
+    assert "--format torch-zip" in str(refused.value.hint)
+    assert path.read_bytes() == before
+    strip(path, Output(in_place=True, format="torch-zip"), selection(pattern="running"))
+    assert "bn.running_mean" not in load(path)
+
+
+def test_torchscript_is_edited_as_its_state_dict(shared_dir: Path, tmp_path: Path) -> None:
     path = shared_dir / "real" / "silero-vad" / "silero_vad_2023-04.jit"
-    with pytest.raises(LossyEditError, match="a TorchScript archive cannot be edited"):
-        rename(path, tmp_path / "out.pth", [AddPrefix("x")])
+    with read(path) as checkpoint:
+        names = checkpoint.state_dicts[0].names
+        others = [other.path for other in checkpoint.others]
+    report = rename(path, tmp_path / "out.pth", [AddPrefix("x")])
+    assert report.plan[-1] == {"edit": "convert", "from": "torchscript", "to": "torch-zip"}
+    assert report.dropped == tuple(others)
+    assert list(load(tmp_path / "out.pth")) == [f"x.{name}" for name in names]
 
 
-def test_safetensors_is_converted_not_edited(tmp_path: Path) -> None:
+def test_safetensors_is_edited_into_an_archive(tmp_path: Path) -> None:
     path, out = tmp_path / "w.safetensors", tmp_path / "out.pth"
-    save_file(weights(), path)
-    with pytest.raises(LossyEditError, match="a safetensors file cannot be edited"):
-        strip(path, out, CHOICE)
-    convert(path, out)
-    found = load(out)
-    assert_same({name: found[name] for name in weights()}, weights())
-    assert_torch_reads(out, found)
+    save_file(weights(), path, {"author": "me"})
+    report = strip(path, out, CHOICE)
+    assert report.plan[-1] == {"edit": "convert", "from": "safetensors", "to": "torch-zip"}
+    assert report.dropped == ("__metadata__",)
+    assert_same(dict(load(out)), {name: weights()[name] for name in ("c", "b")})
 
 
 def test_legacy_file_is_edited_into_an_archive(tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""Finding the format of a file from its content, and saying what other files are."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Final
+
+from ckpt_surgery.errors import (
+    CkptError,
+    DamagedFileError,
+    LimitExceededError,
+    PathLike,
+    ReadError,
+    UnknownFormatError,
+)
+from ckpt_surgery.fileio import FileSource, Source, looks_like_zip, read_zip
+from ckpt_surgery.formats import registry
+from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
+from ckpt_surgery.pickles.collector import collector_paused
+
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint.description import Checkpoint
+    from ckpt_surgery.formats.base import Format
+
+_DOWNLOAD: Final = "the download may have failed"
+_READABLE: Final = "what torch.save, torch.jit.save and safetensors wrote can be read"
+_OTHER_ARCHIVE: Final = "the zip archive is damaged, or another program's and not torch.save's"
+_DECOMPRESS: Final = "decompress it first: {} -dc FILE | ckpt COMMAND"
+# What files that are no checkpoints begin with, for a helpful message.
+_OTHER_FORMATS: Final = (
+    (b"\x1f\x8b", "gzip data", _DECOMPRESS.format("gzip")),
+    (b"BZh", "bzip2 data", _DECOMPRESS.format("bzip2")),
+    (b"\xfd7zXZ", "xz data", _DECOMPRESS.format("xz")),
+    (b"\x28\xb5\x2f\xfd", "zstd data", _DECOMPRESS.format("zstd")),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "extract it first"),
+    (b"\x93NUMPY", "a numpy array", None),
+    (b"\x89HDF", "an HDF5 file", None),
+    (b"GGUF", "a GGUF file", None),
+    (b"\xff\xd8\xff", "a JPEG image", None),
+    (b"\x89PNG", "a PNG image", None),
+    (b"%PDF", "a PDF document", None),
+    (b"PYTORCH1", "a preview format of torch that no release reads", None),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file", "run: git lfs pull"),
+    (b"<", "a web page or XML, not a checkpoint", _DOWNLOAD),
+    (b"{", "JSON or the like, not a checkpoint", _DOWNLOAD),
+)
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+_ONNX: Final = re.compile(rb"\x08[\x01-\x1f][\x12\x3a]")  # its version, then producer or graph
+_TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e]+")
+
+
+def read(source: PathLike | Source, *, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+    """Describe the checkpoint in a file, without running it and without reading tensor bytes.
+
+    A directory is read if it is of a format that keeps checkpoints in one.
+
+    The checkpoint keeps the file open, since its tensors' bytes would come from there: close it,
+    or use it in a ``with`` statement. Raises `ReadError` if the file cannot be read, and its
+    subclasses `UnknownFormatError`, `DamagedFileError` and `LimitExceededError`.
+    """
+    file = opened(source) if isinstance(source, str | os.PathLike) else source
+    try:
+        with collector_paused():
+            return _read(file, limits)
+    except CkptError as error:
+        if error.path is None:
+            error.name_file(file.name)
+        file.close()
+        raise
+    except MemoryError:
+        pass  # and what filled the memory is gone
+    file.close()
+    raise LimitExceededError(
+        "out of memory: it describes more than fits",
+        path=file.name,
+        hint="a checkpoint's description is small: the file may be meant to fill the memory",
+    )
+
+
+def _read(source: Source, limits: Limits) -> Checkpoint:
+    from ckpt_surgery.formats.torch_zip import forget_archive
+
+    try:
+        return find_format(source).read(source, limits)
+    finally:
+        forget_archive()
+
+
+def opened(path: PathLike) -> Source:
+    """Open a file, or a directory. Raises `ReadError` if that is not possible."""
+    if os.path.isdir(path):  # noqa: PTH112 - a path object takes its time to import
+        from ckpt_surgery.fileio.directory import DirectorySource
+
+        return DirectorySource.open(path)
+    return FileSource.open(path)
+
+
+def find_format(source: Source) -> Format:
+    """Return the format that recognises `source`. Raises `UnknownFormatError` if none does."""
+    is_directory = source_is_directory(source)
+    candidates: Iterator[Format] = chain(registry.built_in(), registry.added())
+    for candidate in candidates:
+        if candidate.of_directories == is_directory and candidate.sniff(source):
+            return candidate
+    if not is_directory:
+        raise _unknown(source)
+    raise ReadError("is a directory", path=source.name, hint="name the checkpoint file in it")
+
+
+def source_is_directory(source: Source) -> bool:
+    """Return whether `source` is a directory, without importing what reads those."""
+    directories = sys.modules.get("ckpt_surgery.fileio.directory")
+    return directories is not None and isinstance(source, directories.DirectorySource)
+
+
+def _unknown_zip(file: Source) -> CkptError:
+    """Return the error for a zip archive of no format."""
+    start = file.read_at(0, min(file.size, 256))
+    name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
+    if name.endswith(b".npy"):
+        return UnknownFormatError("this is a numpy archive (.npz)", hint=_READABLE)
+    try:
+        read_zip(file)
+    except DamagedFileError as error:
+        error.hint = error.hint or _OTHER_ARCHIVE
+        return error
+    return UnknownFormatError(
+        "a zip archive without 'data.pkl', not one of torch.save", hint=_OTHER_ARCHIVE
+    )
+
+
+def _unknown(file: Source) -> CkptError:
+    """Return the error for a file of no format, which says what it looks like."""
+    if file.size == 0:
+        return UnknownFormatError("the file is empty", hint="the save or download did not finish")
+    if looks_like_zip(file):
+        return _unknown_zip(file)
+    start = file.read_at(0, min(file.size, 64))
+    text = start.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    for magic, what, hint in _OTHER_FORMATS:
+        if text.startswith(magic):
+            return UnknownFormatError(f"this is {what}", hint=hint or _READABLE)
+    if start[:1] == b"\x80" and start[1:2] in {b"\0", b"\1", b"\2", b"\3", b"\4", b"\5"}:
+        return UnknownFormatError("a plain pickle, not a file of torch.save", hint=_READABLE)
+    if _ONNX.match(start):
+        return UnknownFormatError("this looks like an ONNX model", hint=_READABLE)
+    if _TEXT.fullmatch(start):
+        return UnknownFormatError("this is text, not a checkpoint", hint=_DOWNLOAD)
+    return UnknownFormatError("not a checkpoint of any known format", hint=_READABLE)

@@ -1,0 +1,103 @@
+"""Which format an output is of, and a checkpoint as that format holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
+from ckpt_surgery.errors import LossyEditError
+from ckpt_surgery.formats import registry
+from ckpt_surgery.formats.base import Format, Loss
+from ckpt_surgery.writing.output import Output
+
+_MOST_LISTED: Final = 20
+
+
+def output_format(checkpoint: Checkpoint, output: Output) -> Format:
+    """Return the format to write: the one asked for, the suffix's, or the checkpoint's own.
+
+    A checkpoint of a format that is only read is written in the one that holds what it gives.
+    """
+    chosen = output.chosen_format()
+    if chosen is not None:
+        return chosen
+    own = registry.get(checkpoint.format)
+    return registry.get(own.written_as) if own.written_as else own
+
+
+def for_output(checkpoint: Checkpoint, output: Output) -> Checkpoint:
+    """Return `checkpoint` as the format of `output` holds it, before any edit.
+
+    What has no place there goes; what the format refuses stays, since an edit may remove it.
+    Raises `LossyEditError` for an edit in place of a file that can only be replaced by a part of
+    what it is: a pickled module by its state dict.
+    """
+    target = output_format(checkpoint, output)
+    losses = [loss for loss in target.losses(checkpoint) if not loss.refused]
+    for loss in losses:
+        if loss.part == "file" and output.in_place and output.format is None:
+            raise LossyEditError(
+                f"in its place would stand its weights alone, without {loss.what}: {loss.why}",
+                path=checkpoint.file.name,
+                hint=f"give -o FILE, or --format {target.name} to replace it anyway",
+            )
+    return replace(without(checkpoint, losses), format=target.name)
+
+
+def without(checkpoint: Checkpoint, losses: Sequence[Loss]) -> Checkpoint:
+    """Return `checkpoint` without the entries that `losses` name."""
+    others = {loss.path for loss in losses if loss.part == "other"}
+    entries = {loss.path for loss in losses if loss.part == "entry"}
+    if not others and not entries:
+        return checkpoint
+    gone = tuple(o for o in checkpoint.others if o.path in others)
+    return replace(
+        checkpoint,
+        state_dicts=tuple(_thinned(s, entries) for s in checkpoint.state_dicts),
+        others=tuple(o for o in checkpoint.others if o.path not in others),
+        dropped=(*checkpoint.dropped, *(o for o in gone if o.parent is not None)),
+    )
+
+
+def _thinned(state_dict: StateDict, names: set[str]) -> StateDict:
+    entries = state_dict.entries
+    kept = tuple(e for e in entries if join_path(state_dict.path, e.name) not in names)
+    return replace(state_dict, entries=kept) if len(kept) < len(entries) else state_dict
+
+
+def require_held(checkpoint: Checkpoint, target: Format, losses: Sequence[Loss]) -> None:
+    """Raise `LossyEditError`, which lists them, if there are `losses` that `target` refuses."""
+    if not losses:
+        return
+    listed = "; ".join(_said(loss) for loss in losses[:_MOST_LISTED])
+    more = len(losses) - _MOST_LISTED
+    raise LossyEditError(
+        f"{target.title} cannot hold: {listed}" + (f"; and {more} more" if more > 0 else ""),
+        path=checkpoint.file.name,
+        hint=_way_out(target, losses),
+    )
+
+
+def _said(loss: Loss) -> str:
+    return f"'{loss.path}' ({loss.what}: {loss.why})" if loss.path else f"{loss.what}: {loss.why}"
+
+
+def _way_out(target: Format, losses: Sequence[Loss]) -> str:
+    parts = {loss.part for loss in losses}
+    ways = []
+    if "state_dict" in parts:
+        ways.append("--state-dict-only --at PATH writes one state dict")
+    elif parts == {"other"}:
+        ways.append("--state-dict-only writes the weights alone")
+    if "state_dict" not in parts:
+        ways.append("--allow-loss leaves out what is listed")
+    if target.name != registry.DEFAULT:
+        ways.append(f"--format {registry.DEFAULT} holds everything")
+    return ", ".join(ways)
+
+
+def conversion(before: str, after: str) -> tuple[dict[str, str], ...]:
+    """Return the change from one format to another as an edit of a plan; none if they are one."""
+    return () if before == after else ({"edit": "convert", "from": before, "to": after},)

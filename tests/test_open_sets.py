@@ -1,0 +1,185 @@
+"""What is added by one file and one registration works from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from ckpt_surgery import Output, convert, read
+from ckpt_surgery.cli.main import cli
+from ckpt_surgery.errors import CkptError, UsageError
+from ckpt_surgery.formats import registry
+
+SUPPORT = Path(__file__).parent / "support"
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    whole = torch.arange(12.0).reshape(3, 4)
+    return {
+        "a.weight": whole,
+        "a.view": whole.t()[1:],
+        "count": torch.tensor(3),
+        "e": torch.ones(0),
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
+    path = tmp_path / "x.pth"
+    torch.save(weights, path)
+    return path
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FORMATS, "npy-dir", "npy_directory:NpyDirectory")
+    monkeypatch.delitem(registry._loaded, "npy-dir", raising=False)
+
+
+def ckpt(*args: object) -> Result:
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def assert_holds(directory: Path, weights: dict[str, torch.Tensor]) -> None:
+    assert {path.stem for path in directory.iterdir()} == set(weights)
+    for name, tensor in weights.items():
+        assert np.array_equal(np.load(directory / f"{name}.npy"), tensor.numpy())
+
+
+@pytest.mark.usefixtures("registered")
+class TestFormat:
+    def test_toy_format_is_written_shown_edited_and_converted_back(
+        self, file: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
+    ) -> None:
+        out, back = tmp_path / "dir", tmp_path / "back.pth"
+        report = ckpt("convert", file, "--format", "npy-dir", "-o", out, "--json")
+        assert report.exit_code == 0, report.output
+        document = json.loads(report.stdout)
+        assert document["format"] == "npy-dir"
+        assert document["plan"] == [{"edit": "convert", "from": "torch-zip", "to": "npy-dir"}]
+        assert document["nbytes_after"] == sum(p.stat().st_size for p in out.iterdir())
+        assert_holds(out, weights)
+        shown = json.loads(ckpt("inspect", out, "--json").stdout)
+        assert shown["format"] == "npy-dir"
+        assert shown["size"] == document["nbytes_after"]
+        edited = ckpt("strip", out, "--prefix", "a", "--in-place")
+        assert edited.exit_code == 0, edited.output
+        assert_holds(out, {"count": weights["count"], "e": weights["e"]})
+        assert ckpt("convert", out, "-o", back).exit_code == 0
+        assert torch.load(back)["count"] == 3
+
+    def test_what_it_cannot_hold_is_listed_unless_allowed(
+        self, tmp_path: Path, weights: dict[str, torch.Tensor]
+    ) -> None:
+        path, out = tmp_path / "train.pth", tmp_path / "dir"
+        odd = {"half": torch.ones(2, dtype=torch.bfloat16), **weights}
+        torch.save({"state_dict": odd, "epoch": 3, "args": {"lr": 0.1}}, path)
+        command = ("convert", path, "--format", "npy-dir", "-o", out)
+        refused = ckpt(*command)
+        assert refused.exit_code == 2
+        for lost in ("'epoch'", "'args'", "'state_dict/half' (a tensor of bfloat16"):
+            assert lost in refused.stderr
+        assert "--allow-loss" in refused.stderr
+        assert not out.exists()
+        allowed = json.loads(ckpt(*command, "--allow-loss", "--json").stdout)
+        assert allowed["dropped"] == ["epoch", "args"]
+        assert allowed["removed"] == ["state_dict/half"]
+        assert_holds(out, weights)
+
+    def test_directory_goes_to_no_stream_and_takes_no_hash(
+        self, file: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UsageError, match="the output is a directory"):
+            convert(file, Output(stream=1, format="npy-dir"))
+        refused = ckpt("convert", file, "--format", "npy-dir", "-o", tmp_path / "d", "--hash-name")
+        assert "'--hash-name' is for a single file" in refused.stderr
+
+    def test_check_says_what_reading_finds(self, file: Path, tmp_path: Path) -> None:
+        out = tmp_path / "dir"
+        ckpt("convert", file, "--format", "npy-dir", "-o", out)
+        with read(out) as checkpoint:
+            assert list(registry.get("npy-dir").check(checkpoint.file)) == []
+        (out / "e.npy").write_bytes(b"no array here")
+        from ckpt_surgery.formats.detect import opened
+
+        (finding,) = registry.get("npy-dir").check(opened(out))
+        assert (finding.severity, finding.message) == ("error", "is no .npy file")
+
+
+def installed(tmp_path: Path) -> dict[str, str]:
+    """An environment in which a package with the toy format is installed."""
+    site = tmp_path / "site"
+    metadata = site / "npy_directory-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: npy-directory\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        f"[{registry.GROUP}]\nnpy-dir = npy_directory:NpyDirectory\n"
+    )
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(SUPPORT)])}
+
+
+def test_installed_package_adds_a_format(
+    file: Path, tmp_path: Path, weights: dict[str, torch.Tensor]
+) -> None:
+    environment, out = installed(tmp_path), tmp_path / "dir"
+
+    def run(*args: object) -> str:
+        command = [sys.executable, "-m", "ckpt_surgery", *map(str, args)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run("convert", file, "--format", "npy-dir", "-o", out)
+    assert_holds(out, weights)
+    assert set(run("inspect", out, "--keys").split()) == set(weights)
+    assert "npy-dir" in run("convert", "--help")
+
+
+def test_directory_of_no_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CkptError, match="is a directory") as refused:
+        read(tmp_path)
+    assert refused.value.hint == "name the checkpoint file in it"
+
+
+def test_ordinary_files_wait_for_no_installed_package(file: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from ckpt_surgery.cli.main import main; sys.argv = sys.argv[1:]\n"
+        "try: main()\n"
+        "finally: print('importlib.metadata' in sys.modules, file=sys.stderr)"
+    )
+    for command in (["inspect", file], ["convert", file, "-o", tmp_path / "o.pth"]):
+        line = [sys.executable, "-c", code, "ckpt", *map(str, command)]
+        done = subprocess.run(line, capture_output=True, text=True)
+        assert done.stderr == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("no_such_module:X", "No module named"),
+        ("npy_directory:Missing", "no attribute"),
+        ("npy_directory:DirectorySource.open", "no attribute"),
+        ("collections:OrderedDict", "is no format"),
+    ],
+)
+def test_format_that_cannot_be_used_says_why(
+    monkeypatch: pytest.MonkeyPatch, where: str, said: str
+) -> None:
+    monkeypatch.setitem(registry.FORMATS, "toy", where)
+    with pytest.raises(CkptError, match=said):
+        registry.get("toy")
+
+
+def test_unknown_format_names_those_there_are() -> None:
+    with pytest.raises(UsageError, match="there is no format 'onnx'") as refused:
+        registry.get("onnx")
+    assert "torch-zip" in str(refused.value.hint)
