@@ -23,13 +23,13 @@ class Loss:
     """Something of a checkpoint that a format cannot hold.
 
     `path` names it (``path/name`` of an entry, the path of a state dict or of what lies beside
-    them, empty for the file as such), `part` says which of these it is, `what` its kind and `why`
-    the reason. One that is not `refused` is left out and reported; for any other, writing is
-    refused unless the loss is allowed.
+    them, empty for the file as such), `part` says which of these it is (a module is more than its
+    state dict), `what` its kind and `why` the reason. One that is not `refused` is left out and
+    reported; for any other, writing is refused unless the loss is allowed.
     """
 
     path: str
-    part: Literal["entry", "other", "state_dict", "file"]
+    part: Literal["entry", "other", "state_dict", "module", "file"]
     what: str
     why: str
     refused: bool = True

@@ -30,7 +30,7 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
     makes more of a state dict than one: a module's class.
     """
     found = [
-        Loss(s.path, "file", "a pickled module", _NO_CLASS, refused=False)
+        Loss(s.path, "module", "a pickled module", _NO_CLASS, refused=False)
         for s in checkpoint.state_dicts
         if is_module_state(s)
     ]

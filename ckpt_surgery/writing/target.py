@@ -37,7 +37,7 @@ def for_output(checkpoint: Checkpoint, output: Output) -> Checkpoint:
     target = output_format(checkpoint, output)
     losses = [loss for loss in target.losses(checkpoint) if not loss.refused]
     for loss in losses:
-        if loss.part == "file" and output.in_place and output.format is None:
+        if loss.part == "module" and output.in_place and output.format is None:
             raise LossyEditError(
                 f"in its place would stand its weights alone, without {loss.what}: {loss.why}",
                 path=checkpoint.file.name,
