@@ -3,6 +3,7 @@
 Here only shapes are looked at; `adapting` computes the values.
 
 ``squeeze``      the same numbers, with axes of size 1 added or removed
+``reshape``      the same numbers: a convolution over all of its input, and a linear layer
 ``interpolate``  position embeddings and relative-position tables, resampled to another grid
 ``channels``     another number of input channels of a convolution
 ``rows``         other rows of a head or an embedding, by class name or leading
@@ -12,17 +13,17 @@ Here only shapes are looked at; `adapting` computes the values.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isqrt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal, get_args
 
-from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.fit.grids import Grids, GridSize, find_grids
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.suggest import near_hint
 
-Kind = Literal["squeeze", "interpolate", "channels", "rows", "overlap"]
+Kind = Literal["squeeze", "reshape", "interpolate", "channels", "rows", "overlap"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Every adaptation, in the order in which they are tried: what keeps the most comes first."""
 
@@ -37,13 +38,23 @@ class AdaptRule:
     """A permission to adapt: `kind`, and for ``channels`` how.
 
     `scaled` keeps the magnitude of the convolution's response: times old over new channels.
-    `prefix` confines it to the names below it (empty: all names).
+    `prefix` confines it to the names below it (empty: all names). `grids` are those of the target
+    and, if it is not square either, of the checkpoint, for ``interpolate``.
     """
 
     kind: Kind
     method: ChannelMethod = "repeat"
     scaled: bool = False
     prefix: str = ""
+    grids: Grids | None = None
+
+    @property
+    def option(self) -> str:
+        """How it was asked for: ``--adapt rows``, ``--fill conv1=first``."""
+        how = str(Adaptation(self.kind, self.method, self.scaled))
+        if not self.prefix:
+            return f"--adapt {how}"
+        return f"--fill {self.prefix}={how.removeprefix('channels=')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +62,9 @@ class Adaptation:
     """How one tensor is carried over.
 
     `rows` are pairs (row of the target, row of the source). `grid` says what is interpolated:
-    ``tokens`` (1, prefix + h·w, dim), ``table`` (prefix + h·w, heads) with its extra rows last,
-    ``map`` (1, dim, h, w), ``axis`` (length, dim); `prefix_tokens` of them are not on the grid.
+    ``tokens`` (1, prefix + h·w, dim), ``table`` (h·w + extra, heads), ``map`` (1, dim, h, w),
+    ``axis`` (length, dim). `prefix_tokens` of them (a table's extra rows) are not on the grid;
+    `old_size` and `new_size` are the grids of tokens and tables.
     """
 
     kind: Kind
@@ -61,6 +73,8 @@ class Adaptation:
     rows: tuple[tuple[int, int], ...] = ()
     grid: Grid = "tokens"
     prefix_tokens: int = 0
+    old_size: GridSize = (0, 0)
+    new_size: GridSize = (0, 0)
 
     @property
     def needs_initial(self) -> bool:
@@ -110,13 +124,22 @@ def parse_classes(text: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def parse_adaptations(texts: Iterable[str]) -> tuple[AdaptRule, ...]:
+def parse_adaptations(texts: Iterable[str], grids: Grids | None = None) -> tuple[AdaptRule, ...]:
     """The rules of ``--adapt squeeze``, ``channels=mean``, ``channels=mean:scaled``, …
 
     ``channels`` alone is ``channels=repeat``, which is always scaled (timm's
-    ``adapt_input_conv``). Raises UsageError for an unknown name.
+    ``adapt_input_conv``). Raises UsageError for an unknown name, and for `grids` (``--grid``)
+    without ``interpolate``.
     """
-    return tuple(_parse_adaptation(text) for text in texts)
+    rules = tuple(_parse_adaptation(text) for text in texts)
+    if grids is None:
+        return rules
+    if all(rule.kind != "interpolate" for rule in rules):
+        raise UsageError(
+            f"'--grid {grids}' says what is interpolated to, and nothing is",
+            hint="add --adapt interpolate",
+        )
+    return tuple(replace(r, grids=grids) if r.kind == "interpolate" else r for r in rules)
 
 
 def _parse_adaptation(text: str) -> AdaptRule:
@@ -171,6 +194,14 @@ def adaptation(
     return None
 
 
+def may_lie_on_a_grid(name: str, source: Shape, target: Shape) -> bool:
+    """Whether these are positions that ``interpolate`` needs to be told the grids of."""
+    if len(source) not in (2, 3) or "interpolate" in possible(name, source, target):
+        return False
+    named = _POSITION.search(name) or _RELATIVE_TABLE.search(name)
+    return named is not None and _differs_only_at(len(source) - 2, source, target)
+
+
 def possible(name: str, source: Shape, target: Shape) -> tuple[Kind, ...]:
     """Every adaptation that would carry `source` into `target`, the one that keeps most first."""
     rules = [AdaptRule(kind) for kind in KINDS]
@@ -182,8 +213,11 @@ def _apply_rule(
 ) -> Adaptation | None:
     if rule.kind == "squeeze":
         return Adaptation("squeeze") if _squeezed(source) == _squeezed(target) else None
+    if rule.kind == "reshape":
+        fits = _is_flattened(source, target) or _is_flattened(target, source)
+        return Adaptation("reshape") if fits and not _POSITION.search(name) else None
     if rule.kind == "interpolate":
-        return _interpolation(name, source, target)
+        return _interpolation(name, source, target, rule.grids)
     if rule.kind == "channels":
         fits = _differs_only_at(1, source, target) and 3 <= len(source) <= 5
         fits = fits and not _POSITION.search(name)  # (1, tokens, dim) is no convolution
@@ -192,7 +226,28 @@ def _apply_rule(
         fits = _differs_only_at(0, source, target)
         return Adaptation("rows", rows=_rows(name, source, target, classes)) if fits else None
     fits = len(source) == len(target) and 0 not in source and 0 not in target and source != ()
+    fits = fits and not looks_transposed(source, target)  # its leading block would be nonsense
     return Adaptation("overlap") if fits else None
+
+
+def looks_transposed(source: Shape, target: Shape) -> bool:
+    """Whether the two shapes are different orders of the same sizes."""
+    return source != target and sorted(source) == sorted(target)
+
+
+def _is_flattened(convolution: Shape, linear: Shape) -> bool:
+    """Whether a linear layer's weight is that of a convolution over all of its input, flattened.
+
+    A convolution's (out, in, *kernel) has the elements of each output in the order in which
+    ``flatten`` puts those of its input, (in, *size).
+    """
+    return (
+        3 <= len(convolution) <= 5
+        and len(linear) == 2
+        and prod(convolution[2:]) > 1  # else the axes of size 1 are squeezed
+        and convolution[0] == linear[0]
+        and prod(convolution[1:]) == linear[1]
+    )
 
 
 def _squeezed(shape: Shape) -> Shape:
@@ -204,7 +259,7 @@ def _differs_only_at(axis: int, source: Shape, target: Shape) -> bool:
         len(source) == len(target) > axis
         and source[axis] != target[axis]
         and min(source[axis], target[axis]) > 0
-        and all(a == b for i, (a, b) in enumerate(zip(source, target, strict=True)) if i != axis)
+        and [*source[:axis], *source[axis + 1 :]] == [*target[:axis], *target[axis + 1 :]]
     )
 
 
@@ -233,132 +288,29 @@ _RELATIVE_TABLE = re.compile(r"(?:^|\.)(?:relative_position_bias_table|rel_pos_b
 _RELATIVE_AXIS = re.compile(r"(?:^|\.)rel_pos_[hwt]$")
 
 
-def _interpolation(name: str, source: Shape, target: Shape) -> Adaptation | None:
+def _interpolation(
+    name: str, source: Shape, target: Shape, grids: Grids | None
+) -> Adaptation | None:
     if len(source) != len(target) or 0 in source or 0 in target:
         return None
     if _RELATIVE_AXIS.search(name) and len(source) == 2 and source[1] == target[1]:
         return Adaptation("interpolate", grid="axis")
     if _RELATIVE_TABLE.search(name) and len(source) == 2 and source[1] == target[1]:
         # BEiT's three extra rows stand for the class token's distances
-        return _on_grid("table", source[0], target[0], (0, 3))
+        found = find_grids(source[0], target[0], (0, 3), grids, distances=True)
+        return _resampled("table", found)
     if not _POSITION.search(name):
         return None
     if len(source) == 4 and source[:2] == target[:2]:
         return Adaptation("interpolate", grid="map")
     if len(source) in (2, 3) and source[-1] == target[-1] and set(source[:-2]) <= {1}:
-        return _on_grid("tokens", source[-2], target[-2], (0, 1, 2, 5))
+        # 1 is a class token, 2 a distillation token as well (DeiT), 5 a class token, four registers
+        return _resampled("tokens", find_grids(source[-2], target[-2], (0, 1, 2, 5), grids))
     return None
 
 
-def _on_grid(grid: Grid, old: int, new: int, extras: Sequence[int]) -> Adaptation | None:
-    """With the number of extra tokens that leaves a square on both sides (never two: tested).
-
-    1 is a class token, 2 a distillation token as well (DeiT), 5 a class token and four registers.
-    """
-    for extra in extras:
-        if _is_square(old - extra) and _is_square(new - extra):
-            return Adaptation("interpolate", grid=grid, prefix_tokens=extra)
-    return None
-
-
-def _is_square(number: int) -> bool:
-    return number > 0 and isqrt(number) ** 2 == number
-
-
-FillKind = Literal["init", "zeros", "ones", "constant", "normal", "uniform", "kaiming", "xavier"]
-FILL_KINDS: tuple[FillKind, ...] = get_args(FillKind)
-_DEFAULTS: Mapping[FillKind, float] = {"normal": 0.02, "uniform": 0.02}
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """Initial values for the parameters below `prefix` (empty: all parameters).
-
-    `value` is the constant, the standard deviation of ``normal``, or the bound of ``uniform``.
-    """
-
-    kind: FillKind
-    value: float = 0.0
-    prefix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.value:g}" if self.kind in _TAKES_VALUE else self.kind
-
-
-_TAKES_VALUE = ("constant", "normal", "uniform")
-
-
-def parse_fills(texts: Iterable[str]) -> tuple[tuple[Fill, ...], tuple[AdaptRule, ...]]:
-    """The fills of ``--fill [NAME=]HOW``, and those that are adaptations of input channels.
-
-    HOW is ``init`` (the target's own initialisation), ``zeros``, ``ones``, ``constant:V``,
-    ``normal[:STD]``, ``uniform[:BOUND]``, ``kaiming`` or ``xavier``; with a name also a method of
-    ``channels`` (``conv1=mean``). Raises UsageError for anything else and for a name given twice.
-    """
-    fills: dict[str, Fill] = {}
-    rules: dict[str, AdaptRule] = {}
-    for text in texts:
-        prefix, equals, how = text.strip().rpartition("=")
-        if equals and not prefix:
-            raise UsageError(f"'{text}' fills nothing", hint="write it as 'NAME=HOW' or 'HOW'")
-        if prefix in fills or prefix in rules:
-            raise UsageError(f"there are two fills for '{prefix or 'everything'}'")
-        if prefix and how.partition(":")[0] in CHANNEL_METHODS:
-            rules[prefix] = parse_channels(how, prefix)
-        else:
-            fills[prefix] = _parse_fill(how, prefix)
-    return tuple(fills.values()), tuple(rules.values())
-
-
-def _parse_fill(text: str, prefix: str) -> Fill:
-    name, colon, number = text.partition(":")
-    kind = next((kind for kind in FILL_KINDS if kind == name), None)
-    if kind is None:
-        known = FILL_KINDS + CHANNEL_METHODS
-        raise UsageError(
-            f"there is no way '{name}' to fill a tensor",
-            hint=near_hint(name, known) or f"there are {', '.join(FILL_KINDS)}",
-        )
-    if not colon and kind != "constant":
-        return Fill(kind, _DEFAULTS.get(kind, 0.0), prefix)
-    if kind not in _TAKES_VALUE:
-        raise UsageError(f"'{kind}' takes no value", hint=f"write '{kind}'")
-    try:
-        value = float(number)
-    except ValueError as error:
-        raise UsageError(f"'{text}' has no number", hint=f"write it as '{kind}:0.5'") from error
-    if kind != "constant" and not 0 <= value < float("inf"):
-        raise UsageError(f"'{text}' has a spread that is negative or not finite")
-    return Fill(kind, value, prefix)
-
-
-def require_fillable(fill: Fill, name: str, shape: Shape, dtype: str) -> None:
-    """Raise UsageError if `fill` cannot give the tensor `name` values of the type `dtype`."""
-    if fill.kind == "init":
-        return
-    if fill.kind in ("kaiming", "xavier") and len(shape) < 2:
-        raise UsageError(
-            f"'{name}' has {'one axis' if shape else 'no axis'}, and '{fill.kind}' needs two",
-            hint=f"give it a fill of its own, for example '--fill {name}=zeros'",
-        )
-    kind = BY_NAME[dtype].kind
-    if kind == "float" or (kind == "complex" and fill.kind not in ("uniform", "xavier")):
-        return
-    is_number = fill.kind in ("zeros", "ones", "constant")
-    if not (is_number and _holds(dtype, 1.0 if fill.kind == "ones" else fill.value)):
-        raise UsageError(
-            f"'{name}' is {dtype}, which cannot be filled by '{fill}'",
-            hint=f"'--fill {name}=init' leaves it as the target has it",
-        )
-
-
-def _holds(dtype: str, value: float) -> bool:
-    """Whether a type that is no floating-point type has a number that is exactly `value`."""
-    described = BY_NAME[dtype]
-    if described.kind == "bool":
-        return value in (0, 1)
-    if described.kind != "int" or not value.is_integer():
-        return False
-    codes: int = 1 << 8 * described.itemsize
-    lowest = 0 if dtype.startswith("uint") else -codes // 2
-    return lowest <= value < lowest + codes
+def _resampled(grid: Grid, found: tuple[int, GridSize, GridSize] | None) -> Adaptation | None:
+    if found is None:
+        return None
+    extra, old, new = found
+    return Adaptation("interpolate", grid=grid, prefix_tokens=extra, old_size=old, new_size=new)

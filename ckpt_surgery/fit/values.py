@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, isqrt
+from math import ceil
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ckpt_surgery.fit.adaptations import Adaptation, ChannelMethod, Fill
-from ckpt_surgery.fit.plan import FitItem
+from ckpt_surgery.fit.adaptations import Adaptation, ChannelMethod
+from ckpt_surgery.fit.fills import Fill
+from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.models.construction import derive_seed
 from ckpt_surgery.models.target import Shape
 
@@ -48,7 +49,7 @@ def adapt(
     `initial` makes the target's initial value, of `shape`; it is called only if
     ``how.needs_initial``, and what comes out then has the initial value's element type.
     """
-    if how.kind == "squeeze":
+    if how.kind in ("squeeze", "reshape"):
         return source.reshape(shape)
     if how.kind == "interpolate":
         return _interpolate(how, source, shape)
@@ -128,9 +129,9 @@ def _interpolate(how: Adaptation, source: Tensor, shape: Shape) -> Tensor:
     elif how.grid == "map":
         result = _resample(values, shape[2], shape[3])
     elif how.grid == "table":
-        result = _resample_table(values, shape, how.prefix_tokens)
+        result = _resample_table(values, how)
     else:
-        result = _resample_tokens(values, shape, how.prefix_tokens)
+        result = _resample_tokens(values, how).reshape(shape)
     return result.to(source.dtype).contiguous()
 
 
@@ -139,27 +140,25 @@ def _resample(grid: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(grid, size=(height, width), mode="bicubic", antialias=True)
 
 
-def _resample_tokens(values: Tensor, shape: Shape, prefix_tokens: int) -> Tensor:
-    """([1,] prefix + h·w, dim) to another square grid; the prefix tokens are kept."""
-    tokens = values.reshape(-1, shape[-1])
-    prefix, grid = tokens[:prefix_tokens], tokens[prefix_tokens:]
-    old, new = isqrt(len(grid)), isqrt(shape[-2] - prefix_tokens)
-    image = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    resampled = _resample(image, new, new).permute(0, 2, 3, 1).reshape(new * new, -1)
-    return torch.cat([prefix, resampled]).reshape(shape)
+def _resample_tokens(values: Tensor, how: Adaptation) -> Tensor:
+    """([1,] prefix + h·w, dim) to another grid, as (prefix + h·w, dim); the prefix is kept."""
+    tokens = values.reshape(-1, values.shape[-1])
+    prefix, grid = tokens[: how.prefix_tokens], tokens[how.prefix_tokens :]
+    image = grid.reshape(1, *how.old_size, -1).permute(0, 3, 1, 2)
+    resampled = _resample(image, *how.new_size).permute(0, 2, 3, 1)
+    return torch.cat([prefix, resampled.reshape(-1, values.shape[-1])])
 
 
-def _resample_table(values: Tensor, shape: Shape, extra: int) -> Tensor:
+def _resample_table(values: Tensor, how: Adaptation) -> Tensor:
     """((2h-1)·(2w-1) + extra, heads), bicubic; the extra rows come last (BEiT) and are kept.
 
     Swin's authors resample so when they load (``load_pretrained`` in their ``utils.py``), without
     antialiasing: a table of distances has no finer detail to alias.
     """
-    count = len(values) - extra
-    old, new = isqrt(count), isqrt(shape[0] - extra)
-    image = values[:count].T.reshape(1, -1, old, old)
-    resampled = functional.interpolate(image, size=(new, new), mode="bicubic")
-    return torch.cat([resampled.reshape(-1, new * new).T, values[count:]])
+    count = len(values) - how.prefix_tokens
+    image = values[:count].T.reshape(1, -1, *how.old_size)
+    resampled = functional.interpolate(image, size=how.new_size, mode="bicubic")
+    return torch.cat([resampled.flatten(2)[0].T, values[count:]])
 
 
 def filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -> Tensor:
@@ -167,7 +166,7 @@ def filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -
 
     ``kaiming`` is normal with fan out and the gain of ReLU (He et al., 2015), ``xavier`` uniform
     (Glorot and Bengio, 2010). Raises ValueError for ``init``, which only the model's own
-    constructor can do, and for what `adaptations.require_fillable` refuses.
+    constructor can do, and for what `fills.require_fillable` refuses.
     """
     if fill.kind in ("zeros", "ones", "constant") and not (
         dtype.is_floating_point or dtype.is_complex

@@ -18,8 +18,13 @@ from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
-from ckpt_surgery.fit.adaptations import Classes, parse_adaptations, parse_fills
-from ckpt_surgery.fit.plan import FitItem, FitOptions, plan_fit
+from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
+from ckpt_surgery.fit.checks import check_adaptations
+from ckpt_surgery.fit.fills import parse_fills
+from ckpt_surgery.fit.grids import parse_grids
+from ckpt_surgery.fit.items import FitItem
+from ckpt_surgery.fit.options import FitOptions
+from ckpt_surgery.fit.plan import plan_fit
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.correspondence import LEVELS, Correspondence, Level, correspond
 from ckpt_surgery.matching.maps import check_map, format_proposal
@@ -59,6 +64,7 @@ def fit(
     renames: Mapping[str, str] | None = None,
     emit_map: PathLike | None = None,
     adapt: Sequence[str] = (),
+    grid: str | None = None,
     fill: Sequence[str] = (),
     classes: tuple[Sequence[str], Sequence[str]] | None = None,
     initial: Selection | None = None,
@@ -71,7 +77,8 @@ def fit(
 
     Names are paired no more boldly than `match` (``name``, ``prefix``, ``suffix``, ``order``),
     after what `renames` says (old name: new name); `emit_map` writes the pairing for review.
-    `adapt` permits adaptations (``"channels=mean"``), `fill` says what takes the place of initial
+    `adapt` permits adaptations (``"channels=mean"``; `grid` is what positions are interpolated to
+    if it is no square, ``"4x6"``), `fill` says what takes the place of initial
     values (``"fc=zeros"``), `classes` are the class names of the old and of the new head. With
     `initial`, any initial tensor outside this selection is an error. `dtype` is the type of the
     result's floating-point tensors, the target's if None. What lies beside the state dicts is
@@ -90,7 +97,7 @@ def fit(
     target.check()
     fills, channels = parse_fills(fill)
     options = FitOptions(
-        rules=(*parse_adaptations(adapt), *channels),
+        rules=(*parse_adaptations(adapt, None if grid is None else parse_grids(grid)), *channels),
         fills=fills,
         classes=None if classes is None else Classes(*map(tuple, classes)),
         dtype=dtype,
@@ -104,6 +111,8 @@ def fit(
         for each in chosen:
             with _naming(checkpoint, each, several=len(chosen) > 1):
                 fitted.append(_plan(each, aim, options, level, renames or {}))
+        with _naming(checkpoint, chosen[0], several=False):
+            check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
         big_endian = any(_is_big_endian(t) for _, t in checkpoint.tensors)
         values = _Values(aim, seed, big_endian=big_endian)
         archive = for_output(checkpoint, target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final
 
-from ckpt_surgery.fit.plan import FitItem
+from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
 from ckpt_surgery.render.color import WARNING
@@ -168,6 +168,8 @@ def _initial(item: FitItem) -> str:
         advice = f"; it would take --adapt {' or '.join(item.would_adapt)}"
     else:
         advice = "; no adaptation carries it over"
+    if item.looks_transposed:
+        advice = "; it looks transposed"
     if item.source_shape == item.shape:
         return f"{shape(item.shape)}, {item.reason}{value}"
     came = f"the checkpoint's is {shape(item.source_shape)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import StateDictKind, join_path
-from ckpt_surgery.fit.plan import FitItem, FitPlan
+from ckpt_surgery.fit.items import FitItem, FitPlan
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import Correspondence
 from ckpt_surgery.reports import SCHEMA
@@ -145,6 +145,7 @@ class FitReport:
             "initial_values": [
                 _initial(name, item) for name, item in self._items if item.status == "initial"
             ],
+            "square_beside_transposed": [name for name, item in self._items if item.is_suspect],
             "untied": [
                 [self._name(each, item.name), self._name(each, item.untied_from)]
                 for each in self.fitted
@@ -181,4 +182,5 @@ def _initial(name: str, item: FitItem) -> dict[str, Any]:
         "fill": str(item.fill or "init"),
         "reason": item.reason,
         "would_adapt": list(item.would_adapt),
+        "looks_transposed": item.looks_transposed,
     }

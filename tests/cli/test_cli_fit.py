@@ -252,6 +252,50 @@ def test_channels_are_adapted_as_named(fit, how, extra):
     assert "(8, 3, 3, 3) -> (8, 4, 3, 3) by channels" in result.stdout
 
 
+def test_lost_filters_are_warned_about_and_the_advice_keeps_them(fit):
+    dry = fit(*FOUR, "--dry-run")
+    advice = "--fill conv=first or zero keeps those of the old ones"
+    assert f"instead of 3: {advice}" in " ".join(dry.stdout.split())
+    fit(*FOUR, "--fill", "conv=first", "-o", "o.pth")
+    old, new = load("net.pth")["conv.weight"], load()["conv.weight"]
+    assert torch.equal(new[:, :3], old)
+    assert torch.equal(new[:, 3], old[:, 0])
+
+
+def test_a_convolution_over_everything_becomes_a_linear_layer(fit):
+    weights = {"fc6.weight": torch.randn(12, 8, 7, 7), "fc6.bias": torch.randn(12)}
+    torch.save(weights, "vgg.pth")
+    torch.save({"fc6.weight": torch.zeros(12, 392), "fc6.bias": torch.zeros(12)}, "linear.pth")
+    advice = fit("--like", "linear.pth", "--dry-run", file="vgg.pth").stdout
+    assert "it would take --adapt reshape" in advice
+    found = document(fit("--like", "linear.pth", "--adapt", "reshape", "-o", "o.pth", "--json",
+                         file="vgg.pth"))  # fmt: skip
+    assert [each["how"] for each in found["adapted"]] == ["reshape"]
+    assert torch.equal(load()["fc6.weight"], weights["fc6.weight"].flatten(1))
+
+
+def test_transposed_weights_are_named_in_the_report(fit):
+    source = {"a.weight": torch.randn(4, 6), "b.weight": torch.randn(4, 4)}
+    torch.save(source, "conv1d.pth")
+    torch.save({name: value.T.contiguous() for name, value in source.items()}, "linear.pth")
+    found = document(fit("--like", "linear.pth", "--dry-run", "--json", file="conv1d.pth"))
+    assert found["initial_values"][0]["looks_transposed"] is True
+    assert found["square_beside_transposed"] == ["b.weight"]
+    shown = fit("--like", "linear.pth", "--dry-run", file="conv1d.pth").stdout
+    assert "  a.weight: (6, 4), the checkpoint's is (4, 6); it looks transposed" in shown
+
+
+def test_positions_are_interpolated_to_a_grid_that_is_no_square(fit):
+    torch.save({"pos_embed": torch.randn(1, 17, 4), "x": torch.zeros(1)}, "vit.pth")
+    torch.save({"pos_embed": torch.zeros(1, 25, 4), "x": torch.zeros(1)}, "wide.pth")
+    line = ("--like", "wide.pth", "--adapt", "interpolate")
+    assert "applies to nothing" in fit(*line, "-o", "o.pth", code=2, file="vit.pth").stderr
+    fit(*line, "--grid", "4x6", "--initial", "none", "-o", "o.pth", file="vit.pth")
+    assert torch.equal(load()["pos_embed"][:, 0], load("vit.pth")["pos_embed"][:, 0])
+    refused = fit("--like", "wide.pth", "--grid", "4x6", "-o", "p.pth", code=2, file="vit.pth")
+    assert "add --adapt interpolate" in refused.stderr
+
+
 def test_one_layers_channels_are_adapted_by_a_fill(fit):
     fit(*FOUR, "--fill", "conv=mean", "-o", "o.pth")
     weight = load("net.pth")["conv.weight"]

@@ -10,14 +10,14 @@ from ckpt_surgery.fit.adaptations import (
     Adaptation,
     AdaptRule,
     Classes,
-    Fill,
     adaptation,
     below,
     parse_adaptations,
     parse_classes,
-    parse_fills,
     possible,
 )
+from ckpt_surgery.fit.fills import Fill, parse_fills
+from ckpt_surgery.fit.grids import parse_grids
 
 ALL = tuple(AdaptRule(kind) for kind in KINDS)
 
@@ -28,7 +28,15 @@ ALL = tuple(AdaptRule(kind) for kind in KINDS)
         ("c.weight", (10, 512), (10, 512, 1, 1), ("squeeze",)),
         ("c.weight", (1, 1, 5), (5,), ("squeeze",)),
         ("c.weight", (1,), (), ("squeeze",)),
-        ("c.weight", (2, 3), (3, 2), ("overlap",)),
+        ("c.weight", (2, 3), (3, 2), ()),
+        ("c.weight", (3, 4, 5, 64), (64, 5, 3, 4), ()),
+        ("pos_embed", (1, 8, 4, 6), (1, 8, 6, 4), ("interpolate",)),
+        ("fc6.weight", (12, 8, 7, 7), (12, 392), ("reshape",)),
+        ("fc6.weight", (12, 392), (12, 8, 7, 7), ("reshape",)),
+        ("fc6.weight", (12, 392), (12, 8, 49), ("reshape",)),
+        ("fc6.weight", (12, 392), (8, 12, 7, 7), ()),
+        ("fc6.weight", (12, 392), (12, 8, 1, 1), ()),
+        ("pos_embed", (1, 8, 14, 14), (1, 1568), ()),
         ("c.weight", (6,), (2, 3), ()),
         ("conv1.weight", (64, 3, 7, 7), (64, 4, 7, 7), ("channels", "overlap")),
         ("conv1.weight", (64, 3, 7, 7), (32, 4, 7, 7), ("overlap",)),
@@ -71,6 +79,39 @@ def test_prefix_tokens_are_those_that_leave_squares(old: int, new: int, extra: i
     found = adaptation("pos_embed", (1, old, 8), (1, new, 8), ALL)
     assert found is not None
     assert (found.grid, found.prefix_tokens) == ("tokens", extra)
+
+
+@pytest.mark.parametrize(
+    ("grids", "shapes", "sizes"),
+    [
+        ("4x6", ((1, 9 + 1, 8), (1, 24 + 1, 8)), ((3, 3), (4, 6))),
+        ("4x6", ((9, 8), (24, 8)), ((3, 3), (4, 6))),
+        ("2x8:4x6", ((1, 16 + 5, 8), (1, 24 + 5, 8)), ((2, 8), (4, 6))),
+        ("2x8:4x4", ((1, 16, 8), (1, 16, 8)), ((2, 8), (4, 4))),
+        ("4x6", ((1, 9, 8), (1, 16, 8)), ((3, 3), (4, 4))),  # another tensor's grid: squares
+        ("4x6", ((1, 9, 8), (1, 26, 8)), None),
+        ("4x6", ((1, 10, 8), (1, 24, 8)), None),
+    ],
+)
+def test_positions_go_to_the_grid_that_is_asked_for(grids, shapes, sizes) -> None:
+    rules = parse_adaptations(["interpolate"], parse_grids(grids))
+    found = adaptation("pos_embed", *shapes, rules)
+    assert (found and (found.old_size, found.new_size)) == sizes
+    table = adaptation("a.relative_position_bias_table", (9, 2), (7 * 11, 2), rules)
+    assert table is not None or grids != "4x6"
+    assert table is None or (table.old_size, table.new_size) == ((3, 3), (7, 11))
+
+
+@pytest.mark.parametrize("text", ["4", "4x", "0x3", "4x6x8", "a:4x6", "4x6:", "٤x6", "4 x 6"])
+def test_a_malformed_grid_is_an_error(text: str) -> None:
+    with pytest.raises(UsageError, match="is no grid"):
+        parse_grids(text)
+
+
+def test_a_grid_without_interpolation_is_an_error() -> None:
+    assert str(parse_grids(" 14x14:4x6 ")) == "14x14:4x6"
+    with pytest.raises(UsageError, match="'--grid 4x6' says what is interpolated to"):
+        parse_adaptations(["rows"], parse_grids("4x6"))
 
 
 def test_no_two_numbers_of_prefix_tokens_fit_one_pair_of_sizes() -> None:

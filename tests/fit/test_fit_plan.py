@@ -12,9 +12,12 @@ from architectures import architecture
 from torch import Tensor, nn
 
 from ckpt_surgery.errors import PlanError, UsageError
-from ckpt_surgery.fit.adaptations import Classes, Fill, parse_adaptations, parse_fills
+from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
+from ckpt_surgery.fit.fills import Fill, parse_fills
 from ckpt_surgery.fit.initial import InitialValues
-from ckpt_surgery.fit.plan import FitItem, FitOptions, FitPlan, plan_fit
+from ckpt_surgery.fit.items import FitItem, FitPlan
+from ckpt_surgery.fit.options import FitOptions
+from ckpt_surgery.fit.plan import plan_fit
 from ckpt_surgery.fit.values import fitted, initial_value
 from ckpt_surgery.matching.correspondence import Level, correspond
 from ckpt_surgery.models.building import build_module, build_target, describe, torchvision_names

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from math import sqrt
+from math import prod, sqrt
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ckpt_surgery.fit.adaptations import (
     CHANNEL_METHODS,
-    FILL_KINDS,
     KINDS,
     Adaptation,
     AdaptRule,
     ChannelMethod,
     Classes,
-    Fill,
-    FillKind,
     adaptation,
 )
+from ckpt_surgery.fit.fills import FILL_KINDS, Fill, FillKind
+from ckpt_surgery.fit.grids import Grids
 from ckpt_surgery.fit.values import adapt, adapt_channels, filled
 
 SHAPE = tuple[int, ...]
@@ -105,6 +104,35 @@ def test_squeezing_keeps_the_numbers() -> None:
     found = adapted("c.weight", weight, (10, 512, 1, 1))
     assert torch.equal(found[:, :, 0, 0], weight)
     assert torch.equal(adapted("c.weight", found, (10, 512)), weight)
+
+
+@pytest.mark.parametrize("size", [(7,), (7, 7), (2, 3, 4)])
+def test_a_convolution_over_everything_is_the_linear_layer_after_flatten(size: SHAPE) -> None:
+    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(size)]
+    convolution = kind(8, 12, size).double()
+    linear = nn.Linear(8 * prod(size), 12).double()
+    weight = adapted("fc6.weight", convolution.weight.detach(), tuple(linear.weight.shape))
+    linear.load_state_dict({"weight": weight, "bias": convolution.bias})
+    images = torch.randn(2, 8, *size, dtype=torch.float64)
+    torch.testing.assert_close(linear(images.flatten(1)), convolution(images).flatten(1))
+    back = adapted("fc6.weight", weight, tuple(convolution.weight.shape))
+    assert torch.equal(back, convolution.weight)
+
+
+def test_positions_go_to_a_grid_that_is_no_square() -> None:
+    """Each column of a grid of equal rows stays as wide, whatever the number of rows."""
+    column = torch.randn(6, 4, dtype=torch.float64)
+    square = column.repeat(6, 1)  # six rows of six
+    prefix = torch.randn(1, 4, dtype=torch.float64)
+    rules = [AdaptRule("interpolate", grids=Grids((4, 6)))]
+    how = adaptation("pos_embed", (1, 37, 4), (1, 25, 4), rules)
+    found = adapt(how, torch.cat([prefix, square])[None], (1, 25, 4))
+    torch.testing.assert_close(found[0], torch.cat([prefix, column.repeat(4, 1)]))
+    table = torch.randn(9, 2, dtype=torch.float64)
+    how = adaptation("x.relative_position_bias_table", (9, 2), (3 * 5, 2),
+                     [AdaptRule("interpolate", grids=Grids((2, 3)))])  # fmt: skip
+    image = nn.functional.interpolate(table.T.reshape(1, 2, 3, 3), size=(3, 5), mode="bicubic")
+    torch.testing.assert_close(adapt(how, table, (15, 2)), image[0].flatten(1).T)
 
 
 def test_rows_follow_their_class_and_new_ones_are_initial() -> None:

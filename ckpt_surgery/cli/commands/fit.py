@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.fitting import FitReport
 
 _NOTHING = "none"
-_PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
+_PLAIN = ("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimizer")
 
 
 @click.command(
@@ -36,7 +36,7 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
     headings={
         "Target": ("model", "model_arg", "settings", "like"),
         "Which name is which": ("match", "rename_map", "emit_map"),
-        "Values": ("adapt", "classes", "fill", "initial", "dtype", "seed", "optimizer"),
+        "Values": ("adapt", "grid", "classes", "fill", "initial", "dtype", "seed", "optimizer"),
     },
 )
 @input_argument
@@ -64,8 +64,14 @@ _PLAIN = ("match", "emit_map", "adapt", "fill", "dtype", "seed", "optimizer")
     "--adapt",
     multiple=True,
     metavar="HOW",
-    help="Carry over what differs in shape: squeeze, channels[=mean|repeat|zero|first[:scaled]], "
-    "rows, overlap, interpolate. Repeatable.",
+    help="Carry over what differs in shape: squeeze, reshape, "
+    "channels[=mean|repeat|zero|first[:scaled]], rows, overlap, interpolate. Repeatable.",
+)
+@click.option(
+    "--grid",
+    metavar="[OLD:]NEW",
+    help="The grid that '--adapt interpolate' goes to, where it is no square: 4x6; after the "
+    "checkpoint's, 14x14:4x6, if that is none either.",
 )
 @click.option(
     "--classes",
@@ -119,7 +125,7 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
           -o r5.pth
       ckpt fit alexnet.pth --like spp_init.pth -o spp.pth
       ckpt fit r50.pth --model torchvision:resnet50 --set conv1.in_channels=4 \
-          --fill conv1=mean --initial none -o rgbd.pth
+          --fill conv1=first --initial none -o rgbd.pth
       ckpt fit old.pth --model my.models:net --match suffix --dry-run \
           --emit-map map.toml
       ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 \

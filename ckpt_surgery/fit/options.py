@@ -1,0 +1,37 @@
+"""What may be done to make a checkpoint fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.fit.adaptations import AdaptRule, Classes
+from ckpt_surgery.fit.fills import Fill
+from ckpt_surgery.names.suggest import near_hint
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions:
+    """What may be done to make a checkpoint fit.
+
+    `may_be_initial` is ``--initial``: None permits all. `dtype` is the element type of the
+    result's floating-point tensors (None: as the target has them); all others keep the target's.
+    """
+
+    rules: Sequence[AdaptRule] = ()
+    fills: Sequence[Fill] = ()
+    classes: Classes | None = None
+    may_be_initial: Callable[[str], bool] | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is None:
+            return
+        if self.dtype not in BY_NAME:
+            raise UsageError(
+                f"there is no element type '{self.dtype}'", hint=near_hint(self.dtype, BY_NAME)
+            )
+        if BY_NAME[self.dtype].kind != "float":
+            raise UsageError(f"'{self.dtype}' is no floating-point type")
