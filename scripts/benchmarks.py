@@ -69,6 +69,14 @@ for key, tensor in total.items():
     tensor.div_(len(files)) if tensor.is_floating_point() else tensor.floor_divide_(len(files))
 torch.save(total, sys.argv[-1])
 """
+TORCH_STATS = """
+import sys, torch
+for key, tensor in torch.load(sys.argv[1], mmap=True, weights_only=True).items():
+    tensor = tensor.float()
+    facts = (tensor.min(), tensor.max(), tensor.mean(), tensor.std(), tensor.isnan().sum(),
+             tensor.isinf().sum(), (tensor == 0).sum())
+    print(key, tuple(tensor.shape), *(fact.item() for fact in facts), torch.histc(tensor, 16))
+"""
 MERGEKIT_CONFIG = """merge_method: linear
 dtype: float32
 out_dtype: {dtype}
@@ -234,6 +242,17 @@ def bench_edit(verb: str, file: Path, rounds: int) -> Iterator[Result]:
     yield from compare(f"{verb} {size_gb:.2g} GB", costs, targets)
 
 
+def bench_stats(file: Path, rounds: int) -> Iterator[Result]:
+    """Statistics of every tensor beside the loop over a loaded state dict."""
+    commands = [
+        Command("inspect --stats", [*CKPT, "inspect", "--stats", str(file)]),
+        Command("torch", [sys.executable, "-c", TORCH_STATS, str(file)]),
+    ]
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    targets = [Target("inspect --stats", "torch", 1 / 2)]
+    yield from compare(f"statistics of {file.stat().st_size / 1e9:.2g} GB", costs, targets)
+
+
 def bench_average(
     folder: Path, size_gb: float, dtype: str, rounds: int, mergekit: str | None
 ) -> Iterator[Result]:
@@ -328,6 +347,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "parse": lambda: bench_parse(3_000 if quick else 15_000, 3 if quick else 7),
         "strip": lambda: bench_edit("strip", large, 3 if quick else 5),
         "rename": lambda: bench_edit("rename", large, 3 if quick else 5),
+        "stats": lambda: bench_stats(large, 3),
         "merge": lambda: bench_merge(Path(folder), size_gb / 2, 3 if quick else 5, options),
     }
     results: list[Result] = []
@@ -387,7 +407,7 @@ def main() -> int:
         prog="scripts/bench", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
-    parser.add_argument("--only", choices=["inspect", "parse", "strip", "rename", "merge"])
+    parser.add_argument("--only", choices=["inspect", "parse", "strip", "rename", "stats", "merge"])
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
     parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")
     parser.add_argument("--mergekit", help="its mergekit-pytorch, to compare with (default: PATH)")

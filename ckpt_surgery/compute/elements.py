@@ -49,11 +49,7 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     name = _STORED_AS.get(tensor.dtype.name, tensor.dtype.name)
     if tensor.storage is None or not can_load(tensor):
         return None
-    if tensor.numel > max(tensor.extent, MOST_REPEATED):
-        raise LimitExceededError(
-            f"a view repeats {tensor.extent} elements to {tensor.numel}",
-            entry=f"storage {tensor.storage.key}",
-        )
+    require_bounded(tensor)
     dtype: torch.dtype = getattr(torch, name)
     if not tensor.numel:
         return torch.empty(0, dtype=dtype)
@@ -66,6 +62,15 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     if conjugate:
         elements = elements.conj().resolve_conj()
     return -elements if negative else elements
+
+
+def require_bounded(tensor: Tensor) -> None:
+    """Raise `LimitExceededError` for a strided tensor that repeats its elements too often."""
+    if tensor.storage is not None and tensor.numel > max(tensor.extent, MOST_REPEATED):
+        raise LimitExceededError(
+            f"a view repeats {tensor.extent} elements to {tensor.numel}",
+            entry=f"storage {tensor.storage.key}",
+        )
 
 
 def run_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
@@ -81,7 +86,7 @@ def run_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
     as_stored = tensor.is_contiguous and not any(math_bits(tensor))
     if storage is None or not isinstance(storage.data, ByteRange) or not as_stored:
         return _loaded_reader(tensor)
-    dtype: torch.dtype = getattr(torch, tensor.dtype.name)
+    dtype: torch.dtype = getattr(torch, _STORED_AS.get(tensor.dtype.name, tensor.dtype.name))
     dtype = dtype.to_real() if dtype.is_complex else dtype
     width, data, swapped = dtype.itemsize, storage.data, storage.big_endian
     first = tensor.dtype.nbytes(tensor.offset)

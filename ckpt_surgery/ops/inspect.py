@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from ckpt_surgery.torch_objects.kinds import entry_counts
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import TrainingFacts
+    from ckpt_surgery.writing.output import ProgressBar
 
 
 def inspect(
@@ -38,13 +40,14 @@ def inspect(
     params_only: bool = False,
     stats: bool = False,
     recognise: bool = False,
+    progress: ProgressBar | None = None,
 ) -> InspectReport:
     """Describe the checkpoint in `source`: its tensors, what lies beside them, ties, waste.
 
     `selection` and `at` narrow what is listed; `params_only` leaves out what is known to be a
-    buffer. Only `stats` reads tensors, and imports torch; without it single numbers of the training
-    state are read, such as an optimizer's step counts. `recognise` looks the whole state dicts up
-    among torchvision's architectures.
+    buffer. Only `stats` reads tensors, imports torch and shows `progress` in bytes; without it
+    single numbers of the training state are read, such as an optimizer's step counts. `recognise`
+    looks the whole state dicts up among torchvision's architectures.
 
     Raises `UsageError` for a rule that matches nothing, `ReadError` for a bad input and
     `MissingDependencyError` if `stats` finds no torch.
@@ -63,7 +66,7 @@ def inspect(
             ties=find_ties(narrowed.tensors),
             globals=checkpoint.globals,
             notes=(*checkpoint.notes, *unclear),
-            stats=_stats(narrowed) if stats else {},
+            stats=_stats(narrowed, progress) if stats else {},
             places=places(checkpoint.state_dicts),
             training=training,
             averaged=averaged,
@@ -144,10 +147,13 @@ def _architectures(
     return {path: each.to_dict() for path, each in found.items() if each is not None}
 
 
-def _stats(checkpoint: Checkpoint) -> dict[str, TensorStats | None]:
-    from ckpt_surgery.compute.stats import tensor_stats
+def _stats(checkpoint: Checkpoint, progress: ProgressBar | None) -> dict[str, TensorStats | None]:
+    from ckpt_surgery.compute.stats import all_stats
 
-    return {name: tensor_stats(tensor) for name, tensor in checkpoint.tensors}
+    tensors = dict(checkpoint.tensors)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    with nullcontext(None) if progress is None else progress(total) as advance:
+        return all_stats(tensors, advance=advance)
 
 
 def places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:

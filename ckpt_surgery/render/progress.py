@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.render.color import ColorChoice, wants_color
@@ -17,7 +18,7 @@ _DELAY: Final = 0.5  # seconds before a bar appears
 
 
 class _Bar:
-    """Counts bytes, and shows them once `_DELAY` has passed."""
+    """Counts bytes, whichever thread tells of them, and shows them once `_DELAY` has passed."""
 
     def __init__(self, total: int, *, color: ColorChoice) -> None:
         self._total = total
@@ -25,13 +26,15 @@ class _Bar:
         self._written = 0
         self._started = time.monotonic()
         self._progress: Progress | None = None
+        self._lock = Lock()
 
     def advance(self, nbytes: int) -> None:
-        self._written += nbytes
-        if self._progress is not None:
-            self._progress.update(self._progress.task_ids[0], completed=self._written)
-        elif time.monotonic() - self._started >= _DELAY:
-            self._progress = _start(self._total, self._written, color=self._color)
+        with self._lock:
+            self._written += nbytes
+            if self._progress is not None:
+                self._progress.update(self._progress.task_ids[0], completed=self._written)
+            elif time.monotonic() - self._started >= _DELAY:
+                self._progress = _start(self._total, self._written, color=self._color)
 
     def stop(self) -> None:
         if self._progress is not None:
@@ -75,6 +78,6 @@ def _start(total: int, written: int, *, color: ColorChoice) -> Progress:
         console=console(sys.stderr, color=wants_color(sys.stderr, color)),
         transient=True,
     )
-    progress.add_task("writing", total=total, completed=written)
+    progress.add_task("working", total=total, completed=written)
     progress.start()
     return progress

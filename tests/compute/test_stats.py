@@ -17,7 +17,7 @@ from ckpt_surgery import LimitExceededError, MissingDependencyError, read
 from ckpt_surgery.checkpoint.description import Storage, Tensor
 from ckpt_surgery.compute import stats as stats_module
 from ckpt_surgery.compute.elements import load_elements, require_torch
-from ckpt_surgery.compute.stats import BINS, TensorStats, tensor_stats
+from ckpt_surgery.compute.stats import BINS, TensorStats, all_stats, tensor_stats
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
 
@@ -206,11 +206,11 @@ def test_only_the_bytes_of_the_view_are_read(tmp_path: Path, monkeypatch: Any) -
     with read(path) as checkpoint:
         tensor = dict(checkpoint.tensors)["w"]
         seen: list[int] = []
-        original = type(checkpoint.file).read_at
+        original = type(checkpoint.file).read_into
         monkeypatch.setattr(
             type(checkpoint.file),
-            "read_at",
-            lambda self, offset, nbytes: seen.append(nbytes) or original(self, offset, nbytes),
+            "read_into",
+            lambda self, at, buffer: seen.append(buffer.nbytes) or original(self, at, buffer),
         )
         assert tensor_stats(tensor) is not None
     assert seen == [40]
@@ -228,17 +228,45 @@ def test_absurd_repetition_is_refused() -> None:
 def test_pieces_add_up_to_the_whole(values: list[float]) -> None:
     """The formula for combining pieces, with pieces of three elements."""
     tensor = in_memory(torch.tensor(values, dtype=torch.float32), (len(values),), (1,))
-    before = stats_module._PIECE
-    stats_module._PIECE = 3
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stats_module, "PIECE", 3)
+        patch.setattr(stats_module, "RUN", 7)
         found = tensor_stats(tensor)
-    finally:
-        stats_module._PIECE = before
     wanted = expected(torch.tensor(values, dtype=torch.float32))
     assert found is not None
     assert (found.mean, found.std) == close(wanted, 1e-6)
     assert (found.min, found.max, found.histogram) == (wanted.min, wanted.max, wanted.histogram)
     assert (found.nan, found.inf, found.zeros) == (wanted.nan, wanted.inf, wanted.zeros)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_statistics_of_many_tensors_do_not_depend_on_threads(threads, tmp_path, monkeypatch):
+    """Large ones are shared by the threads, run by run; what they measure is told in bytes."""
+    monkeypatch.setattr(stats_module, "RUN", 1000)
+    monkeypatch.setattr(stats_module, "PIECE", 300)
+    torch.manual_seed(0)
+    values = {
+        "large": torch.randn(4321),
+        "complex": torch.randn(1500, dtype=torch.complex64),
+        "view": torch.randn(50, 60).t(),
+        "small": torch.tensor([1.0, nan, -inf]),
+        "empty": torch.empty(0),
+    }
+    seen: list[int] = []
+    with read(save(values, tmp_path / "w.pth")) as checkpoint:
+        tensors = dict(checkpoint.tensors)
+        found = all_stats(tensors, threads=threads, advance=seen.append)
+    assert list(found) == list(values)
+    for name, value in values.items():
+        assert_same_stats(found[name], expected(value))
+    assert sum(seen) == sum(value.nbytes for value in values.values())
+
+
+def test_numbers_near_the_largest_have_a_mean(tmp_path):
+    value = torch.tensor([1e308, -1e308, 1.5e308], dtype=torch.float64)
+    found = stats_of(value, tmp_path / "w.pth")
+    assert found is not None
+    assert found.mean == pytest.approx(0.5e308)
 
 
 def test_missing_torch_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from ckpt_surgery.cli.options import (
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.render.plain import write_csv, write_json, write_keys
 from ckpt_surgery.reports.inspection import InspectReport
+
+if TYPE_CHECKING:
+    from ckpt_surgery.writing.output import ProgressBar
 
 _FORMS = {"tree": "--tree", "keys": "--keys", "as_json": "--json", "csv": "--csv"}
 _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
@@ -84,10 +87,17 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
         params_only=params_only,
         stats=stats,
         recognise=not (ctx.params["keys"] or ctx.params["csv"]),
+        progress=_progress(ctx) if stats else None,
     )
     if not ctx.params["quiet"] and sys.stdout is not None:
         _print(ctx, report)
     return report.exit_code
+
+
+def _progress(ctx: click.Context) -> ProgressBar | None:
+    from ckpt_surgery.render.progress import progress_bar
+
+    return None if ctx.params["quiet"] else progress_bar(color=color_of(ctx))
 
 
 def _check_forms(ctx: click.Context) -> None:
