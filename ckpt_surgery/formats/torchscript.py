@@ -28,7 +28,7 @@ from ckpt_surgery.formats.torch_zip import (
 )
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 from ckpt_surgery.torch_objects.kinds import type_name
-from ckpt_surgery.torch_objects.mappings import named_items
+from ckpt_surgery.torch_objects.mappings import named_items, state_of
 from ckpt_surgery.torch_objects.module_tree import ModuleTree
 from ckpt_surgery.torch_objects.tensors import TensorReader
 
@@ -186,7 +186,7 @@ class _Reader:
     def enter(self, node: Object, prefix: str) -> Iterator[tuple[str, Object]]:
         """Record what the module itself holds; returns its children."""
         self.tree.metadata[prefix[:-1]] = Dict(["version", MODULE_VERSION])
-        declared, slots = self.declaration(node), named_items(node.state)
+        declared, slots = self.declaration(node), named_items(state_of(node))
         if declared is None or slots is None:
             what = prefix[:-1] or "the model itself"
             self.notes.append(f"'{what}' is restored by its own code: its entries are left out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +19,6 @@ from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
-    NO_STATE,
     Dict,
     Global,
     Limits,
@@ -34,7 +34,7 @@ from ckpt_surgery.torch_objects.kinds import (
     role_of,
     type_name,
 )
-from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of
 from ckpt_surgery.torch_objects.module_nodes import is_module
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
@@ -53,6 +53,7 @@ _WRAPPERS = frozenset(
         "params", "state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict",
     }
 )  # fmt: skip
+_METHODS = frozenset(dir(OrderedDict))
 _SHOWN_PATH = 200  # characters
 _PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
 
@@ -68,8 +69,8 @@ def metadata_of(node: Node) -> dict[str, Node] | None:
 
 def metadata_node(node: Node) -> Node | None:
     """The graph node that is the ``_metadata`` attribute of the state dict `node`."""
-    state = node.state if isinstance(node, Object) else NO_STATE
-    for key, value in mapping_pairs(state) or ():
+    attributes = mapping_pairs(state_of(node)) if isinstance(node, Object) else None
+    for key, value in attributes or ():
         if text(key) == "_metadata":
             return value
     return None
@@ -167,36 +168,45 @@ class Survey:
         waiting = [_Place("", root, None)]
         while waiting:
             place = waiting.pop()
-            node = place.node
-            if not isinstance(node, (Dict, Object, list, tuple)):
-                continue
-            if id(node) in self._found:
-                first = self._found[id(node)]
-                self._spend(len(first))
-                self.notes.append(f"'{self._path(place)}' is the same object as '{first}'")
-                continue
-            if id(node) in seen:
-                continue
-            if self._is_no_model(place):
-                above = None if place.parent is None else place.parent.node
-                if self.training.form(node) is not None and mapping_pairs(above) is not None:
-                    self._mark_leading(place.parent)  # an entry of its own, which can be dropped
-                continue
-            if place.depth > self.limits.depth:
-                raise LimitExceededError(f"objects are nested more than {self.limits.depth} deep")
-            seen.add(id(node))
-            path = self._take(place)
-            if path is not None:
-                self._found[id(node)] = path
-                self._mark_leading(place.parent)
-                if is_module(node):
-                    continue  # its parameters' dictionaries are no state dicts of their own
-            waiting.extend(
-                place.child(name, child)
-                for name, child, _ in reversed(list(_below(node)))
-                if self._tensor(child, place, name) is None
-            )
+            try:
+                waiting.extend(reversed(self._visit(place, seen)))
+            except CkptError as error:
+                if error.entry is None:
+                    error.entry = place.path[:_SHOWN_PATH] or None
+                raise
         self._take_statistics()
+
+    def _visit(self, place: _Place, seen: set[int]) -> list[_Place]:
+        """Take what lies at `place`; the places below it that are still to be visited."""
+        node = place.node
+        if not isinstance(node, (Dict, Object, list, tuple)):
+            return []
+        if id(node) in self._found:
+            first = self._found[id(node)]
+            self._spend(len(first))
+            self.notes.append(f"'{self._path(place)}' is the same object as '{first}'")
+            return []
+        if id(node) in seen:
+            return []
+        if self._is_no_model(place):
+            above = None if place.parent is None else place.parent.node
+            if self.training.form(node) is not None and mapping_pairs(above) is not None:
+                self._mark_leading(place.parent)  # an entry of its own, which can be dropped
+            return []
+        if place.depth > self.limits.depth:
+            raise LimitExceededError(f"objects are nested more than {self.limits.depth} deep")
+        seen.add(id(node))
+        path = self._take(place)
+        if path is not None:
+            self._found[id(node)] = path
+            self._mark_leading(place.parent)
+            if is_module(node):
+                return []  # its parameters' dictionaries are no state dicts of their own
+        return [
+            place.child(name, child)
+            for name, child, _ in _below(node)
+            if self._tensor(child, place, name) is None
+        ]
 
     def _tensor(self, node: Node, place: _Place, name: str) -> Tensor | None:
         """The tensor that `node` rebuilds, if any; an error about it tells that it is `name`."""
@@ -249,8 +259,8 @@ class Survey:
     def _take_entries(self, place: _Place, entries: tuple[Entry, ...]) -> str:
         path = _distinct(self._path(place), self._paths)
         self._spend(len(path) * len(entries) + sum(len(entry.name) for entry in entries))
-        _require_distinct(entries, path)
         kind = kind_of(path, [entry.name for entry in entries])
+        _require_own_methods(place.node)
         metadata = metadata_of(place.node)
         self.state_dicts.append(StateDict(path, kind, entries, metadata, place.node))
         return path
@@ -345,7 +355,7 @@ def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
     if isinstance(node, Object):
         for index, child in enumerate(node.elements or ()):
             yield str(index), child, index
-        for key, child in mapping_pairs(node.state) or ():
+        for key, child in mapping_pairs(state_of(node)) or ():
             if text(key) != "_metadata":
                 yield _printed(key), child, key
 
@@ -365,11 +375,9 @@ def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:
     return count * 2 > len(entries) and not wraps
 
 
-def _require_distinct(entries: tuple[Entry, ...], path: str) -> None:
-    seen: set[str] = set()
-    for entry in entries:
-        if entry.name in seen:
-            raise DamagedFileError(
-                "the name stands twice in one state dict", entry=join_path(path, entry.name)
-            )
-        seen.add(entry.name)
+def _require_own_methods(node: Node) -> None:
+    """Refuse a mapping whose attributes hide what its entries are got by, such as ``items``."""
+    attributes = mapping_pairs(state_of(node)) if isinstance(node, Object) else None
+    for key, _ in attributes or ():
+        if text(key) in _METHODS:
+            raise DamagedFileError(f"the attribute '{text(key)}' hides a method")

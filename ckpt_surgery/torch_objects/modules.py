@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict, StateDictKind
+from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
     Dict,
@@ -20,7 +21,8 @@ from ckpt_surgery.pickles import (
     Node,
     Object,
 )
-from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items
+from ckpt_surgery.torch_objects.calls import Call
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items, state_of
 from ckpt_surgery.torch_objects.module_nodes import COMPILED, class_name_of, is_module
 from ckpt_surgery.torch_objects.module_tree import SHOWN_NAME, Describe, ModuleTree
 from ckpt_surgery.torch_objects.module_versions import saves_itself, version_of
@@ -28,6 +30,7 @@ from ckpt_surgery.torch_objects.storages import text
 
 _SPECTRAL_NORM_HOOK: Final = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
 _SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._version
+_SETS: Final = frozenset({"__builtin__.set", "builtins.set"})
 _SHOWN_NAMES: Final = 5
 
 
@@ -125,10 +128,10 @@ class _Reader:
         node = fields.get("_non_persistent_buffers_set")
         if node is None:
             return set()
-        args = node.args if isinstance(node, Object) and node.name.endswith(".set") else None
-        if args == ():
-            return set()
-        names = args[0] if isinstance(args, tuple) else None
+        names: Node = None
+        if isinstance(node, Object) and node.name in _SETS:
+            call = Call.plain(node, 0, 1)
+            names = call.settled(0) if len(call) else []
         if not isinstance(names, list):
             raise self.tree.damaged("'_non_persistent_buffers_set' is no set", prefix)
         return {name for name in map(text, names) if name is not None}
@@ -148,9 +151,12 @@ class _Reader:
 
 def _fields_of(node: Object) -> dict[str, Node]:
     """The attributes of a module that have a name."""
-    if node.name == COMPILED and isinstance(node.args, tuple):
-        return {"_parameters": Dict(), "_modules": Dict(["_orig_mod", node.args[0]])}
-    pairs = node.state.pairs() if isinstance(node.state, Dict) else ()
+    if node.name == COMPILED:
+        inner = Call(node, node.args if isinstance(node.args, tuple) else (), node.at).reference(0)
+        return {"_parameters": Dict(), "_modules": Dict(["_orig_mod", inner])}
+    if node.items is not None or node.elements is not None:
+        raise DamagedFileError("a module is given items, which torch never writes")
+    pairs = mapping_pairs(state_of(node)) or ()
     return {name: value for key, value in pairs if (name := text(key)) is not None}
 
 
@@ -173,8 +179,8 @@ def _spectral_norm_name(hook: Node) -> str | None:
     """The parameter that a hook of ``torch.nn.utils.spectral_norm`` is about; None for others."""
     if not isinstance(hook, Object) or class_name_of(hook) != _SPECTRAL_NORM_HOOK:
         return None
-    norm = (named_items(hook.state) or {}).get("fn")
-    state = named_items(norm.state) if isinstance(norm, Object) else None
+    norm = (named_items(state_of(hook)) or {}).get("fn")
+    state = named_items(state_of(norm)) if isinstance(norm, Object) else None
     return text((state or {}).get("name"))
 
 

@@ -10,7 +10,7 @@ from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, Node, Object, PersistentId, walk
 from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.torch_objects.find import metadata_node, metadata_of
-from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
 from ckpt_surgery.torch_objects.module_nodes import is_module
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import build, relocated
@@ -156,15 +156,7 @@ def lower_state_dict(state_dict: StateDict) -> Node:
     if isinstance(node, Dict) and state_dict.metadata is None:  # a plain one has no attributes
         return Dict(items)
     if isinstance(node, Object) and mapping_pairs(node) is not None and not is_module(node):
-        args = () if node.items is None else node.args
-        return Object(
-            node.op,
-            node.callee,
-            args,
-            elements=node.elements,
-            items=items,
-            state=_state(node, state_dict),
-        )
+        return with_items(node, items, state=_state(node, state_dict))
     attributes: Node = NO_STATE
     if state_dict.metadata is not None:
         attributes = Dict(["_metadata", _metadata(None, state_dict.metadata)])
@@ -177,7 +169,7 @@ def _state(node: Object, state_dict: StateDict) -> Node:
     if old is None and state_dict.metadata is None:
         return node.state
     items: list[Node] = []
-    for key, value in mapping_pairs(node.state) or ():
+    for key, value in mapping_pairs(state_of(node)) or ():
         if value is not old:
             items += (key, value)
         elif state_dict.metadata is not None:
@@ -230,13 +222,4 @@ def _without(parent: Node, others: Sequence[Other]) -> Node:
             kept += (key, value)
     for other in left.values():
         raise LossyEditError("only an entry of a dictionary can be dropped", entry=other.path)
-    if not isinstance(parent, Object):
-        return Dict(kept)
-    return Object(
-        parent.op,
-        parent.callee,
-        () if parent.items is None else parent.args,
-        elements=parent.elements,
-        items=kept,
-        state=parent.state,
-    )
+    return with_items(parent, kept)

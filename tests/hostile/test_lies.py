@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from lies import CALLS, read_by_presence
+from lies import CALLS, CONTENTS, MAPPINGS, read_by_presence, with_contents
 
-from ckpt_surgery import inspect, read
+from ckpt_surgery import Output, Replace, inspect, read, rename, selection, strip
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.errors import DamagedFileError
 
-LIES = CALLS
+LIES = CALLS | MAPPINGS
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -21,9 +21,8 @@ def test_lie_is_refused(name: str, tmp_path: Path) -> None:
     lie = LIES[name]
     path = tmp_path / "lie.pth"
     path.write_bytes(lie.data)
-    with pytest.raises(DamagedFileError, match=lie.refusal) as caught:
+    with pytest.raises(DamagedFileError, match=lie.refusal):
         read(path)
-    assert caught.value.entry is not None
     out = tmp_path / "out.pth"
     done = CliRunner().invoke(cli, ["convert", str(path), "-o", str(out)])
     assert (done.exit_code, out.exists()) == (2, False)
@@ -46,3 +45,29 @@ def test_negation_counts_by_presence_as_in_torch(value: bytes, tmp_path: Path) -
     assert expected.tolist() == [-1, -2, -3, -4]
     report = inspect(path, stats=True).to_dict()
     assert report["state_dicts"][0]["tensors"][0]["stats"]["min"] == -4
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_refusal_names_the_place(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "lie.pth"
+    path.write_bytes(CALLS[name].data)
+    with pytest.raises(DamagedFileError) as caught:
+        read(path)
+    assert caught.value.entry == "w"
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_arguments_of_a_mapping_are_shown_and_edited(name: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "w.pth", tmp_path / "out.pth"
+    path.write_bytes(with_contents(CONTENTS[name]))
+    expected = torch.load(path, weights_only=True)
+    assert sorted(expected) == ["hidden", "w"]
+    with read(path) as checkpoint:
+        assert checkpoint.state_dicts[0].names == list(expected)
+    rename(path, out, [Replace("hidden", "shown")])
+    found = torch.load(out, weights_only=True)
+    assert type(found) is type(expected)
+    assert list(found) == ["shown", "w"]
+    assert torch.equal(found["shown"], expected["hidden"])
+    strip(path, Output(out, force=True), selection(pattern="hidden"))
+    assert list(torch.load(out, weights_only=True)) == ["w"]

@@ -6,11 +6,9 @@ All are made here, opcode by opcode, and run nothing: torch may load them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from bombs import (
-    FLOATS,
     ODICT,
     archive,
     call,
@@ -61,10 +59,6 @@ def rebuilt(*, size: bytes | None = None, stride: bytes | None = None, more: byt
         ODICT,
         more,
     )
-
-
-def listed(values: Iterable[int]) -> bytes:
-    return b"](" + b"".join(map(number, values)) + b"e"
 
 
 def two(root: bytes) -> bytes:
@@ -156,10 +150,83 @@ CALLS = {
     ),
 }
 
+_PAIR = b"(" + text("hidden") + hidden() + b"t"
+_COUNTER = name("collections", "Counter")
+MAPPINGS = {
+    "two models": Lie(
+        two(
+            mapping(
+                (text("model"), ordered(("w", shown()))), (text("model"), ordered(("w", hidden())))
+            )
+        ),
+        "two keys of one dictionary are the same: 'model'",
+    ),
+    "two models, one in bytes": Lie(
+        two(
+            mapping(
+                (text("model"), ordered(("w", shown()))), (b"U\5model", ordered(("w", hidden())))
+            )
+        ),
+        "two keys of one dictionary are the same: 'model'",
+    ),
+    "models of 1 and True": Lie(
+        two(mapping((b"K\1", ordered(("w", shown()))), (b"\x88", ordered(("w", hidden()))))),
+        "two keys of one dictionary are the same: '1'",
+    ),
+    "models of 1 and 1.0": Lie(
+        two(
+            mapping(
+                (b"G" + struct.pack(">d", 1), ordered(("w", shown()))),
+                (b"K\1", ordered(("w", hidden()))),
+            )
+        ),
+        "two keys of one dictionary are the same: '1.0'",
+    ),
+    "one weight in the arguments and in the items": Lie(
+        two(
+            name("collections", "OrderedDict") + b"](" + _PAIR + b"e\x85R"
+            + text("hidden") + shown() + b"s"
+        ),
+        "two keys of one dictionary are the same: 'hidden'",
+    ),
+    "an argument gets items after the call": Lie(
+        two(
+            name("collections", "OrderedDict") + b"]" + keep(60) + _PAIR + b"a\x85R"
+            + b"}" + text("z") + fetch(60) + b"(" + text("more") + shown() + b"tasb"
+        ),
+        "changed after the call",
+    ),
+    "an attribute hides a method": Lie(
+        two(ordered(("w", shown()), state=b"}" + text("items") + ODICT + b"sb")),
+        "the attribute 'items' hides a method",
+    ),
+    "attributes change after they were given": Lie(
+        two(
+            ordered(("w", shown()))
+            + b"}" + keep(60) + b"b" + keep(61)
+            + b"0" + fetch(60) + text("_metadata") + b"}s0" + fetch(61)
+        ),
+        "changed after the call",
+        weights_only=False,
+    ),
+}  # fmt: skip
+# Mappings of which the arguments count as well as the items.
+CONTENTS = {
+    "ordered": name("collections", "OrderedDict") + b"](" + _PAIR + b"e\x85R",
+    "ordered, of a dictionary": (
+        name("collections", "OrderedDict") + mapping((text("hidden"), hidden())) + b"\x85R"
+    ),
+    "counter": _COUNTER + mapping((text("hidden"), hidden())) + b"\x85R",
+}
+
+
+def with_contents(content: bytes) -> bytes:
+    return two(content + text("w") + shown() + b"s")
+
 
 def read_by_presence(value: bytes) -> bytes:
     """A tensor whose metadata say `value` of "neg": torch negates it whatever that is."""
     return archive(whole(ordered(("w", rebuilt(more=b"}" + text("neg") + value + b"s")))))
 
 
-__all__ = ["CALLS", "FLOATS", "Lie", "listed", "read_by_presence"]
+__all__ = ["CALLS", "CONTENTS", "MAPPINGS", "read_by_presence", "with_contents"]

@@ -265,9 +265,8 @@ def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     twice = dumps({"x1": pickled_tensor(reference()), "x2": pickled_tensor(reference())})
     data = twice.replace(b"X\x02\x00\x00\x00x2", b"U\x02x1")
     assert data != twice
-    with pytest.raises(DamagedFileError, match="stands twice") as caught:
+    with pytest.raises(DamagedFileError, match="keys of one dictionary are the same: 'x1'"):
         read(archive(tmp_path / "w.pth", Raw(data)))
-    assert caught.value.entry == "x1"
 
 
 def test_key_that_is_no_text_stands_in_no_state_dict(tmp_path: Path) -> None:

@@ -466,9 +466,18 @@ def test_fields_of_old_files_may_be_missing() -> None:
     assert read(node).approximate == ()
 
 
-def test_last_of_two_equal_names_counts() -> None:
+def test_two_equal_names_are_refused() -> None:
     parameters = Dict(["a", None, "b", TENSOR, "a", TENSOR])
-    assert read(module(parameters=parameters)).state_dict.names == ["a", "b"]
+    with pytest.raises(DamagedFileError, match="two keys of one dictionary are the same: 'a'"):
+        read(module(parameters=parameters))
+
+
+@pytest.mark.parametrize("part", ["items", "elements"])
+def test_module_that_is_given_items_is_refused(part: str) -> None:
+    node = module(parameters=Dict(["a", TENSOR]))
+    setattr(node, part, ["b", TENSOR])
+    with pytest.raises(DamagedFileError, match="a module is given items"):
+        read(node)
 
 
 def test_value_that_is_no_tensor_is_an_entry() -> None:

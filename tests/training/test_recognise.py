@@ -7,6 +7,7 @@ import torch
 from optimizer_helpers import describe, run, shapes, to_nodes, understood
 from torch import nn
 
+from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.formats import read
 from ckpt_surgery.pickles import ByteString, Dict, Node
 from ckpt_surgery.torch_objects.tensors import TensorReader
@@ -130,10 +131,11 @@ def test_another_form_is_no_optimizer(state: object) -> None:
     assert read_optimizer(to_nodes(state), describe) is None
 
 
-def test_a_state_given_twice_is_no_optimizer() -> None:
+def test_a_state_given_twice_is_refused() -> None:
     groups: Node = to_nodes([{"params": [0]}])
     states = Dict([0, Dict(), 0, Dict()])
-    assert read_optimizer(Dict(["state", states, "param_groups", groups]), describe) is None
+    with pytest.raises(DamagedFileError, match="two keys of one dictionary are the same"):
+        read_optimizer(Dict(["state", states, "param_groups", groups]), describe)
 
 
 def test_state_of_no_parameter_does_not_count() -> None:

@@ -15,8 +15,8 @@ from itertools import accumulate
 from typing import Final, NoReturn
 
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.pickles import Dict, Node, Object
-from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.pickles import Node
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, with_items
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.correspond import StateOwners
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, parse_key
@@ -398,7 +398,7 @@ def _rebuild_states(
         elif key in place and not place[key][0].reset:
             member, new_key = place[key]
             items += (key_node if new_key == key else new_key, _with_fields(value, member.moments))
-    return _with_items(old, items)
+    return with_items(old, items)
 
 
 def _rebuild_group(
@@ -421,12 +421,4 @@ def _with_fields(node: Node, fields: Mapping[str, Node]) -> Node:
     items: list[Node] = []
     for key, value in mapping_pairs(node) or []:
         items += (key, fields.get(text(key) or "", value))
-    return _with_items(node, items)
-
-
-def _with_items(node: Node, items: list[Node]) -> Node:
-    """A mapping of the same class with these items."""
-    if not isinstance(node, Object):
-        return Dict(items)
-    args = () if node.items is None and node.name == "collections.OrderedDict" else node.args
-    return Object(node.op, node.callee, args, elements=node.elements, items=items, state=node.state)
+    return with_items(node, items)
