@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from ckpt_surgery.cli.files import refuse_inputs_as_outputs
 from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.render.color import COLOR_CHOICES, ColorChoice
@@ -89,6 +90,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; if the memory does not suffice, say so of the input."""
+        refuse_inputs_as_outputs(ctx)
         with suppress(MemoryError):
             return super().invoke(ctx)
         # Raised here, where what filled the memory is gone.

@@ -22,7 +22,14 @@ from ckpt_surgery.cli.base import (
     no_color_option,
     traceback_option,
 )
-from ckpt_surgery.cli.types import CheckpointFile, FormatName, KeyName, StateDictPath
+from ckpt_surgery.cli.types import (
+    CheckpointFile,
+    FormatName,
+    InputFile,
+    KeyName,
+    OutputFile,
+    StateDictPath,
+)
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.names import Rule, RuleKind, Selection, parse_key_list
@@ -103,7 +110,7 @@ selection_options = all_of(
         "--keys-from",
         multiple=True,
         metavar="LIST",
-        type=click.Path(readable=False),
+        type=InputFile(),
         help="The names in the file LIST, one a line.",
     ),
     click.option("--keep", is_flag=True, help="Invert: all names but these."),
@@ -115,7 +122,7 @@ output_options = all_of(
         "-o",
         "--output",
         metavar="OUT",
-        type=click.Path(readable=False),
+        type=OutputFile(),
         help="Write to OUT; '-' is standard output, the default if that is no terminal.",
     ),
     click.option("-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."),
@@ -136,7 +143,7 @@ output_options = all_of(
     click.option(
         "--record",
         metavar="LOG",
-        type=click.Path(readable=False),
+        type=OutputFile(),
         help="Also write the report, with every edit, to the file LOG as JSON.",
     ),
 )
@@ -209,6 +216,7 @@ def selection_of(ctx: click.Context) -> Selection:
 
 def output_of(ctx: click.Context) -> Output:
     """Where the output goes. Raises `UsageError` if it would go to a terminal."""
+    from ckpt_surgery.fileio.distinct import Role
     from ckpt_surgery.render.progress import progress_bar
     from ckpt_surgery.writing.output import Output
 
@@ -218,6 +226,7 @@ def output_of(ctx: click.Context) -> Output:
     if in_place and to_stdout:
         raise UsageError("'-o -' and '--in-place' contradict each other")
     _check_record(ctx)
+    record = given["record"]
     return Output(
         path=None if to_stdout else path,
         stream=_stdout_descriptor() if to_stdout and not dry_run else None,
@@ -228,6 +237,7 @@ def output_of(ctx: click.Context) -> Output:
         format=given["output_format"],
         allow_loss=given["allow_loss"],
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
+        beside=() if record is None else (Role("'--record'", record),),
     )
 
 
@@ -252,10 +262,8 @@ def _check_record(ctx: click.Context) -> None:
             "'--record' and '--dry-run' contradict each other: a dry run writes nothing",
             hint="'--dry-run --json' prints the same document",
         )
-    inputs = (ctx.params.get("file"), *ctx.params.get("files", ()))
-    taken = {os.path.realpath(p) for p in (ctx.params["output"], *inputs) if p}
-    if record == "-" or os.path.realpath(record) in taken:
-        raise UsageError(f"'--record {record}' is the input or the output")
+    if record == "-":
+        raise UsageError("'--record -' names no file", hint="'--json' prints the same document")
     from pathlib import Path  # for those who ask for a record
 
     if not Path(os.path.realpath(record)).parent.is_dir():

@@ -37,6 +37,20 @@ class CheckpointFile(TextType):
         return [CompletionItem(incomplete, type="file")]
 
 
+class InputFile(click.Path):
+    """A file beside FILE that is read. Whoever opens it says whether it can be."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+
+class OutputFile(click.Path):
+    """A file that is written, which must be none that is read."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+
 class KeyName(TextType):
     """A name, or a part of names, in the state dicts of the file; completed segment by segment."""
 

@@ -28,6 +28,8 @@ _CREATE_FLAGS: Final = (
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_BINARY", 0)
 )
+_PERMISSIONS: Final = 0o777  # set-user-ID bits were given to another file's content
+_ONE_AT_A_TIME: Final = "nothing was written; run the command again"
 _NO_LINKS: Final = {
     errno.EPERM,
     errno.EOPNOTSUPP,
@@ -52,11 +54,13 @@ def atomic_output(
 
     An existing file is replaced only with `force`, or if it is the file `replacing`; through a
     symbolic link the file that it leads to is replaced. A new file has the mode bits that the
-    umask gives, a replacing one those (and if permitted the owner) of the replaced. `fsync` says
+    umask gives, a replacing one the permissions (and if allowed the owner) of the replaced, never
+    its set-user-ID bits. `fsync` says
     whether the bytes must have reached the disk; by default only if a file is replaced. A
     terminal, a null device or a named pipe is written to directly.
 
-    Raises WriteError if the output exists, is one of `inputs`, or cannot be written.
+    Raises WriteError if the output exists, is one of `inputs`, or cannot be written, and if
+    `replacing` is no longer the file at `path`, as it was read, when the new one takes its place.
     """
     name = os.fspath(path)
     target, existing = _resolve(name)
@@ -80,9 +84,7 @@ def atomic_output(
                 if durable:
                     os.fsync(file.fileno())
                 file.close()
-        if os.name == "nt" and replacing is not None:  # pragma: no cover
-            replacing.close()  # Windows replaces no file that is open
-        with reported(name):
+        with nobody_else_replaces(replacing, target, name), reported(name):
             _publish(temporary, target, name, replace=existing is not None)
         if durable:
             fsync_directory(target.parent)
@@ -189,7 +191,7 @@ def _inherit(fd: int, temporary: Path, replaced: os.stat_result) -> None:
                 os.fchown(fd, replaced.st_uid, replaced.st_gid)
     with contextlib.suppress(PermissionError):
         if hasattr(os, "fchmod"):
-            os.fchmod(fd, stat.S_IMODE(replaced.st_mode))
+            os.fchmod(fd, stat.S_IMODE(replaced.st_mode) & _PERMISSIONS)
         else:  # pragma: no cover (Windows)
             temporary.chmod(stat.S_IMODE(replaced.st_mode))
 
@@ -214,6 +216,53 @@ def _publish(temporary: Path, target: Path, name: str, *, replace: bool) -> None
         if error.errno not in _NO_LINKS or os.path.lexists(target):
             raise
         temporary.replace(target)
+
+
+@contextmanager
+def nobody_else_replaces(source: Source | None, target: Path, name: str) -> Iterator[None]:
+    """Hold off whoever else edits `source` in place, which must still be at `target`, unchanged.
+
+    The lock lies on what is replaced, so that of two edits at once the second finds another file
+    in its place when it gets the lock. It closes the time between the last look and the rename.
+    """
+    if source is None:
+        yield
+        return
+    with _locked(target, name):
+        if not is_at(source, target):
+            raise WriteError(
+                "is no longer what was read: another program replaced it meanwhile",
+                path=name,
+                hint=_ONE_AT_A_TIME,
+            )
+        source.require_unchanged()
+        if os.name == "nt":  # pragma: no cover
+            source.close()  # Windows replaces no file that is open
+        yield
+
+
+@contextmanager
+def _locked(target: Path, name: str) -> Iterator[None]:
+    """Lock a file or directory as far as the system can.
+
+    Raises WriteError if another program has locked it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # pragma: no cover (Windows)
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # gone, which the next look finds; or without locks
+            fd = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WriteError(
+                    "another program holds a lock on it", path=name, hint=_ONE_AT_A_TIME
+                ) from None
+        yield
 
 
 def fsync_directory(directory: Path) -> None:

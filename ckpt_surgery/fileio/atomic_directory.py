@@ -17,7 +17,12 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import PathLike, WriteError
-from ckpt_surgery.fileio.atomic import create_new, fsync_directory, hidden_beside
+from ckpt_surgery.fileio.atomic import (
+    create_new,
+    fsync_directory,
+    hidden_beside,
+    nobody_else_replaces,
+)
 from ckpt_surgery.fileio.directory import require_below
 from ckpt_surgery.fileio.sink import Progress, Sink, reported
 from ckpt_surgery.fileio.sources import Source, is_at
@@ -67,7 +72,8 @@ def atomic_directory(
                 shutil.copymode(target, temporary)
             if durable:
                 _fsync_all(temporary)
-            _publish(temporary, target, name, exists=exists)
+            with nobody_else_replaces(replacing, target, name):
+                _publish(temporary, target, name, exists=exists)
             if durable:
                 fsync_directory(target.parent)
     finally:

@@ -94,6 +94,11 @@ class DirectorySource:
     def descriptor_at(self, offset: int) -> None:
         """Return None: its bytes lie in no one file."""
 
+    def require_unchanged(self) -> None:
+        """Raise `ReadError` if a file that was opened through it changed."""
+        for file in self._opened.values():
+            file.require_unchanged()
+
     def close(self) -> None:
         """Close every file that was opened through it."""
         for file in self._opened.values():

@@ -57,6 +57,9 @@ class Source(Protocol):
         None if the bytes lie in no file.
         """
 
+    def require_unchanged(self) -> None:
+        """Raise ReadError if it is known to hold other bytes than when it was opened."""
+
     def close(self) -> None:
         """Release what it holds; its bytes can no longer be read. Closing twice is fine."""
 
@@ -72,6 +75,7 @@ class FileSource:
         status = os.fstat(fd)
         self.size = status.st_size
         self.identity: FileIdentity | None = (status.st_dev, status.st_ino)
+        self._modified = status.st_mtime_ns
 
     @classmethod
     def open(cls, path: PathLike) -> FileSource:
@@ -172,6 +176,16 @@ class FileSource:
         """Return the descriptor and `offset` itself. Raises ReadError once closed."""
         return self.fileno(), offset
 
+    def require_unchanged(self) -> None:
+        """Raise ReadError if the file's size or time of change is no longer what it was."""
+        now = os.fstat(self.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self.size, self._modified):
+            raise ReadError(
+                "another program changed it while it was read",
+                path=self.name,
+                hint="run the command again when nobody writes to the file",
+            )
+
 
 class PartSource:
     """A part of another source as a source of its own: a file stored in an archive.
@@ -195,6 +209,10 @@ class PartSource:
     @property
     def identity(self) -> FileIdentity | None:
         return self._whole.identity
+
+    def require_unchanged(self) -> None:
+        """Raise ReadError if the whole changed."""
+        self._whole.require_unchanged()
 
     def close(self) -> None:
         """Close the source that it is a part of."""
@@ -237,6 +255,9 @@ class MemorySource:
 
     def __repr__(self) -> str:
         return f"MemorySource({self.name!r}, {self.size} bytes)"
+
+    def require_unchanged(self) -> None:
+        """Do nothing: the bytes are nobody else's."""
 
     def close(self) -> None:
         """Release the bytes."""

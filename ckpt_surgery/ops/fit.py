@@ -18,6 +18,7 @@ from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
+from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
 from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.fills import parse_fills
@@ -103,7 +104,10 @@ def fit(
         dtype=dtype,
     )
     level = _level(match)
+    if emit_map is not None:
+        target = replace(target, beside=(*target.beside, Role("'--emit-map'", emit_map)))
     with read(source) as checkpoint, opened(model, model_args, settings, like) as aim:
+        target.refuse_inputs([*checkpoint.sources, *aim.sources])
         if initial is not None:
             options = replace(options, may_be_initial=_permitted(initial, aim))
         chosen = choose_state_dicts(checkpoint, at)

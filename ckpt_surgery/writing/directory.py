@@ -38,3 +38,5 @@ def write_directory(
         for each in layout.files:
             with new_file(each.name) as sink:
                 each.write(sink)
+        for source in inputs:
+            source.require_unchanged()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.distinct import INPUT, OUTPUT, Role, require_distinct
 from ckpt_surgery.fileio.sink import Progress
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format, LayoutOptions
@@ -32,9 +34,9 @@ class Output:
     `force` replaces an existing file; `fsync` None forces the bytes to the disk only where a file
     is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. What the
     format cannot hold is left out with `allow_loss`, and refused without; `options` are for its
-    layout. With
-    `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
-    ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``.
+    layout. With `hash_name` the first eight digits of the file's SHA-256 go into its name, as
+    torch.hub expects: ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``. `beside` are other files
+    that are written with it, such as a record.
     """
 
     path: PathLike | None = None
@@ -48,6 +50,7 @@ class Output:
     hash_name: bool = False
     allow_loss: bool = False
     options: LayoutOptions = field(default_factory=LayoutOptions)
+    beside: tuple[Role, ...] = ()
 
     def check(self) -> None:
         """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""
@@ -90,6 +93,15 @@ class Output:
             raise UsageError(
                 f"'--format {name}': there is no such format", hint=error.hint
             ) from error
+
+    def refuse_inputs(self, inputs: Iterable[Source]) -> None:
+        """Raise `WriteError` if anything that is written is one of `inputs`, also in a dry run.
+
+        Only the input that is replaced in place may be; it is not told apart from the others here.
+        """
+        place = self.path if self.path is not None else self.stream
+        own = [] if place is None else [Role(OUTPUT, place)]
+        require_distinct([*own, *self.beside], [Role(INPUT, file) for file in inputs])
 
     def _check_hash_name(self) -> None:
         if self.path is None:

@@ -57,17 +57,22 @@ def write(
     """Write `checkpoint` in the format of `output`, and return what was written.
 
     `inputs` are the files that bytes come from beside its own. `prepare` is given the sources of
-    all bytes in the order in which they will be read, before the first is. Raises
-    `LossyEditError` if the format cannot hold something and `output` does not allow that.
+    all bytes in the order in which they will be read, before the first is.
+
+    Raises `LossyEditError` if the format cannot hold something and `output` does not allow that,
+    `WriteError` if the output is an input, and `ReadError` if an input changed while it was read.
     """
+    sources = [*checkpoint.sources, *inputs]
+    output.refuse_inputs(sources)
     held, layout, losses = _laid_out(checkpoint, output)
     output = _named_by_content(layout, output)
+    output.refuse_inputs(sources)
     if not output.dry_run:
         bar = output.progress
         if prepare is not None:
             prepare(layout.sources)
         with nullcontext(None) if bar is None else bar(layout.nbytes) as progress:
-            _write(layout, checkpoint.file, output, [*checkpoint.sources, *inputs], progress)
+            _write(layout, checkpoint.file, output, sources, progress)
     return Written(held, _destination(checkpoint, output), layout.nbytes, tuple(losses))
 
 
@@ -116,6 +121,8 @@ def _write(
         return
     with _opened(file, output, inputs, progress) as sink:
         layout.files[0].write(sink)
+        for source in inputs:
+            source.require_unchanged()
 
 
 @contextmanager

@@ -467,7 +467,8 @@ CLASSES = ("--adapt", "rows", "--classes")
         (["--dtype", "int8"], "no floating-point type", ""),
         (["--match", "guess"], "'guess'", ""),
         (["--at", "state_dict"], "state_dict", ""),
-        (["--record", "net.pth"], "'--record net.pth' is the input", ""),
+        (["--record", "net.pth"], "'--record' is the input", "name another file"),
+        (["--emit-map", "-"], "'--emit-map -' names no file", ""),
     ],
 )  # fmt: skip
 def test_bad_requests_are_refused_and_nothing_is_written(place, fit, args, message, hint):

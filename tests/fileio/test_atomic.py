@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import socket
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_surgery.errors import WriteError
+from ckpt_surgery.errors import CkptError, WriteError
 from ckpt_surgery.fileio import ByteRange, FileSource, read_zip
 from ckpt_surgery.fileio.atomic import atomic_output
 
@@ -424,3 +425,93 @@ def test_killed_write_leaves_the_old_file_or_the_whole_new_one(tmp_path: Path) -
             assert whole == [bytes([i]) * 200_000 for i in range(100)]
     assert len(wholes) <= 2
     assert all(name.startswith(".out.pth.") for name in names(tmp_path) - {"out.pth"})
+
+
+class TestReplacingWhatWasRead:
+    """Two edits at once cannot lose one: the file must still be the one that was read."""
+
+    def test_a_file_that_is_as_it_was_read_is_replaced(self, old: Path) -> None:
+        with FileSource.open(old) as file:
+            write(old, replacing=file)
+        assert old.read_bytes() == NEW
+
+    @pytest.mark.parametrize("link", ["old.pth", "symbolic"])
+    @pytest.mark.parametrize("when", ["while it is written", "just before the rename"])
+    @pytest.mark.parametrize("how", ["replaced", "written to", "grown", "gone"])
+    def test_a_file_that_changed_meanwhile_is_left_alone(
+        self, how: str, when: str, link: str, old: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (old.parent / "symbolic").symlink_to("old.pth")
+
+        def change() -> None:
+            if how == "replaced":
+                (old.parent / "theirs").write_bytes(OLD)
+                (old.parent / "theirs").replace(old)
+            elif how == "written to":
+                old.write_bytes(OLD[::-1])
+                os.utime(old, ns=(1, 1))
+            elif how == "grown":
+                with old.open("ab") as file:
+                    file.write(b"more")
+            else:
+                old.unlink()
+
+        if when == "just before the rename":
+            real = os.fsync
+            monkeypatch.setattr(os, "fsync", lambda fd: (real(fd), change()))
+
+        def edit(file: FileSource) -> None:
+            with atomic_output(old.parent / link, replacing=file) as sink:
+                sink.write(NEW)
+                if when == "while it is written":
+                    change()
+
+        message = r"another program (changed|replaced) it"
+        with FileSource.open(old) as file, pytest.raises(CkptError, match=message) as caught:
+            edit(file)
+        assert "run the command again" in str(caught.value.hint)
+        theirs = {"replaced": OLD, "written to": OLD[::-1], "grown": OLD + b"more"}
+        assert (old.read_bytes() if old.exists() else None) == theirs.get(how)
+        assert names(old.parent) == {"symbolic", *(["old.pth"] if how != "gone" else [])}
+
+    def test_between_the_last_look_and_the_rename_others_wait_outside(
+        self, old: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another edit of the file that comes at this very moment is refused."""
+        other = FileSource.open(old)
+        real = Path.replace
+        refused: list[WriteError] = []
+
+        def replace(temporary: Path, target: Path) -> Path:
+            if not refused:
+                with pytest.raises(WriteError, match="another program holds a lock") as caught:
+                    write(old, b"theirs", replacing=other)
+                refused.append(caught.value)
+            return real(temporary, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        with FileSource.open(old) as file:
+            write(old, replacing=file)
+        assert refused
+        assert old.read_bytes() == NEW
+        with other, pytest.raises(WriteError, match="no longer the file that was read"):
+            write(old, b"theirs", replacing=other)
+        assert old.read_bytes() == NEW
+
+    def test_a_file_system_without_locks_is_no_obstacle(
+        self, old: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", fail)
+        with FileSource.open(old) as file:
+            write(old, replacing=file)
+        assert old.read_bytes() == NEW
+
+    @pytest.mark.parametrize("bits", [0o4755, 0o2750, 0o6711, 0o1644])
+    def test_set_user_id_bits_do_not_survive(self, bits: int, old: Path) -> None:
+        old.chmod(bits)
+        with FileSource.open(old) as file:
+            write(old, replacing=file)
+        assert mode(old) == bits & 0o777

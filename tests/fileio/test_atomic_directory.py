@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ckpt_surgery.errors import DamagedFileError, WriteError
+from ckpt_surgery.errors import DamagedFileError, ReadError, WriteError
 from ckpt_surgery.fileio import atomic_directory as module
 from ckpt_surgery.fileio.atomic_directory import atomic_directory
 from ckpt_surgery.fileio.directory import DirectorySource
@@ -185,3 +185,29 @@ def test_bytes_reach_the_disk_where_a_directory_is_replaced(
     synced.clear()
     write(old, force=True)
     assert synced
+
+
+def test_of_two_edits_at_once_none_is_lost(tmp_path: Path, old: Path) -> None:
+    """Another edit that comes while the new directory is written wins; this one is refused."""
+
+    def edit(source: DirectorySource) -> None:
+        with atomic_directory(old, replacing=source, replaceable=("*",)) as new_file:
+            with new_file("c.bin") as sink:
+                sink.write(b"lost")
+            write(old, replacing=DirectorySource.open(old), replaceable=("*",))
+
+    with pytest.raises(WriteError, match="another program replaced it"):
+        edit(DirectorySource.open(old))
+    assert content(old) == NEW
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_directory_whose_files_change_is_not_replaced(old: Path) -> None:
+    source = DirectorySource.open(old)
+    name = source.names[0]
+    source.member(name)
+    os.utime(old / name, ns=(1, 1))
+    before = content(old)
+    with pytest.raises(ReadError, match="another program changed it"):
+        write(old, replacing=source, replaceable=("*",))
+    assert content(old) == before

@@ -403,3 +403,18 @@ def test_errors_are_ours() -> None:
     with pytest.raises(CkptError) as caught:
         FileSource.open("missing.pth")
     assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_change_is_known_of_a_file_and_its_parts_and_never_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "whole"
+    path.write_bytes(b"0123456789")
+    with FileSource.open(path) as whole:
+        part = PartSource(whole, 2, 3, name="whole:part")
+        copy = MemorySource(b"345", name="copy", origin=whole)
+        for source in (whole, part, copy):
+            source.require_unchanged()
+        os.utime(path, ns=(1, 1))
+        for source in (whole, part):
+            with pytest.raises(ReadError, match="another program changed it"):
+                source.require_unchanged()
+        copy.require_unchanged()

@@ -18,7 +18,7 @@ from ckpt_surgery.cli.options import (
 )
 from ckpt_surgery.cli.output import finish
 from ckpt_surgery.cli.target_options import target_of, target_options
-from ckpt_surgery.cli.types import TargetName
+from ckpt_surgery.cli.types import InputFile, OutputFile, TargetName
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import Rule, Selection
 from ckpt_surgery.names.rewrite import parse_name_map
@@ -51,13 +51,13 @@ _PLAIN = ("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimi
 @click.option(
     "--rename-map",
     metavar="MAP",
-    type=click.Path(readable=False),
+    type=InputFile(),
     help="Pair names as the file MAP says: TOML or JSON, old = new.",
 )
 @click.option(
     "--emit-map",
     metavar="MAP",
-    type=click.Path(readable=False),
+    type=OutputFile(),
     help="Write the pairs that were found to MAP for review, also in a dry run.",
 )
 @click.option(
@@ -77,7 +77,7 @@ _PLAIN = ("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimi
     "--classes",
     nargs=2,
     metavar="OLD NEW",
-    type=click.Path(readable=False),
+    type=InputFile(),
     help="Files of class names, one a line: with '--adapt rows' each class keeps its row.",
 )
 @click.option(
@@ -134,6 +134,8 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
     from ckpt_surgery.ops.fit import fit as run
 
     given = ctx.params
+    if given["emit_map"] == "-":
+        raise UsageError("'--emit-map -' names no file")
     output = output_of(ctx)
     report = run(
         source_of(ctx),

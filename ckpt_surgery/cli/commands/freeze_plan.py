@@ -14,7 +14,7 @@ import ckpt_surgery.ops.freeze_plan as verb
 from ckpt_surgery.cli.base import Command, color_of, in_order
 from ckpt_surgery.cli.options import input_argument, pager_option, report_options, source_of
 from ckpt_surgery.cli.target_options import model_of, model_options
-from ckpt_surgery.cli.types import KeyName, StateDictPath
+from ckpt_surgery.cli.types import KeyName, OutputFile, StateDictPath
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.freeze.build import (
@@ -176,7 +176,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(readable=False),
+    type=OutputFile(),
     help="Write the plan to OUT: .json, .toml or .py, or as --emit says.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
@@ -219,6 +219,11 @@ def _form(ctx: click.Context) -> str:
     """What to emit: as asked for, else as the output's name says. Raises `UsageError`."""
     given = ctx.params
     emit, output = given["emit"], given["output"]
+    if output == "-":
+        raise UsageError(
+            "'-o -' names no file",
+            hint="without -o, --emit json prints the plan, or toml or python",
+        )
     if given["as_json"] and emit is not None and output is None:
         raise UsageError("'--json' and '--emit' contradict each other", hint="both with -o OUT")
     if given["fold"] and (given["as_json"] or (output is None and emit not in {None, "table"})):

@@ -12,6 +12,7 @@ from ckpt_surgery.cli.base import Command, color_of
 from ckpt_surgery.cli.inputs import files_argument, sources_of
 from ckpt_surgery.cli.options import at_option, read_text, report_options
 from ckpt_surgery.cli.output import say_failures
+from ckpt_surgery.cli.types import InputFile
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.render.hashing import write_checked, write_digests
 from ckpt_surgery.render.plain import write_json
@@ -27,7 +28,7 @@ from ckpt_surgery.reports.hashing import CheckReport, HashReport
 @click.option(
     "--check",
     metavar="LIST",
-    type=click.Path(readable=False),
+    type=InputFile(),
     help="Compare with the digests in LIST, which this command printed.",
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all).")

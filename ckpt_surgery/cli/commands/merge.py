@@ -20,7 +20,7 @@ from ckpt_surgery.cli.options import (
     selection_options,
 )
 from ckpt_surgery.cli.output import finish
-from ckpt_surgery.cli.types import CheckpointFile, TextType
+from ckpt_surgery.cli.types import CheckpointFile, InputFile, TextType
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.merge.choosing import best, expand, last
@@ -114,7 +114,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option(
     "--recipe",
     metavar="FILE",
-    type=click.Path(readable=False),
+    type=InputFile(),
     help="Method, files and numbers from FILE: TOML, or mergekit's YAML.",
 )
 @click.option(

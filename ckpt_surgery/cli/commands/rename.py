@@ -20,7 +20,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.cli.types import KeyName
+from ckpt_surgery.cli.types import InputFile, KeyName
 from ckpt_surgery.names.rewrite import (
     AddPrefix,
     Replace,
@@ -75,7 +75,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     "--map",
     multiple=True,
     metavar="MAP",
-    type=click.Path(readable=False),
+    type=InputFile(),
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
 @at_option
