@@ -15,6 +15,7 @@ from ckpt_surgery.matching.comparison import Comparison, compare
 from ckpt_surgery.models.specs import ModelSpec, Value, parse_settings
 from ckpt_surgery.models.target import Metadata, Target, TensorSpec
 from ckpt_surgery.pickles import Dict, Node
+from ckpt_surgery.torch_objects.averages import usual_models
 from ckpt_surgery.torch_objects.mappings import named_items
 
 _Module = Any
@@ -180,7 +181,7 @@ def opened(
 
 
 def _aim_at_file(checkpoint: Checkpoint) -> Aim:
-    models = [s for s in checkpoint.state_dicts if s.kind == "model"] or [*checkpoint.state_dicts]
+    models = usual_models(checkpoint.state_dicts)
     if len(models) != 1:
         paths = ", ".join(f"'{state_dict.path}'" for state_dict in models)
         raise UsageError(

@@ -14,6 +14,7 @@ from ckpt_surgery.formats import read
 from ckpt_surgery.freeze.build import FreezeRecipe
 from ckpt_surgery.freeze.live import FreezePlan
 from ckpt_surgery.freeze.plan import PlanWarning
+from ckpt_surgery.torch_objects.averages import usual_models
 from ckpt_surgery.training.optimizers.correspond import bare_name
 from ckpt_surgery.training.parameters import Inventory
 
@@ -82,7 +83,7 @@ def freeze_plan(
 
 def _the_model(found: Sequence[StateDict]) -> StateDict:
     """The one state dict to plan for: averages have their model's names."""
-    models = [state_dict for state_dict in found if state_dict.kind == "model"] or list(found)
+    models = usual_models(found)
     if len(models) > 1:
         paths = ", ".join(f"'{state_dict.path}'" for state_dict in models)
         raise UsageError(

@@ -25,10 +25,11 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
+from ckpt_surgery.torch_objects.averages import AVERAGED_MODEL_COUNT, holds_average
 from ckpt_surgery.torch_objects.kinds import entry_counts
 
 if TYPE_CHECKING:
-    from ckpt_surgery.training.documents import TrainingFacts
+    from ckpt_surgery.training.documents import AverageFacts, TrainingFacts
     from ckpt_surgery.writing.output import ProgressBar
 
 
@@ -55,7 +56,7 @@ def inspect(
     with read(source) as checkpoint:
         listed = _listed(checkpoint, selection, at, params_only=params_only)
         narrowed = replace(checkpoint, state_dicts=tuple(listed))
-        training, averaged, unclear = _training(checkpoint, narrowed)
+        training, averages, unclear = _training(checkpoint)
         return InspectReport(
             file=checkpoint.file.name,
             format=checkpoint.format,
@@ -69,28 +70,36 @@ def inspect(
             stats=_stats(narrowed, progress) if stats else {},
             places=places(checkpoint.state_dicts),
             training=training,
-            averaged=averaged,
+            averaged=_averaged(averages),
+            averages=averages,
             architectures=_architectures(checkpoint, listed) if recognise else {},
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
 
 
 def _training(
-    checkpoint: Checkpoint, narrowed: Checkpoint
-) -> tuple[Mapping[str, TrainingFacts], Mapping[str, int], tuple[str, ...]]:
+    checkpoint: Checkpoint,
+) -> tuple[Mapping[str, TrainingFacts], tuple[AverageFacts, ...], tuple[str, ...]]:
     """What is known of training state and of averages, and a note if it is too much to look at.
 
     A file of bare weights has neither.
     """
-    if not checkpoint.others and all(each.kind == "model" for each in checkpoint.state_dicts):
-        return {}, {}, ()
-    from ckpt_surgery.training.facts import averaged_counts, training_facts
+    if not checkpoint.others and not any(
+        each.kind == "ema" or holds_average(each.names) for each in checkpoint.state_dicts
+    ):
+        return {}, (), ()
+    from ckpt_surgery.training.facts import average_facts, training_facts
 
-    averaged = averaged_counts(narrowed)
     try:
-        return training_facts(checkpoint), averaged, ()
+        return training_facts(checkpoint), average_facts(checkpoint), ()
     except LimitExceededError as error:  # the rest of the file can still be described
-        return {}, averaged, (f"nothing is said of training state: {error.message}",)
+        return {}, (), (f"nothing is said of training state: {error.message}",)
+
+
+def _averaged(averages: Iterable[AverageFacts]) -> dict[str, int]:
+    """How many models each moving average has taken in, where it says so, by its path."""
+    counts = ((each.path, each.counters.get(AVERAGED_MODEL_COUNT)) for each in averages)
+    return {path: count for path, count in counts if isinstance(count, int)}
 
 
 def _listed(

@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, join_pa
 from ckpt_surgery.render.listing import Subtree, fold, tree
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
-from ckpt_surgery.render.training import training_lines
+from ckpt_surgery.render.training import average_line, training_lines
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats
@@ -170,6 +170,8 @@ def _footer(report: InspectReport) -> Iterator[str]:
     if totals.unused_nbytes:
         yield f"unused: {_exact_bytes(totals.unused_nbytes)} of storages that no tensor uses"
     yield from _section("other entries:", [_other(report, other) for other in report.others])
+    averages = [average_line(each) for each in report.averages if each.title or each.counters]
+    yield from _section("averages:", averages)
     yield from _section("ties:", [_tie(names) for names in report.ties])
     for note in islice(report.notes, _MOST_LINES):
         yield f"note: {printable(note, 500)}"

@@ -9,6 +9,7 @@ from ckpt_surgery.render.text import count, printable
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import (
+        AverageFacts,
         OptimizerChange,
         OptimizerFacts,
         SchedulerFacts,
@@ -50,6 +51,24 @@ def _lines(facts: TrainingFacts) -> Iterator[str]:
     if facts.scaler is not None:
         yield f"scale {_number(facts.scaler.scale)}"
     yield from (printable(name.partition("{")[0]) for name in facts.callbacks[:_MOST])
+
+
+def average_line(facts: AverageFacts) -> str:
+    """Which weights are averaged where, who writes it so, and how often it was updated."""
+    where = printable(facts.path) or "(top level)"
+    model = None if facts.model is None else printable(facts.model) or "(top level)"
+    if facts.swapped:
+        what = f"{where} holds the average, {model} the weights in training"
+    elif facts.place == "inside":
+        what = f"{where} also holds an average"
+    else:
+        what = f"{where} averages {model}" if model is not None else f"{where} is an average"
+    counts = [
+        f"{printable(name)} {_number(value)}"
+        for name, value in facts.counters.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    return ", ".join([f"{what} ({facts.title})" if facts.title else what, *counts[:_MOST]])
 
 
 def optimizer_lines(changes: Iterable[OptimizerChange]) -> Iterator[str]:

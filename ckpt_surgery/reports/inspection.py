@@ -11,7 +11,7 @@ from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.reports import SCHEMA
 
 if TYPE_CHECKING:
-    from ckpt_surgery.training.documents import TrainingFacts
+    from ckpt_surgery.training.documents import AverageFacts, TrainingFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,8 @@ class InspectReport:
     """By the path of another entry."""
     averaged: Mapping[str, int] = field(default_factory=dict)
     """By the path of a moving average: how many models it has taken in."""
+    averages: tuple[AverageFacts, ...] = ()
+    """The moving averages, wherever they lie."""
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What state dicts were recognised as, by their path; its ``summary`` is a sentence."""
 
@@ -90,6 +92,7 @@ class InspectReport:
             "state_dicts": [self._state_dict(state_dict) for state_dict in self.state_dicts],
             "other": [self._other(other) for other in self.others],
             "totals": self.totals.to_dict(),
+            "averages": [each.to_dict() for each in self.averages],
             "ties": [list(names) for names in self.ties],
             "globals": list(self.globals),
             "notes": list(self.notes),

@@ -26,6 +26,7 @@ from ckpt_surgery.pickles import (
     Object,
     walk,
 )
+from ckpt_surgery.torch_objects.averages import are_counters, with_true_kinds
 from ckpt_surgery.torch_objects.kinds import (
     NOT_WEIGHTS,
     are_statistics,
@@ -99,6 +100,7 @@ def assemble(
     qualified = tuple(dict.fromkeys(name.qualified for name in names))
     survey = Survey(TensorReader(limits), limits)
     survey.search(root)
+    survey.state_dicts = with_true_kinds(survey.state_dicts)
     return Checkpoint(
         format="torch-module" if survey.found_module else format,
         sources=sources,
@@ -251,7 +253,8 @@ class Survey:
         if entries is None or not _are_weights(node, entries):
             return None
         is_named = place.parent is None or last_part(place.name) in _WRAPPERS
-        if not is_named and are_statistics(entries):
+        names = [entry.name for entry in entries]
+        if not is_named and (are_statistics(entries) or are_counters(names)):
             self._statistics.append((place, entries))
             return None
         return self._take_entries(place, entries)

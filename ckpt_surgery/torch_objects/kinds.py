@@ -19,6 +19,7 @@ from ckpt_surgery.pickles import (
     Object,
     PersistentId,
 )
+from ckpt_surgery.torch_objects.averages import AVERAGED_MODEL_COUNT, layout_of
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.training_state import training_names
@@ -28,6 +29,9 @@ NOT_WEIGHTS = r"(^|_)(hyper_?param(eter)?s|hparams|args|cfg|config|metric)s?$"
 
 
 _EMA = r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)"
+
+
+COUNT: Final = AVERAGED_MODEL_COUNT
 
 
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
@@ -40,10 +44,6 @@ _STATISTICS = frozenset(
 
 
 _SHOWN_TEXT = 200
-
-
-COUNT: Final = "n_averaged"
-"""What `torch.optim.swa_utils.AveragedModel` calls the number of models that it averages."""
 
 
 def entry_counts(node: Node) -> dict[str, int]:
@@ -80,8 +80,14 @@ def are_statistics(entries: Sequence[Entry]) -> bool:
 
 
 def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:
-    """Model weights, or a moving average of them (by their path, or torch's ``AveragedModel``)."""
-    averaged = bool(names) and "n_averaged" in (names or ())
+    """Model weights, or a moving average of them: by their path, or the layout of their names.
+
+    What holds both is a model.
+    """
+    layout = layout_of(names or [])
+    averaged = layout is not None and not any(
+        layout.beside and name.startswith(layout.beside) for name in names or ()
+    )
     return "ema" if averaged or re.search(_EMA, path.lower().replace("/", ".")) else "model"
 
 

@@ -138,6 +138,38 @@ class TrainingFacts:
         return document
 
 
+@dataclass(frozen=True, slots=True)
+class AverageFacts:
+    """A moving average: who writes one so, where it lies, and what it averages.
+
+    `counters` are its own numbers by their name, None for one that is not a plain number.
+    `follows`: whether edits of the model can keep it in step; otherwise `reason` says why not.
+    """
+
+    title: str
+    path: str
+    place: str
+    model: str | None
+    wrapper: str
+    swapped: bool
+    counters: Mapping[str, int | float | bool | None]
+    follows: bool
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "layout": self.title,
+            "path": self.path,
+            "place": self.place,
+            "model": self.model,
+            "wrapper": self.wrapper,
+            "swapped": self.swapped,
+            "counters": dict(self.counters),
+            "follows": self.follows,
+            "reason": self.reason,
+        }
+
+
 Action: TypeAlias = Literal["updated", "kept", "dropped", "unknown"]
 
 

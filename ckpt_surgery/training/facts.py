@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.pickles import Node
-from ckpt_surgery.torch_objects.kinds import COUNT
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items
+from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.torch_objects.training_state import TrainingStates
+from ckpt_surgery.training.averages import Average, find_averages
 from ckpt_surgery.training.documents import (
+    AverageFacts,
     GroupFacts,
     OptimizerFacts,
     ScalerFacts,
@@ -63,16 +66,44 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
     return facts
 
 
-def averaged_counts(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many models each moving average has taken in, where it says so, by its path."""
-    counts: dict[str, int] = {}
+def average_facts(checkpoint: Checkpoint) -> tuple[AverageFacts, ...]:
+    """What is known of the moving averages; of tensors only their counters are read."""
+    reader = TensorReader()
+    return tuple(
+        AverageFacts(
+            title=average.title,
+            path=average.path,
+            place=average.place,
+            model=average.model,
+            wrapper=average.wrapper,
+            swapped=average.swapped,
+            counters=dict(_counters(checkpoint, average, reader)),
+            follows=bool(average.names),
+            reason=average.reason,
+        )
+        for average in find_averages(checkpoint)
+    )
+
+
+def _counters(
+    checkpoint: Checkpoint, average: Average, reader: TensorReader
+) -> Iterator[tuple[str, int | float | None]]:
+    """The numbers that an average keeps of itself, wherever they lie."""
+    place = average.model if average.swapped else average.path
     for state_dict in checkpoint.state_dicts:
-        for entry in state_dict.entries:
-            if entry.name == COUNT and entry.tensor is not None:
-                value = scalar(None, entry.tensor)
-                if isinstance(value, int):
-                    counts[state_dict.path] = value
-    return counts
+        for entry in state_dict.entries if state_dict.path == place else ():
+            if entry.name in average.counters and average.place != "list":
+                yield entry.name, _number(entry.node, reader)
+    fields = mapping_pairs(average.node) if average.place == "list" else None
+    for key, value in fields or ():
+        name = text(key)
+        if name in average.counters and (number := _number(value, reader)) is not None:
+            yield name, number
+    for other in checkpoint.others:
+        if other.path in average.beside:
+            inner = named_items(other.node) or {other.path.rpartition("/")[2]: other.node}
+            for name, value in inner.items():
+                yield name, _number(value, reader)
 
 
 def _optimizer(found: FoundOptimizer, reader: TensorReader) -> OptimizerFacts:
