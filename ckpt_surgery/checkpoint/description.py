@@ -6,7 +6,7 @@ writes one; none of them knows the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -219,6 +219,16 @@ class Checkpoint:
 def join_path(path: str, key: str) -> str:
     """`key` below `path`; the top level is the empty path."""
     return f"{path}/{key}" if path else key
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the strides of a row-major tensor of that shape, in elements, as torch counts them."""
+    steps: list[int] = []
+    step = 1
+    for size in reversed(shape):
+        steps.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(steps))
 
 
 def find_ties(tensors: Iterable[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ckpt_surgery.checkpoint.description import Storage, Tensor
+from ckpt_surgery.checkpoint.description import Storage, Tensor, contiguous_strides
 from ckpt_surgery.dtypes import UNTYPED, DType
 from ckpt_surgery.fileio import CHUNK
 
@@ -63,11 +63,8 @@ def computed_tensor(
     big_endian: bool = False,
 ) -> Tensor:
     """The description of a contiguous tensor of its own storage, whose elements `compute` makes."""
-    stride = [1] * len(shape)
-    for axis in reversed(range(len(shape) - 1)):
-        stride[axis] = stride[axis + 1] * max(shape[axis + 1], 1)
     untyped = dtype.storage_class is None
-    plain = Tensor(shape, dtype, tuple(stride))
+    plain = Tensor(shape, dtype, contiguous_strides(shape))
     storage = Storage(
         key,
         UNTYPED if untyped else dtype,
@@ -76,4 +73,4 @@ def computed_tensor(
         untyped=untyped,
         big_endian=big_endian,
     )
-    return Tensor(shape, dtype, tuple(stride), storage=storage)
+    return replace(plain, storage=storage)

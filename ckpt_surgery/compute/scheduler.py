@@ -6,76 +6,20 @@ flight is bounded in bytes, so memory does not grow with the file.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from ckpt_surgery.compute.spans import RUN, spans
-from ckpt_surgery.fileio import CHUNK
-
-DEFAULT_MEMORY: Final = 64 << 20
-"""Bytes of results that may wait to be written."""
-
+from ckpt_surgery.compute.jobs import DEFAULT_MEMORY, Job
+from ckpt_surgery.compute.spans import spans
 
 _HEAP: Final = 16 << 20
-
-
-class Job(ABC):
-    """One tensor to compute. `numel` counts real numbers, `itemsize` the bytes of one.
-
-    `run_size` are the elements computed at once, `workspace` the bytes that the job holds from
-    `begin` on until its last run, `big_endian` how its result is to be stored.
-    """
-
-    numel: int
-    itemsize: int
-    run_size: int = RUN
-    workspace: int = 0
-    big_endian: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.itemsize
-
-    @abstractmethod
-    def begin(self) -> Any:
-        """What every run needs: read once, in a thread."""
-
-    @abstractmethod
-    def run(self, begun: Any, start: int, stop: int) -> Tensor:
-        """The elements from `start` to `stop`, flat; called from several threads."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScheduledBytes:
-    """The bytes of a job's result, as a `ByteSource`."""
-
-    job: Job
-    stream: Stream
-
-    @property
-    def nbytes(self) -> int:
-        return self.job.nbytes
-
-    @property
-    def crc32(self) -> None:
-        return None
-
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, computed now; raises whatever computing raises."""
-        for run in self.stream.runs(self.job):
-            data = run.view(torch.uint8)
-            if self.job.big_endian:
-                data = data.view(-1, self.job.itemsize).flip(1).reshape(-1)
-            view = data.numpy().data
-            for start in range(0, view.nbytes, size):
-                yield view[start : start + size]
 
 
 @dataclass(slots=True, eq=False)
@@ -96,15 +40,18 @@ class _Started:
 class Stream:
     """Computes jobs in the order in which they will be asked for, at most `memory` bytes ahead.
 
-    Use it in a ``with`` statement around the writing.
+    Use it in a ``with`` statement around the writing. Only its thread is served: one that computes
+    another job, and needs the result of one of these for it, would wait for itself.
     """
 
-    def __init__(self, *, threads: int, memory: int = DEFAULT_MEMORY) -> None:
+    def __init__(self, jobs: Iterable[Job], *, threads: int, memory: int = DEFAULT_MEMORY) -> None:
+        self._jobs = dict.fromkeys(jobs)
+        self._ahead = dict(self._jobs)
         self._threads = threads
         self._memory = memory
-        self._ahead: dict[Job, None] = {}
         self._started: dict[Job, _Started] = {}
         self._in_flight = 0
+        self._thread = get_ident()
         self._pool: ThreadPoolExecutor | None = None
         self._torch_threads = torch.get_num_threads()
 
@@ -112,23 +59,21 @@ class Stream:
         keep_freed_memory()
         # one thread of torch's in each of ours: see `merging.merged_runs`
         self._pool = ThreadPoolExecutor(self._threads, "merge", torch.set_num_threads, (1,))
+        for job in self._jobs:
+            job.scheduler = self
         return self
 
     def __exit__(self, *_: object) -> None:
+        for job in self._jobs:
+            job.scheduler = None
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._started.clear()
         torch.set_num_threads(self._torch_threads)
 
-    def add(self, job: Job) -> ScheduledBytes:
-        """The bytes of `job`, to be computed when they are read."""
-        self._ahead[job] = None
-        return ScheduledBytes(job, self)
-
-    def schedule(self, sources: Iterable[object]) -> None:
-        """Expect the results in the order of `sources`, those of others left out."""
-        order = [source.job for source in sources if isinstance(source, ScheduledBytes)]
-        self._ahead = dict.fromkeys(job for job in order if job in self._ahead)
+    def serves_this_thread(self) -> bool:
+        """Whether the calling thread is the one that the results are computed for."""
+        return get_ident() == self._thread
 
     def runs(self, job: Job) -> Iterator[Tensor]:
         """The result of a job, run by run."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict
-from ckpt_surgery.edits.plan import (
-    DropStateDict,
-    Edit,
-    Plan,
-    TakeWeights,
-)
+from ckpt_surgery.edits.base import BatchEdit, Edit
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.places import not_there, with_state_dicts
+from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import LimitExceededError, LossyEditError, PlanError, UsageError
 from ckpt_surgery.pickles import walk
 from ckpt_surgery.torch_objects.kinds import COUNT
@@ -36,47 +34,80 @@ def find_averages(checkpoint: Checkpoint) -> list[tuple[StateDict, StateDict]]:
     return [(m, average) for average in averages for m in models if _is_average_of(average, m)]
 
 
-def take_weights(checkpoint: Checkpoint, path: str, average_path: str) -> Checkpoint:
-    """The state dict at `path` with the values of the one at `average_path`, under its own names.
+@dataclass(frozen=True, slots=True)
+class TakeWeights(Edit):
+    """Give the state dict `state_dict` the values that the state dict `old` has for its names."""
 
-    Buffers that the average lacks stay. Raises PlanError if it is no average of that model.
-    """
-    known = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
-    model, average = known.get(path), known.get(average_path)
-    if model is None or average is None or not _is_average_of(average, model):
-        raise PlanError(
-            f"'{average_path}' is no average of the weights in '{path}'", path=checkpoint.file.name
+    kind: ClassVar[str] = "take-weights"
+    state_dict: str
+    old: str
+
+    def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:  # noqa: ARG002
+        """Return the checkpoint with the average's values under the model's own names.
+
+        Buffers that the average lacks stay. Raises `PlanError` if it is no average of that model.
+        """
+        known = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
+        model, average = known.get(self.state_dict), known.get(self.old)
+        if model is None or average is None or not _is_average_of(average, model):
+            raise PlanError(
+                f"'{self.old}' is no average of the weights in '{self.state_dict}'",
+                path=checkpoint.file.name,
+            )
+        values = _by_bare_name(average)
+        entries = tuple(
+            replace(entry, tensor=value.tensor, node=value.node)
+            if (value := values.get(bare_name(entry.name))) is not None
+            else entry
+            for entry in model.entries
         )
-    values = _by_bare_name(average)
-    entries = tuple(
-        replace(entry, tensor=value.tensor, node=value.node)
-        if (value := values.get(bare_name(entry.name))) is not None
-        else entry
-        for entry in model.entries
-    )
-    return _with_state_dicts(checkpoint, {path: replace(model, entries=entries)})
+        return with_state_dicts(checkpoint, {self.state_dict: replace(model, entries=entries)})
 
 
-def drop_state_dict(checkpoint: Checkpoint, path: str) -> Checkpoint:
-    """`checkpoint` without the state dict at `path`.
+@dataclass(frozen=True, slots=True)
+class DropStateDict(BatchEdit):
+    """Remove a whole state dict: a moving average."""
 
-    Raises LossyEditError if it is not an item of a dictionary.
-    """
-    gone = next(s for s in checkpoint.state_dicts if s.path == path)
+    kind: ClassVar[str] = "drop-state-dict"
+    path: str
+
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[DropStateDict],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint without these state dicts.
+
+        Raises `LossyEditError` for one that is not an item of a dictionary.
+        """
+        known = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
+        for edit in run:
+            if edit.path not in known:
+                raise not_there(checkpoint, edit.path)
+        places = _places(checkpoint, [known[edit.path] for edit in run])
+        for edit in run:
+            if edit.path not in places:
+                raise LossyEditError(
+                    "only an entry of a dictionary can be dropped", entry=edit.path or None
+                )
+        kept = with_state_dicts(checkpoint, dict.fromkeys(places))
+        return replace(kept, dropped=(*checkpoint.dropped, *places.values()))
+
+
+def _places(checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> dict[str, Other]:
+    """Return, by their paths, where state dicts are items of a dictionary; found in one walk."""
+    wanted = {id(state_dict.node): state_dict.path for state_dict in state_dicts}
+    places: dict[str, Other] = {}
     for node in walk(checkpoint.root):
         for key, value in mapping_pairs(node) or ():
-            if value is gone.node:
-                other = Other(path, "", node=value, parent=node, key_node=key)
-                kept = _with_state_dicts(checkpoint, {path: None})
-                return replace(kept, dropped=(*checkpoint.dropped, other))
-    raise LossyEditError("only an entry of a dictionary can be dropped", entry=path or None)
-
-
-def _with_state_dicts(
-    checkpoint: Checkpoint, changed: Mapping[str, StateDict | None]
-) -> Checkpoint:
-    new = (changed.get(s.path, s) for s in checkpoint.state_dicts)
-    return replace(checkpoint, state_dicts=tuple(s for s in new if s is not None))
+            path = wanted.pop(id(value), None)
+            if path is not None:
+                places[path] = Other(path, "", node=value, parent=node, key_node=key)
+        if not wanted:
+            break
+    return places
 
 
 def _by_bare_name(state_dict: StateDict) -> dict[str, Entry]:
@@ -103,8 +134,6 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
 
     Raises UsageError if there is none to publish, or if one model has several.
     """
-    from ckpt_surgery.edits.averages import find_averages
-
     pairs = find_averages(checkpoint)
     edits: list[Edit] = []
     if publish:

@@ -1,131 +1,60 @@
-"""The kinds of edits that a plan is made of, as plain data."""
+"""What an edit is: one frozen class that carries itself out and knows its own form in JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Final, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any, ClassVar, Self
+
+from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.edits.fields import fields_from_json, fields_to_json
+from ckpt_surgery.edits.inputs import Inputs
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Remove an entry of a state dict."""
+class Edit(ABC):
+    """One change of a checkpoint. A kind is a frozen dataclass with slots, in `registry.KINDS`.
 
-    edit: ClassVar[str] = "drop"
-    state_dict: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rename:
-    """Give an entry of a state dict another name."""
-
-    edit: ClassVar[str] = "rename"
-    state_dict: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class RenameModule:
-    """Give a module's record in ``_metadata`` another path; `new` None removes it."""
-
-    edit: ClassVar[str] = "rename-module"
-    state_dict: str
-    old: str
-    new: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class DropOther:
-    """Remove an entry beside the state dicts: an optimizer, a scheduler."""
-
-    edit: ClassVar[str] = "drop-entry"
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Compact:
-    """Give every tensor only the bytes that it uses; true ties and overlaps stay."""
-
-    edit: ClassVar[str] = "compact"
-    unused_nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """Put an entry of another file in the place of an entry, or after the last one.
-
-    It is called `entry` in the state dict `source` of the file whose name is `file`.
+    Its fields hold texts, numbers, None, tuples, mappings and dataclasses of these; they are its
+    form in JSON, where `old` and `new` are called ``from`` and ``to`` and what has its default is
+    left out.
     """
 
-    edit: ClassVar[str] = "take"
-    state_dict: str
-    name: str
-    file: str
-    source: str
-    entry: str
+    __slots__ = ()
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
+        """Return the checkpoint after this edit; the one given stays as it is.
+
+        Raises `PlanError` if it speaks of something that is not there.
+        """
+
+    @classmethod
+    def apply_all(cls, run: Sequence[Self], checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
+        """Return the checkpoint after several edits of this kind that follow each other."""
+        return reduce(lambda done, edit: edit.apply(done, inputs), run, checkpoint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the edit as JSON has it: ``{"edit": "rename", "from": …, "to": …}``."""
+        return {"edit": self.kind, **fields_to_json(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the edit that `to_dict` wrote. Raises `TypeError` for anything else."""
+        return fields_from_json(cls, {name: v for name, v in fields.items() if name != "edit"})
 
 
-@dataclass(frozen=True, slots=True)
-class TakeModule:
-    """Put another file's record of a module in ``_metadata``; the fields are those of `Take`."""
+class BatchEdit(Edit):
+    """An edit of which a run is judged as one, so that a plan of thousands takes linear time."""
 
-    edit: ClassVar[str] = "take-module"
-    state_dict: str
-    name: str
-    file: str
-    source: str
-    entry: str
+    __slots__ = ()
 
+    def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
+        """Return the checkpoint after this edit alone."""
+        return self.apply_all([self], checkpoint, inputs)
 
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """Put numbers that are computed from all inputs in the place of a tensor's."""
-
-    edit: ClassVar[str] = "merge"
-    state_dict: str
-    name: str
-    method: str
-
-
-@dataclass(frozen=True, slots=True)
-class DropStateDict:
-    """Remove a whole state dict: a moving average."""
-
-    edit: ClassVar[str] = "drop-state-dict"
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class TakeWeights:
-    """Give the state dict `state_dict` the values that the state dict `old` has for its names."""
-
-    edit: ClassVar[str] = "take-weights"
-    state_dict: str
-    old: str
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateOptimizer:
-    """Let the optimizer at `path` follow what the edits do to the model that it trains."""
-
-    edit: ClassVar[str] = "update-optimizer"
-    path: str
-
-
-Edit = (
-    Drop
-    | Rename
-    | RenameModule
-    | DropOther
-    | DropStateDict
-    | TakeWeights
-    | UpdateOptimizer
-    | Compact
-    | Take
-    | TakeModule
-    | Merge
-)
-EDITS: Final[dict[str, type[Edit]]] = {kind.edit: kind for kind in get_args(Edit)}
-# In JSON an edit says "from" and "to", which Python reserves.
-JSON_NAMES: Final = {"old": "from", "new": "to"}
+    @classmethod
+    @abstractmethod
+    def apply_all(cls, run: Sequence[Self], checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
+        """Return the checkpoint after the whole run."""

@@ -1,109 +1,83 @@
-"""Planning what to remove of a checkpoint."""
+"""Removing entries of state dicts, and entries beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from ckpt_surgery.checkpoint.compact import unused_nbytes
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
-from ckpt_surgery.checkpoint.select import RuleCount, choose_state_dicts, select
-from ckpt_surgery.edits.plan import Compact, Drop, DropOther, Edit, Plan, Planned, RenameModule
-from ckpt_surgery.errors import UsageError
-from ckpt_surgery.names import Chosen, Selection
-from ckpt_surgery.names.metadata import strip_metadata
-from ckpt_surgery.pickles import Node
-
-
-def plan_strip(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    *,
-    at: Sequence[str] = (),
-    training_state: Callable[[str, Node], object] | None = None,
-    compact: bool = False,
-) -> Planned:
-    """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
-
-    `training_state` gives something true for what is to go.
-
-    Training state goes wherever it lies: beside the state dicts, or among the weights of one.
-
-    Raises `UsageError` if there is nothing to do, a rule matches nothing, or nothing would remain.
-    """
-    edits: list[Edit] = []
-    counts: tuple[RuleCount, ...] = ()
-    warnings: list[str] = []
-    if selection.rules:
-        state_dicts = choose_state_dicts(checkpoint, at)
-        chosen, counts = select(state_dicts, selection)
-        for state_dict, each in zip(state_dicts, chosen, strict=True):
-            edits += _drops(state_dict, each.chosen)
-        warnings += _left_whole(state_dicts, chosen)
-        _require_remainder(checkpoint, edits)
-    if training_state is not None:
-        _require_more_than(checkpoint, training_state)
-        beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
-        edits += (DropOther(path) for path in beside)
-        among = [
-            Drop(state_dict.path, entry.name)
-            for state_dict in checkpoint.state_dicts
-            for entry in state_dict.entries
-            if entry.tensor is None and training_state(entry.name, entry.node)
-        ]
-        known = set(edits)
-        edits += (edit for edit in among if edit not in known)
-        if not beside and not among:
-            warnings.append("there is no training state to remove")
-    if compact:
-        edits.append(Compact(unused_nbytes(checkpoint)))
-    if not selection.rules and training_state is None and not compact:
-        raise UsageError(
-            "nothing is selected",
-            hint="say what to remove: --pattern, --prefix, --glob, --keys-from, --training-state",
-        )
-    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
+from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict
+from ckpt_surgery.edits.base import BatchEdit
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.places import edit_state_dicts, not_there, require_there
+from ckpt_surgery.pickles import walk
 
 
-def _drops(state_dict: StateDict, chosen: frozenset[str]) -> list[Edit]:
-    names = state_dict.names
-    edits: list[Edit] = [Drop(state_dict.path, name) for name in names if name in chosen]
-    modules = list(state_dict.metadata or ())
-    kept = set(strip_metadata(modules, names, [name for name in names if name not in chosen]))
-    edits += (RenameModule(state_dict.path, m, None) for m in modules if m not in kept)
-    return edits
+@dataclass(frozen=True, slots=True)
+class Drop(BatchEdit):
+    """Remove an entry of a state dict."""
+
+    kind: ClassVar[str] = "drop"
+    state_dict: str
+    name: str
+
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[Drop],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint without these entries."""
+        return edit_state_dicts(run, checkpoint, _without)
 
 
-def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
-    """State dicts that a selection leaves whole although it takes something of others."""
-    touched = [bool(each.chosen) for each in chosen]
-    if all(touched) or not any(touched):
-        return []
-    return [
-        f"nothing in '{state_dict.path}' is selected, so it is out of step with the others"
-        for state_dict, some in zip(state_dicts, touched, strict=True)
-        if not some and state_dict.entries
-    ]
+def _without(state_dict: StateDict, drops: Sequence[Drop]) -> StateDict:
+    gone = Counter(drop.name for drop in drops)
+    require_there(state_dict.path, gone, state_dict.names)
+    twice = [name for name, count in gone.items() if count > 1]
+    require_there(state_dict.path, twice, (n for n in state_dict.names if n not in gone))
+    return replace(state_dict, entries=tuple(e for e in state_dict.entries if e.name not in gone))
 
 
-def _require_more_than(
-    checkpoint: Checkpoint, training_state: Callable[[str, Node], object]
-) -> None:
-    if any(not other.path and training_state("", other.node) for other in checkpoint.others):
-        raise UsageError(
-            "the whole file is training state, and nothing would remain",
-            path=checkpoint.file.name,
-            hint="'ckpt inspect' shows what the file holds",
+@dataclass(frozen=True, slots=True)
+class DropOther(BatchEdit):
+    """Remove an entry beside the state dicts: an optimizer, a scheduler."""
+
+    kind: ClassVar[str] = "drop-entry"
+    path: str
+
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[DropOther],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint without these entries."""
+        known = {other.path for other in checkpoint.others}
+        gone = {edit.path for edit in run}
+        for edit in run:
+            if edit.path not in known:
+                raise not_there(checkpoint, edit.path)
+        return replace(
+            checkpoint,
+            others=_remaining(checkpoint.others, gone),
+            dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in gone)),
         )
 
 
-def _require_remainder(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
-    dropped = Counter(edit.state_dict for edit in edits if isinstance(edit, Drop))
-    for state_dict in checkpoint.state_dicts:
-        if state_dict.entries and dropped[state_dict.path] == len(state_dict.entries):
-            where = f" of '{state_dict.path}'" if state_dict.path else ""
-            raise UsageError(
-                f"every entry{where} would be removed",
-                path=checkpoint.file.name,
-                hint="--keep inverts a selection",
-            )
+def _remaining(others: Sequence[Other], dropped: Collection[str]) -> tuple[Other, ...]:
+    """Return the entries that stay, with the tensors that they share with those that go."""
+    kept = [other for other in others if other.path not in dropped]
+    left = {id(t.node): t for o in others if o.path in dropped for t in o.tensors}
+    if not left:
+        return tuple(kept)
+    index_of = {id(other.node): index for index, other in enumerate(kept)}
+    index = 0
+    for node in walk([other.node for other in kept]):
+        index = index_of.get(id(node), index)
+        if (tensor := left.pop(id(node), None)) is not None:
+            kept[index] = replace(kept[index], tensors=(*kept[index].tensors, tensor))
+    return tuple(kept)

@@ -1,122 +1,125 @@
-"""What an edit of a training checkpoint does beside its weights: optimizers, moving averages."""
+"""What becomes of an optimizer whose model was edited."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
-from ckpt_surgery.checkpoint.description import Checkpoint, join_path
-from ckpt_surgery.edits.inline_optimizer import HINT, inside, out_of_step, refusal, same, without
-from ckpt_surgery.edits.plan import (
-    Compact,
-    Drop,
-    DropOther,
-    Edit,
-    Plan,
-    Planned,
-    Rename,
-    UpdateOptimizer,
-    apply,
+from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.edits.base import BatchEdit
+from ckpt_surgery.edits.fields import fields_from_json, fields_to_json
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.places import not_there
+from ckpt_surgery.edits.registry import find_moment_change, kind_of_moment_change
+from ckpt_surgery.errors import PlanError
+from ckpt_surgery.torch_objects.tensors import TensorReader
+from ckpt_surgery.training.optimizers import (
+    FoundOptimizer,
+    Groups,
+    Member,
+    at_paths,
+    changed_moments,
+    rebuild,
+    with_nodes,
 )
-from ckpt_surgery.errors import CkptError
-
-if TYPE_CHECKING:
-    from ckpt_surgery.training.documents import OptimizerChange
-    from ckpt_surgery.training.optimizers import OptimizerChoice
 
 
-def with_optimizers(
-    checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
-) -> Planned:
-    """The plan, extended so that optimizers stay in step with the models that it edits.
+@dataclass(frozen=True, slots=True)
+class UpdateOptimizer(BatchEdit):
+    """Let the optimizer at `path` follow what other edits did to the model that it trains.
 
-    Raises PlanError where it is not certain which state belongs to which parameter.
+    `groups` are its parameters by now, in their order: the number (or name) that the optimizer has
+    for one, None for a new one. In JSON a parameter is that key alone, or if more is to be said a
+    table: ``key``, ``name`` (what is stored for it), ``reset`` (its state is left out) and
+    ``change`` (what is done to its moments).
     """
-    planned = with_those_inside(checkpoint, planned, choice)
-    if not checkpoint.others:  # bare weights: nothing that could be an optimizer
-        return planned
-    from ckpt_surgery.training.optimizers import keep_in_step
 
-    result = keep_in_step(checkpoint, apply(planned.plan, checkpoint), choice)
-    known = {other.path for other in checkpoint.others}
-    edits: list[Edit] = [
-        UpdateOptimizer(change.path) for change in result.changes if change.action == "updated"
-    ]
-    present = {other.path for other in result.checkpoint.others}
-    already = {edit.path for edit in planned.plan.edits if isinstance(edit, DropOther)}
-    edits += (DropOther(path) for path in sorted(known - present - already))
-    last = [edit for edit in planned.plan.edits if isinstance(edit, Compact)]
-    first = [edit for edit in planned.plan.edits if not isinstance(edit, Compact)]
-    return replace(
-        planned,
-        plan=Plan((*first, *edits, *last)),
-        warnings=(*planned.warnings, *result.warnings),
-        optimizers=(*planned.optimizers, *result.changes),
-    )
+    kind: ClassVar[str] = "update-optimizer"
+    path: str
+    groups: Groups
 
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[Self],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint with these optimizers updated, each once."""
+        found = at_paths(checkpoint, {edit.path for edit in run})
+        reader = TensorReader()
+        nodes = []
+        for edit in run:
+            optimizer = found.pop(edit.path, None)
+            if optimizer is None:
+                raise not_there(checkpoint, edit.path)
+            nodes.append((optimizer, rebuild(optimizer.state, _made(edit, optimizer, reader))))
+        return with_nodes(checkpoint, nodes)
 
-def with_those_inside(checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice) -> Planned:
-    """The plan, which also drops optimizers among the weights, or must not touch their weights.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the edit as JSON has it."""
+        groups = [[_member_to_json(member) for member in group] for group in self.groups]
+        return {"edit": self.kind, "path": self.path, "groups": groups}
 
-    Raises PlanError if it does touch them and the choice is neither to drop nor to keep them.
-    """
-    if choice == "keep" or not inside(checkpoint.state_dicts):
-        return planned
-    found = out_of_step(checkpoint.state_dicts, apply(planned.plan, checkpoint).state_dicts)
-    if not found:
-        return planned
-    if choice != "drop":
-        raise refusal(found, checkpoint, HINT)
-    gone = {(state_dict.path, entry.name) for state_dict, entry in found}
-    edits = [
-        edit
-        for edit in planned.plan.edits
-        if not (isinstance(edit, Rename) and (edit.state_dict, edit.old) in gone)
-    ]
-    drops = [Drop(*place) for place in sorted(gone)]
-    changes = _dropped(join_path(*place) for place in sorted(gone))
-    return replace(
-        planned,
-        plan=Plan((*drops, *edits)),
-        optimizers=(*planned.optimizers, *changes),
-    )
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Return the edit that `to_dict` wrote. Raises `TypeError` for anything else."""
+        plain = fields_from_json(_Plain, {k: v for k, v in fields.items() if k != "edit"})
+        groups = tuple(tuple(map(_member_from_json, group)) for group in plain.groups)
+        return cls(plain.path, groups)
 
 
-def follow_base(
-    original: Checkpoint, renamed: Checkpoint, merged: Checkpoint, choice: OptimizerChoice
-) -> tuple[Checkpoint, list[Edit], tuple[OptimizerChange, ...]]:
-    """The result of a merge with the base's optimizers following its model, and what that took.
+def _made(edit: UpdateOptimizer, optimizer: FoundOptimizer, reader: TensorReader) -> Groups:
+    """Return the groups of an edit with the moments that their changes make."""
 
-    `original` is the base before any edit, `renamed` what the edits apply to. Raises PlanError as
-    `with_optimizers` does.
-    """
-    held = out_of_step(original.state_dicts, merged.state_dicts) if choice != "keep" else []
-    if held and choice != "drop":
-        raise refusal(held, original, HINT)
-    changes = _dropped(join_path(s.path, entry.name) for s, entry in held)
-    merged = without(merged, held)
-    edits: list[Edit] = [Drop(s.path, entry.name) for s, entry in same(held, renamed)]
-    if not merged.others:  # bare weights
-        return merged, edits, changes
-    from ckpt_surgery.training.optimizers import keep_in_step
+    def made(member: Member) -> Member:
+        if member.change is None:
+            return member
+        moments = changed_moments(optimizer.state, member.key, member.change, reader)
+        if moments is None:
+            raise PlanError(
+                f"the moments of parameter {member.key!r} cannot be changed as the plan says",
+                entry=edit.path,
+            )
+        return replace(member, moments=moments)
 
-    try:
-        step = keep_in_step(original, merged, choice)
-    except CkptError as error:
-        if error.path is None:
-            error.name_file(original.file.name)
-        raise
-    left = {other.path for other in step.checkpoint.others}
-    edits += (UpdateOptimizer(c.path) for c in step.changes if c.action == "updated")
-    edits += (DropOther(other.path) for other in merged.others if other.path not in left)
-    return step.checkpoint, edits, changes + step.changes
+    return tuple(tuple(map(made, group)) for group in edit.groups)
 
 
-def _dropped(paths: Iterable[str]) -> tuple[OptimizerChange, ...]:
-    found = list(paths)
-    if not found:
-        return ()
-    from ckpt_surgery.training.documents import OptimizerChange
+@dataclass(frozen=True, slots=True)
+class _PlainMember:
+    """A parameter as JSON has it."""
 
-    return tuple(OptimizerChange(path, "dropped") for path in found)
+    key: int | str | None
+    name: str | None = None
+    reset: bool = False
+    change: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """The fields as JSON has them."""
+
+    path: str
+    groups: tuple[tuple[int | str | _PlainMember | None, ...], ...]
+
+
+def _member_to_json(member: Member) -> Any:
+    if member.name is None and not member.reset and member.change is None:
+        return member.key
+    found = fields_to_json(_PlainMember(member.key, member.name, member.reset))
+    if member.change is not None:
+        change = {"how": kind_of_moment_change(member.change), **fields_to_json(member.change)}
+        found["change"] = change
+    return found
+
+
+def _member_from_json(found: int | str | _PlainMember | None) -> Member:
+    if not isinstance(found, _PlainMember):
+        return Member(found)
+    change = None
+    if found.change is not None:
+        fields = dict(found.change)
+        change = fields_from_json(find_moment_change(fields.pop("how", None)), fields)
+    return Member(found.key, found.name, found.reset, change=change)

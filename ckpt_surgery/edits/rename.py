@@ -1,85 +1,87 @@
-"""Planning new names for the entries of a checkpoint."""
+"""Other names for entries of state dicts, and for the modules in ``_metadata``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
-from ckpt_surgery.checkpoint.select import RuleCount, choose_state_dicts
-from ckpt_surgery.edits.plan import Edit, Plan, Planned, Rename, RenameModule
-from ckpt_surgery.errors import NameCollisionError, UsageError
-from ckpt_surgery.names.metadata import rewrite_metadata
-from ckpt_surgery.names.rewrite import (
-    RewriteRule,
-    Rewritten,
-    find_collisions,
-    require_changes,
-    rewrite,
-)
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
+from ckpt_surgery.edits.base import BatchEdit
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.places import edit_state_dicts, renamed, require_distinct
 
 
-def plan_rename(
-    checkpoint: Checkpoint, rules: Sequence[RewriteRule], *, at: Sequence[str] = ()
-) -> Planned:
-    """Rewrite the names of the state dicts, and their ``_metadata`` with them.
+@dataclass(frozen=True, slots=True)
+class Rename(BatchEdit):
+    """Give an entry of a state dict another name.
 
-    Raises `UsageError` for a rule that changes nothing or makes an empty name, and
-    `NameCollisionError` if two entries would get one name.
+    In a run `old` is the entry that has had the name longest, so that names can be exchanged;
+    no two may have one name at its end.
     """
-    if not rules:
-        raise UsageError(
-            "no rule says what to rename",
-            hint="give --strip-prefix, --add-prefix, --replace, --sub or --map",
-        )
-    state_dicts = choose_state_dicts(checkpoint, at)
-    rewritten = [rewrite(state_dict.names, rules) for state_dict in state_dicts]
-    require_changes(rules, rewritten)
-    edits: list[Edit] = []
-    warnings: list[str] = []
-    for state_dict, each in zip(state_dicts, rewritten, strict=True):
-        _require_good_names(state_dict, each)
-        edits += _renames(state_dict, each, rules)
-        if not any(each.changed) and state_dict.entries:
-            warnings.append(
-                f"no name in '{state_dict.path}' changes, so it is out of step with the others"
-            )
-    counts = tuple(
-        RuleCount(rule, sum(each.changed[index] for each in rewritten))
-        for index, rule in enumerate(rules)
+
+    kind: ClassVar[str] = "rename"
+    state_dict: str
+    old: str
+    new: str
+
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[Rename],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint with other names.
+
+        Raises `NameCollisionError` if two entries would get one name.
+        """
+        return edit_state_dicts(run, checkpoint, _with_names)
+
+
+def _with_names(state_dict: StateDict, renames: Sequence[Rename]) -> StateDict:
+    pairs = ((edit.old, edit.new) for edit in renames)
+    names = [name or "" for name in renamed(state_dict.path, state_dict.names, pairs)]
+    require_distinct(state_dict.path, names)
+    return replace(
+        state_dict,
+        entries=tuple(
+            entry if entry.name == name else replace(entry, name=name)
+            for entry, name in zip(state_dict.entries, names, strict=True)
+        ),
     )
-    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
 
 
-def _require_good_names(state_dict: StateDict, rewritten: Rewritten) -> None:
-    for old, new in zip(state_dict.names, rewritten.names, strict=True):
-        if not new:
-            raise UsageError(f"'{old}' would get an empty name", entry=state_dict.path or None)
-    collisions = find_collisions(state_dict.names, rewritten.names)
-    if collisions:
-        new, olds = collisions[0]
-        more = f" (and {len(collisions) - 1} more such names)" if len(collisions) > 1 else ""
-        first, second = olds[:2]
-        raise NameCollisionError(
-            f"'{first}' and '{second}' would both be called '{new}'{more}",
-            entry=state_dict.path or None,
-            hint="nothing was written; make the rules tell them apart",
-        )
+@dataclass(frozen=True, slots=True)
+class RenameModule(BatchEdit):
+    """Give a module's record in ``_metadata`` another path; `new` None removes it.
+
+    A run is judged like one of `Rename`.
+    """
+
+    kind: ClassVar[str] = "rename-module"
+    state_dict: str
+    old: str
+    new: str | None
+
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[RenameModule],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint with other paths of modules.
+
+        Raises `NameCollisionError` if two records would get one path.
+        """
+        return edit_state_dicts(run, checkpoint, _with_modules)
 
 
-def _renames(
-    state_dict: StateDict, rewritten: Rewritten, rules: Sequence[RewriteRule]
-) -> list[Edit]:
-    names = state_dict.names
-    edits: list[Edit] = [
-        Rename(state_dict.path, old, new)
-        for old, new in zip(names, rewritten.names, strict=True)
-        if old != new
-    ]
-    modules = list(state_dict.metadata or ())
-    moved = rewrite_metadata(modules, names, rewritten.names, rules)
-    edits += (
-        RenameModule(state_dict.path, module, moved.get(module))
-        for module in modules
-        if moved.get(module) != module
-    )
-    return edits
+def _with_modules(state_dict: StateDict, renames: Sequence[RenameModule]) -> StateDict:
+    path = join_path(state_dict.path, "_metadata")
+    records = state_dict.metadata or {}
+    paths = renamed(path, list(records), ((edit.old, edit.new) for edit in renames))
+    require_distinct(path, (module for module in paths if module is not None))
+    pairs = zip(paths, records.values(), strict=True)
+    return replace(state_dict, metadata={m: value for m, value in pairs if m is not None})

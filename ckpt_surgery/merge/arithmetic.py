@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.edits.plan import Edit, Plan, apply
-from ckpt_surgery.errors import UsageError
-from ckpt_surgery.merge.copying import broken_ties
+from ckpt_surgery.compute.jobs import Computing, Job, JobBytes
+from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.merge.files import MergeFile, Sources
 from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, rounding_warnings
 from ckpt_surgery.merge.recipe import MergeRecipe
-from ckpt_surgery.merge.result import (
-    MergeScope,
-    Outcome,
-    in_step,
-    narrowed,
-    optimizer_warnings,
-    report_of,
-)
+from ckpt_surgery.merge.result import MergeScope, Outcome, carry_out, report_of
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
-from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import write
-
-_MOST_THREADS: Final = 8
 
 
 def merge_numbers(
@@ -38,52 +26,34 @@ def merge_numbers(
     output: Output,
     scope: MergeScope,
     policies: Policies,
-    threads: int | None,
-    memory: int | None,
+    computing: Computing,
 ) -> MergeReport:
     """Compute what the recipe says while it is written; see `merge.merge`."""
-    workers = _threads(threads)
     with ExitStack() as stack:
         base, files = sources.open(stack, scope.renames or {})
         chosen = choose_state_dicts(base.checkpoint, scope.at)
         from ckpt_surgery.compute.elements import require_torch
 
         require_torch()
-        from ckpt_surgery.compute.scheduler import DEFAULT_MEMORY, Stream
-        from ckpt_surgery.merge.jobs import running_nbytes
-        from ckpt_surgery.merge.pieces import Tally
+        from ckpt_surgery.merge.jobs import MergeJob, running_nbytes
 
-        room, tally = memory or DEFAULT_MEMORY, Tally()
-        stream = Stream(threads=workers, memory=room)
-        planner = NumberPlanner(recipe, policies, base, files, stream, tally)
-        numbers = planner.plan(chosen, scope.selection)
-        edits: tuple[Edit, ...] = (*numbers.edits, *numbers.taking.edits)
-        original, before = (for_output(c, output) for c in (base.original, base.checkpoint))
-        edited = apply(
-            Plan(edits), before, others=[f.original for f in files], merged=numbers.entries
-        )
-        edited = replace(edited, moved={**edited.moved, **numbers.moved})
-        edited, edits, changes = in_step(original, before, edited, edits, scope)
-        ties = broken_ties(before, edited)
-        edited = narrowed(edited, scope)
-        if not output.dry_run:
-            stack.enter_context(stream)
-        inputs = [source for file in files for source in file.sources]
-        written = write(edited, output, inputs=inputs, prepare=stream.schedule)
-        peak = min(room, numbers.computed_nbytes) + numbers.workspace
-        peak += running_nbytes(len(files) + 1, workers) if numbers.computed_nbytes else 0
+        numbers = NumberPlanner(recipe, policies, base, files).plan(chosen, scope.selection)
+        inputs = Inputs(file.original for file in files if file is not base)
+        edited = carry_out(numbers.edits, base, inputs, scope, output)
+        written = write(edited.after, output, inputs=inputs.sources, computing=computing)
+        jobs = [job for job in _jobs(edited.after) if isinstance(job, MergeJob)]
+        computed = sum(job.nbytes for job in jobs)
+        peak = min(computing.room, computed) + max((job.workspace for job in jobs), default=0)
+        peak += running_nbytes(len(files) + 1, computing.workers) if computed else 0
         outcome = Outcome(
             recipe.method.name,
             True,
             _inputs(recipe, base, files, numbers),
             _policies(recipe, policies, scope, base),
-            changes,
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
-                *rounding_warnings(tally),
-                *ties,
-                *optimizer_warnings(changes),
+                *rounding_warnings(jobs),
             ),
             rules=numbers.rules,
             taken=numbers.taking.taken,
@@ -92,14 +62,13 @@ def merge_numbers(
             skipped=numbers.skipped,
             peak=peak,
         )
-        return report_of(base, before, edits, outcome, written)
+        return report_of(base, edited, outcome, written)
 
 
-def _threads(wanted: int | None) -> int:
-    if wanted is not None and wanted < 1:
-        raise UsageError(f"'--threads {wanted}' is no number of threads")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return wanted or min(_MOST_THREADS, available or 1)
+def _jobs(checkpoint: Checkpoint) -> list[Job]:
+    """Return what is computed of a checkpoint's tensors, each once."""
+    sources = (t.storage.data for _, t in checkpoint.tensors if t.storage is not None)
+    return list(dict.fromkeys(s.job for s in sources if isinstance(s, JobBytes)))
 
 
 def _inputs(

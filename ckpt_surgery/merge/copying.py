@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import RuleCount, select
+from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inline_optimizer import is_optimizer
-from ckpt_surgery.edits.plan import Edit, Take, TakeModule
+from ckpt_surgery.edits.take import Take, TakeModule
 from ckpt_surgery.errors import LossyEditError, UsageError
 from ckpt_surgery.merge.files import MergeFile, partner
 from ckpt_surgery.names import Selection
@@ -17,16 +18,22 @@ from ckpt_surgery.names import Selection
 
 @dataclass(slots=True)
 class Taking:
-    """What is taken of which file: edits, and what the report says about them.
+    """What is taken of which file, and what the report says about it.
 
     `by_file` counts entries by the place of their file among the others.
     """
 
-    edits: list[Edit] = field(default_factory=list)
+    takes: list[Take] = field(default_factory=list)
+    modules: list[TakeModule] = field(default_factory=list)
     taken: list[tuple[str, str]] = field(default_factory=list)
     rules: tuple[RuleCount, ...] = ()
     by_file: Counter[int] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All edits: of entries, then of ``_metadata``."""
+        return (*self.takes, *self.modules)
 
 
 def plan_structure(
@@ -145,11 +152,11 @@ def add_takes(
                 "its numbers have another byte order than the base's", path=file.label
             )
         old = file.old_name(source.path, name)
-        result.edits.append(Take(state_dict.path, name, file.label, source.path, old))
+        result.takes.append(Take(state_dict.path, name, file.label, source.path, old))
         result.taken.append((join_path(state_dict.path, name), file.label))
         result.by_file[place] += 1
     if state_dict.metadata is not None:
-        result.edits += _modules(state_dict, others, sources, chosen)
+        result.modules += _modules(state_dict, others, sources, chosen)
 
 
 def _modules(

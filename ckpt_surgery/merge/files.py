@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.checkpoint.select import RuleCount
-from ckpt_surgery.edits.plan import Plan, Rename, RenameModule, apply
+from ckpt_surgery.edits.plan import Plan
+from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.errors import CkptError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -54,11 +55,11 @@ def open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> MergeF
     original = read(source)
     if not rules:
         return MergeFile(original, original, Plan(), (), {}, {})
-    from ckpt_surgery.edits.rename import plan_rename
+    from ckpt_surgery.edits.rename_plan import plan_rename
 
     try:
         planned = plan_rename(original, rules)
-        renamed = apply(planned.plan, original)
+        renamed = planned.plan.apply(original)
     except CkptError as error:
         original.close()
         if error.path is None:

@@ -1,9 +1,9 @@
-"""What a merge computes for one name, as jobs of a `Stream`."""
+"""What a merge computes for one name, as jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from torch import Tensor as Elements
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.compute import casting, elements
-from ckpt_surgery.compute.scheduler import Job
+from ckpt_surgery.compute.jobs import Job
 from ckpt_surgery.compute.spans import PIECE, RUN
 from ckpt_surgery.dtypes import DType
 from ckpt_surgery.merge.inputs import Inputs
@@ -41,7 +41,6 @@ class Task:
     settings: Settings
     seed: int
     allow_nonfinite: bool
-    tally: Tally = field(compare=False)
 
     @property
     def everything(self) -> tuple[Tensor, ...]:
@@ -49,10 +48,18 @@ class Task:
         return self.tensors if self.base is None else (*self.tensors, self.base)
 
 
-class MethodJob(Job):
+class MergeJob(Job):
+    """What a merge computes for one name; `tally` counts what rounding it did."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+
+class MethodJob(MergeJob):
     """A whole tensor merged by a method, run by run."""
 
     def __init__(self, task: Task, shape: tuple[int, ...], *, big_endian: bool = False) -> None:
+        super().__init__()
         self._task = task
         self._dtype = casting.real_dtype(casting.torch_dtype(task.dtype))
         self._shape = (*shape, 2) if task.dtype.kind == "complex" else shape
@@ -64,7 +71,7 @@ class MethodJob(Job):
         self.workspace += sum(t.nbytes for t in task.everything if not t.is_contiguous)
 
     def begin(self) -> tuple[Inputs, Any]:
-        task = self._task
+        task, self.tally = self._task, Tally()  # it may be computed again
         readers = [elements.run_reader(tensor) for tensor in task.everything]
         dtypes = [casting.real_dtype(casting.torch_dtype(t.dtype)) for t in task.everything]
         inputs = Inputs(
@@ -83,15 +90,16 @@ class MethodJob(Job):
     def run(self, begun: tuple[Inputs, Any], start: int, stop: int) -> Elements:
         inputs, measured = begun
         task = self._task
-        return merge_run(task.method, inputs, (start, stop), self._dtype, measured, task.tally)
+        return merge_run(task.method, inputs, (start, stop), self._dtype, measured, self.tally)
 
 
-class _WholeJob(Job):
+class _WholeJob(MergeJob):
     """A tensor computed at once."""
 
     def __init__(
         self, tensor: Tensor, dtype: DType, inputs: Sequence[Tensor], *, big_endian: bool
     ) -> None:
+        super().__init__()
         parts = 2 if dtype.kind == "complex" else 1
         self.numel = tensor.numel * parts
         self.itemsize = dtype.itemsize // parts
@@ -100,7 +108,7 @@ class _WholeJob(Job):
         self.big_endian = big_endian
 
     def begin(self) -> None:
-        return None
+        self.tally = Tally()
 
 
 class OverlapJob(_WholeJob):
@@ -127,7 +135,7 @@ class OverlapJob(_WholeJob):
             labels=task.labels,
             seed=task.seed,
             allow_nonfinite=task.allow_nonfinite,
-            tally=task.tally,
+            tally=self.tally,
         )
         result = load(self._onto).to(merged.dtype, copy=True)
         result[self._block] = merged

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from ckpt_surgery.checkpoint.compact import compact, unused_nbytes
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.edits.plan import Compact, Edit, Plan, apply
-from ckpt_surgery.merge.copying import broken_ties, plan_structure
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.merge.copying import plan_structure
 from ckpt_surgery.merge.files import Sources
-from ckpt_surgery.merge.result import (
-    MergeScope,
-    Outcome,
-    in_step,
-    narrowed,
-    optimizer_warnings,
-    report_of,
-)
+from ckpt_surgery.merge.result import MergeScope, Outcome, carry_out, report_of
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
-from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import write
 
 
@@ -43,32 +34,21 @@ def merge_structure(
             only_existing=only_existing,
             same_shape=same_shape,
         )
-        edits: tuple[Edit, ...] = tuple(taking.edits)
-        original, before = (for_output(c, output) for c in (base.original, base.checkpoint))
-        edited = apply(Plan(edits), before, others=[file.original for file in others])
-        edited, edits, changes = in_step(original, before, edited, edits, scope)
-        if scope.compact:
-            edits = (*edits, Compact(unused_nbytes(edited)))
-            edited = compact(edited)
-        ties = broken_ties(before, edited)
-        edited = narrowed(edited, scope)
-        written = write(
-            edited, output, inputs=[source for file in others for source in file.sources]
-        )
-        inputs = [MergeInput(base.label, None, base=True)]
-        inputs += (
+        inputs = Inputs(file.original for file in others)
+        edited = carry_out(taking.edits, base, inputs, scope, output)
+        written = write(edited.after, output, inputs=inputs.sources)
+        named = [MergeInput(base.label, None, base=True)]
+        named += (
             MergeInput(file.label, None, taken=taking.by_file[place])
             for place, file in enumerate(others)
         )
-        warnings = (*taking.warnings, *ties, *optimizer_warnings(changes))
         outcome = Outcome(
             method,
             False,
-            tuple(inputs),
+            tuple(named),
             {},
-            changes,
-            warnings,
+            tuple(taking.warnings),
             rules=taking.rules,
             taken=taking.taken,
         )
-        return report_of(base, before, edits, outcome, written)
+        return report_of(base, edited, outcome, written)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, cast
 
-from ckpt_surgery.checkpoint.description import Entry, StateDict, Storage, Tensor, join_path
+from ckpt_surgery.checkpoint.description import Entry, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import RuleCount, select
-from ckpt_surgery.dtypes import BY_NAME, UNTYPED, DType
-from ckpt_surgery.edits.plan import Drop, Edit, Merge
+from ckpt_surgery.dtypes import BY_NAME, DType
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.drop import Drop
 from ckpt_surgery.errors import MismatchError, UsageError
-from ckpt_surgery.merge.copying import Taking, add_takes, big_endian
+from ckpt_surgery.merge.copying import Taking, add_takes
+from ckpt_surgery.merge.edit import Merge, MergeSource
 from ckpt_surgery.merge.files import MergeFile, partner
 from ckpt_surgery.merge.parameters import Settings
 from ckpt_surgery.merge.policies import KeyPolicy, Region, ShapePolicy, agree
 from ckpt_surgery.merge.recipe import MergeRecipe, Override
 from ckpt_surgery.names import Rule, RuleKind, Selection
-from ckpt_surgery.pickles import Object
-from ckpt_surgery.torch_objects.tensors import math_bits
 
 if TYPE_CHECKING:
-    from ckpt_surgery.compute.scheduler import Job, Stream
-    from ckpt_surgery.merge.pieces import Tally
+    from ckpt_surgery.merge.jobs import MergeJob
 
 _STATISTICS: Final = frozenset({"running_mean", "running_var"})
 
@@ -38,34 +37,36 @@ class Policies:
 
 @dataclass(slots=True)
 class Numbers:
-    """What is planned for the numbers: edits, entries to put in, what the report says."""
+    """What is planned for the numbers: edits, and what the report says of them."""
 
     taking: Taking = field(default_factory=Taking)
-    edits: list[Edit] = field(default_factory=list)
-    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
-    moved: dict[int, Tensor] = field(default_factory=dict)
+    drops: list[Drop] = field(default_factory=list)
+    merges: list[Merge] = field(default_factory=list)
     merged: list[str] = field(default_factory=list)
     copied: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     rules: tuple[RuleCount, ...] = ()
-    workspace: int = 0
-    computed_nbytes: int = 0
     statistics: int = 0
     overlapping: list[str] = field(default_factory=list)
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """All edits in order: what goes, what is computed, what is taken."""
+        return (*self.drops, *self.merges, *self.taking.edits)
 
 
 @dataclass(frozen=True, slots=True)
 class _Name:
     """One name of a state dict of the base, and its entries: the base's, and those of all files.
 
-    `origin` is the entry of the method's base, None for a method without one.
+    `sources` say where the latter are.
     """
 
     state_dict: str
     name: str
     own: Entry
     inputs: tuple[Entry, ...]
-    origin: Entry | None
+    sources: tuple[MergeSource, ...]
 
     @property
     def path(self) -> str:
@@ -90,22 +91,16 @@ class NumberPlanner:
         policies: Policies,
         base: MergeFile,
         inputs: Sequence[MergeFile],
-        stream: Stream,
-        tally: Tally,
     ) -> None:
         self._recipe = recipe
         self._policies = policies
         self._base = base
         self._inputs = inputs
-        self._stream = stream
-        self._tally = tally
         self._dtype = None if recipe.dtype is None else BY_NAME[recipe.dtype]
         self._rules = [_rule(override) for override in recipe.overrides]
         self._matched = [0] * len(self._rules)
         self._settings: dict[tuple[int, ...], Settings] = {}
-        self._ties: dict[object, Tensor] = {}
-        self._same_type: set[tuple[str, str]] = set()
-        self._big_endian = False
+        self._source_of: dict[MergeSource, MergeSource] = {}
         self.result = Numbers()
 
     @property
@@ -123,13 +118,11 @@ class NumberPlanner:
         if selection.rules:
             found, self.result.rules = select(list(state_dicts), selection)
             chosen = {s.path: each.chosen for s, each in zip(state_dicts, found, strict=True)}
-        self._big_endian = bool(big_endian(t for s in state_dicts for _, t in s.tensors))
         for state_dict in state_dicts:
             self._plan_one(state_dict, None if chosen is None else chosen[state_dict.path])
         for rule, count in zip(self._rules, self._matched, strict=True):
             if rule is not None and not count:
                 raise UsageError(f"'{rule.kind}:{rule.text}' selects no tensor that is merged")
-        self._keep_nodes()
         return self.result
 
     def _plan_one(self, state_dict: StateDict, chosen: frozenset[str] | None) -> None:
@@ -147,12 +140,25 @@ class NumberPlanner:
                 self.result.copied.append((join_path(state_dict.path, entry.name), "not selected"))
             elif entry.name in common:
                 inputs = tuple(tables[id(file)][entry.name] for file in self._inputs)
-                origin = entry if self._recipe.method.needs_base else None
-                self._plan_name(_Name(state_dict.path, entry.name, entry, inputs, origin))
+                sources = tuple(
+                    self._source(file, state_dict.path, partners[id(file)].path, entry.name)
+                    for file in self._inputs
+                )
+                self._plan_name(_Name(state_dict.path, entry.name, entry, inputs, sources))
             else:
                 self._plan_lonely(state_dict.path, entry.name)
         if self._policies.keys == "union" and chosen is None:
             self._take_missing(state_dict, tables)
+
+    def _source(self, file: MergeFile, path: str, theirs: str, name: str) -> MergeSource:
+        """Where the entry `name` of the base's state dict at `path` is in a file."""
+        if file is self._base:
+            return MergeSource()
+        old = file.old_name(theirs, name)
+        source = MergeSource(
+            file.label, None if theirs == path else theirs, None if old == name else old
+        )
+        return self._source_of.setdefault(source, source)  # one of a file mostly says it for all
 
     def _common(
         self,
@@ -203,7 +209,7 @@ class NumberPlanner:
             self._skip(path, name, "not in every file")
 
     def _skip(self, path: str, name: str, why: str) -> None:
-        self.result.edits.append(Drop(path, name))
+        self.result.drops.append(Drop(path, name))
         self.result.skipped.append((join_path(path, name), why))
 
     def _take_missing(
@@ -275,7 +281,7 @@ class NumberPlanner:
             settings = self._settings.get(which)
             if settings is None:
                 settings = self._settings[which] = self._recipe.settings(overrides)
-            self._plan_method(name, which, settings, region)
+            self._plan_method(name, settings, region)
 
     def _require_equal(self, name: _Name, tensors: Sequence[Tensor]) -> None:
         from ckpt_surgery.merge.jobs import are_equal
@@ -292,7 +298,7 @@ class NumberPlanner:
 
     def _plan_integers(self, name: _Name, tensors: list[Tensor], region: Region) -> None:
         from ckpt_surgery.merge.integers import COUNTER
-        from ckpt_surgery.merge.jobs import IntegerJob, require_equal_integers
+        from ckpt_surgery.merge.jobs import require_equal_integers
 
         policy = self._recipe.integers
         counter = name.name.rpartition(".")[2] == COUNTER
@@ -303,96 +309,39 @@ class NumberPlanner:
             require_equal_integers(name.path, tensors, labels)
             self.result.copied.append((name.path, "integers, equal in all files"))
         else:
-            job = IntegerJob(name.path, tuple(tensors), policy, labels, big_endian=self._big_endian)
-            self._put(name, tensors[0].dtype, job, (policy,))
+            method = self._recipe.method.name
+            self._merge(Merge(name.state_dict, name.name, method, name.sources, integers=policy))
 
-    def _plan_method(
-        self, name: _Name, which: tuple[int, ...], settings: Settings, region: Region
-    ) -> None:
-        from ckpt_surgery.merge.jobs import MethodJob, OverlapJob, Task
-
+    def _plan_method(self, name: _Name, settings: Settings, region: Region) -> None:
         own = cast("Tensor", name.own.tensor)
-        inputs = tuple(cast("Tensor", entry.tensor) for entry in name.inputs)
-        origin = name.origin.tensor if name.origin is not None else None
-        files = [*self._inputs, *([self._base] if origin is not None else [])]
-        task = Task(
-            name=name.path,
-            tensors=inputs,
-            base=origin,
-            labels=tuple(file.label for file in files),
-            dtype=self._result_dtype(own.dtype),
-            method=self._recipe.method,
-            settings=settings,
-            seed=self._recipe.seed,
-            allow_nonfinite=self._policies.allow_nonfinite,
-            tally=self._tally,
-        )
-        job: Job
+        dtype = self._result_dtype(own.dtype)
         if region.action == "overlap":
-            job = OverlapJob(task, own, region.shape, big_endian=self._big_endian)
             self.result.overlapping.append(name.path)
-        else:
-            job = MethodJob(task, own.shape, big_endian=self._big_endian)
-        self._put(name, task.dtype, job, which)
+        self._merge(
+            Merge(
+                name.state_dict,
+                name.name,
+                self._recipe.method.name,
+                name.sources,
+                settings.weights if self._recipe.method.weighted else (),
+                settings.values,
+                dtype=None if dtype == own.dtype else dtype.name,
+                overlap=region.shape if region.action == "overlap" else None,
+                seed=self._recipe.seed,
+                allow_nonfinite=self._policies.allow_nonfinite,
+            )
+        )
         if name.name.rpartition(".")[2] in _STATISTICS:
             self.result.statistics += 1
+
+    def _merge(self, edit: Merge) -> None:
+        self.result.merges.append(edit)
+        self.result.merged.append(edit.path)
 
     def _result_dtype(self, own: DType) -> DType:
         if self._dtype is None or self._dtype.kind != own.kind:
             return own
         return self._dtype
-
-    def _put(self, name: _Name, dtype: DType, job: Job, settings: tuple[object, ...]) -> None:
-        """Put what `job` computes in the place of an entry; once, where all files tie names."""
-        own = cast("Tensor", name.own.tensor)
-        place = (settings, dtype.name, *(_place(entry.tensor) for entry in name.entries))
-        tensor = self._ties.get(place)
-        if tensor is None:
-            untyped = dtype.storage_class is None
-            if own.storage is not None and own.dtype == dtype:
-                untyped = own.storage.untyped
-            storage = Storage(
-                "merged",
-                UNTYPED if untyped else dtype,
-                own.storage.device if own.storage is not None else own.device,
-                self._stream.add(job),
-                untyped=untyped,
-                big_endian=self._big_endian,
-            )
-            stride = _contiguous(own.shape)
-            tensor = replace(own, dtype=dtype, stride=stride, offset=0, storage=storage)
-            self._ties[place] = tensor
-            self.result.workspace = max(self.result.workspace, job.workspace)
-            self.result.computed_nbytes += job.nbytes
-        tensor = replace(
-            tensor,
-            node=own.node,
-            requires_grad=own.requires_grad,
-            is_parameter=own.is_parameter,
-        )
-        if dtype == own.dtype:
-            self._same_type.add((name.state_dict, name.name))
-        self.result.entries[name.state_dict, name.name] = replace(name.own, tensor=tensor)
-        self.result.edits.append(Merge(name.state_dict, name.name, self._recipe.method.name))
-        self.result.merged.append(name.path)
-
-    def _keep_nodes(self) -> None:
-        """Let entries keep the node they were read with, and with it what torch never sees.
-
-        A node can be moved to another place if it stays one tensor of one type.
-        """
-        by_node: dict[int, set[int]] = {}
-        for entry in self.result.entries.values():
-            tensor = cast("Tensor", entry.tensor)
-            by_node.setdefault(id(tensor.node), set()).add(id(tensor.storage))
-        for key, entry in self.result.entries.items():
-            tensor = cast("Tensor", entry.tensor)
-            movable = key in self._same_type and isinstance(tensor.node, Object)
-            if movable and not any(math_bits(tensor)) and len(by_node[id(tensor.node)]) == 1:
-                self.result.moved[id(tensor.node)] = tensor
-            else:
-                bare = replace(tensor, node=None)
-                self.result.entries[key] = replace(entry, node=None, tensor=bare)
 
 
 def _rule(override: Override) -> Rule | None:
@@ -406,24 +355,11 @@ def _some(names: Sequence[str], how: str) -> str:
     return f"{len(names)} names are {how}, such as '{names[0]}'"
 
 
-def _place(tensor: Tensor | None) -> tuple[object, ...]:
-    if tensor is None or not tensor.numel:
-        return (id(tensor),)
-    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    steps: list[int] = []
-    step = 1
-    for n in reversed(shape):
-        steps.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(steps))
-
-
-def rounding_warnings(tally: Tally) -> Iterator[str]:
+def rounding_warnings(jobs: Sequence[MergeJob]) -> Iterator[str]:
     """What the report says about rounding, after the numbers are written."""
-    if tally.overflowed:
-        yield f"{tally.overflowed:,} elements became infinite in the result's element type"
-    if tally.underflowed:
-        yield f"{tally.underflowed:,} elements became zero in the result's element type"
+    overflowed = sum(job.tally.overflowed for job in jobs)
+    underflowed = sum(job.tally.underflowed for job in jobs)
+    if overflowed:
+        yield f"{overflowed:,} elements became infinite in the result's element type"
+    if underflowed:
+        yield f"{underflowed:,} elements became zero in the result's element type"

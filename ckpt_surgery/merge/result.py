@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ckpt_surgery.checkpoint.compact import unused_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
-from ckpt_surgery.checkpoint.select import RuleCount, alone, the_state_dict
-from ckpt_surgery.edits.optimizer import follow_base
-from ckpt_surgery.edits.plan import Drop, Edit, Plan, Rename
+from ckpt_surgery.checkpoint.select import RuleCount, the_state_dict
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.compact import Compact
+from ckpt_surgery.edits.convert import conversion
+from ckpt_surgery.edits.drop import Drop
+from ckpt_surgery.edits.follow import follow_base
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.plan import Plan
+from ckpt_surgery.edits.rename import Rename
+from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
-from ckpt_surgery.writing.target import conversion
+from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written
 
 if TYPE_CHECKING:
@@ -39,35 +49,37 @@ class MergeScope:
     optimizer: OptimizerChoice = "auto"
 
 
-def in_step(
-    original: Checkpoint,
-    renamed: Checkpoint,
-    edited: Checkpoint,
-    edits: tuple[Edit, ...],
-    scope: MergeScope,
-) -> tuple[Checkpoint, tuple[Edit, ...], tuple[OptimizerChange, ...]]:
-    """The result with the base's optimizers following its model, and what that took.
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """The base `before` and `after` all `edits`, and what became of optimizers and ties.
 
-    `original` is the base before any edit, `renamed` what the edits apply to.
+    `before` has the names of the result.
     """
-    merged = replace(edited, others=()) if scope.state_dict_only else edited
-    followed, more, changes = follow_base(original, renamed, merged, scope.optimizer)
+
+    before: Checkpoint
+    after: Checkpoint
+    edits: tuple[Edit, ...]
+    changes: tuple[OptimizerChange, ...]
+    broken_ties: tuple[str, ...]
+
+
+def carry_out(
+    edits: tuple[Edit, ...], base: MergeFile, inputs: Inputs, scope: MergeScope, output: Output
+) -> Edited:
+    """Apply the edits of a merge, and those that let the rest of the base follow."""
+    original, before = (for_output(c, output) for c in (base.original, base.checkpoint))
+    merged = Plan(edits).apply(before, inputs)
+    concerned = replace(merged, others=()) if scope.state_dict_only else merged
+    more, changes = follow_base(original, before, concerned, scope.optimizer)
+    after = Plan(tuple(more)).apply(merged, inputs)
+    if scope.compact:
+        more.append(Compact(unused_nbytes(after)))
+        after = more[-1].apply(after, inputs)
+    ties = tuple(broken_ties(before, after))
     if scope.state_dict_only:
-        followed = replace(followed, others=edited.others)
-    return followed, (*edits, *more), changes
-
-
-def optimizer_warnings(changes: Sequence[OptimizerChange]) -> Iterator[str]:
-    """Warnings about optimizers."""
-    for change in changes:
-        yield from change.warnings
-
-
-def narrowed(checkpoint: Checkpoint, scope: MergeScope) -> Checkpoint:
-    """The checkpoint, or its state dict alone if the scope says so."""
-    if not scope.state_dict_only:
-        return checkpoint
-    return alone(checkpoint, the_state_dict(checkpoint, scope.at))
+        more.append(OnlyStateDict(the_state_dict(after, scope.at).path))
+        after = more[-1].apply(after, inputs)
+    return Edited(before, after, (*edits, *more), changes, ties)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,6 @@ class Outcome:
     arithmetic: bool
     inputs: tuple[MergeInput, ...]
     policies: Mapping[str, Any]
-    optimizers: tuple[OptimizerChange, ...]
     warnings: tuple[str, ...]
     rules: tuple[RuleCount, ...]
     taken: Sequence[tuple[str, str]]
@@ -92,15 +103,9 @@ class Outcome:
     peak: int = 0
 
 
-def report_of(
-    base: MergeFile,
-    before: Checkpoint,
-    edits: tuple[Edit, ...],
-    outcome: Outcome,
-    written: Written,
-) -> MergeReport:
-    """The report of a merge into `base`, which was `before` what is written now."""
-    after = written.checkpoint
+def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Written) -> MergeReport:
+    """Return the report of a merge into `base`."""
+    before, after, edits = edited.before, written.checkpoint, edited.edits
     rules: tuple[RuleCount, ...] = (*base.rules, *outcome.rules)
     renames = [edit for edit in base.renaming.edits if isinstance(edit, Rename)]
     changed = {name for name, _ in outcome.taken} | set(outcome.merged)
@@ -115,9 +120,10 @@ def report_of(
         inputs=outcome.inputs,
         output=written.output,
         format=written.format,
-        plan=(
-            *Plan((*base.renaming.edits, *edits)).to_dict(),
-            *conversion(base.original.format, written.format),
+        plan=tuple(
+            Plan(
+                (*base.renaming.edits, *edits, *conversion(base.original.format, written))
+            ).to_dict()
         ),
         rules=tuple(each.rule.to_dict() | {"matched": each.matched} for each in rules),
         kept=tuple(
@@ -137,8 +143,14 @@ def report_of(
         carried=tuple(other.path for other in after.others),
         dropped=dropped,
         policies=outcome.policies,
-        optimizers=outcome.optimizers,
-        warnings=(*base.original.notes, *outcome.warnings, *written.warnings),
+        optimizers=edited.changes,
+        warnings=(
+            *base.original.notes,
+            *outcome.warnings,
+            *edited.broken_ties,
+            *(text for change in edited.changes for text in change.warnings),
+            *written.warnings,
+        ),
         nbytes_before=base.original.size,
         nbytes_after=written.nbytes,
         peak_bytes=outcome.peak,

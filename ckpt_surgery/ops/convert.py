@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
-from ckpt_surgery.checkpoint.select import alone, the_state_dict
+from ckpt_surgery.checkpoint.select import the_state_dict
+from ckpt_surgery.edits.convert import Convert
+from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -33,20 +36,24 @@ def convert(
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     with read(source) as checkpoint:
-        converted = for_output(checkpoint, target)
+        narrowed = Plan()
         if state_dict_only or at is not None:
-            converted = alone(converted, the_state_dict(checkpoint, [at] if at is not None else []))
-        return _report(checkpoint, write(converted, target))
+            chosen = the_state_dict(checkpoint, [at] if at is not None else [])
+            narrowed = Plan((OnlyStateDict(chosen.path),))
+        converted = narrowed.apply(for_output(checkpoint, target))
+        return _report(checkpoint, narrowed, write(converted, target))
 
 
-def _report(before: Checkpoint, written: Written) -> EditReport:
+def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
     after = written.checkpoint
+    allowed = any(loss.refused for loss in written.losses)
+    conversion = Convert(before.format, written.format, allow_loss=allowed)
     return EditReport(
         command="convert",
         inputs=(before.file.name,),
         output=written.output,
         format=written.format,
-        plan=({"edit": "convert", "from": before.format, "to": written.format},),
+        plan=tuple(Plan((*narrowed.edits, conversion)).to_dict()),
         rules=(),
         kept=tuple(join_path(s.path, entry.name) for s in after.state_dicts for entry in s.entries),
         removed=written.removed,

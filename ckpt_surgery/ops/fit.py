@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ckpt_surgery.checkpoint.compact import in_own_storage
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.compute.elements import can_load, load_elements, require_torch
+from ckpt_surgery.compute.elements import can_load, require_torch
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
@@ -24,6 +24,7 @@ from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.fills import parse_fills
 from ckpt_surgery.fit.grids import parse_grids
 from ckpt_surgery.fit.items import FitItem
+from ckpt_surgery.fit.moments import AdaptMoment, elements_of
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
 from ckpt_surgery.formats import read
@@ -162,20 +163,14 @@ def _in_step(
         for path, own in items.items()
     }
 
-    def resize(path: str, name: str, moment: Tensor, beginning: float) -> Tensor | None:
-        item = items.get(path, {}).get(name)
-        how = None if item is None else item.adaptation
-        if item is None or how is None or not can_load(moment):
-            return None
-
-        def compute() -> _Elements:
-            from ckpt_surgery.fit.values import adapt_moment
-
-            return adapt_moment(how, _elements(name, moment), item.shape, beginning)
-
-        big = _is_big_endian(moment)
-        return computed_tensor(item.shape, moment.dtype, compute, key=name, big_endian=big)
-
+    moments = {
+        path: {
+            name: AdaptMoment(item.adaptation, item.shape)
+            for name, item in own.items()
+            if item.adaptation is not None
+        }
+        for path, own in items.items()
+    }
     held = inside(s for s in before.state_dicts if s.path in items)
     if held and choice != "drop":
         raise refusal(held, before, "--optimizer drop leaves it out")
@@ -188,7 +183,7 @@ def _in_step(
             after,
             choice if choice in {"keep", "drop"} else "auto",
             sources=sources,
-            resize=resize if choice == "resize" else None,
+            moments=moments if choice == "resize" else None,
             parameters=dict.fromkeys(items, _parameters(target)),
         )
     except CkptError as error:
@@ -388,14 +383,7 @@ def _is_big_endian(tensor: Tensor) -> bool:
 
 
 def _load(entry: Entry) -> _Elements:
-    return _elements(entry.name, entry.tensor)
-
-
-def _elements(name: str, tensor: Tensor | None) -> _Elements:
-    elements = None if tensor is None else load_elements(tensor)
-    if tensor is None or elements is None:
-        raise LossyEditError(f"'{name}' is no plain tensor", entry=name)
-    return elements.reshape(tensor.shape)
+    return elements_of(entry.tensor, entry.name)
 
 
 def _replaced(

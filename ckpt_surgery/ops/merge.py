@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ckpt_surgery.compute.jobs import Computing
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.merge.files import Sources, label_of
@@ -122,7 +123,7 @@ def merge(
         integers=integers,
     )
     policies = Policies(keys, on_shape, allow_nonfinite)
-    return merge_numbers(recipe, files, target, scope, policies, threads, memory)
+    return merge_numbers(recipe, files, target, scope, policies, Computing(threads, memory))
 
 
 def merge_recipe(
@@ -149,7 +150,9 @@ def merge_recipe(
     _require_several(count, least=1 if read.method.max_inputs == 1 else 2)
     files = Sources(inputs, read.base, base_apart=read.method.needs_base)
     policies = Policies(keys, on_shape, allow_nonfinite)
-    return merge_numbers(read, files, target, scope or MergeScope(), policies, threads, memory)
+    return merge_numbers(
+        read, files, target, scope or MergeScope(), policies, Computing(threads, memory)
+    )
 
 
 def _find(method: str) -> Method:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.edits.optimizer import with_optimizers
+from ckpt_surgery.edits.follow import with_optimizers
 from ckpt_surgery.edits.plan import Planned
-from ckpt_surgery.edits.rename import plan_rename
+from ckpt_surgery.edits.rename_plan import plan_rename
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.rewrite import RewriteRule

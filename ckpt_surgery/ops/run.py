@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
-from ckpt_surgery.edits.plan import Drop, DropOther, DropStateDict, Planned, Rename, apply
+from ckpt_surgery.edits.averages import DropStateDict
+from ckpt_surgery.edits.convert import conversion
+from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.rename import Rename
 from ckpt_surgery.errors import CkptError, PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.writing.output import Output
-from ckpt_surgery.writing.target import conversion, for_output
+from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written, left_out, write
 
 
@@ -20,10 +24,8 @@ def edit(
     source: PathLike | Source,
     output: Output,
     build: Callable[[Checkpoint], Planned],
-    *,
-    narrow: Callable[[Checkpoint], Checkpoint] | None = None,
 ) -> EditReport:
-    """Carry out the plan that `build` makes for the checkpoint in `source`; `narrow` the result."""
+    """Carry out the plan that `build` makes for the checkpoint in `source`."""
     output.check()
     with read(source) as checkpoint:
         before = for_output(checkpoint, output)
@@ -33,10 +35,8 @@ def edit(
             if error.path is None:
                 error.name_file(checkpoint.file.name)
             raise
-        edited = apply(planned.plan, before)
-        if narrow is not None:
-            edited = narrow(edited)
-        return _report(command, checkpoint, planned, write(edited, output))
+        written = write(planned.plan.apply(before), output)
+        return _report(command, checkpoint, planned, written)
 
 
 def _report(command: str, before: Checkpoint, planned: Planned, written: Written) -> EditReport:
@@ -49,7 +49,7 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
         inputs=(before.file.name,),
         output=written.output,
         format=written.format,
-        plan=(*planned.plan.to_dict(), *conversion(before.format, written.format)),
+        plan=tuple(Plan((*edits, *conversion(before.format, written))).to_dict()),
         rules=tuple(each.rule.to_dict() | {"matched": each.matched} for each in planned.rules),
         kept=tuple(
             join_path(state_dict.path, entry.name)

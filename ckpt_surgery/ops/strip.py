@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.checkpoint.select import alone, the_state_dict
+from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.edits.averages import plan_averages
-from ckpt_surgery.edits.drop import plan_strip
-from ckpt_surgery.edits.optimizer import with_optimizers, with_those_inside
-from ckpt_surgery.edits.plan import Plan, Planned, apply
+from ckpt_surgery.edits.follow import with_optimizers, with_those_inside
+from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.strip_plan import plan_strip
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names import Selection
@@ -59,19 +60,19 @@ def strip(
     def build(checkpoint: Checkpoint) -> Planned:
         averages = plan_averages(checkpoint, publish=ema) if training_state else Plan()
         planned = plan_strip(
-            apply(averages, checkpoint),
+            averages.apply(checkpoint),
             selection or Selection(),
             at=at,
             training_state=TrainingStates().kind if training_state else None,
             compact=compact,
         )
         whole = Plan((*averages.edits, *planned.plan.edits))
+        if not state_dict_only:
+            return with_optimizers(checkpoint, replace(planned, plan=whole), optimizer)
         # what lies beside weights that are written alone goes with all else
-        follow = with_those_inside if state_dict_only else with_optimizers
-        return follow(checkpoint, replace(planned, plan=whole), optimizer)
-
-    def narrow(checkpoint: Checkpoint) -> Checkpoint:
-        return alone(checkpoint, the_state_dict(checkpoint, at))
+        planned = with_those_inside(checkpoint, replace(planned, plan=whole), optimizer)
+        alone = OnlyStateDict(the_state_dict(planned.plan.apply(checkpoint), at).path)
+        return replace(planned, plan=Plan((*planned.plan.edits, alone)))
 
     target = output if isinstance(output, Output) else Output(output)
-    return edit("strip", source, target, build, narrow=narrow if state_dict_only else None)
+    return edit("strip", source, target, build)

@@ -17,6 +17,7 @@ from ckpt_surgery.pickles.nodes import (
     ObjectOp,
     PersistentId,
     children,
+    own_text,
 )
 from ckpt_surgery.pickles.parse import Parsed, parse
 from ckpt_surgery.pickles.walk import walk
@@ -37,6 +38,7 @@ __all__ = [
     "PersistentId",
     "TruncatedPickleError",
     "children",
+    "own_text",
     "parse",
     "walk",
 ]

@@ -178,6 +178,15 @@ class Extension:
         self.code = code
 
 
+def own_text(text: str) -> str:
+    """Return an equal text that is another object, which a pickle therefore writes in full.
+
+    So what is written does not depend on which texts of an edit happened to be one object. (Those
+    of one letter always are, in CPython as in what it pickles.)
+    """
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")
+
+
 def children(node: Node) -> list[Node]:
     """The nodes that `node` is made of, in the order in which a pickle writes them."""
     if isinstance(node, (tuple, list)):

@@ -96,8 +96,3 @@ def _way_out(target: Format, losses: Sequence[Loss]) -> str:
     if target.name != registry.DEFAULT:
         ways.append(f"--format {registry.DEFAULT} holds everything")
     return ", ".join(ways)
-
-
-def conversion(before: str, after: str) -> tuple[dict[str, str], ...]:
-    """Return the change from one format to another as an edit of a plan; none if they are one."""
-    return () if before == after else ({"edit": "convert", "from": before, "to": after},)

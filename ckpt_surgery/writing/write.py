@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.compute.jobs import Computing, scheduled
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
@@ -52,12 +53,12 @@ def write(
     output: Output,
     *,
     inputs: Sequence[Source] = (),
-    prepare: Callable[[Sequence[object]], object] | None = None,
+    computing: Computing | None = None,
 ) -> Written:
     """Write `checkpoint` in the format of `output`, and return what was written.
 
-    `inputs` are the files that bytes come from beside its own. `prepare` is given the sources of
-    all bytes in the order in which they will be read, before the first is.
+    `inputs` are the files that bytes come from beside its own; `computing` is what those tensors
+    may use that are computed.
 
     Raises `LossyEditError` if the format cannot hold something and `output` does not allow that,
     `WriteError` if the output is an input, and `ReadError` if an input changed while it was read.
@@ -69,9 +70,10 @@ def write(
     output.refuse_inputs(sources)
     if not output.dry_run:
         bar = output.progress
-        if prepare is not None:
-            prepare(layout.sources)
-        with nullcontext(None) if bar is None else bar(layout.nbytes) as progress:
+        with (
+            scheduled(layout.sources, computing or Computing()),
+            nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
+        ):
             _write(layout, checkpoint.file, output, sources, progress)
     return Written(held, _destination(checkpoint, output), layout.nbytes, tuple(losses))
 
@@ -101,7 +103,8 @@ def _named_by_content(layout: Layout, output: Output) -> Output:
     if layout.is_directory:
         raise UsageError("'--hash-name' is for a single file, and the output is a directory")
     digest = Digest()
-    layout.files[0].write(digest)
+    with scheduled(layout.sources, Computing()):
+        layout.files[0].write(digest)
     path = Path(output.path)
     name = f"{path.stem}-{digest.hexdigest()[:HASH_DIGITS]}{path.suffix}"
     return replace(output, path=path.with_name(name), hash_name=False)

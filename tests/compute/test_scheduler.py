@@ -7,7 +7,9 @@ import threading
 import pytest
 import torch
 
-from ckpt_surgery.compute.scheduler import Job, ScheduledBytes, Stream
+from ckpt_surgery.compute.jobs import Computing, Job, JobBytes, scheduled
+from ckpt_surgery.compute.scheduler import Stream
+from ckpt_surgery.errors import UsageError
 
 
 class Count(Job):
@@ -38,10 +40,10 @@ def content(computed, size=1 << 20):
 @pytest.mark.parametrize("memory", [1, 100, 1 << 20])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 1, 0, 2)])
 def test_results_are_the_same_however_they_are_asked_for(threads, memory, order):
-    stream = Stream(threads=threads, memory=memory)
     numels = (25, 1, 40, 7)
-    computed = [stream.add(Count(100 * i, n, workspace=i * 30)) for i, n in enumerate(numels)]
-    with stream:
+    jobs = [Count(100 * i, n, workspace=i * 30) for i, n in enumerate(numels)]
+    computed = [JobBytes(job) for job in jobs]
+    with Stream(jobs, threads=threads, memory=memory) as stream:
         for i in order:
             assert content(computed[i]) == list(range(100 * i, 100 * i + numels[i]))
         assert content(computed[1]) == [100]
@@ -49,10 +51,9 @@ def test_results_are_the_same_however_they_are_asked_for(threads, memory, order)
 
 
 def test_nothing_is_computed_before_it_is_asked_for_and_then_only_so_far_ahead():
-    stream = Stream(threads=1, memory=120)
     jobs = [Count(0, 20), Count(0, 20), Count(0, 20)]
-    computed = [stream.add(job) for job in jobs]
-    with stream:
+    computed = [JobBytes(job) for job in jobs]
+    with Stream(jobs, threads=1, memory=120) as stream:
         assert not any(job.asked for job in jobs)
         chunks = computed[0].chunks()
         next(chunks)
@@ -65,10 +66,9 @@ def test_nothing_is_computed_before_it_is_asked_for_and_then_only_so_far_ahead()
 
 
 def test_a_large_workspace_is_not_begun_ahead():
-    stream = Stream(threads=1, memory=200)
     small, large = Count(0, 10), Count(0, 10, workspace=1000)
-    first, second = stream.add(small), stream.add(large)
-    with stream:
+    first, second = JobBytes(small), JobBytes(large)
+    with Stream([small, large], threads=1, memory=200) as stream:
         chunks = first.chunks()
         next(chunks)
         assert not stream._started
@@ -77,42 +77,76 @@ def test_a_large_workspace_is_not_begun_ahead():
 
 
 def test_the_schedule_is_the_order_of_computing():
-    stream = Stream(threads=1, memory=1 << 20)
     jobs = [Count(0, 10) for _ in range(3)]
-    computed = [stream.add(job) for job in jobs]
-    stream.schedule([b"other", computed[2], computed[0]])
-    with stream:
-        next(computed[2].chunks())
+    sources = [b"other", JobBytes(jobs[2]), JobBytes(jobs[0])]
+    with scheduled(sources, Computing(threads=1, memory=1 << 20)):
+        stream = jobs[2].scheduler
+        assert jobs[1].scheduler is None
+        next(JobBytes(jobs[2]).chunks())
         assert list(stream._started) == [jobs[0]]
 
 
 def test_chunks_are_no_longer_than_asked_and_in_the_byte_order_of_the_file():
-    stream = Stream(threads=2)
-    computed = stream.add(Count(1, 10, big_endian=True))
+    computed = JobBytes(Count(1, 10, big_endian=True))
     assert (computed.nbytes, computed.crc32) == (40, None)
-    with stream:
+    with Stream([computed.job], threads=2):
         chunks = [bytes(chunk) for chunk in computed.chunks(16)]
     assert [len(chunk) for chunk in chunks] == [16, 16, 8]
     assert chunks[0][:8] == b"\0\0\0\1\0\0\0\2"
 
 
 def test_an_error_in_a_thread_reaches_the_writer():
-    stream = Stream(threads=2)
-    computed = stream.add(Count(0, 30, fails=True))
-    with stream, pytest.raises(ValueError, match="no"):
+    computed = JobBytes(Count(0, 30, fails=True))
+    with Stream([computed.job], threads=2), pytest.raises(ValueError, match="no"):
         list(computed.chunks())
 
 
 def test_torch_keeps_its_threads():
     before = torch.get_num_threads()
-    stream = Stream(threads=2)
-    computed = stream.add(Count(0, 30))
-    with stream:
+    computed = JobBytes(Count(0, 30))
+    with Stream([computed.job], threads=2):
         list(computed.chunks())
     assert torch.get_num_threads() == before
 
 
+def test_without_a_stream_the_reader_computes():
+    job = Count(5, 25)
+    assert content(JobBytes(job)) == list(range(5, 30))
+    with scheduled([JobBytes(job)], Computing()):
+        pass
+    assert content(JobBytes(job)) == list(range(5, 30))
+    here = threading.current_thread().name
+    assert {name for _, name in job.asked} == {here}
+
+
+class Doubled(Job):
+    """Twice what another job makes, which it reads in whatever thread it is begun."""
+
+    def __init__(self, of):
+        self.of, self.numel, self.itemsize = of, of.numel, 4
+
+    def begin(self):
+        return torch.tensor(content(JobBytes(self.of)), dtype=torch.int32)
+
+    def run(self, begun, start, stop):
+        return begun[start:stop] * 2
+
+
+def test_a_job_may_need_the_result_of_another_that_is_written_too():
+    """With one thread, which would wait for itself if it asked the stream."""
+    first = Count(0, 25)
+    second = Doubled(first)
+    with scheduled(map(JobBytes, (second, first)), Computing(threads=1)):
+        assert content(JobBytes(second)) == list(range(0, 50, 2))
+        assert content(JobBytes(first)) == list(range(25))
+
+
+def test_no_number_of_threads_is_refused():
+    with pytest.raises(UsageError, match="no number of threads"):
+        Computing(threads=0)
+
+
 def test_a_closed_stream_computes_nothing():
-    computed = ScheduledBytes(Count(0, 3), Stream(threads=1))
+    job = Count(0, 3)
     with pytest.raises(RuntimeError, match="not open"):
-        list(computed.chunks())
+        list(Stream([job], threads=1).runs(job))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,13 @@ from ckpt_surgery import (
     selection,
     strip,
 )
-from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.edits.drop import plan_strip
-from ckpt_surgery.edits.plan import (
-    Compact,
-    Drop,
-    DropOther,
-    Edit,
-    Rename,
-    RenameModule,
-)
-from ckpt_surgery.edits.rename import plan_rename
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.compact import Compact
+from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.edits.rename_plan import plan_rename
+from ckpt_surgery.edits.strip_plan import plan_strip
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.names.rewrite import RewriteRule
 from ckpt_surgery.torch_objects.training_state import is_training_state
@@ -337,6 +335,119 @@ def test_applying_leaves_the_description_as_it_was(trained: Checkpoint) -> None:
     assert [(s.path, s.names, list(s.metadata or ())) for s in trained.state_dicts] == before
 
 
+# --- order
+
+on_files = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+ORDERS: dict[str, tuple[list[Edit], list[str]]] = {
+    "renamed, then dropped": ([Rename("", "a", "x"), Drop("", "x")], ["b", "c"]),
+    "renamed twice": ([Rename("", "a", "x"), Rename("", "x", "y")], ["y", "b", "c"]),
+    "its name is taken": ([Rename("", "a", "x"), Rename("", "b", "a")], ["x", "a", "c"]),
+    "the name of what was dropped": ([Drop("", "a"), Rename("", "b", "a")], ["a", "c"]),
+    "an exchange": ([Rename("", "a", "b"), Rename("", "b", "a")], ["b", "a", "c"]),
+    "names move up": (
+        [Rename("", "b", "a"), Rename("", "c", "b"), Rename("", "a", "c")],
+        ["c", "a", "b"],
+    ),
+    "and back": ([Rename("", "a", "b"), Rename("", "b", "a"), Rename("", "b", "x")],
+                 ["x", "a", "c"]),
+    "dropped under the new name of another": (
+        [Rename("", "a", "x"), Rename("", "b", "a"), Drop("", "a")], ["x", "c"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Checkpoint]:
+    with read(save({name: torch.zeros(2) for name in "abc"}, tmp_path / "w.pth")) as checkpoint:
+        yield checkpoint
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_edits_are_applied_in_their_order(case: str, three: Checkpoint) -> None:
+    edits, names = ORDERS[case]
+    assert apply(Plan(tuple(edits)), three).state_dicts[0].names == names
+
+
+@pytest.mark.parametrize(
+    ("edits", "error"),
+    [
+        ([Rename("", "b", "a"), Drop("", "a")], NameCollisionError),
+        ([Rename("", "b", "a"), RenameModule("", "a", "b"), Drop("", "a")], NameCollisionError),
+        ([Drop("", "a"), Drop("", "a")], PlanError),
+        ([Drop("", "a"), Rename("", "a", "x")], PlanError),
+        ([Rename("", "a", "x"), Rename("", "a", "y")], PlanError),
+        ([Rename("", "a", "x"), Drop("", "a")], PlanError),
+    ],
+)
+def test_what_is_wrong_in_this_order_is_refused(
+    edits: list[Edit], error: type[Exception], three: Checkpoint
+) -> None:
+    with pytest.raises(error):
+        apply(Plan(tuple(edits)), three)
+
+
+some_names = st.sampled_from("abcdx")
+some_edits = st.lists(
+    st.builds(Rename, st.just(""), some_names, some_names)
+    | st.builds(Drop, st.just(""), some_names),
+    max_size=7,
+)
+
+
+def outcome(edits: Sequence[Edit], checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint after the edits; None if they are refused."""
+    try:
+        return apply(Plan(tuple(edits)), checkpoint)
+    except PlanError:
+        return None
+
+
+@on_files
+@given(some_edits, st.integers(0, 7))
+def test_a_plan_is_its_halves_one_after_the_other(
+    three: Checkpoint, edits: list[Edit], at: int
+) -> None:
+    """As far as the first half can stand alone: an exchange of names cannot be cut in two."""
+    between = outcome(edits[:at], three)
+    if between is not None:
+        whole, parts = outcome(edits, three), outcome(edits[at:], between)
+        assert (whole is None) == (parts is None)
+        if whole is not None and parts is not None:
+            assert whole.state_dicts == parts.state_dicts
+            assert [e.tensor for e in whole.state_dicts[0].entries] == [
+                e.tensor for e in parts.state_dicts[0].entries
+            ]
+
+
+@on_files
+@given(st.permutations("abcde"))
+def test_names_renamed_and_renamed_back_are_what_they_were(
+    three: Checkpoint, names: list[str]
+) -> None:
+    there = [Rename("", old, new) for old, new in zip("abc", names, strict=False)]
+    back = [Rename("", edit.new, edit.old) for edit in there]
+    after = apply(Plan(tuple(there)), three)
+    assert after.state_dicts[0].names == names[:3]
+    assert apply(Plan(tuple(back)), after).state_dicts == three.state_dicts
+
+
+def test_thousands_of_edits_take_linear_time() -> None:
+    """Judged together: one by one they would take the square, a hundred million steps."""
+    count = 15_000
+    entries = tuple(Entry(str(n), None) for n in range(count))
+    checkpoint = Checkpoint("torch-zip", (), None, (StateDict("", "model", entries),))
+    shift = [Rename("", str(n), str(n + 1)) for n in range(count)]
+    modules = Plan(tuple(shift))
+    start = time.process_time()
+    after = apply(modules, checkpoint)
+    assert after.state_dicts[0].names == [str(n + 1) for n in range(count)]
+    assert apply(Plan(tuple(Drop("", str(n)) for n in range(1, count))), after).state_dicts[0].names
+    assert time.process_time() - start < 5
+
+
 # --- as data
 
 texts = st.text(max_size=5)
@@ -384,9 +495,6 @@ def test_what_is_no_plan_is_refused(found: Any) -> None:
 segments = st.sampled_from(["aa", "bb", "net", "10", "weight"])
 dotted = st.lists(segments, min_size=1, max_size=4).map(".".join)
 name_lists = st.lists(dotted, min_size=2, max_size=8, unique=True)
-on_files = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
 
 
 def modules_of(names: list[str]) -> set[str]:

@@ -29,7 +29,8 @@ from ckpt_surgery import (
 )
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
-from ckpt_surgery.edits.plan import Drop, DropOther, RenameModule
+from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.rename import RenameModule
 from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.fileio import Bytes, FileSource
 from ckpt_surgery.formats.torch_zip import MODERN, Container

@@ -97,7 +97,10 @@ def test_an_overlaid_head_begins_anew(pair: tuple[Path, Path], tmp_path: Path) -
     )
     (change,) = report.optimizers
     assert change.reset == ("fc.weight", "fc.bias")
+    (group,) = report.plan[-1].pop("groups")
     assert report.plan[-1] == {"edit": "update-optimizer", "path": "optimizer"}
+    assert group[:-2] == list(range(len(group) - 2))
+    assert [member["reset"] for member in group[-2:]] == [True, True]
     resume(tmp_path / "out.pth", with_head(5), OPTIMIZERS["adam"], GROUPS["one"])
 
 

@@ -9,17 +9,23 @@ made from `named_parameters()` (torch 2.6 and later).
 from ckpt_surgery.training.optimizers.correspond import Certainty, StateOwners, correspond
 from ckpt_surgery.training.optimizers.edit import (
     Edited,
+    Groups,
+    Member,
+    MomentChange,
     Target,
     align,
+    rebuild,
     remove,
     rename,
 )
 from ckpt_surgery.training.optimizers.in_step import (
     InStep,
+    MomentChanges,
     OptimizerChoice,
-    Resize,
     Sources,
+    changed_moments,
     keep_in_step,
+    with_nodes,
 )
 from ckpt_surgery.training.optimizers.recognise import (
     Key,
@@ -30,29 +36,36 @@ from ckpt_surgery.training.optimizers.recognise import (
     find_optimizers,
     read_optimizer,
 )
-from ckpt_surgery.training.optimizers.survey import FoundOptimizer, find
+from ckpt_surgery.training.optimizers.survey import FoundOptimizer, at_paths, find
 
 __all__ = [
     "Certainty",
     "Edited",
     "FoundOptimizer",
+    "Groups",
     "InStep",
     "Key",
+    "Member",
     "Moment",
+    "MomentChange",
+    "MomentChanges",
     "OptimizerChoice",
     "OptimizerState",
     "ParameterGroup",
     "ParameterState",
-    "Resize",
     "Sources",
     "StateOwners",
     "Target",
     "align",
+    "at_paths",
+    "changed_moments",
     "correspond",
     "find",
     "find_optimizers",
     "keep_in_step",
     "read_optimizer",
+    "rebuild",
     "remove",
     "rename",
+    "with_nodes",
 ]

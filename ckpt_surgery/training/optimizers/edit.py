@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol, TypeAlias
 
+from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.pickles import Node
+from ckpt_surgery.pickles import Node, own_text
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, with_items
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.correspond import StateOwners
@@ -24,45 +25,66 @@ from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, pars
 HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
 
 
+class MomentChange(Protocol):
+    """What is done to the moments of a parameter, as it was done to the parameter itself."""
+
+    def apply(self, moment: Tensor, beginning: float) -> Tensor | None:
+        """Return the changed moment; None if it cannot be changed, and has to begin anew.
+
+        New elements are what they would be before the first step: `beginning`.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A parameter of the model that the optimizer is to fit, in the order of `parameters()`.
 
     `source` is its name in the checkpoint, None if it is new. Its state is carried over, or with
     `reset` left out (an optimizer begins anew with such a parameter), or has the tensors of
-    `moments` put in, by their name (``exp_avg``).
+    `moments` put in, by their name (``exp_avg``), which `change` made.
     """
 
     name: str
     source: str | None
     reset: bool = False
     moments: Mapping[str, Node] = field(default_factory=dict)
+    change: MomentChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A parameter in its group: its old key (None: new), what name is stored, what state it gets.
+
+    `name` None leaves the name that is stored, if any. With `reset` it begins anew; `moments` are
+    tensors to put in, by their name, and `change` is what makes them.
+    """
+
+    key: Key | None
+    name: str | None = None
+    reset: bool = False
+    moments: Mapping[str, Node] = field(default_factory=dict)
+    change: MomentChange | None = None
+
+
+Groups: TypeAlias = tuple[tuple[Member, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Edited:
     """An edited optimizer. `node` is the old one, the same object, if nothing changed.
 
+    `groups`: its parameters by now, group by group, from which `rebuild` makes the node.
     `removed`: names of parameters that left; `added`: names that came, without state; `reset`:
     names whose state was left out; `emptied`: positions of groups that lost their last
     parameter.
     """
 
     node: Node
+    groups: Groups
     removed: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     reset: tuple[str, ...] = ()
     emptied: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A parameter in its group: its old key (None: new), its name to store, what state it gets."""
-
-    key: Key | None
-    name: str | None
-    reset: bool = False
-    moments: Mapping[str, Node] = field(default_factory=dict)
 
 
 def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collection[str]) -> Edited:
@@ -72,7 +94,7 @@ def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collect
     """
     names = frozenset(gone)
     if not names:
-        return Edited(optimizer.node)
+        return Edited(optimizer.node, members_of(optimizer))
     _require_claim(optimizer, correspondence)
     leaving: dict[Key, str] = {}
     for key in optimizer.keys:
@@ -81,37 +103,43 @@ def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collect
             _refuse_doubt(correspondence, key)
         if inside:
             leaving[key] = " or ".join(f"{name}" for name in correspondence.candidates(key))
-    stored = _stored(optimizer)
-    groups = [
-        [_Member(key, stored.get(key)) for key in group.keys if key not in leaving]
-        for group in optimizer.groups
-    ]
+    groups = tuple(
+        tuple(member for member in group if member.key not in leaving)
+        for group in members_of(optimizer)
+    )
     return Edited(
-        _rebuild(optimizer, groups),
+        rebuild(optimizer, groups),
+        groups,
         removed=tuple(leaving.values()),
         emptied=_emptied(optimizer, groups),
     )
 
 
 def rename(
-    optimizer: OptimizerState, correspondence: StateOwners, new_names: Mapping[str, str]
+    optimizer: OptimizerState,
+    correspondence: StateOwners,
+    new_names: Mapping[str, str],
+    groups: Groups | None = None,
 ) -> Edited:
     """Let stored names follow a renaming of the model's parameters, given as old = new.
 
-    An optimizer without stored names does not change: it knows its parameters by position. Raises
-    PlanError if it stores names, and none is of the model.
+    `groups` are those that stay, all by default. An optimizer without stored names does not
+    change: it knows its parameters by position. Raises PlanError if it stores names, and none is
+    of the model.
     """
     stored = _stored(optimizer)
     if stored and correspondence.certainty == "none":
         _refuse_claim(correspondence)
-    groups = [
-        [
-            _Member(key, _renamed(stored.get(key), correspondence.names.get(key), new_names))
-            for key in group.keys
-        ]
-        for group in optimizer.groups
-    ]
-    return Edited(_rebuild(optimizer, groups))
+
+    def renamed(member: Member) -> Member:
+        in_model = correspondence.names.get(member.key) if member.key in stored else None
+        if in_model is None or new_names.get(in_model, in_model) == in_model:
+            return member
+        return replace(member, name=new_names[in_model])
+
+    given = members_of(optimizer) if groups is None else groups
+    new = tuple(tuple(map(renamed, group)) for group in given)
+    return Edited(rebuild(optimizer, new), new)
 
 
 def align(
@@ -141,7 +169,8 @@ def align(
     added = alignment.add()
     groups = alignment.groups
     return Edited(
-        _rebuild(optimizer, groups),
+        rebuild(optimizer, groups),
+        groups,
         removed=tuple(alignment.removed),
         added=tuple(added),
         reset=tuple(alignment.reset),
@@ -168,7 +197,7 @@ class _Alignment:
         self.removed: list[str] = []
         self.reset: list[str] = []
         self._spans: list[list[tuple[int, int]]] = []
-        self._members: list[list[_Member]] = []
+        self._members: list[list[Member]] = []
         for group in optimizer.groups:
             kept = [(key, span) for key in group.keys if (span := self._span(key)) is not None]
             self._members.append([self._member(key, *span) for key, span in kept])
@@ -177,9 +206,9 @@ class _Alignment:
         self.reset.sort(key=places.__getitem__)
 
     @property
-    def groups(self) -> list[list[_Member]]:
+    def groups(self) -> Groups:
         """The members of each group, in their order."""
-        return self._members
+        return tuple(map(tuple, self._members))
 
     def _span(self, key: Key) -> tuple[int, int] | None:
         """The first and the last target that a key may be; None if it leaves."""
@@ -193,16 +222,15 @@ class _Alignment:
             _refuse_doubt(self.correspondence, key)
         return min(places), max(places)
 
-    def _member(self, key: Key, first: int, last: int) -> _Member:
+    def _member(self, key: Key, first: int, last: int) -> Member:
         if first < last:
-            return _Member(key, None)
+            return Member(key)
         target = self.targets[first]
-        name = target.name if self.stored else None
-        if target.name == target.source:
-            name = self.stored.get(key)  # as the optimizer spells it, perhaps without a wrapper
+        # if it keeps its name, as the optimizer spells it, perhaps without a wrapper
+        name = target.name if self.stored and target.name != target.source else None
         if target.reset and key in self.optimizer.states:
             self.reset.append(target.name)
-        return _Member(key, name, target.reset, target.moments)
+        return Member(key, name, target.reset, target.moments, target.change)
 
     def follow(self, order: Sequence[str]) -> None:
         """Bring every group in the order of the targets, if it has the model's, `order`."""
@@ -223,12 +251,12 @@ class _Alignment:
         if all(target.source is not None for target in self.targets):
             return []
         home_of = _Neighbours(self.targets, self._homes(), len(self._members)).home_of
-        new: list[list[tuple[int, _Member]]] = [[] for _ in self._members]
+        new: list[list[tuple[int, Member]]] = [[] for _ in self._members]
         added: list[str] = []
         for position, target in enumerate(self.targets):
             home = home_of(position) if target.source is None else None
             if home is not None:
-                member = _Member(None, target.name if self.stored else None)
+                member = Member(None, target.name if self.stored else None)
                 new[home].append((position, member))
                 added.append(target.name)
         for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
@@ -327,14 +355,7 @@ def _stored(optimizer: OptimizerState) -> dict[Key, str]:
     return names
 
 
-def _renamed(stored: str | None, in_model: str | None, new_names: Mapping[str, str]) -> str | None:
-    if stored is None or in_model is None:
-        return stored
-    new = new_names.get(in_model, in_model)
-    return stored if new == in_model else new
-
-
-def _emptied(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> tuple[int, ...]:
+def _emptied(optimizer: OptimizerState, groups: Groups) -> tuple[int, ...]:
     return tuple(
         i
         for i, (old, new) in enumerate(zip(optimizer.groups, groups, strict=True))
@@ -342,26 +363,52 @@ def _emptied(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> 
     )
 
 
-def _rebuild(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> Node:
-    """The optimizer with these members in its groups, in their order."""
+def members_of(optimizer: OptimizerState) -> Groups:
+    """Return the groups of an optimizer as they are."""
+    return tuple(tuple(Member(key) for key in group.keys) for group in optimizer.groups)
+
+
+def rebuild(optimizer: OptimizerState, groups: Groups) -> Node:
+    """Return the optimizer with these members in its groups, in their order.
+
+    It is the old node if they are the old ones. Raises PlanError if a member is none of its
+    parameters, or there are other groups than it has.
+    """
+    _require_own(optimizer, groups)
     stored = _stored(optimizer)
-    unchanged = [
-        [_Member(key, stored.get(key)) for key in group.keys] for group in optimizer.groups
-    ]
-    if [list(group) for group in groups] == unchanged:
+    full = [[_named(member, stored) for member in group] for group in groups]
+    if full == [[_named(m, stored) for m in group] for group in members_of(optimizer)]:
         return optimizer.node
-    keys = _new_keys(optimizer, groups)
+    keys = _new_keys(optimizer, full)
     fields = {
-        "state": _rebuild_states(optimizer, groups, keys),
+        "state": _rebuild_states(optimizer, full, keys),
         "param_groups": [
             _rebuild_group(group.node, members, own, named=group.names is not None)
-            for group, members, own in zip(optimizer.groups, groups, keys, strict=True)
+            for group, members, own in zip(optimizer.groups, full, keys, strict=True)
         ],
     }
     return _with_fields(optimizer.node, fields)
 
 
-def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) -> list[list[Key]]:
+def _require_own(optimizer: OptimizerState, groups: Groups) -> None:
+    if len(groups) != len(optimizer.groups):
+        raise PlanError(f"the plan has {len(groups)} groups, the optimizer {len(optimizer.groups)}")
+    left = set(optimizer.keys)
+    for member in (member for group in groups for member in group if member.key is not None):
+        if member.key not in left:
+            raise PlanError(f"the plan speaks of a parameter {member.key!r}, which is not there")
+        left.remove(member.key)
+
+
+def _named(member: Member, stored: Mapping[Key, str]) -> Member:
+    """Return a member with the name to store: as it is stored, or a text of its own."""
+    old = None if member.key is None else stored.get(member.key)
+    if member.name is None or member.name == old:
+        return replace(member, name=old)
+    return replace(member, name=own_text(member.name))
+
+
+def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[Member]]) -> list[list[Key]]:
     """Names where the keys are names, else numbers from 0 on where they were, else as they were."""
     if any(isinstance(key, str) for key in optimizer.keys):
         return [[member.name or "" for member in members] for members in groups]
@@ -376,7 +423,7 @@ def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[_Member]]) ->
 
 
 def _rebuild_states(
-    optimizer: OptimizerState, groups: Sequence[Sequence[_Member]], keys: Sequence[Sequence[Key]]
+    optimizer: OptimizerState, groups: Sequence[Sequence[Member]], keys: Sequence[Sequence[Key]]
 ) -> Node:
     """The states under their new keys, in the order of the file, the orphans among them kept."""
     old = dict(_pairs_of(optimizer.node))["state"]
@@ -402,7 +449,7 @@ def _rebuild_states(
 
 
 def _rebuild_group(
-    node: Node, members: Sequence[_Member], keys: Sequence[Key], *, named: bool
+    node: Node, members: Sequence[Member], keys: Sequence[Key], *, named: bool
 ) -> Node:
     fields: dict[str, Node] = {"params": list(keys)}
     if named:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Final, Literal, TypeAlias
 
@@ -13,9 +13,17 @@ from ckpt_surgery.pickles import Node, PersistentId
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.tensors import TensorReader, build
 from ckpt_surgery.training.documents import Action, OptimizerChange
-from ckpt_surgery.training.optimizers.correspond import correspond
-from ckpt_surgery.training.optimizers.edit import HINT, Edited, Target, align, remove, rename
-from ckpt_surgery.training.optimizers.recognise import read_optimizer
+from ckpt_surgery.training.optimizers.edit import (
+    HINT,
+    Edited,
+    Groups,
+    MomentChange,
+    Target,
+    align,
+    remove,
+    rename,
+)
+from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, read_optimizer
 from ckpt_surgery.training.optimizers.survey import (
     FoundOptimizer,
     find,
@@ -36,18 +44,22 @@ Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
 Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
 """By the path of a state dict, the parameters of the model that is to load it, in its order."""
 
-Resize: TypeAlias = Callable[[str, str, Tensor, float], Tensor | None]
-"""Given the path of a state dict, a parameter's new name there, a moment of its old shape and what
-new elements begin with: that moment in the new shape, with bytes of its own, or None to begin
-anew."""
+MomentChanges: TypeAlias = Mapping[str, Mapping[str, MomentChange]]
+"""By the path of a state dict and a parameter's new name there, what is done to its moments."""
 
 
 @dataclass(frozen=True, slots=True)
 class InStep:
-    """A checkpoint whose optimizers were seen to, what changed, and what the user should know."""
+    """A checkpoint whose optimizers were seen to, what changed, and what the user should know.
+
+    `updates` are the new groups of optimizers by their paths, `dropped` the paths of entries that
+    were left out.
+    """
 
     checkpoint: Checkpoint
     changes: tuple[OptimizerChange, ...] = ()
+    updates: Mapping[str, Groups] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -61,29 +73,27 @@ def keep_in_step(
     choice: OptimizerChoice = "auto",
     *,
     sources: Sources | None = None,
-    resize: Resize | None = None,
+    moments: MomentChanges | None = None,
     parameters: Parameters | None = None,
-    only: Collection[str] | None = None,
 ) -> InStep:
     """`after` with its optimizers following what was done to the models of `before`.
 
     A parameter that an edit took over is known by its node, else by its name; `sources` says it
     where neither does. `parameters` are those of the edited models, where more is known than
-    their entries show. State whose parameter changed its shape goes through `resize`, and is left
-    out without it. An optimizer whose model did not change stays the same; one whose model only
-    has other values by now is dropped if that is the choice. `only` narrows it to the optimizers at
-    these paths.
+    their entries show. State whose parameter changed its shape goes through what `moments` say of
+    it, and is left out without. An optimizer whose model did not change stays the same; one whose
+    model only has other values by now is dropped if that is the choice.
 
     Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
     which parameter.
     """
     if _same_entries(before, after):
         return InStep(after)
-    found = [f for f in find(before) if only is None or f.path in only]
+    found = find(before)
     present = {other.path for other in after.others}
-    differences = _Differences(after, sources or {}, parameters or {})
+    differences = _Differences(after, sources or {}, parameters or {}, moments or {})
     changes: list[OptimizerChange] = []
-    nodes: list[tuple[FoundOptimizer, Node]] = []
+    edited: list[tuple[FoundOptimizer, Edited]] = []
     for optimizer in found:
         if optimizer.other.path not in present:
             continue
@@ -93,26 +103,28 @@ def keep_in_step(
                 changes.append(OptimizerChange(optimizer.path, "dropped"))
             continue
         if choice == "auto":
-            node, change = _update(optimizer, difference, resize)
-            if node is not optimizer.state.node and (change.any or difference.reordered):
-                nodes.append((optimizer, node))
+            result, change = _update(optimizer, difference)
+            if result.node is not optimizer.state.node and (change.any or difference.reordered):
+                edited.append((optimizer, result))
                 changes.append(change)
         elif choice == "drop" or not _stays_in_step(optimizer, differences):
             action: Action = "kept" if choice == "keep" else "dropped"
             changes.append(OptimizerChange(optimizer.path, action))
-    after = _with_nodes(after, nodes)
-    unknown = unknown_optimizers(before, found) if only is None else []
+    after = with_nodes(after, [(optimizer, result.node) for optimizer, result in edited])
+    updates = {optimizer.path: result.groups for optimizer, result in edited}
+    unknown = unknown_optimizers(before, found)
     if unknown and (choice == "drop" or any(differences.of((s,)).any for s in before.state_dicts)):
         action = "dropped" if choice == "drop" else "unknown"
         changes += (OptimizerChange(path, action) for path in unknown if path in present)
-    if choice == "drop":
-        paths = _entries_of(found, changes)
+    dropped = _entries_of(found, changes) if choice == "drop" else set[str]()
+    gone = [other for other in after.others if other.path in dropped]
+    if gone:
         after = replace(
             after,
-            others=tuple(other for other in after.others if other.path not in paths),
-            dropped=(*after.dropped, *(o for o in after.others if o.path in paths)),
+            others=tuple(other for other in after.others if other.path not in dropped),
+            dropped=(*after.dropped, *gone),
         )
-    return InStep(after, tuple(changes))
+    return InStep(after, tuple(changes), updates, tuple(other.path for other in gone))
 
 
 def _same_entries(before: Checkpoint, after: Checkpoint) -> bool:
@@ -168,7 +180,7 @@ def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
         difference = _difference(optimizer, known, "auto")
         if difference is None:
             return True
-        return _update(optimizer, difference, None)[0] is optimizer.state.node
+        return _update(optimizer, difference)[0].node is optimizer.state.node
     except PlanError:
         return False
 
@@ -203,15 +215,15 @@ def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChan
 class _Difference:
     """What an edit did to the parameters that an optimizer may hold: each new one's origin.
 
-    `gone` are old names, `renamed` old to new ones. `reshaped` says of what has another shape
-    where it is, as the path of its state dict and its name there.
+    `gone` are old names, `renamed` old to new ones. `moments` says by new names what is done to
+    the moments of a parameter that is not the same as it was.
     """
 
     targets: tuple[Target, ...]
     gone: tuple[str, ...]
     renamed: Mapping[str, str]
     reordered: bool
-    reshaped: Mapping[str, tuple[str, str]]
+    moments: Mapping[str, MomentChange]
 
     @classmethod
     def of(
@@ -220,11 +232,12 @@ class _Difference:
         after: Checkpoint,
         sources: Sources,
         parameters: Parameters,
+        moments: MomentChanges,
     ) -> _Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
         old_names: list[str] = []
-        reshaped: dict[str, tuple[str, str]] = {}
+        changed: dict[str, MomentChange] = {}
         for old_dict in state_dicts:
             old = Inventory.of_state_dict(old_dict).parameters
             old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
@@ -237,10 +250,12 @@ class _Difference:
                 source, anew = lineage.of(parameter)
                 name = qualified(state_dicts, old_dict, parameter.name)
                 origin = None if source is None else qualified(state_dicts, old_dict, source.name)
-                changed = source is not None and source.shape != parameter.shape
-                targets.append(Target(name, origin, reset=anew or changed))
-                if origin is not None and changed and not anew:
-                    reshaped[name] = old_dict.path, parameter.name
+                change = moments.get(old_dict.path, {}).get(parameter.name)
+                reshaped = source is not None and source.shape != parameter.shape
+                other = reshaped or (source is not None and change is not None)
+                targets.append(Target(name, origin, reset=anew or other))
+                if change is not None and other and not anew:
+                    changed[name] = change
         kept = [target.source for target in targets if target.source is not None]
         known = set(kept)
         places = {name: i for i, name in enumerate(old_names)}
@@ -250,7 +265,7 @@ class _Difference:
             tuple(name for name in old_names if name not in known),
             {t.source: t.name for t in targets if t.source not in (None, t.name) and t.source},
             order != sorted(order),
-            reshaped,
+            changed,
         )
 
     @property
@@ -266,17 +281,17 @@ class _Difference:
 class _Differences:
     """What an edit did to each model, looked at once for all the optimizers that may train it."""
 
-    def __init__(self, after: Checkpoint, sources: Sources, parameters: Parameters) -> None:
-        self._after, self._sources, self._parameters = after, sources, parameters
+    def __init__(
+        self, after: Checkpoint, sources: Sources, parameters: Parameters, moments: MomentChanges
+    ) -> None:
+        self._after, self._given = after, (sources, parameters, moments)
         self._known: dict[tuple[int, ...], _Difference] = {}
 
     def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
         """The difference of these state dicts, which must be those from before the edit."""
         key = tuple(map(id, state_dicts))
         if key not in self._known:
-            self._known[key] = _Difference.of(
-                state_dicts, self._after, self._sources, self._parameters
-            )
+            self._known[key] = _Difference.of(state_dicts, self._after, *self._given)
         return self._known[key]
 
 
@@ -326,13 +341,11 @@ class _Lineage:
         return next((self._by_name[n] for n in parameter.names if n in self._by_name), None), False
 
 
-def _update(
-    optimizer: FoundOptimizer, difference: _Difference, resize: Resize | None
-) -> tuple[Node, OptimizerChange]:
-    """The optimizer's new node, and what changed."""
+def _update(optimizer: FoundOptimizer, difference: _Difference) -> tuple[Edited, OptimizerChange]:
+    """The edited optimizer, and what changed."""
     reader = TensorReader()
     try:
-        edited, resized = _edit(optimizer, difference, resize, reader)
+        edited, resized = _edit(optimizer, difference, reader)
     except PlanError as error:
         raise PlanError(
             f"the optimizer in '{optimizer.path}' cannot be kept in step: {error.message}",
@@ -349,62 +362,49 @@ def _update(
         renamed=_count_renamed(optimizer, edited, reader) if _stores_names(optimizer) else 0,
         emptied=edited.emptied,
     )
-    return edited.node, change
+    return edited, change
 
 
 def _edit(
-    optimizer: FoundOptimizer,
-    difference: _Difference,
-    resize: Resize | None,
-    reader: TensorReader,
+    optimizer: FoundOptimizer, difference: _Difference, reader: TensorReader
 ) -> tuple[Edited, list[str]]:
     state, correspondence = optimizer.state, optimizer.correspondence
     if difference.is_deep:
-        targets, resized = _with_moments(optimizer, difference, resize, reader)
+        targets, resized = _with_moments(optimizer, difference, reader)
         order = [name for name, _ in optimizer.model.parameters] if optimizer.model else None
         return align(state, correspondence, targets, order), resized
     edited = remove(state, correspondence, difference.gone)
-    if not (difference.renamed and _stores_names(optimizer)):
-        return edited, []
-    left = read_optimizer(edited.node, reader.describe)
-    if left is not None:
-        known = correspond(left, optimizer.model.parameters if optimizer.model else ())
-        edited = replace(edited, node=rename(left, known, difference.renamed).node)
+    if difference.renamed and _stores_names(optimizer):
+        named = rename(state, correspondence, difference.renamed, edited.groups)
+        edited = replace(edited, node=named.node, groups=named.groups)
     return edited, []
 
 
 def _with_moments(
-    optimizer: FoundOptimizer,
-    difference: _Difference,
-    resize: Resize | None,
-    reader: TensorReader,
+    optimizer: FoundOptimizer, difference: _Difference, reader: TensorReader
 ) -> tuple[list[Target], list[str]]:
     """The targets, those of a new shape with moments that have it too, as far as that goes."""
     targets: list[Target] = []
     resized: list[str] = []
     for target in difference.targets:
-        moments: dict[str, Node] | None = None
-        place = difference.reshaped.get(target.name)
-        if place is not None and target.source is not None and resize is not None:
-            moments = _resized(optimizer, place, target.source, resize, reader)
+        change = difference.moments.get(target.name)
+        key = None
+        if target.source is not None:
+            key = optimizer.correspondence.key_of(target.source)
+        moments = None if change is None else changed_moments(optimizer.state, key, change, reader)
         if moments is None:
             targets.append(target)
         else:
-            targets.append(replace(target, reset=False, moments=moments))
+            targets.append(replace(target, reset=False, moments=moments, change=change))
             resized += [target.name] if moments else []
     return targets, resized
 
 
-def _resized(
-    optimizer: FoundOptimizer,
-    place: tuple[str, str],
-    origin: str,
-    resize: Resize,
-    reader: TensorReader,
+def changed_moments(
+    optimizer: OptimizerState, key: Key | None, change: MomentChange, reader: TensorReader
 ) -> dict[str, Node] | None:
-    """New nodes for the moments of a parameter; None if it begins anew."""
-    key = optimizer.correspondence.key_of(origin)
-    state = None if key is None else optimizer.state.states.get(key)
+    """Return new nodes for the moments of a parameter; None if it has to begin anew."""
+    state = None if key is None else optimizer.states.get(key)
     if key is None or state is None:
         return {}
     if not state.understood:
@@ -412,10 +412,10 @@ def _resized(
     nodes: dict[str, Node] = {}
     for moment in state.moments:
         tensor = reader.describe(moment.node)
-        beginning = optimizer.state.beginning(key, moment.name)
+        beginning = optimizer.beginning(key, moment.name)
         if tensor is None or beginning is None:
             return None
-        new = resize(*place, tensor, beginning)
+        new = change.apply(tensor, beginning)
         if new is None or new.storage is None:
             return None
         nodes[moment.name] = build(PersistentId(None, new.storage), new)
@@ -444,8 +444,11 @@ def _count_renamed(optimizer: FoundOptimizer, edited: Edited, reader: TensorRead
     return len(set(names(edited.node)) - set(names(optimizer.state.node)) - set(edited.added))
 
 
-def _with_nodes(checkpoint: Checkpoint, nodes: Sequence[tuple[FoundOptimizer, Node]]) -> Checkpoint:
-    """The optimizers' nodes replaced, and the tensors below their entries brought up to date."""
+def with_nodes(checkpoint: Checkpoint, nodes: Sequence[tuple[FoundOptimizer, Node]]) -> Checkpoint:
+    """Return the checkpoint with other nodes for optimizers.
+
+    The tensors below their entries are brought up to date.
+    """
     reader = TensorReader()
     old: dict[str, set[int]] = {}
     new: dict[str, list[Tensor]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,6 +81,29 @@ def find(checkpoint: Checkpoint, items: Items | None = None) -> list[FoundOptimi
             if edited is not None:
                 state = read_optimizer(edited, reader.describe) or original
             found.append(_placed(path, other, original.node, state, models))
+    return found
+
+
+def at_paths(checkpoint: Checkpoint, paths: Collection[str]) -> dict[str, FoundOptimizer]:
+    """Return the optimizers at these paths, as far as there are any; their models are not sought.
+
+    The paths are those of `find`. Only entries that they lead into are looked at.
+    """
+    reader, items, seen = TensorReader(), Items(), set[int]()
+    above = {"", *paths}
+    for path in paths:
+        above.update(path[: match.start()] for match in re.finditer("/", path))
+    nobody = StateOwners("none", "its model was not looked for", {})
+    found: dict[str, FoundOptimizer] = {}
+    for other in checkpoint.others:
+        if other.path not in above:
+            continue
+        for below, state in find_optimizers(other.node, reader.describe, items, seen):
+            path = "/".join(part for part in (other.path, below) if part)
+            if path in paths and path not in found:
+                edited = checkpoint.replaced.get(id(state.node))
+                now = None if edited is None else read_optimizer(edited, reader.describe)
+                found[path] = FoundOptimizer(path, other, state.node, now or state, None, nobody)
     return found
 
 

@@ -1,0 +1,61 @@
+"""Every kind of edit, and where its class is; imported when a plan has one."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from ckpt_surgery.edits.base import Edit
+
+if TYPE_CHECKING:
+    from ckpt_surgery.training.optimizers import MomentChange
+
+KINDS: Final[dict[str, str]] = {
+    "drop": "ckpt_surgery.edits.drop:Drop",
+    "drop-entry": "ckpt_surgery.edits.drop:DropOther",
+    "rename": "ckpt_surgery.edits.rename:Rename",
+    "rename-module": "ckpt_surgery.edits.rename:RenameModule",
+    "take": "ckpt_surgery.edits.take:Take",
+    "take-module": "ckpt_surgery.edits.take:TakeModule",
+    "take-weights": "ckpt_surgery.edits.averages:TakeWeights",
+    "drop-state-dict": "ckpt_surgery.edits.averages:DropStateDict",
+    "only-state-dict": "ckpt_surgery.edits.narrow:OnlyStateDict",
+    "update-optimizer": "ckpt_surgery.edits.optimizer:UpdateOptimizer",
+    "compact": "ckpt_surgery.edits.compact:Compact",
+    "convert": "ckpt_surgery.edits.convert:Convert",
+    "merge": "ckpt_surgery.merge.edit:Merge",
+    "fit": "ckpt_surgery.fit.edit:Fit",
+}
+"""What ``"edit"`` says in JSON: module and class. A new kind is a class and a row here."""
+
+
+MOMENT_CHANGES: Final[dict[str, str]] = {
+    "adapt": "ckpt_surgery.fit.moments:AdaptMoment",
+}
+"""What ``"how"`` says of a change of an optimizer's moments: module and class, as in `KINDS`."""
+
+
+def find(kind: object) -> type[Edit]:
+    """Return the class of a kind of edit. Raises `TypeError` for an unknown one."""
+    found: type[Edit] = _find(KINDS, kind, "edit")
+    return found
+
+
+def find_moment_change(kind: object) -> type[MomentChange]:
+    """Return the class of a change of moments. Raises `TypeError` for an unknown one."""
+    found: type[MomentChange] = _find(MOMENT_CHANGES, kind, "change of moments")
+    return found
+
+
+def kind_of_moment_change(change: MomentChange) -> str:
+    """Return what a change of moments is called in JSON."""
+    home = f"{type(change).__module__}:{type(change).__name__}"
+    return next(kind for kind, place in MOMENT_CHANGES.items() if place == home)
+
+
+def _find(table: dict[str, str], kind: object, what: str) -> Any:
+    home = table.get(kind) if isinstance(kind, str) else None
+    if home is None:
+        raise TypeError(f"there is no {what} {kind!r}")
+    module, _, name = home.partition(":")
+    return getattr(import_module(module), name)

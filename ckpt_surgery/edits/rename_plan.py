@@ -1,0 +1,88 @@
+"""Planning new names for the entries of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.select import RuleCount, choose_state_dicts
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.errors import NameCollisionError, UsageError
+from ckpt_surgery.names.metadata import rewrite_metadata
+from ckpt_surgery.names.rewrite import (
+    RewriteRule,
+    Rewritten,
+    find_collisions,
+    require_changes,
+    rewrite,
+)
+
+
+def plan_rename(
+    checkpoint: Checkpoint, rules: Sequence[RewriteRule], *, at: Sequence[str] = ()
+) -> Planned:
+    """Rewrite the names of the state dicts, and their ``_metadata`` with them.
+
+    Raises `UsageError` for a rule that changes nothing or makes an empty name, and
+    `NameCollisionError` if two entries would get one name.
+    """
+    if not rules:
+        raise UsageError(
+            "no rule says what to rename",
+            hint="give --strip-prefix, --add-prefix, --replace, --sub or --map",
+        )
+    state_dicts = choose_state_dicts(checkpoint, at)
+    rewritten = [rewrite(state_dict.names, rules) for state_dict in state_dicts]
+    require_changes(rules, rewritten)
+    edits: list[Edit] = []
+    modules: list[Edit] = []
+    warnings: list[str] = []
+    for state_dict, each in zip(state_dicts, rewritten, strict=True):
+        _require_good_names(state_dict, each)
+        edits += _renames(state_dict, each)
+        modules += _modules(state_dict, each, rules)
+        if not any(each.changed) and state_dict.entries:
+            warnings.append(
+                f"no name in '{state_dict.path}' changes, so it is out of step with the others"
+            )
+    counts = tuple(
+        RuleCount(rule, sum(each.changed[index] for each in rewritten))
+        for index, rule in enumerate(rules)
+    )
+    return Planned(Plan((*edits, *modules)), counts, tuple(warnings))
+
+
+def _require_good_names(state_dict: StateDict, rewritten: Rewritten) -> None:
+    for old, new in zip(state_dict.names, rewritten.names, strict=True):
+        if not new:
+            raise UsageError(f"'{old}' would get an empty name", entry=state_dict.path or None)
+    collisions = find_collisions(state_dict.names, rewritten.names)
+    if collisions:
+        new, olds = collisions[0]
+        more = f" (and {len(collisions) - 1} more such names)" if len(collisions) > 1 else ""
+        first, second = olds[:2]
+        raise NameCollisionError(
+            f"'{first}' and '{second}' would both be called '{new}'{more}",
+            entry=state_dict.path or None,
+            hint="nothing was written; make the rules tell them apart",
+        )
+
+
+def _renames(state_dict: StateDict, rewritten: Rewritten) -> Iterator[Rename]:
+    pairs = zip(state_dict.names, rewritten.names, strict=True)
+    return (Rename(state_dict.path, old, new) for old, new in pairs if old != new)
+
+
+def _modules(
+    state_dict: StateDict, rewritten: Rewritten, rules: Sequence[RewriteRule]
+) -> Iterator[RenameModule]:
+    """Yield an edit for each record in ``_metadata`` whose module is called otherwise or gone."""
+    modules = list(state_dict.metadata or ())
+    moved = rewrite_metadata(modules, state_dict.names, rewritten.names, rules)
+    return (
+        RenameModule(state_dict.path, module, moved.get(module))
+        for module in modules
+        if moved.get(module) != module
+    )

@@ -1,0 +1,115 @@
+"""Planning what to remove of a checkpoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+from ckpt_surgery.checkpoint.compact import unused_nbytes
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.select import RuleCount, choose_state_dicts, select
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.compact import Compact
+from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.rename import RenameModule
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.names import Chosen, Selection
+from ckpt_surgery.names.metadata import strip_metadata
+from ckpt_surgery.pickles import Node
+
+
+def plan_strip(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    at: Sequence[str] = (),
+    training_state: Callable[[str, Node], object] | None = None,
+    compact: bool = False,
+) -> Planned:
+    """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
+
+    `training_state` gives something true for what is to go.
+
+    Training state goes wherever it lies: beside the state dicts, or among the weights of one.
+
+    Raises `UsageError` if there is nothing to do, a rule matches nothing, or nothing would remain.
+    """
+    edits: list[Edit] = []
+    counts: tuple[RuleCount, ...] = ()
+    warnings: list[str] = []
+    if selection.rules:
+        state_dicts = choose_state_dicts(checkpoint, at)
+        chosen, counts = select(state_dicts, selection)
+        pairs = list(zip(state_dicts, chosen, strict=True))
+        for state_dict, each in pairs:
+            edits += (Drop(state_dict.path, n) for n in state_dict.names if n in each.chosen)
+        for state_dict, each in pairs:
+            edits += _modules(state_dict, each.chosen)
+        warnings += _left_whole(state_dicts, chosen)
+        _require_remainder(checkpoint, edits)
+    if training_state is not None:
+        _require_more_than(checkpoint, training_state)
+        beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
+        edits += (DropOther(path) for path in beside)
+        among = [
+            Drop(state_dict.path, entry.name)
+            for state_dict in checkpoint.state_dicts
+            for entry in state_dict.entries
+            if entry.tensor is None and training_state(entry.name, entry.node)
+        ]
+        known = set(edits)
+        edits += (edit for edit in among if edit not in known)
+        if not beside and not among:
+            warnings.append("there is no training state to remove")
+    if compact:
+        edits.append(Compact(unused_nbytes(checkpoint)))
+    if not selection.rules and training_state is None and not compact:
+        raise UsageError(
+            "nothing is selected",
+            hint="say what to remove: --pattern, --prefix, --glob, --keys-from, --training-state",
+        )
+    return Planned(Plan(tuple(edits)), counts, tuple(warnings))
+
+
+def _modules(state_dict: StateDict, chosen: frozenset[str]) -> Iterator[RenameModule]:
+    """Yield an edit for each record in ``_metadata`` of a module that goes with its entries."""
+    names = state_dict.names
+    modules = list(state_dict.metadata or ())
+    kept = set(strip_metadata(modules, names, [name for name in names if name not in chosen]))
+    return (RenameModule(state_dict.path, m, None) for m in modules if m not in kept)
+
+
+def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
+    """State dicts that a selection leaves whole although it takes something of others."""
+    touched = [bool(each.chosen) for each in chosen]
+    if all(touched) or not any(touched):
+        return []
+    return [
+        f"nothing in '{state_dict.path}' is selected, so it is out of step with the others"
+        for state_dict, some in zip(state_dicts, touched, strict=True)
+        if not some and state_dict.entries
+    ]
+
+
+def _require_more_than(
+    checkpoint: Checkpoint, training_state: Callable[[str, Node], object]
+) -> None:
+    if any(not other.path and training_state("", other.node) for other in checkpoint.others):
+        raise UsageError(
+            "the whole file is training state, and nothing would remain",
+            path=checkpoint.file.name,
+            hint="'ckpt inspect' shows what the file holds",
+        )
+
+
+def _require_remainder(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
+    dropped = Counter(edit.state_dict for edit in edits if isinstance(edit, Drop))
+    for state_dict in checkpoint.state_dicts:
+        if state_dict.entries and dropped[state_dict.path] == len(state_dict.entries):
+            where = f" of '{state_dict.path}'" if state_dict.path else ""
+            raise UsageError(
+                f"every entry{where} would be removed",
+                path=checkpoint.file.name,
+                hint="--keep inverts a selection",
+            )
