@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from typing import Any, Final, NoReturn
 
@@ -18,7 +15,7 @@ from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, color_on, traceback_option
 from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.pickles import collector
+from ckpt_surgery.pickles.collector import freeze_what_is_made
 
 # Name: module, object in it, and its one line of help, which shows without importing it.
 COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
@@ -156,30 +153,11 @@ def cli(ctx: click.Context) -> None:
 
 
 def run() -> NoReturn:
-    """The entry point: `main`, in a process of its own."""
-    collector.freezes = True
+    """Run `main` in a process of its own: the entry point."""
+    freeze_what_is_made()
     # numpy's BLAS, which nothing here uses, would keep a processor busy waiting for work
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        main()
-    except SystemExit as leaving:
-        if "torch" in sys.modules and isinstance(leaving.code, int):
-            _leave_at_once(leaving.code)
-        raise
-    finally:
-        # The interpreter's last collections look at everything once more, and all of it is given
-        # back to the system anyway.
-        gc.freeze()
-
-
-def _leave_at_once(code: int) -> NoReturn:
-    """Do not take torch's half a million objects apart one by one, which takes 0.15 s."""
-    atexit._run_exitfuncs()  # noqa: SLF001 - what the interpreter would do first
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # reported before, or nobody reads it any longer
-            if stream is not None:
-                stream.flush()
-    os._exit(code)
+    main()
 
 
 def main() -> NoReturn:

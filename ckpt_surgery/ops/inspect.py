@@ -19,7 +19,6 @@ from ckpt_surgery.checkpoint.description import (
     join_path,
 )
 from ckpt_surgery.checkpoint.select import choose_state_dicts, select
-from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.errors import LimitExceededError, PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -29,6 +28,7 @@ from ckpt_surgery.torch_objects.averages import AVERAGED_MODEL_COUNT, holds_aver
 from ckpt_surgery.torch_objects.kinds import entry_counts
 
 if TYPE_CHECKING:
+    from ckpt_surgery.compute.stats import TensorStats
     from ckpt_surgery.training.documents import AverageFacts, TrainingFacts
     from ckpt_surgery.writing.output import ProgressBar
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, Tensor, join_path
-from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.reports import SCHEMA
 
 if TYPE_CHECKING:
+    from ckpt_surgery.compute.stats import TensorStats
     from ckpt_surgery.training.documents import AverageFacts, TrainingFacts
 
 
