@@ -162,6 +162,7 @@ class Checkpoint:
     here, and carried out by the writer: state dicts whose entries differ from their node's items,
     the `dropped` among the other entries, `moved` tensors by the identity of their node, and
     other nodes that are `replaced`, by theirs.
+    `architecture` is what a file beside the weights calls the model, if one does.
     `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
     written again.
     """
@@ -178,6 +179,7 @@ class Checkpoint:
     dropped: tuple[Other, ...] = ()
     moved: Mapping[int, Tensor] = field(default_factory=dict)
     replaced: Mapping[int, object] = field(default_factory=dict)
+    architecture: str = ""
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -24,6 +24,9 @@ FORMATS: Final[dict[str, str]] = {
     "torch-legacy": "ckpt_surgery.formats.torch_legacy:TorchLegacy",
     "torch-tar": "ckpt_surgery.formats.torch_tar:TorchTar",
     "safetensors": "ckpt_surgery.formats.safetensors:Safetensors",
+    "safetensors-index": "ckpt_surgery.formats.sharded:SafetensorsIndex",
+    "torch-index": "ckpt_surgery.formats.sharded:TorchIndex",
+    "model-directory": "ckpt_surgery.formats.model_directory:ModelDirectory",
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",
 }
 

@@ -72,6 +72,8 @@ def inspect(
             training=training,
             averaged=_averaged(averages),
             averages=averages,
+            declared=checkpoint.architecture,
+            files=tuple(source.name for source in checkpoint.sources[1:]),
             architectures=_architectures(checkpoint, listed) if recognise else {},
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )

@@ -157,9 +157,12 @@ def _walk(root: Subtree) -> Iterator[tuple[str, Subtree]]:
 
 def _footer(report: InspectReport) -> Iterator[str]:
     totals = report.totals
-    yield f"{printable(report.file)}: {report.format}, {_exact_bytes(report.size)}"
+    shards = f", {count(len(report.files), 'shard')}" if report.files else ""
+    yield f"{printable(report.file)}: {report.format}{shards}, {_exact_bytes(report.size)}"
     if not report.state_dicts:
         yield "no state dict found"
+    if report.declared:
+        yield f"architecture: {printable(report.declared)}"
     for path, each in report.architectures.items():
         where = f" ({printable(path)})" if path else ""
         yield f"architecture{where}: {printable(str(each['summary']))}"

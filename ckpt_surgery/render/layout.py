@@ -233,7 +233,7 @@ def hanging(text: str, width: int) -> str:
     """Return `text` wrapped between words, what follows its first line set in below it."""
     if cells(text) <= width:
         return text
-    indent = len(text) - len(text.lstrip(" "))
+    indent = min(len(text) - len(text.lstrip(" ")), width // 2)
     below = min(indent + len(_HANGING), width // 2)
     first, *rest = wrap(text.lstrip(" "), max(width - indent, 1))
     if not rest:

@@ -78,6 +78,10 @@ class InspectReport:
     """The moving averages, wherever they lie."""
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What state dicts were recognised as, by their path; its ``summary`` is a sentence."""
+    declared: str = ""
+    """What a file beside the weights calls the model: ``config.json``."""
+    files: tuple[str, ...] = ()
+    """The shards, if the checkpoint comes from several files."""
 
     @property
     def exit_code(self) -> int:
@@ -96,6 +100,8 @@ class InspectReport:
             "ties": [list(names) for names in self.ties],
             "globals": list(self.globals),
             "notes": list(self.notes),
+            "declared_architecture": self.declared or None,
+            "shards": list(self.files),
         }
 
     def _state_dict(self, state_dict: StateDict) -> dict[str, Any]:

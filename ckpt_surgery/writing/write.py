@@ -66,6 +66,12 @@ def write(
     sources = [*checkpoint.sources, *inputs]
     output.refuse_inputs(sources)
     held, layout, losses = _laid_out(checkpoint, output)
+    if output.in_place and len(checkpoint.sources) > 1 and not layout.is_directory:
+        raise UsageError(
+            "it is made of several files, which one file cannot take the place of",
+            path=checkpoint.file.name,
+            hint="give -o FILE",
+        )
     output = _named_by_content(layout, output)
     output.refuse_inputs(sources)
     if not output.dry_run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckpt_surgery.render.layout import Column, Grid, cells, fit, hanging, padded, shorten_name, wrap
@@ -97,6 +97,7 @@ def test_text_wraps_below_its_row():
 
 
 @given(st.text(st.sampled_from("ab 宽"), max_size=60), st.integers(8, 30), st.integers(0, 6))
+@example("  宽", 8, 5)
 def test_hanging_text_fits_and_loses_nothing(text, width, indent):
     shown = hanging(" " * indent + text, width)
     assert all(cells(line) <= width for line in shown.split("\n"))

@@ -1,0 +1,225 @@
+"""Sharded checkpoints: an index in JSON that says which file holds each tensor, and those files.
+
+The form is that of huggingface_hub and transformers: ``{"metadata": {"total_size": …},
+"weight_map": {name: file}}``. An index is as little to be trusted as a pickle: the names of its
+files stay below its directory, every tensor lies in one file and in the one that it says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.directory import DirectorySource
+from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.strict_json import load_object
+from ckpt_surgery.pickles import Limits
+
+MAX_INDEX_BYTES: Final = 64 << 20
+"""An index has some hundred bytes a tensor; the largest published ones have 10 MB."""
+
+INDEX_SUFFIX: Final = ".index.json"
+_WEIGHT_MAP: Final = "weight_map"
+_METADATA: Final = "__metadata__"
+_SAFETENSORS: Final = ".safetensors"
+_MOST_NAMED: Final = 3
+
+
+class _Sharded(Format):
+    """What indices of safetensors files and of torch's files have in common."""
+
+    shard_suffix: str
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it is an index whose files are of this kind."""
+        if not looks_like_index(source):
+            return False
+        try:
+            files = read_index(source).files
+        except ReadError:  # some index: `read` says what is wrong with it
+            return self.shard_suffix == _SAFETENSORS
+        return all(file.endswith(_SAFETENSORS) for file in files) == (
+            self.shard_suffix == _SAFETENSORS
+        )
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe all shards as one checkpoint; raises as `read_sharded` does."""
+        if source.path is None:
+            raise ReadError(
+                "an index without a place in a directory does not say where its shards are",
+                path=source.name,
+                hint="name the index file, or its directory",
+            )
+        folder = DirectorySource.open(os.path.dirname(source.path) or ".")  # noqa: PTH120
+        return read_sharded(source, folder, limits, self.name)
+
+
+class SafetensorsIndex(_Sharded):
+    """The index of several safetensors files."""
+
+    name = "safetensors-index"
+    title = "sharded safetensors"
+    written_as = "safetensors"
+    shard_suffix = _SAFETENSORS
+
+
+class TorchIndex(_Sharded):
+    """The index of several files of torch.save."""
+
+    name = "torch-index"
+    title = "a sharded checkpoint of torch"
+    written_as = "torch-zip"
+    shard_suffix = ".bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What an index says: the file of each tensor, and the bytes of all (None: it does not say)."""
+
+    weight_map: Mapping[str, str]
+    total_size: int | None
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the shards, sorted, as they are numbered."""
+        return sorted(set(self.weight_map.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a checkpoint was split: the name of the index, and each tensor's file."""
+
+    index: str
+    weight_map: Mapping[str, str]
+
+
+def looks_like_index(source: Source) -> bool:
+    """Say whether `source` is a JSON object with a weight map; reads at most what an index has."""
+    if not 0 < source.size <= MAX_INDEX_BYTES:
+        return False
+    if not source.read_at(0, min(source.size, 64)).lstrip().startswith(b"{"):
+        return False
+    return f'"{_WEIGHT_MAP}"'.encode() in source.read_at(0, source.size)
+
+
+def read_index(source: Source) -> Index:
+    """Return what the index says. Raises `DamagedFileError` if it is not of an index's form."""
+    if source.size > MAX_INDEX_BYTES:
+        raise LimitExceededError(
+            f"the index has {source.size} bytes, more than {MAX_INDEX_BYTES}", path=source.name
+        )
+    found = load_object(source.read_at(0, source.size), path=source.name, what="the index")
+    weight_map, metadata = found.get(_WEIGHT_MAP), found.get("metadata")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) for file in weight_map.values()
+    ):
+        raise DamagedFileError(
+            f"'{_WEIGHT_MAP}' does not map names of tensors to names of files", path=source.name
+        )
+    total = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return Index(weight_map, int(total) if isinstance(total, int | float) else None)
+
+
+def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: str) -> Checkpoint:
+    """Describe the shards that the index in `source` names, which lie in `folder`, as one.
+
+    Raises `DamagedFileError` if a shard is missing or leads out of the folder, if a tensor is in
+    two shards, or not where the index says, and what reading a shard raises.
+    """
+    from ckpt_surgery.formats.detect import find_format
+
+    index = read_index(source)
+    shards: list[tuple[str, Checkpoint]] = []
+    for file in index.files:
+        member = folder.member(file)
+        shards.append((file, find_format(member).read(member, limits)))
+    entries = _entries(source, index, shards)
+    checkpoint = Checkpoint(
+        format=name,
+        sources=(source, *(shard.file for _, shard in shards)),
+        root=None,
+        state_dicts=(StateDict("", "model", entries, _modules(shards)),),
+        others=_metadata(source, shards),
+        globals=tuple(dict.fromkeys(each for _, shard in shards for each in shard.globals)),
+        container=Sharding(os.path.basename(source.name), index.weight_map),  # noqa: PTH119
+        unwritable=next((shard.unwritable for _, shard in shards if shard.unwritable), ""),
+    )
+    return replace(checkpoint, notes=tuple(_notes(index, checkpoint, shards)))
+
+
+def _entries(
+    source: Source, index: Index, shards: Sequence[tuple[str, Checkpoint]]
+) -> tuple[Entry, ...]:
+    """Return the entries of all shards in order, each where the index says."""
+    found: dict[str, str] = {}
+    entries: list[Entry] = []
+    for file, shard in shards:
+        for entry in _state_dict(source, file, shard).entries:
+            if entry.name in found:
+                raise DamagedFileError(
+                    f"the tensor is in two shards: '{found[entry.name]}' and '{file}'",
+                    path=source.name,
+                    entry=entry.name,
+                )
+            found[entry.name] = file
+            entries.append(entry)
+    for name, file in index.weight_map.items():
+        if found.get(name) != file:
+            where = f"it is in '{found[name]}'" if name in found else "it is in none"
+            raise DamagedFileError(
+                f"the index says that the tensor is in '{file}', but {where}",
+                path=source.name,
+                entry=name,
+            )
+    return tuple(entries)
+
+
+def _state_dict(source: Source, file: str, shard: Checkpoint) -> StateDict:
+    others = [other.path for other in shard.others if other.path != _METADATA]
+    if len(shard.state_dicts) != 1 or shard.state_dicts[0].path or others:
+        raise DamagedFileError("the shard is no plain state dict", path=source.name, entry=file)
+    return shard.state_dicts[0]
+
+
+def _modules(shards: Sequence[tuple[str, Checkpoint]]) -> Mapping[str, object] | None:
+    """Return ``_metadata`` of all shards; None if none has any."""
+    found = [s.state_dicts[0].metadata for _, s in shards if s.state_dicts[0].metadata is not None]
+    return {name: node for each in found for name, node in each.items()} if found else None
+
+
+def _metadata(source: Source, shards: Sequence[tuple[str, Checkpoint]]) -> tuple[Other, ...]:
+    """Return ``__metadata__`` of the safetensors among the shards, which is to be one."""
+    merged: dict[str, str] = {}
+    for file, shard in shards:
+        for other in shard.others:
+            for key, value in other.value.items():
+                if merged.setdefault(key, value) != value:
+                    raise DamagedFileError(
+                        f"the shards differ in the metadata '{key}'", path=source.name, entry=file
+                    )
+    return (Other(_METADATA, "dict", merged),) if merged else ()
+
+
+def _notes(
+    index: Index, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
+) -> Iterator[str]:
+    unnamed = [name for name, _ in checkpoint.tensors if name not in index.weight_map]
+    if unnamed:
+        shown = ", ".join(f"'{name}'" for name in unnamed[:_MOST_NAMED])
+        more = f" and {len(unnamed) - _MOST_NAMED} more" if len(unnamed) > _MOST_NAMED else ""
+        yield f"in the shards, but not in the index: {shown}{more}"
+    storages: dict[Storage, int] = {}
+    for _, tensor in checkpoint.tensors:
+        for part in tensor.strided_parts():
+            if part.storage is not None:
+                storages[part.storage] = part.storage.nbytes
+    sizes = {sum(tensor.nbytes for _, tensor in checkpoint.tensors), sum(storages.values())}
+    if index.total_size is not None and index.total_size not in sizes:
+        yield f"the index says {index.total_size:,} bytes, the tensors have {min(sizes):,}"
+    for file, shard in shards:
+        yield from (f"{file}: {note}" for note in shard.notes)
