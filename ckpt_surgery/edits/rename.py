@@ -10,6 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, renamed, require_distinct
+from ckpt_surgery.pickles import own_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,5 +84,12 @@ def _with_modules(state_dict: StateDict, renames: Sequence[RenameModule]) -> Sta
     records = state_dict.metadata or {}
     paths = renamed(path, list(records), ((edit.old, edit.new) for edit in renames))
     require_distinct(path, (module for module in paths if module is not None))
-    pairs = zip(paths, records.values(), strict=True)
-    return replace(state_dict, metadata={m: value for m, value in pairs if m is not None})
+    triples = zip(records, paths, records.values(), strict=True)
+    return replace(
+        state_dict,
+        metadata={
+            old if new == old else own_text(new): value
+            for old, new, value in triples
+            if new is not None
+        },
+    )

@@ -168,19 +168,25 @@ def opened(
                 hint="use them with --model",
             )
         with read(like) as checkpoint:
-            yield _aim_at_file(checkpoint)
+            yield aim_at_file(checkpoint)
     elif model is not None:
-        spec = ModelSpec(model, dict(model_args or {}), parse_settings(settings))
-        from ckpt_surgery.compute.elements import require_torch
-
-        require_torch()
-        from ckpt_surgery.models import building
-
-        module = building.build_module(spec)
-        yield Aim(building.describe(module, model), module, spec)
+        yield aim_at_model(model, model_args, settings)
 
 
-def _aim_at_file(checkpoint: Checkpoint) -> Aim:
+def aim_at_model(model: str, arguments: Mapping[str, Value] | None, settings: Sequence[str]) -> Aim:
+    """Return a model as a target, built on the meta device. Raises what building it raises."""
+    spec = ModelSpec(model, dict(arguments or {}), parse_settings(settings))
+    from ckpt_surgery.compute.elements import require_torch
+
+    require_torch()
+    from ckpt_surgery.models import building
+
+    module = building.build_module(spec)
+    return Aim(building.describe(module, model), module, spec)
+
+
+def aim_at_file(checkpoint: Checkpoint) -> Aim:
+    """Return the one state dict of a file as a target. Raises `UsageError` for none or several."""
     models = usual_models(checkpoint.state_dicts)
     if len(models) != 1:
         paths = ", ".join(f"'{state_dict.path}'" for state_dict in models)

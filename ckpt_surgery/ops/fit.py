@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from ckpt_surgery.checkpoint.compact import in_own_storage
-from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.compute.elements import can_load, require_torch
-from ckpt_surgery.compute.lazy import computed_tensor
-from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.compute.elements import can_load
+from ckpt_surgery.edits.convert import conversion
+from ckpt_surgery.edits.follow import following
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
-from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, PlanError, UsageError
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.plan import Plan
+from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
 from ckpt_surgery.fit.checks import check_adaptations
+from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
 from ckpt_surgery.fit.fills import parse_fills
 from ckpt_surgery.fit.grids import parse_grids
-from ckpt_surgery.fit.items import FitItem
-from ckpt_surgery.fit.moments import AdaptMoment, elements_of
+from ckpt_surgery.fit.moments import AdaptMoment
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
 from ckpt_surgery.formats import read
@@ -35,9 +36,7 @@ from ckpt_surgery.models.specs import Value
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
-from ckpt_surgery.pickles import Object, PersistentId
 from ckpt_surgery.reports.fitting import FitReport, Fitted
-from ckpt_surgery.torch_objects.tensors import relocated
 from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.training.optimizers import InStep, keep_in_step
 from ckpt_surgery.training.parameters import Inventory, NamedEntry, Parameter
@@ -45,13 +44,7 @@ from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import left_out, write
 
-if TYPE_CHECKING:
-    from ckpt_surgery.fit.initial import InitialValues
-
 FitOptimizer = Literal["resize", "reset", "keep", "drop"]
-
-_Elements = Any
-"""``torch.Tensor``, which is not imported here."""
 
 
 def fit(
@@ -118,12 +111,15 @@ def fit(
                 fitted.append(_plan(each, aim, options, level, renames or {}))
         with _naming(checkpoint, chosen[0], several=False):
             check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
-        big_endian = any(_is_big_endian(t) for _, t in checkpoint.tensors)
-        values = _Values(aim, seed, big_endian=big_endian)
         archive = for_output(checkpoint, target)
-        result = replace(archive, state_dicts=_replaced(archive, fitted, values))
+        goal = FitTarget.of(model, model_args, settings, None if like is None else aim.inputs[0])
+        inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
+        keep_aim(inputs, goal, aim)
+        plan = Plan(tuple(Fit.of(f.path, f.plan.items, aim.target, goal, seed) for f in fitted))
+        result = plan.apply(archive, inputs)
         step = _in_step(archive, result, fitted, aim.target, optimizer)
-        result = step.checkpoint
+        follow = Plan(tuple(following(step)))
+        result = follow.apply(result)
         if emit_map is not None:
             _write_map(emit_map, fitted, force=target.force)
         written = write(result, target, inputs=aim.sources)
@@ -133,6 +129,11 @@ def fit(
             output=written.output,
             format=written.format,
             target=aim.target.title,
+            plan=tuple(
+                Plan(
+                    (*plan.edits, *follow.edits, *conversion(checkpoint.format, written))
+                ).to_dict()
+            ),
             fitted=tuple(fitted),
             carried=tuple(other.path for other in result.others),
             dropped_others=(*left_out(checkpoint, result), *_left_out(chosen, result)),
@@ -275,133 +276,6 @@ def _plan(
                 hint=f"the target wants {item.dtype} {list(item.shape)}",
             )
     return Fitted(state_dict.path, state_dict.kind, found, plan)
-
-
-@dataclass(slots=True)
-class _Values:
-    """Entries of the result: bytes of the files where they stay, computed tensors elsewhere."""
-
-    aim: Aim
-    seed: int
-    big_endian: bool
-    _drawn: dict[int, InitialValues] = field(default_factory=dict)
-
-    def entries(self, state_dict: StateDict, fitted: Fitted) -> list[Entry]:
-        sources = {entry.name: entry for entry in state_dict.entries}
-        made: dict[str, Entry] = {}
-        for item in fitted.plan.items:
-            if item.tie_of is not None:
-                made[item.name] = replace(made[item.tie_of], name=item.name, key_node=None)
-            else:
-                made[item.name] = self._entry(item, sources, fitted)
-        for name in self.aim.target.extra_state:
-            made[name] = self._extra_state(name, sources)
-        return list(made.values())
-
-    def _extra_state(self, name: str, sources: Mapping[str, Entry]) -> Entry:
-        entry = sources.get(name) or self.aim.entry(name)
-        if entry is None:
-            raise PlanError(
-                f"'{name}' is no tensor but a state that the model keeps, and the checkpoint "
-                "does not have it",
-                hint="save the model's own state dict and use --like",
-            )
-        return replace(entry, key_node=None)
-
-    def _entry(self, item: FitItem, sources: Mapping[str, Entry], fitted: Fitted) -> Entry:
-        entry = sources[item.source] if item.is_verbatim and item.source is not None else None
-        if entry is None and _keeps_own_value(item):
-            entry = self.aim.entry(item.name)
-        kept = None if entry is None or entry.tensor is None else self._kept(item, entry.tensor)
-        if entry is not None and kept is not None:
-            role = self.aim.target.by_name[item.name].role
-            node = entry.node if kept is entry.tensor else kept.node
-            return Entry(item.name, kept, role, node=node)
-
-        def compute() -> _Elements:
-            from ckpt_surgery.fit.values import fitted as value
-
-            return value(item, lambda name: _load(sources[name]), self._initial(fitted))
-
-        tensor = computed_tensor(
-            item.shape, BY_NAME[item.dtype], compute, key=item.name, big_endian=self.big_endian
-        )
-        return Entry(item.name, tensor, self.aim.target.by_name[item.name].role)
-
-    def _kept(self, item: FitItem, tensor: Tensor) -> Tensor | None:
-        """`tensor` if its bytes can stay as they are; None if they have to be computed."""
-        if tensor.dtype.name != item.dtype or _is_big_endian(tensor) != self.big_endian:
-            return None if can_load(tensor) else tensor
-        if tensor.shape != item.shape:  # one element, which torch 0.3 wrote with an axis
-            tensor = replace(tensor, shape=item.shape, stride=(), node=None)
-        return tensor if item.untied_from is None or tensor.storage is None else _alone(tensor)
-
-    def _initial(self, fitted: Fitted) -> Callable[[FitItem], _Elements]:
-        from ckpt_surgery.fit.values import initial_value
-
-        return lambda item: initial_value(item, self.seed, lambda name: self._own(name, fitted))
-
-    def _own(self, name: str, fitted: Fitted) -> _Elements:
-        """The target's own value: of its file, or drawn as its constructor does."""
-        entry = self.aim.entry(name)
-        if entry is not None:
-            return _load(entry)
-        if self.aim.spec is None:
-            raise PlanError(f"the target has no value for '{name}'")
-        drawn = self._drawn.get(id(fitted))
-        if drawn is None:
-            from ckpt_surgery.fit.initial import InitialValues
-
-            names = [
-                item.name
-                for item in fitted.plan.items
-                if item.needs_initial and _takes_own_value(item)
-            ]
-            drawn = self._drawn[id(fitted)] = InitialValues(self.aim.spec, names, self.seed)
-        return drawn.tensor(name)
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """`tensor` with bytes that no other tensor shares."""
-    moved = in_own_storage(tensor)
-    if not isinstance(tensor.node, Object) or moved.storage is None:
-        return replace(moved, node=None)
-    return replace(moved, node=relocated(tensor.node, PersistentId(None, moved.storage), moved))
-
-
-def _takes_own_value(item: FitItem) -> bool:
-    return item.fill is None or item.fill.kind == "init"
-
-
-def _keeps_own_value(item: FitItem) -> bool:
-    """Whether the target's own value is all of it."""
-    return item.status == "initial" and _takes_own_value(item)
-
-
-def _is_big_endian(tensor: Tensor) -> bool:
-    return tensor.storage is not None and tensor.storage.big_endian
-
-
-def _load(entry: Entry) -> _Elements:
-    return elements_of(entry.tensor, entry.name)
-
-
-def _replaced(
-    checkpoint: Checkpoint, fitted: Sequence[Fitted], values: _Values
-) -> tuple[StateDict, ...]:
-    by_path = {each.path: each for each in fitted}
-    if any(not item.is_verbatim for each in fitted for item in each.plan.items):
-        require_torch()
-    return tuple(
-        replace(
-            each,
-            entries=tuple(values.entries(each, by_path[each.path])),
-            metadata=values.aim.metadata,
-        )
-        if each.path in by_path
-        else each
-        for each in checkpoint.state_dicts
-    )
 
 
 def _write_map(path: PathLike, fitted: Sequence[Fitted], *, force: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,7 @@ class FitReport:
     output: str | None
     format: str
     target: str
+    plan: tuple[Mapping[str, Any], ...]
     fitted: tuple[Fitted, ...]
     carried: tuple[str, ...]
     dropped_others: tuple[str, ...] = ()
@@ -129,6 +130,7 @@ class FitReport:
             "output": self.output,
             "format": self.format,
             "target": self.target,
+            "plan": [dict(edit) for edit in self.plan],
             "state_dicts": [each.path for each in self.fitted],
             "copied": [name for name, item in self._items if item.status == "copied"],
             "adapted": [

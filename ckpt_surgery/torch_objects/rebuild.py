@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
-from ckpt_surgery.pickles import NO_STATE, Dict, Global, Node, Object, PersistentId, walk
+from ckpt_surgery.pickles import NO_STATE, Dict, Global, Node, Object, PersistentId, own_text, walk
 from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.torch_objects.find import metadata_node, metadata_of
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
@@ -191,7 +191,7 @@ def _metadata(old: Node | None, metadata: Mapping[str, Node]) -> Node:
 
 
 def _key(entry: Entry) -> Node:
-    return entry.key_node if text(entry.key_node) == entry.name else entry.name
+    return entry.key_node if text(entry.key_node) == entry.name else own_text(entry.name)
 
 
 def _value(entry: Entry) -> Node:

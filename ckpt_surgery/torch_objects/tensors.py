@@ -404,7 +404,7 @@ _OWN_ATTRIBUTES: Final = frozenset(
 
 def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
     """`node` rebuilding the same tensor from another place: `tensor`'s offset, size and stride."""
-    place = (storage, tensor.offset, tensor.shape, tensor.stride)
+    place = (storage, tensor.offset, _own(tensor.shape), _own(tensor.stride))
     if node.state is not NO_STATE and node.args == ():
         return Object(node.op, node.callee, (), state=place)
     if not isinstance(node.args, tuple):
@@ -424,8 +424,17 @@ def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
 def build(storage: PersistentId, tensor: Tensor) -> Object:
     """A new node that rebuilds `tensor`, as torch writes it: ``_rebuild_tensor_v2`` or ``_v3``."""
     hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
-    place = (storage, tensor.offset, tensor.shape, tensor.stride, tensor.requires_grad, hooks)
+    shape, stride = _own(tensor.shape), _own(tensor.stride)
+    place = (storage, tensor.offset, shape, stride, tensor.requires_grad, hooks)
     if tensor.storage is not None and tensor.storage.untyped:
         dtype = Global("torch", tensor.dtype.name)
         return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v3"), (*place, dtype))
     return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), place)
+
+
+def _own(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return equal sizes as a tuple of their own, as torch makes them for each tensor.
+
+    A pickle refers back to one that it has written; so it does not depend on which were shared.
+    """
+    return tuple(iter(sizes))
