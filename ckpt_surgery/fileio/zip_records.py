@@ -75,12 +75,23 @@ class ZipArchive:
     root: str
     records: tuple[ZipRecord, ...]
     unused_nbytes: int = 0
-    _by_name: dict[str, ZipRecord] = field(init=False, repr=False, compare=False)
+    _by_name: dict[bytes, ZipRecord] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_name = {record.name: record for record in self.records}
+        by_name = {record.name.encode().lower(): record for record in self.records}
         object.__setattr__(self, "_by_name", by_name)
 
     def get(self, name: str) -> ZipRecord | None:
-        """Return the record of that exact name below the root folder, or None."""
-        return self._by_name.get(name)
+        """Return the record of that exact name below the root folder, or None.
+
+        Raises DamagedFileError for one that has another case: torch, which compares names as miniz
+        does, would take it.
+        """
+        record = self._by_name.get(name.encode().lower())  # of bytes only ASCII is lowered
+        if record is not None and record.name != name:
+            raise DamagedFileError(
+                f"torch would take the record for '{name}', which has another case",
+                path=self.file.name,
+                entry=record.name,
+            )
+        return record

@@ -100,17 +100,10 @@ def read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
         parsed.root,
         sources=(file,),
         format="torch-legacy",
-        notes=_notes(sequence),
         unwritable=_not_described(sequence, parsed),
         names=sequence.globals,
         limits=limits,
     )
-
-
-def _notes(sequence: PickleSequence) -> tuple[str, ...]:
-    if not sequence.remaining:
-        return ()
-    return (f"{sequence.remaining} bytes follow the last storage and are not read",)
 
 
 def _not_described(sequence: PickleSequence, parsed: Parsed) -> str:

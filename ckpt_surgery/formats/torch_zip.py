@@ -231,11 +231,17 @@ class StorageRecords:
 
 
 def _require_version(archive: ZipArchive) -> None:
-    record = archive.get("version") or archive.get(".data/version")
-    text = record.read(_SMALL).strip() if record is not None else b""
-    if not text.isdigit() or not 1 <= int(text[:9]) <= 10:
-        what = "unknown version of torch's archive" if record else "the record is missing"
-        raise DamagedFileError(what, path=archive.file.name, entry="version")
+    versions = [r for name in ("version", ".data/version") if (r := archive.get(name)) is not None]
+    for record in versions:
+        text = record.read(_SMALL).strip()
+        if not text.isdigit() or not 1 <= int(text[:9]) <= 10:
+            raise DamagedFileError(
+                "unknown version of torch's archive", path=archive.file.name, entry=record.name
+            )
+    if not versions:
+        raise DamagedFileError("the record is missing", path=archive.file.name, entry="version")
+    for name in (".format_version", SERIALIZATION_ID):
+        archive.get(name)  # torch looks for them; refused under a name of another case
     order = archive.get("byteorder")
     if order is not None and order.read(_SMALL) not in (b"little", b"big"):
         raise DamagedFileError(

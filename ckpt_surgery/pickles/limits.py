@@ -16,7 +16,8 @@ class Limits:
     stack, one for each container begun and not ended: CPython's own pickler gives up near 1,000.
     `duplicates` counts DUP opcodes, which no pickler writes. `memo` is the number of memo entries,
     hence one more than the highest index. `digits` is the length of a decimal integer, as CPython
-    bounds it (its conversion takes quadratic time).
+    bounds it (its conversion takes quadratic time). `memory` is bytes of memory that a graph would
+    take, or `memory_share` for each byte of its pickle if that is more.
     """
 
     pickle_bytes: int = 512 << 20
@@ -25,6 +26,8 @@ class Limits:
     duplicates: int = 1 << 16
     memo: int = 1 << 26
     digits: int = 4_300
+    memory: int = 512 << 20
+    memory_share: int = 64
 
 
 DEFAULT_LIMITS: Final = Limits()

@@ -30,6 +30,7 @@ class Machine:
         "data",
         "discarded",
         "duplicates",
+        "framed",
         "globals",
         "limits",
         "memo",
@@ -53,6 +54,7 @@ class Machine:
         self.builtins: dict[str, Global] = {}
         self.discarded: list[Node] = []
         self.duplicates = 0
+        self.framed = False
         self.protocol = 0
 
     def take(self, nbytes: int) -> bytes:

@@ -30,6 +30,7 @@ from ckpt_surgery.pickles.machine import (
 )
 from ckpt_surgery.pickles.nodes import Dict, Global, List, Node, Object, PersistentId
 from ckpt_surgery.pickles.rare import RARE
+from ckpt_surgery.pickles.scan import require_memory, require_whole_frames
 
 _UINT16 = Struct("<H").unpack_from
 _INT32 = Struct("<i").unpack_from
@@ -68,6 +69,7 @@ def parse(
     Raises `TruncatedPickleError` if the data ends before STOP, `DamagedFileError` if the pickle
     is malformed, `LimitExceededError` if it is larger than `limits`.
     """
+    require_memory(data, start, limits)
     machine = Machine(data, start, limits, persistent_load)
     too_long = LimitExceededError(f"the pickle is longer than {limits.pickle_bytes} bytes")
     try:
@@ -79,6 +81,8 @@ def parse(
         raise
     if machine.pos - start > limits.pickle_bytes:
         raise too_long
+    if machine.framed:
+        require_whole_frames(data, start, machine.pos)
     machine.discarded += machine.stack
     for stack in machine.below:
         machine.discarded += stack

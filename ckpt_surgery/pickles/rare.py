@@ -48,6 +48,7 @@ def _proto(machine: Machine) -> None:
 
 
 def _frame(machine: Machine) -> None:
+    machine.framed = True
     nbytes = machine.uint(8)
     if nbytes > len(machine.data) - machine.pos:
         raise TruncatedPickleError("the pickle is truncated")

@@ -19,6 +19,7 @@ from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
+    NO_STATE,
     Dict,
     Global,
     Limits,
@@ -36,7 +37,7 @@ from ckpt_surgery.torch_objects.kinds import (
     type_name,
 )
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of
-from ckpt_surgery.torch_objects.module_nodes import is_module
+from ckpt_surgery.torch_objects.module_nodes import SETS, is_module
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.torch_objects.training_state import (
@@ -101,6 +102,8 @@ def assemble(
     survey = Survey(TensorReader(limits), limits)
     survey.search(root)
     survey.state_dicts = with_true_kinds(survey.state_dicts)
+    if unwritable:
+        survey.notes.append(f"an edit would lose something: {unwritable}")
     return Checkpoint(
         format="torch-module" if survey.found_module else format,
         sources=sources,
@@ -181,7 +184,7 @@ class Survey:
     def _visit(self, place: _Place, seen: set[int]) -> list[_Place]:
         """Take what lies at `place`; the places below it that are still to be visited."""
         node = place.node
-        if not isinstance(node, (Dict, Object, list, tuple)):
+        if not isinstance(node, (Dict, Object, list, tuple)) or _is_empty(node):
             return []
         if id(node) in self._found:
             first = self._found[id(node)]
@@ -361,6 +364,16 @@ def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
         for key, child in mapping_pairs(state_of(node)) or ():
             if text(key) != "_metadata":
                 yield _printed(key), child, key
+
+
+def _is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
+    """Whether a container holds nothing that could be a state dict: there may be millions."""
+    if isinstance(node, Dict):
+        return not node.items
+    if not isinstance(node, Object):
+        return not node
+    is_given = node.items is not None or node.elements is not None or node.state is not NO_STATE
+    return not is_given and (node.args == () or node.name in SETS)
 
 
 def _printed(key: Node) -> str:

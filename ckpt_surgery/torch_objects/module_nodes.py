@@ -7,6 +7,7 @@ from typing import Final
 from ckpt_surgery.pickles import Dict, Global, Node, Object, PersistentId
 from ckpt_surgery.torch_objects.storages import text
 
+SETS: Final = frozenset({"__builtin__.set", "builtins.set", "__builtin__.frozenset"})
 COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
 _COPY_REG: Final = frozenset({"copy_reg", "copyreg"})
 

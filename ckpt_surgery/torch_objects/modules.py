@@ -23,14 +23,13 @@ from ckpt_surgery.pickles import (
 )
 from ckpt_surgery.torch_objects.calls import Call
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items, state_of
-from ckpt_surgery.torch_objects.module_nodes import COMPILED, class_name_of, is_module
+from ckpt_surgery.torch_objects.module_nodes import COMPILED, SETS, class_name_of, is_module
 from ckpt_surgery.torch_objects.module_tree import SHOWN_NAME, Describe, ModuleTree
 from ckpt_surgery.torch_objects.module_versions import saves_itself, version_of
 from ckpt_surgery.torch_objects.storages import text
 
 _SPECTRAL_NORM_HOOK: Final = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
 _SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._version
-_SETS: Final = frozenset({"__builtin__.set", "builtins.set"})
 _SHOWN_NAMES: Final = 5
 
 
@@ -129,7 +128,7 @@ class _Reader:
         if node is None:
             return set()
         names: Node = None
-        if isinstance(node, Object) and node.name in _SETS:
+        if isinstance(node, Object) and node.name in SETS:
             call = Call.plain(node, 0, 1)
             names = call.settled(0) if len(call) else []
         if not isinstance(names, list):

@@ -105,7 +105,9 @@ def test_valid_archive_is_read(data: bytes, tmp_path: Path) -> None:
     assert record.data.crc32 == record.crc32
     for other in archive.records:
         assert len(other.read(100)) == other.nbytes
-    assert archive.get("DATA.PKL") is None
+    with pytest.raises(DamagedFileError, match="which has another case"):
+        archive.get("DATA.PKL")
+    assert archive.get("other") is None
 
 
 def test_dead_bytes_are_counted(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from bombs import archive, weights, whole
 from click.testing import CliRunner
-from lies import CALLS, CONTENTS, MAPPINGS, read_by_presence, with_contents
+from lies import CALLS, CONTENTS, FILES, MAPPINGS, read_by_presence, with_contents
 
-from ckpt_surgery import Output, Replace, inspect, read, rename, selection, strip
+from ckpt_surgery import Output, Replace, convert, inspect, read, rename, selection, strip
 from ckpt_surgery.cli.main import cli
-from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.errors import DamagedFileError, LossyEditError
 
-LIES = CALLS | MAPPINGS
+LIES = CALLS | MAPPINGS | FILES
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -71,3 +72,13 @@ def test_arguments_of_a_mapping_are_shown_and_edited(name: str, tmp_path: Path) 
     assert torch.equal(found["shown"], expected["hidden"])
     strip(path, Output(out, force=True), selection(pattern="hidden"))
     assert list(torch.load(out, weights_only=True)) == ["w"]
+
+
+def test_what_follows_the_end_of_a_pickle_is_told_and_not_lost(tmp_path: Path) -> None:
+    path, out = tmp_path / "w.pth", tmp_path / "out.pth"
+    path.write_bytes(archive(whole(weights()) + b"cposix\nsystem\n."))
+    told = "an edit would lose something: 15 bytes follow the end of its pickle"
+    assert inspect(path).to_dict()["notes"] == [told]
+    with pytest.raises(LossyEditError, match="15 bytes follow the end of its pickle"):
+        convert(path, out)
+    assert not out.exists()

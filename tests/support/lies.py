@@ -210,6 +210,35 @@ MAPPINGS = {
         weights_only=False,
     ),
 }  # fmt: skip
+_NAMED = archive(whole(ordered(("w", shown()))))
+_VERSION = _NAMED.replace(b"a/version", b"a/Version")
+_BEFORE = b"}(" + text("w") + shown() + text("v") + shown() + text("x") + b"charmless_"
+FILES = {
+    "a byte order under another name": Lie(
+        archive(whole(ordered(("w", shown()))), {"BYTEORDER": b"big"}),
+        "torch would take the record for 'byteorder'",
+    ),
+    "a version under another name": Lie(_VERSION, "torch would take the record for 'version'"),
+    "an alignment under another name": Lie(
+        archive(whole(ordered(("w", shown()))), {".Storage_Alignment": b"64"}),
+        "torch would take the record for '.storage_alignment'",
+    ),
+    "a format under another name": Lie(
+        archive(whole(ordered(("w", shown()))), {".FORMAT_VERSION": b"1"}),
+        "torch would take the record for '.format_version'",
+    ),
+    "a storage under another name": Lie(
+        _NAMED.replace(b"a/data/0", b"a/DATA/0"), "torch would take the record for 'data/0'"
+    ),
+    "a frame hides what a name begins with": Lie(
+        archive(
+            b"\x80\x04\x95" + struct.pack("<Q", len(_BEFORE)) + _BEFORE
+            + b"math\nsqrt\nG" + struct.pack(">d", 16) + b"\x85Ru."
+        ),
+        "an opcode reaches beyond its frame",
+        weights_only=False,
+    ),
+}  # fmt: skip
 # Mappings of which the arguments count as well as the items.
 CONTENTS = {
     "ordered": name("collections", "OrderedDict") + b"](" + _PAIR + b"e\x85R",
@@ -229,4 +258,4 @@ def read_by_presence(value: bytes) -> bytes:
     return archive(whole(ordered(("w", rebuilt(more=b"}" + text("neg") + value + b"s")))))
 
 
-__all__ = ["CALLS", "CONTENTS", "MAPPINGS", "read_by_presence", "with_contents"]
+__all__ = ["CALLS", "CONTENTS", "FILES", "MAPPINGS", "read_by_presence", "with_contents"]
