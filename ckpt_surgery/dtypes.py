@@ -15,7 +15,8 @@ class DType:
     `name` is torch's (``torch.float32`` is ``"float32"``), `itemsize` the bytes that torch counts
     for one element (1 for the packed types below a byte), `storage_class` the class that names
     such a storage in a pickle (None: the storage is an ``UntypedStorage`` and the tensor names
-    the type), `safetensors` the code in a safetensors header (None: it cannot hold this type).
+    the type), `safetensors` the code in a safetensors header (None: it cannot hold this type). A
+    type that torch does not have is none `in_torch`; its elements are of `bits` bits, without gaps.
     """
 
     name: str
@@ -24,9 +25,17 @@ class DType:
     storage_class: str | None = None
     safetensors: str | None = None
     elements_per_byte: int = 1
+    bits: int = 0
+
+    @property
+    def in_torch(self) -> bool:
+        """Whether torch has the type."""
+        return not self.bits
 
     def nbytes(self, numel: int) -> int:
         """Bytes that `numel` elements take, packed types rounded up to a whole byte."""
+        if self.bits:
+            return -(-numel * self.bits // 8)
         if self.elements_per_byte > 1:
             return -(-numel // self.elements_per_byte)
         return numel * self.itemsize
@@ -43,6 +52,9 @@ _TABLE: Final = (
     DType("float8_e5m2fnuz", 1, "float", None, "F8_E5M2FNUZ"),
     DType("float8_e8m0fnu", 1, "float", None, "F8_E8M0"),
     DType("float4_e2m1fn_x2", 1, "float", None, "F4"),
+    DType("float6_e2m3fn", 1, "float", None, "F6_E2M3", bits=6),
+    DType("float6_e3m2fn", 1, "float", None, "F6_E3M2", bits=6),
+    DType("float4_e2m1fn", 1, "float", None, "F4", bits=4),
     DType("int64", 8, "int", "LongStorage", "I64"),
     DType("int32", 4, "int", "IntStorage", "I32"),
     DType("int16", 2, "int", "ShortStorage", "I16"),
@@ -90,7 +102,12 @@ BY_STORAGE_CLASS: Final[dict[str, DType]] = {
     dtype.storage_class: dtype for dtype in _TABLE if dtype.storage_class is not None
 }
 BY_SAFETENSORS: Final[dict[str, DType]] = {
-    dtype.safetensors: dtype for dtype in _TABLE if dtype.safetensors is not None
+    # of the two with the code F4 the one of torch counts, which packs two elements into a byte
+    dtype.safetensors: dtype
+    for dtype in sorted(_TABLE, key=lambda dtype: dtype.in_torch)
+    if dtype.safetensors is not None
 }
+FOUR_BITS: Final = BY_NAME["float4_e2m1fn"]
+"""Elements of four bits one by one, for shapes that torch's pairs cannot have."""
 UNTYPED: Final = BY_NAME["uint8"]
 """What an ``UntypedStorage`` counts in: bytes."""

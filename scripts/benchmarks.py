@@ -53,6 +53,11 @@ torch.save(state_dict, sys.argv[2])
 torch.save({{"module." + key: tensor for key, tensor in state_dict.items()}}, sys.argv[2])
 """,
 }
+TO_SAFETENSORS = """
+import sys, torch
+from safetensors.torch import save_file
+save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])
+"""
 # fairseq's average_checkpoints.py: load one after the other, add up, divide
 TORCH_AVERAGE = """
 import sys, torch
@@ -253,6 +258,28 @@ def bench_stats(file: Path, rounds: int) -> Iterator[Result]:
     yield from compare(f"statistics of {file.stat().st_size / 1e9:.2g} GB", costs, targets)
 
 
+def bench_safetensors(file: Path, rounds: int) -> Iterator[Result]:
+    """A large file as safetensors beside copying it, and beside load and save by the library."""
+    source, output = str(file), file.with_name("output.safetensors")
+    commands = [
+        Command("convert", [*CKPT, "convert", source, "-q", "-o", str(output)], output),
+        Command("cp", ["cp", source, str(output)], output),
+        Command(
+            "load and save_file",
+            [sys.executable, "-c", TO_SAFETENSORS, source, str(output)],
+            output,
+        ),
+    ]
+    size_gb = file.stat().st_size / 1e9
+    targets = [
+        # the start of a process outweighs copying less
+        Target("convert", "cp", 1.0 if size_gb > 1.5 else None, 60 * MB),
+        Target("convert", "load and save_file", 1 / 4, 60 * MB),
+    ]
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    yield from compare(f".pth to safetensors, {size_gb:.2g} GB", costs, targets)
+
+
 def bench_average(
     folder: Path, size_gb: float, dtype: str, rounds: int, mergekit: str | None
 ) -> Iterator[Result]:
@@ -348,6 +375,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "strip": lambda: bench_edit("strip", large, 3 if quick else 5),
         "rename": lambda: bench_edit("rename", large, 3 if quick else 5),
         "stats": lambda: bench_stats(large, 3),
+        "safetensors": lambda: bench_safetensors(large, 3 if quick else 5),
         "merge": lambda: bench_merge(Path(folder), size_gb / 2, 3 if quick else 5, options),
     }
     results: list[Result] = []
@@ -407,7 +435,8 @@ def main() -> int:
         prog="scripts/bench", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
-    parser.add_argument("--only", choices=["inspect", "parse", "strip", "rename", "stats", "merge"])
+    names = ["inspect", "parse", "strip", "rename", "stats", "safetensors", "merge"]
+    parser.add_argument("--only", choices=names)
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
     parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")
     parser.add_argument("--mergekit", help="its mergekit-pytorch, to compare with (default: PATH)")

@@ -10,7 +10,7 @@ import functools
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO, TypeVar
 
 import click
@@ -139,6 +139,23 @@ output_options = all_of(
         is_flag=True,
         help="Leave out what the output's format cannot hold.",
     ),
+    click.option(
+        "--sidecar",
+        metavar="JSON",
+        type=click.Path(readable=False),
+        help="Keep plain values that the output's format cannot hold in the file JSON.",
+    ),
+    click.option(
+        "--metadata",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Put a text beside the tensors of a safetensors file. Repeatable.",
+    ),
+    click.option(
+        "--duplicate-ties",
+        is_flag=True,
+        help="Write tied tensors once for each name, into a format without ties.",
+    ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(
         "--record",
@@ -217,6 +234,7 @@ def selection_of(ctx: click.Context) -> Selection:
 def output_of(ctx: click.Context) -> Output:
     """Where the output goes. Raises `UsageError` if it would go to a terminal."""
     from ckpt_surgery.fileio.distinct import Role
+    from ckpt_surgery.formats.base import LayoutOptions
     from ckpt_surgery.render.progress import progress_bar
     from ckpt_surgery.writing.output import Output
 
@@ -236,9 +254,24 @@ def output_of(ctx: click.Context) -> Output:
         dry_run=dry_run,
         format=given["output_format"],
         allow_loss=given["allow_loss"],
+        sidecar=given["sidecar"],
+        options=LayoutOptions(_metadata(given["metadata"]), given["duplicate_ties"]),
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
         beside=() if record is None else (Role("'--record'", record),),
     )
+
+
+def _metadata(items: Sequence[str]) -> dict[str, str]:
+    """Return KEY=VALUE pairs as a dictionary. Raises `UsageError` for one that is none."""
+    found: dict[str, str] = {}
+    for item in items:
+        key, sign, value = item.partition("=")
+        if not key or not sign:
+            raise UsageError(f"'--metadata {item}' is not of the form KEY=VALUE")
+        if key in found:
+            raise UsageError(f"'--metadata' gives '{key}' twice")
+        found[key] = value
+    return found
 
 
 def _stdout_descriptor() -> int:

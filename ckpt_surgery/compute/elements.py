@@ -34,7 +34,7 @@ def can_load(tensor: Tensor) -> bool:
     """Whether `load_elements` can: the tensor is strided, its elements are whole bytes."""
     dtype = tensor.dtype
     packed = dtype.elements_per_byte > 1 or _PACKED.fullmatch(dtype.name) is not None
-    return tensor.storage is not None and not packed
+    return tensor.storage is not None and not packed and dtype.in_torch
 
 
 def load_elements(tensor: Tensor) -> torch.Tensor | None:

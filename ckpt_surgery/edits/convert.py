@@ -33,9 +33,19 @@ class Convert(Edit):
         return replace(without(checkpoint, losses), format=target.name)
 
 
-def conversion(before: str, written: Written) -> tuple[Convert, ...]:
-    """Return the edit that writing took, from the format `before`; none if nothing changed."""
+def conversion(before: str, written: Written) -> tuple[Edit, ...]:
+    """Return the edits that writing took, from the format `before`; none if nothing changed."""
     allowed = any(loss.refused for loss in written.losses)
+    texts = set_metadata(written)
     if before == written.format and not allowed:
+        return texts
+    return (Convert(before, written.format, allow_loss=allowed), *texts)
+
+
+def set_metadata(written: Written) -> tuple[Edit, ...]:
+    """Return the edit that puts texts beside the tensors, if any were given."""
+    if not written.metadata:
         return ()
-    return (Convert(before, written.format, allow_loss=allowed),)
+    from ckpt_surgery.edits.metadata import SetMetadata
+
+    return (SetMetadata(written.metadata),)

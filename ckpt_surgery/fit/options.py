@@ -29,7 +29,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.dtype is None:
             return
-        if self.dtype not in BY_NAME:
+        if self.dtype not in BY_NAME or not BY_NAME[self.dtype].in_torch:
             raise UsageError(
                 f"there is no element type '{self.dtype}'", hint=near_hint(self.dtype, BY_NAME)
             )

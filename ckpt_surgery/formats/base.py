@@ -104,7 +104,7 @@ class Format(ABC):
     `name` is what reports and ``--format`` call it, `suffixes` (of file names, in lower case)
     choose it for an output, `title` is what messages call a file of it. A format that is only
     read names in `written_as` the one that holds what it gives. `of_directories` says that its
-    checkpoints are directories and not files.
+    checkpoints are directories and not files, `honours` which `LayoutOptions` it carries out.
     """
 
     name: ClassVar[str]
@@ -112,6 +112,7 @@ class Format(ABC):
     suffixes: ClassVar[tuple[str, ...]] = ()
     written_as: ClassVar[str] = ""
     of_directories: ClassVar[bool] = False
+    honours: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def sniff(self, source: Source) -> bool:

@@ -7,16 +7,16 @@ name, unknown fields of a tensor, space before the header) this one follows the 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, NoReturn
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage, Tensor
-from ckpt_surgery.dtypes import BY_SAFETENSORS, DType
-from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
+from ckpt_surgery.dtypes import BY_SAFETENSORS, FOUR_BITS, UNTYPED, DType
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, Source
-from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.torch_objects.kinds import role_of
 
@@ -24,11 +24,22 @@ MAX_HEADER_BYTES: Final = 100_000_000
 METADATA: Final = "__metadata__"
 
 _SIZE_BYTES: Final = 8
+_ALIGNMENT: Final = 8
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _MAX_DIMENSION: Final = 2**63 - 1
 _MAX_DIMENSIONS: Final = 1000
-_HALF_BYTE: Final = "F4"
-_WITHOUT_TORCH_DTYPE: Final = frozenset({"F6_E2M3", "F6_E3M2"})
+_FOUR_BITS: Final = "F4"
+_FRAMEWORK: Final = "format"
+"""The key of ``__metadata__`` that names the writer's framework, and is no alias of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A file as it was read, which is written again if its entries and metadata are the same."""
+
+    file: ByteRange
+    entries: tuple[Entry, ...]
+    metadata: Mapping[str, str] | None
 
 
 class Safetensors(Format):
@@ -37,7 +48,7 @@ class Safetensors(Format):
     name = "safetensors"
     title = "a safetensors file"
     suffixes = (".safetensors",)
-    written_as = "torch-zip"
+    honours = frozenset({"metadata", "duplicate_ties"})
 
     def sniff(self, source: Source) -> bool:
         """Say whether it begins with the size and the brace of a header."""
@@ -46,6 +57,18 @@ class Safetensors(Format):
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the file; raises as `read_safetensors` does."""
         return read_safetensors(source, limits)
+
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return all but one state dict of strided tensors of the format's types."""
+        from ckpt_surgery.formats.safetensors_write import losses
+
+        return losses(checkpoint)
+
+    def lay_out(self, checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+        """Place the header and every tensor, as the safetensors library does."""
+        from ckpt_surgery.formats.safetensors_write import layout
+
+        return layout(checkpoint, options)
 
 
 def looks_like_safetensors(file: Source) -> bool:
@@ -60,28 +83,61 @@ def looks_like_safetensors(file: Source) -> bool:
 def read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a safetensors file: one state dict, in the order of the data.
 
-    Every tensor has a storage of its own, named like the tensor. `limits` bounds the header as it
-    bounds a pickle. Raises `DamagedFileError` if the file breaks a rule of the format,
-    `LimitExceededError` if the header is too long, and `ReadError` if torch has no such dtype.
+    Every tensor has a storage of its own, named like the tensor; names in ``__metadata__`` that are
+    tied to one are entries as well. A tensor of a type that torch does not have is described like
+    any other. `limits` bounds the header as it bounds a pickle. Raises `DamagedFileError` if the
+    file breaks a rule of the format, and `LimitExceededError` if the header is too long.
     """
-    header, start = _read_header(file, limits)
+    text = _read_header(file, limits)
+    header, start = _parse_header(text), _SIZE_BYTES + len(text)
     metadata = _metadata(header.pop(METADATA, None))
     found = [_Span.of(name, info) for name, info in header.items()]
     found.sort(key=lambda span: (span.begin, span.end))
     _require_tiling(found, file.size - start)
-    entries = tuple(_entry(span, file, start) for span in found)
-    others = () if metadata is None else (Other(METADATA, "dict", metadata),)
+    tensors = {span.name: _tensor(span, file, start) for span in found}
+    aliases, rest = _aliases(metadata, tensors)
+    tensors |= {alias: tensors[name] for alias, name in aliases.items()}
+    entries = tuple(Entry(name, each, role_of(name, each)) for name, each in tensors.items())
     return Checkpoint(
-        format="safetensors",
+        format=Safetensors.name,
         sources=(file,),
         root=None,
         state_dicts=(StateDict("", "model", entries),),
-        others=others,
+        others=() if rest is None else (Other(METADATA, "dict", rest),),
+        container=Original(ByteRange(file, 0, file.size), entries, rest),
+        notes=tuple(_leniencies(text, start)),
     )
 
 
-def _read_header(file: Source, limits: Limits) -> tuple[dict[str, Any], int]:
-    """The header, and the byte at which the data starts."""
+def _leniencies(header: bytes, start: int) -> Iterator[str]:
+    """Yield what the format's description does not foresee and its reference reader accepts."""
+    if header[-1:] in {b"\n", b"\r", b"\t"}:
+        yield "the header is padded with other characters than spaces"
+    if start % _ALIGNMENT:
+        yield f"the data starts at byte {start}, which is no multiple of {_ALIGNMENT}"
+
+
+def _aliases(
+    metadata: Mapping[str, str] | None, names: Container[str]
+) -> tuple[dict[str, str], dict[str, str] | None]:
+    """Split metadata into names of tied tensors, with the name of what they are tied to, and texts.
+
+    ``safetensors.torch.save_model`` writes the first (alias: name) among the second.
+    """
+    if metadata is None:
+        return {}, None
+    aliases = {key: value for key, value in metadata.items() if is_alias(key, value, names)}
+    rest = {key: value for key, value in metadata.items() if key not in aliases}
+    return aliases, rest if rest or not aliases else None
+
+
+def is_alias(key: str, value: str, names: Container[str]) -> bool:
+    """Return whether an item of ``__metadata__`` says that `key` is tied to the tensor `value`."""
+    return value in names and key not in names and key != _FRAMEWORK
+
+
+def _read_header(file: Source, limits: Limits) -> bytes:
+    """Return the header, which the data follows."""
     if file.size < _SIZE_BYTES:
         raise _damaged(f"{file.size} bytes are too few for a header")
     nbytes = int.from_bytes(file.read_at(0, _SIZE_BYTES), "little")
@@ -94,7 +150,7 @@ def _read_header(file: Source, limits: Limits) -> tuple[dict[str, Any], int]:
             entry="header",
             hint="the file is truncated",
         )
-    return _parse_header(file.read_at(_SIZE_BYTES, nbytes)), _SIZE_BYTES + nbytes
+    return file.read_at(_SIZE_BYTES, nbytes)
 
 
 def _parse_header(data: bytes) -> dict[str, Any]:
@@ -102,7 +158,10 @@ def _parse_header(data: bytes) -> dict[str, Any]:
         raise _damaged("the header does not begin with '{'")
     try:
         header = json.loads(
-            data.decode(), object_pairs_hook=_distinct, parse_constant=_refuse_constant
+            data.decode(),
+            object_pairs_hook=_distinct,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
         )
     except UnicodeDecodeError as error:
         raise _damaged("the header is not UTF-8") from error
@@ -122,13 +181,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ValueError("a name stands twice in one object")
     for name, value in pairs:
         for string in (name, value):
-            if isinstance(string, str) and not _is_unicode(string):
+            if isinstance(string, str) and not is_unicode(string):
                 raise ValueError("a string holds a lone surrogate")
     return found
 
 
-def _is_unicode(string: str) -> bool:
-    """Whether `string` has no lone surrogate, which JSON can spell and UTF-8 cannot."""
+def is_unicode(string: str) -> bool:
+    """Return whether `string` has no lone surrogate, which JSON can spell and UTF-8 cannot."""
     if string.isascii():
         return True
     try:
@@ -140,6 +199,11 @@ def _is_unicode(string: str) -> bool:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"'{name}' is not JSON")
+
+
+def _integer(text: str) -> int:
+    """Return the number; ``-0``, which Python takes for 0, is one below 0 for the format."""
+    return -1 if text == "-0" else int(text)
 
 
 def _metadata(found: object) -> dict[str, str] | None:
@@ -173,24 +237,23 @@ class _Span:
         if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise _damaged("the data offsets are not a begin and an end", entry)
         dtype = _dtype(code, entry)
-        if code == _HALF_BYTE:
-            # torch packs two elements in a byte and counts bytes in the last dimension.
-            if not shape or shape[-1] % 2:
-                raise _damaged("the last dimension of an F4 tensor is not even", entry)
-            shape = [*shape[:-1], shape[-1] // 2]
         begin, end = offsets
-        expected = prod(shape) * dtype.itemsize
+        numel = prod(shape)
+        if numel * (dtype.bits or 8) % 8:
+            raise _damaged(f"{numel} elements of '{code}' end inside a byte", entry)
+        expected = dtype.nbytes(numel)
         if end - begin != expected:
             raise _damaged(f"has {end - begin} bytes where {expected} are expected", entry)
+        if dtype is FOUR_BITS and shape and shape[-1] % 2 == 0:
+            # torch packs two elements in a byte and counts bytes in the last dimension
+            dtype, shape = BY_SAFETENSORS[_FOUR_BITS], [*shape[:-1], shape[-1] // 2]
         return cls(name, dtype, tuple(shape), begin, end)
 
 
 def _dtype(code: object, entry: str) -> DType:
-    if isinstance(code, str) and code in _WITHOUT_TORCH_DTYPE:
-        raise ReadError(f"torch has no element type '{code}'", entry=entry)
     if not isinstance(code, str) or code not in BY_SAFETENSORS:
         raise _damaged(f"unknown element type '{str(code)[:40]}'", entry)
-    return BY_SAFETENSORS[code]
+    return FOUR_BITS if code == _FOUR_BITS else BY_SAFETENSORS[code]
 
 
 def _are_sizes(found: object) -> bool:
@@ -217,15 +280,12 @@ def _require_tiling(spans: Sequence[_Span], nbytes: int) -> None:
         raise _damaged(f"{nbytes - position} bytes follow the last tensor", "data")
 
 
-def _entry(span: _Span, file: Source, start: int) -> Entry:
+def _tensor(span: _Span, file: Source, start: int) -> Tensor:
     data = ByteRange(file, start + span.begin, span.end - span.begin)
-    tensor = Tensor(
-        span.shape,
-        span.dtype,
-        _contiguous(span.shape),
-        storage=Storage(span.name, span.dtype, "cpu", data),
-    )
-    return Entry(span.name, tensor, role_of(span.name, tensor))
+    untyped = span.dtype.storage_class is None  # torch keeps these types in untyped storages
+    stored = UNTYPED if untyped else span.dtype
+    storage = Storage(span.name, stored, "cpu", data, untyped=untyped)
+    return Tensor(span.shape, span.dtype, _contiguous(span.shape), storage=storage)
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:

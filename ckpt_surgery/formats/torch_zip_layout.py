@@ -45,6 +45,11 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
         for e in s.entries
         if e.node is None and e.tensor is not None and e.tensor.storage is None
     )
+    found += (
+        Loss(name, "entry", f"a tensor of {tensor.dtype.name}", "torch has no such type")
+        for name, tensor in checkpoint.tensors
+        if not tensor.dtype.in_torch
+    )
     return found
 
 

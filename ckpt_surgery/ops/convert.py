@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import the_state_dict
-from ckpt_surgery.edits.convert import Convert
+from ckpt_surgery.edits.convert import Convert, set_metadata
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import PathLike
@@ -48,12 +48,13 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
     after = written.checkpoint
     allowed = any(loss.refused for loss in written.losses)
     conversion = Convert(before.format, written.format, allow_loss=allowed)
+    texts = set_metadata(written)
     return EditReport(
         command="convert",
         inputs=(before.file.name,),
         output=written.output,
         format=written.format,
-        plan=tuple(Plan((*narrowed.edits, conversion)).to_dict()),
+        plan=tuple(Plan((*narrowed.edits, conversion, *texts)).to_dict()),
         rules=(),
         kept=tuple(join_path(s.path, entry.name) for s in after.state_dicts for entry in s.entries),
         removed=written.removed,

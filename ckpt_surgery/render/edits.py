@@ -51,6 +51,9 @@ def _lines(report: EditReport) -> Iterator[str]:
             yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"
         elif edit["edit"] == "convert":
             yield f"converted: {edit['from']} -> {edit['to']}"
+        elif edit["edit"] == "set-metadata":
+            texts = ", ".join(f"{key}={value}" for key, value in edit["values"].items())
+            yield f"metadata: {printable(texts)}"
         elif edit["edit"] == "take-weights":
             yield f"weights of {printable(edit['from'])} put into {printable(edit['state_dict'])}"
 

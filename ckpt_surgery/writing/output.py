@@ -33,10 +33,11 @@ class Output:
 
     `force` replaces an existing file; `fsync` None forces the bytes to the disk only where a file
     is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. What the
-    format cannot hold is left out with `allow_loss`, and refused without; `options` are for its
-    layout. With `hash_name` the first eight digits of the file's SHA-256 go into its name, as
-    torch.hub expects: ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``. `beside` are other files
-    that are written with it, such as a record.
+    format cannot hold is left out with `allow_loss`, and refused without; plain values among it go
+    into the JSON file `sidecar`. `options` are for the format's layout. With `hash_name` the first
+    eight digits of the file's SHA-256 go into its name, as torch.hub expects: ``resnet18.pth``
+    becomes ``resnet18-f37072fd.pth``. `beside` are other files that are written with it, such as a
+    record.
     """
 
     path: PathLike | None = None
@@ -49,6 +50,7 @@ class Output:
     progress: ProgressBar | None = None
     hash_name: bool = False
     allow_loss: bool = False
+    sidecar: PathLike | None = None
     options: LayoutOptions = field(default_factory=LayoutOptions)
     beside: tuple[Role, ...] = ()
 
@@ -101,7 +103,8 @@ class Output:
         """
         place = self.path if self.path is not None else self.stream
         own = [] if place is None else [Role(OUTPUT, place)]
-        require_distinct([*own, *self.beside], [Role(INPUT, file) for file in inputs])
+        sidecar = [] if self.sidecar is None else [Role("'--sidecar'", self.sidecar)]
+        require_distinct([*own, *sidecar, *self.beside], [Role(INPUT, file) for file in inputs])
 
     def _check_hash_name(self) -> None:
         if self.path is None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
-from ckpt_surgery.errors import LossyEditError
+from ckpt_surgery.errors import LossyEditError, UsageError
 from ckpt_surgery.formats import registry
-from ckpt_surgery.formats.base import Format, Loss
+from ckpt_surgery.formats.base import Format, LayoutOptions, Loss
 from ckpt_surgery.writing.output import Output
 
 _MOST_LISTED: Final = 20
@@ -71,17 +71,20 @@ def require_held(checkpoint: Checkpoint, target: Format, losses: Sequence[Loss])
     """Raise `LossyEditError`, which lists them, if there are `losses` that `target` refuses."""
     if not losses:
         return
-    listed = "; ".join(_said(loss) for loss in losses[:_MOST_LISTED])
+    by_reason: dict[str, list[Loss]] = {}
+    for loss in losses[:_MOST_LISTED]:
+        by_reason.setdefault(loss.why, []).append(loss)
+    listed = "; ".join(f"{', '.join(map(_said, lost))}: {why}" for why, lost in by_reason.items())
     more = len(losses) - _MOST_LISTED
     raise LossyEditError(
-        f"{target.title} cannot hold: {listed}" + (f"; and {more} more" if more > 0 else ""),
+        f"{target.title} cannot hold {listed}" + (f"; and {more} more" if more > 0 else ""),
         path=checkpoint.file.name,
         hint=_way_out(target, losses),
     )
 
 
 def _said(loss: Loss) -> str:
-    return f"'{loss.path}' ({loss.what}: {loss.why})" if loss.path else f"{loss.what}: {loss.why}"
+    return f"'{loss.path}' ({loss.what})" if loss.path else loss.what
 
 
 def _way_out(target: Format, losses: Sequence[Loss]) -> str:
@@ -91,8 +94,17 @@ def _way_out(target: Format, losses: Sequence[Loss]) -> str:
         ways.append("--state-dict-only --at PATH writes one state dict")
     elif parts == {"other"}:
         ways.append("--state-dict-only writes the weights alone")
+        ways.append("--sidecar FILE.json keeps plain values")
     if "state_dict" not in parts:
         ways.append("--allow-loss leaves out what is listed")
     if target.name != registry.DEFAULT:
         ways.append(f"--format {registry.DEFAULT} holds everything")
     return ", ".join(ways)
+
+
+def require_honoured(target: Format, options: LayoutOptions) -> None:
+    """Raise `UsageError` for an option that the format has no use for."""
+    if options.metadata and "metadata" not in target.honours:
+        raise UsageError(f"'--metadata': {target.title} has no place for it")
+    if options.duplicate_ties and "duplicate_ties" not in target.honours:
+        raise UsageError(f"'--duplicate-ties': {target.title} holds tied tensors as they are")

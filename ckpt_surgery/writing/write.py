@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.compute.jobs import Computing, scheduled
@@ -15,20 +16,23 @@ from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.sink import Digest, Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.writing.output import HASH_DIGITS, Output
-from ckpt_surgery.writing.target import output_format, require_held, without
+from ckpt_surgery.writing.target import output_format, require_held, require_honoured, without
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """What an output holds: `checkpoint`, in `nbytes` bytes. Under a dry run it would.
 
-    `output` is its name, None of a dry run; `losses` are what its format could not hold.
+    `output` is its name, None of a dry run; `losses` are what its format could not hold, and
+    `sidecar` the paths of those among them that were written beside it. `metadata` was set.
     """
 
     checkpoint: Checkpoint
     output: str | None
     nbytes: int
     losses: tuple[Loss, ...] = ()
+    sidecar: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def format(self) -> str:
@@ -43,9 +47,9 @@ class Written:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What else was left out, as sentences for a report."""
-        return tuple(
-            f"{loss.what} is left out: {loss.why}" for loss in self.losses if loss.part == "file"
-        )
+        lost = (f"{e.what} is left out: {e.why}" for e in self.losses if e.part == "file")
+        beside = f"in the sidecar: {', '.join(self.sidecar)}"
+        return (*lost, *([beside] if self.sidecar else []))
 
 
 def write(
@@ -65,7 +69,7 @@ def write(
     """
     sources = [*checkpoint.sources, *inputs]
     output.refuse_inputs(sources)
-    held, layout, losses = _laid_out(checkpoint, output)
+    held, layout, losses, beside = _laid_out(checkpoint, output)
     if output.in_place and len(checkpoint.sources) > 1 and not layout.is_directory:
         raise UsageError(
             "it is made of several files, which one file cannot take the place of",
@@ -77,15 +81,25 @@ def write(
     if not output.dry_run:
         bar = output.progress
         with (
+            _sidecar(beside, output, sources),
             scheduled(layout.sources, computing or Computing()),
             nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
         ):
             _write(layout, checkpoint.file, output, sources, progress)
-    return Written(held, _destination(checkpoint, output), layout.nbytes, tuple(losses))
+    return Written(
+        held,
+        _destination(checkpoint, output),
+        layout.nbytes,
+        tuple(losses),
+        tuple(beside),
+        output.options.metadata,
+    )
 
 
-def _laid_out(checkpoint: Checkpoint, output: Output) -> tuple[Checkpoint, Layout, list[Loss]]:
-    """Return the checkpoint as it will be written, its layout, and what it does not hold."""
+def _laid_out(
+    checkpoint: Checkpoint, output: Output
+) -> tuple[Checkpoint, Layout, list[Loss], dict[str, Any]]:
+    """Return what will be written and where, what that does not hold, and what goes beside it."""
     if checkpoint.unwritable:
         name = checkpoint.file.name
         raise LossyEditError(
@@ -94,12 +108,45 @@ def _laid_out(checkpoint: Checkpoint, output: Output) -> tuple[Checkpoint, Layou
             hint=f"take the weights alone: ckpt convert --state-dict-only {name} -o weights.pth",
         )
     target = output_format(checkpoint, output)
+    require_honoured(target, output.options)
     losses = list(target.losses(checkpoint))
+    beside = _beside(checkpoint, output, losses)
     if not output.allow_loss:
-        require_held(checkpoint, target, [loss for loss in losses if loss.refused])
+        refused = [loss for loss in losses if loss.refused and loss.path not in beside]
+        require_held(checkpoint, target, refused)
     held = replace(without(checkpoint, losses), format=target.name)
     require_held(checkpoint, target, [loss for loss in target.losses(held) if loss.refused])
-    return held, target.lay_out(held, output.options), losses
+    return held, target.lay_out(held, output.options), losses, beside
+
+
+def _beside(checkpoint: Checkpoint, output: Output, losses: Sequence[Loss]) -> dict[str, Any]:
+    """Return the plain values among `losses` by their paths, if there is a file for them."""
+    if output.sidecar is None:
+        return {}
+    from ckpt_surgery.torch_objects.plain import NotPlainError, as_json
+
+    lost = {loss.path for loss in losses if loss.part == "other" and loss.refused}
+    values: dict[str, Any] = {}
+    for other in checkpoint.others:
+        if other.path in lost:
+            with suppress(NotPlainError):
+                values[other.path] = as_json(other.node)
+    if not values:
+        raise UsageError("'--sidecar': nothing plain lies beside the weights that it could hold")
+    return values
+
+
+@contextmanager
+def _sidecar(values: Mapping[str, Any], output: Output, inputs: Sequence[Source]) -> Iterator[None]:
+    """Write the values beside the weights, which appear right after those, or not at all."""
+    if output.sidecar is None:
+        yield
+        return
+    import json
+
+    with atomic_output(output.sidecar, force=output.force, inputs=inputs) as sink:
+        sink.write(json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
+        yield
 
 
 def _named_by_content(layout: Layout, output: Output) -> Output:

@@ -194,7 +194,9 @@ def test_report_leaves_standard_output_to_the_checkpoint(folder, ckpt, edit):
 def test_standard_output_is_written_by_its_descriptor(folder, invoke, monkeypatch):
     context = click.Context(strip, info_name="strip")
     parsed = {p.name: p.get_default(context) for p in strip.params}
-    context.params = parsed | {"output": None, "in_place": False, "dry_run": False, "record": None}
+    context.params = parsed | {
+        "output": None, "in_place": False, "dry_run": False, "record": None, "metadata": (),
+    }  # fmt: skip
     with (folder / "out.pth").open("w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
         assert output_of(context).stream == stream.fileno()
@@ -280,7 +282,11 @@ def test_output_need_not_be_readable():
     [
         (["-o", "out.pth", "-i"], "--in-place"),
         (["-o", "-", "-i"], "'-o -' and '--in-place'"),
-        (["-o", "out.safetensors"], ".safetensors"),
+        (["-o", "out.onnx"], ".onnx"),
+        (["-o", "out.pth", "--metadata", "a=b"], "--metadata"),
+        (["-o", "out.safetensors", "--metadata", "a"], "KEY=VALUE"),
+        (["-o", "out.safetensors", "--metadata", "a=", "--metadata", "a=b"], "'a' twice"),
+        (["-o", "out.pth", "--sidecar", "s.json"], "--sidecar"),
         (["-o", "nowhere/out.pth"], "nowhere"),
         (["-o", "out.pth", "--format", "onnx"], "--format"),
         (["-o", "out.pth", "--record", "net.pth", "--force"], "--record"),

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch_oracle import assert_same_tensor, assert_same_tensors
 
-from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError, ReadError
+from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
 from ckpt_surgery.pickles import Limits
@@ -177,9 +177,11 @@ WRONG_TENSORS = [
     (one(offsets=[0, 2**64]), "the data offsets are not a begin and an end"),
     (one(offsets={"begin": 0}), "the data offsets are not a begin and an end"),
     (one(offsets=[0, 4]), "has 4 bytes where 8 are expected"),
-    (one("F4", [2, 3], [0, 3]), "the last dimension of an F4 tensor is not even"),
-    (one("F4", [], [0, 0]), "the last dimension of an F4 tensor is not even"),
-    (one("F4", [4, 1], [0, 2]), "the last dimension of an F4 tensor is not even"),
+    (one(shape=[-0.0]), "the shape is not a list of sizes"),
+    (one("F4", [3], [0, 2]), "3 elements of 'F4' end inside a byte"),
+    (one("F4", [], [0, 0]), "1 elements of 'F4' end inside a byte"),
+    (one("F6_E3M2", [3], [0, 2]), "3 elements of 'F6_E3M2' end inside a byte"),
+    (one("F6_E2M3", [4], [0, 4]), "has 4 bytes where 3 are expected"),
     ({"w": 5}, "has other fields than dtype, shape and data_offsets"),
     ({"w": []}, "has other fields than dtype, shape and data_offsets"),
     ({"w": {"dtype": "F32", "shape": [2]}}, "has other fields than"),
@@ -196,10 +198,47 @@ def test_a_wrong_tensor_is_refused(tmp_path: Path, header: Any, message: str) ->
         safetensors.torch.load_file(tmp_path / "a")
 
 
-def test_a_dtype_that_torch_lacks_is_said_to_be_one(tmp_path: Path) -> None:
-    file = write(tmp_path / "a", one("F6_E2M3", [4], [0, 3]), bytes(3))
-    with pytest.raises(ReadError, match="torch has no element type 'F6_E2M3'"):
+@pytest.mark.parametrize("place", ["shape", "data_offsets"])
+def test_minus_zero_is_no_size(tmp_path: Path, place: str) -> None:
+    text = json.dumps(one(shape=[0], offsets=[0, 0])).replace(f'"{place}": [0', f'"{place}": [-0')
+    file = write(tmp_path / "a", text.encode())
+    with pytest.raises(DamagedFileError, match=r"not a list of sizes|not a begin and an end"):
         read_safetensors(file)
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.torch.load_file(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "nbytes", "name"),
+    [
+        ("F6_E2M3", [4], 3, "float6_e2m3fn"),
+        ("F6_E3M2", [2, 4], 6, "float6_e3m2fn"),
+        ("F4", [2, 3], 3, "float4_e2m1fn"),
+        ("F4", [4, 1], 2, "float4_e2m1fn"),
+    ],
+)
+def test_a_type_that_torch_lacks_is_described(
+    tmp_path: Path, code: str, shape: list[int], nbytes: int, name: str
+) -> None:
+    file = write(tmp_path / "a", one(code, shape, [0, nbytes]), bytes(nbytes))
+    ((_, tensor),) = read_safetensors(file).tensors
+    assert (tensor.dtype.name, list(tensor.shape), tensor.nbytes) == (name, shape, nbytes)
+    assert not tensor.dtype.in_torch
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (b"{}", "no multiple of 8"),
+        (b"{}    \n\t", "other characters than spaces"),
+        (b"{}      ", ""),
+    ],
+)
+def test_leniencies_of_the_reference_reader_are_said(
+    tmp_path: Path, header: bytes, said: str
+) -> None:
+    notes = read_safetensors(write(tmp_path / "a", header)).notes
+    assert [said in note for note in notes] == ([True] if said else [])
 
 
 DEEP = b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -214,7 +214,7 @@ def test_stream_is_edited_like_a_file(path: Path, tmp_path: Path) -> None:
         (Output("x.pth", in_place=True), "contradict"),
         (Output("x.pth", stream=1), "contradict"),
         (Output(stream=1, in_place=True), "contradict"),
-        (Output("x.safetensors"), "'.safetensors' files cannot be written"),
+        (Output("x.onnx"), "'.onnx' files cannot be written"),
         (Output("x.JSON"), "'.json' files cannot be written"),
     ],
 )

@@ -78,12 +78,19 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     type=InputFile(),
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
+@click.option(
+    "--state-dict-only",
+    is_flag=True,
+    help="Write the state dict alone, without what lies beside it.",
+)
 @at_option
 @optimizer_option
 @output_options
 @report_options
 @click.pass_context
-def rename(ctx: click.Context, /, optimizer: OptimizerChoice, **_: Any) -> int:
+def rename(
+    ctx: click.Context, /, optimizer: OptimizerChoice, state_dict_only: bool, **_: Any
+) -> int:
     r"""Rename the entries of a checkpoint.
 
     The rules apply one after the other, in the order given, to every state dict in FILE; module
@@ -99,5 +106,12 @@ def rename(ctx: click.Context, /, optimizer: OptimizerChoice, **_: Any) -> int:
     """
     rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
     output = output_of(ctx)
-    report = verb.rename(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
+    report = verb.rename(
+        source_of(ctx),
+        output,
+        rules,
+        at=ctx.params["at"],
+        optimizer=optimizer,
+        state_dict_only=state_dict_only,
+    )
     return finish_edit(ctx, report)
