@@ -26,6 +26,7 @@ FORMATS: Final[dict[str, str]] = {
     "safetensors": "ckpt_surgery.formats.safetensors:Safetensors",
     "safetensors-index": "ckpt_surgery.formats.sharded:SafetensorsIndex",
     "torch-index": "ckpt_surgery.formats.sharded:TorchIndex",
+    "dcp": "ckpt_surgery.formats.dcp:Dcp",
     "model-directory": "ckpt_surgery.formats.model_directory:ModelDirectory",
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",
 }

@@ -157,7 +157,7 @@ def _walk(root: Subtree) -> Iterator[tuple[str, Subtree]]:
 
 def _footer(report: InspectReport) -> Iterator[str]:
     totals = report.totals
-    shards = f", {count(len(report.files), 'shard')}" if report.files else ""
+    shards = f", {count(len(report.files), 'file')}" if report.files else ""
     yield f"{printable(report.file)}: {report.format}{shards}, {_exact_bytes(report.size)}"
     if not report.state_dicts:
         yield "no state dict found"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Final
+from typing import Final, TypeGuard
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
-from ckpt_surgery.pickles import ByteString, Dict, Global, Node, Object
+from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Object
 from ckpt_surgery.torch_objects.calls import Call
 from ckpt_surgery.torch_objects.storages import text
 
@@ -145,7 +145,7 @@ def _identity(key: Node) -> Hashable:
     waiting: list[Node] = [key]
     while waiting:
         part = _value_of(waiting.pop())
-        if isinstance(part, Object) and part.name and isinstance(part.args, tuple):
+        if _is_value(part):
             parts += ("call", part.name)
             part = part.args
         if isinstance(part, tuple):
@@ -156,6 +156,17 @@ def _identity(key: Node) -> Hashable:
         else:
             parts.append(_scalar(part))
     return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _is_value(node: Node) -> TypeGuard[Object]:
+    """Return whether `node` may equal another object made by the same call."""
+    return (
+        isinstance(node, Object)
+        and node.op == "REDUCE"
+        and bool(node.name)
+        and isinstance(node.args, tuple)
+        and node.state is NO_STATE
+    )
 
 
 def _value_of(node: Node) -> Node:

@@ -1,0 +1,169 @@
+"""Directories of torch.distributed.checkpoint: a ``.metadata`` and ``.distcp`` files of archives.
+
+A ``.distcp`` file is complete archives of torch.save one after the other, each of one chunk of a
+tensor or of one object. What is read is what ``dcp.load`` would put into a state dict of the same
+structure: every tensor whole and contiguous, everything else as it was saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor, contiguous_strides
+from ckpt_surgery.checkpoint.stitch import Chunk, stitch
+from ckpt_surgery.errors import DamagedFileError, ReadError
+from ckpt_surgery.fileio import PartSource, Source, read_zip
+from ckpt_surgery.fileio.directory import DirectorySource
+from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.dcp_metadata import (
+    NAME,
+    ChunkPlace,
+    ObjectItem,
+    TensorItem,
+    read_metadata,
+)
+from ckpt_surgery.formats.torch_zip import read_torch_zip
+from ckpt_surgery.pickles import Dict, Limits, Node, PersistentId
+from ckpt_surgery.torch_objects.find import assemble
+from ckpt_surgery.torch_objects.row_major import row_major
+from ckpt_surgery.torch_objects.tensors import TensorReader, build
+
+_SUFFIX: Final = ".distcp"
+
+
+class Dcp(Format):
+    """A directory that ``torch.distributed.checkpoint.save`` wrote."""
+
+    name = "dcp"
+    title = "a distributed checkpoint"
+    written_as = "torch-zip"
+    of_directories = True
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it has a ``.metadata`` and files of archives."""
+        return (
+            isinstance(source, DirectorySource)
+            and NAME in source.names
+            and any(name.endswith(_SUFFIX) for name in source.names)
+        )
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe all that was saved as one checkpoint; raises as `read_dcp` does."""
+        if not isinstance(source, DirectorySource):
+            raise ReadError("is no directory", path=source.name)
+        return read_dcp(source, limits)
+
+
+def read_dcp(source: DirectorySource, limits: Limits) -> Checkpoint:
+    """Describe the directory, without running its ``.metadata`` and without reading tensors.
+
+    Raises `DamagedFileError` if the metadata is not of torch's form, a file is missing, chunks do
+    not tile their tensor, or an archive does not hold what the metadata says.
+    """
+    metadata = read_metadata(source.member(NAME), limits)
+    reader = _Reader(source, limits)
+    root = _Branch()
+    for name, item in metadata.items.items():
+        try:
+            root.put(metadata.paths[name], reader.node(name, item))
+        except ReadError as error:
+            error.entry = error.entry or name
+            raise
+    checkpoint = assemble(
+        root.node(),
+        sources=(source.member(NAME), *(source.member(file) for file in reader.files)),
+        format=Dcp.name,
+        limits=limits,
+    )
+    return replace(checkpoint, globals=(*metadata.globals, *checkpoint.globals))
+
+
+class _Branch:
+    """A dictionary or list on the way to entries, while it is put together."""
+
+    def __init__(self) -> None:
+        self.children: dict[str | int, _Branch | tuple[Node]] = {}
+
+    def put(self, path: tuple[str | int, ...], leaf: Node) -> None:
+        """Place `leaf` at the end of `path`. Raises `DamagedFileError` if something is there."""
+        branch = self
+        for key in path[:-1]:
+            below = branch.children.setdefault(key, _Branch())
+            if not isinstance(below, _Branch):
+                raise DamagedFileError("an entry lies below another one")
+            branch = below
+        if path[-1] in branch.children:
+            raise DamagedFileError("two entries lie at one place")
+        branch.children[path[-1]] = (leaf,)
+
+    def node(self) -> Node:
+        """Return the graph: branches whose keys are indices are lists, as torch makes them."""
+        waiting: list[tuple[_Branch, bool]] = [(self, False)]
+        made: dict[int, Node] = {}
+        while waiting:
+            branch, ready = waiting.pop()
+            below = [child for child in branch.children.values() if isinstance(child, _Branch)]
+            if not ready:
+                waiting.append((branch, True))
+                waiting += ((child, False) for child in below)
+                continue
+            values: dict[str | int, Node] = {
+                key: made[id(child)] if isinstance(child, _Branch) else child[0]
+                for key, child in branch.children.items()
+            }
+            made[id(branch)] = _container(values)
+        return made[id(self)]
+
+
+def _container(values: Mapping[str | int, Node]) -> Node:
+    if values and all(isinstance(key, int) for key in values):
+        if sorted(values, key=int) != list(range(len(values))):
+            raise DamagedFileError("a list lacks some of its elements")
+        return [values[index] for index in range(len(values))]
+    items: list[Node] = []
+    for key, value in values.items():
+        items += (key, value)
+    return Dict(items)
+
+
+class _Reader:
+    """Reads the archives in the files of one directory."""
+
+    def __init__(self, source: DirectorySource, limits: Limits) -> None:
+        self._source = source
+        self._limits = limits
+        self._tensors = TensorReader(limits)
+        self.files: dict[str, None] = {}
+
+    def node(self, name: str, item: TensorItem | ObjectItem) -> Node:
+        if isinstance(item, ObjectItem):
+            return self._archive(item.file, item.offset, item.length)
+        chunks = [
+            Chunk(place.offsets, place.sizes, row_major(self._chunk(item, place)))
+            for place in item.chunks
+        ]
+        dtype = item.dtype
+        data = stitch(item.shape, dtype.itemsize, chunks)
+        storage = Storage(name, dtype, "cpu", data, untyped=dtype.storage_class is None)
+        tensor = Tensor(item.shape, dtype, contiguous_strides(item.shape), storage=storage)
+        return build(PersistentId(None, storage), tensor)
+
+    def _chunk(self, item: TensorItem, place: ChunkPlace) -> Tensor:
+        tensor = self._tensors.describe(self._archive(place.file, place.offset, place.length))
+        if tensor is None or tensor.storage is None:
+            raise DamagedFileError("an archive holds no plain tensor where one should be")
+        if tensor.shape != place.sizes or tensor.dtype != item.dtype:
+            raise DamagedFileError(
+                f"an archive holds {tensor.dtype.name} {list(tensor.shape)}, the metadata says "
+                f"{item.dtype.name} {list(place.sizes)}"
+            )
+        return tensor
+
+    def _archive(self, file: str, offset: int, length: int) -> Node:
+        self.files[file] = None
+        whole = self._source.member(file)
+        part = PartSource(whole, offset, length, name=f"{whole.name}:{offset}")
+        node: Node = read_torch_zip(part, read_zip(part), self._limits).root
+        return node

@@ -1,0 +1,211 @@
+"""The ``.metadata`` of torch.distributed.checkpoint: parsed, never run.
+
+torch reads it with ``pickle.load``, which runs what it says. Here it is a graph, of which exactly
+the classes are read that torch writes (``torch/distributed/checkpoint/metadata.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from ckpt_surgery.dtypes import BY_NAME, DType
+from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse
+from ckpt_surgery.torch_objects.mappings import named_items, state_of
+
+NAME: Final = ".metadata"
+
+_MODULE: Final = "torch.distributed.checkpoint.metadata."
+_STORAGE_INFOS: Final = (
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+    "torch.distributed.checkpoint._extension._StorageInfo",
+)
+_LONGEST_PATH: Final = 1000  # keys from the root to an entry
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkPlace:
+    """A chunk of a tensor, and where in which file the archive lies that holds it."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorItem:
+    """A tensor: its type and shape, and its chunks."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    chunks: tuple[ChunkPlace, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectItem:
+    """Anything else: the archive that holds it."""
+
+    file: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DcpMetadata:
+    """What ``.metadata`` says: the items by name, and the keys that lead to each from the root."""
+
+    items: Mapping[str, TensorItem | ObjectItem]
+    paths: Mapping[str, tuple[str | int, ...]]
+    globals: tuple[str, ...]
+
+
+def read_metadata(source: Source, limits: Limits) -> DcpMetadata:
+    """Parse the file. Raises `DamagedFileError` for any form that torch does not write."""
+    parsed = parse(source.read_at(0, source.size), limits=limits)
+    fields = _fields(parsed.root, _MODULE + "Metadata")
+    storage = _storage(_need(fields, "storage_data"))
+    items: dict[str, TensorItem | ObjectItem] = {}
+    for name, node in _named(_need(fields, "state_dict_metadata")).items():
+        items[name] = _item(name, node, storage)
+    known = {(name, offsets) for name, item in items.items() for offsets in _offsets(item)}
+    for name, offsets in storage:
+        if (name, offsets) not in known:
+            raise DamagedFileError("data is stored for what is not listed", entry=name)
+    return DcpMetadata(
+        items,
+        _paths(fields.get("planner_data"), items),
+        tuple(dict.fromkeys(each.qualified for each in parsed.globals)),
+    )
+
+
+def _offsets(item: TensorItem | ObjectItem) -> list[tuple[int, ...] | None]:
+    return [None] if isinstance(item, ObjectItem) else [chunk.offsets for chunk in item.chunks]
+
+
+_Places = dict[tuple[str, tuple[int, ...] | None], tuple[str, int, int]]
+
+
+def _storage(node: Node) -> _Places:
+    """Return file, offset and length of every chunk by name and offsets (None: no tensor)."""
+    places: _Places = {}
+    if not isinstance(node, Dict):
+        _refuse("no dictionary of places")
+    for key, value in node.pairs():
+        index = _fields(key, _MODULE + "MetadataIndex")
+        name, offset = _need(index, "fqn"), index.get("offset")
+        if not isinstance(name, str):
+            _refuse("the name of an entry is no text")
+        info = _fields(value, *_STORAGE_INFOS)
+        file, start, length = (_need(info, key) for key in ("relative_path", "offset", "length"))
+        if not isinstance(file, str) or not _is_size(start) or not _is_size(length):
+            _refuse("a place in a file is not one", name)
+        if info.get("transform_descriptors"):
+            _refuse("the data is transformed (compressed or encrypted)", name)
+        where = (name, None if offset is None else _size(offset, name))
+        if where in places:
+            _refuse("an entry is stored twice", name)
+        places[where] = (file, int(start), int(length))  # type: ignore[call-overload]
+    return places
+
+
+def _item(name: str, node: Node, storage: _Places) -> TensorItem | ObjectItem:
+    if isinstance(node, Object) and node.name == _MODULE + "BytesStorageMetadata":
+        if (name, None) not in storage:
+            _refuse("nothing is stored for it", name)
+        return ObjectItem(*storage[name, None])
+    fields = _fields(node, _MODULE + "TensorStorageMetadata")
+    chunks = []
+    listed = _need(fields, "chunks")
+    for chunk in listed if isinstance(listed, list) else _refuse("no list of chunks", name):
+        place = _fields(chunk, _MODULE + "ChunkStorageMetadata")
+        offsets = _size(_need(place, "offsets"), name)
+        if (name, offsets) not in storage:
+            _refuse(f"nothing is stored for the chunk at {list(offsets)}", name)
+        sizes = _size(_need(place, "sizes"), name)
+        chunks.append(ChunkPlace(offsets, sizes, *storage[name, offsets]))
+    dtype = _dtype(_need(fields, "properties"), name)
+    return TensorItem(dtype, _size(_need(fields, "size"), name), tuple(chunks))
+
+
+def _dtype(node: Node, name: str) -> DType:
+    """Return the type in ``TensorProperties``, whose state is a tuple, once a dictionary."""
+    if not isinstance(node, Object) or node.name != _MODULE + "TensorProperties":
+        _refuse("no properties of a tensor", name)
+    state = state_of(node)
+    first = (
+        state[0] if isinstance(state, tuple) and state else (named_items(state) or {}).get("dtype")
+    )
+    if not isinstance(first, Global) or first.module != "torch" or first.name not in BY_NAME:
+        _refuse("no element type of torch", name)
+    return BY_NAME[first.name]
+
+
+def _paths(
+    node: Node, items: Mapping[str, TensorItem | ObjectItem]
+) -> dict[str, tuple[str | int, ...]]:
+    """Return the keys that lead to each entry: of the planner, or its name alone."""
+    paths: dict[str, tuple[str | int, ...]] = {name: (name,) for name in items}
+    for name, path in (named_items(node) or {}).items() if node is not None else ():
+        if name not in items:
+            continue
+        if not isinstance(path, tuple) or not 0 < len(path) <= _LONGEST_PATH:
+            _refuse("no path of an entry", name)
+        keys: list[str | int] = []
+        for key in path:
+            if isinstance(key, str) or _is_size(key):
+                keys.append(key)
+            else:
+                _refuse("a path of an entry has a key that is neither text nor index", name)
+        paths[name] = tuple(keys)
+    return paths
+
+
+def _fields(node: Node, *classes: str) -> dict[str, Node]:
+    """Return the attributes of an object of one of `classes` that nothing but them was given."""
+    if (
+        not isinstance(node, Object)
+        or node.name not in classes
+        or node.op != "NEWOBJ"
+        or node.args != ()
+        or node.items
+        or node.elements
+    ):
+        found = node.name if isinstance(node, Object) else type(node).__name__
+        _refuse(f"'{found[:80]}' stands where '{classes[0].rpartition('.')[2]}' should")
+    fields = named_items(state_of(node))
+    if fields is None:
+        _refuse(f"'{classes[0].rpartition('.')[2]}' has no attributes")
+    return fields
+
+
+def _need(fields: Mapping[str, Node], name: str) -> Node:
+    if name not in fields:
+        _refuse(f"'{name}' is missing")
+    return fields[name]
+
+
+def _named(node: Node) -> dict[str, Node]:
+    found = named_items(node)
+    return found if found is not None else _refuse("no dictionary of entries")
+
+
+def _size(node: Node, name: str) -> tuple[int, ...]:
+    """Return a ``torch.Size``."""
+    if isinstance(node, Object) and node.name == "torch.Size" and node.op == "REDUCE":
+        match node.args:
+            case (tuple() as sizes,) if all(map(_is_size, sizes)):
+                return tuple(int(n) for n in sizes)
+    return _refuse("no size of a tensor", name)
+
+
+def _is_size(node: Node) -> bool:
+    return type(node) is int and 0 <= node < 2**63
+
+
+def _refuse(message: str, name: str | None = None) -> NoReturn:
+    raise DamagedFileError(f"not of the form that torch writes: {message}", entry=name or NAME)
