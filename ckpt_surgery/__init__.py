@@ -42,10 +42,14 @@ if TYPE_CHECKING:
         UsageError,
         WriteError,
     )
+    from ckpt_surgery.fit.request import FitRequest
     from ckpt_surgery.formats import read
     from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule, GroupRule, Stage
     from ckpt_surgery.freeze.live import FreezePlan
+    from ckpt_surgery.matching.request import MatchRequest
     from ckpt_surgery.merge.recipe import MergeRecipe
+    from ckpt_surgery.merge.request import MergeRequest
+    from ckpt_surgery.merge.scope import MergeScope
     from ckpt_surgery.names import Rule, Selection, selection
     from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
     from ckpt_surgery.ops.convert import convert
@@ -54,7 +58,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.hash import check_digests, digest
     from ckpt_surgery.ops.inspect import inspect
     from ckpt_surgery.ops.match import match
-    from ckpt_surgery.ops.merge import MergeScope, merge, merge_recipe
+    from ckpt_surgery.ops.merge import merge, merge_recipe
     from ckpt_surgery.ops.rename import rename
     from ckpt_surgery.ops.strip import strip
     from ckpt_surgery.pickles import Limits
@@ -108,7 +112,11 @@ _HOMES = {
     "ckpt_surgery.ops.fit": ("fit",),
     "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.merge.recipe": ("MergeRecipe",),
-    "ckpt_surgery.ops.merge": ("MergeScope", "merge", "merge_recipe"),
+    "ckpt_surgery.ops.merge": ("merge", "merge_recipe"),
+    "ckpt_surgery.fit.request": ("FitRequest",),
+    "ckpt_surgery.matching.request": ("MatchRequest",),
+    "ckpt_surgery.merge.request": ("MergeRequest",),
+    "ckpt_surgery.merge.scope": ("MergeScope",),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.edits.plan": ("Plan", "apply"),
     "ckpt_surgery.reports.edits": ("EditReport",),
@@ -136,6 +144,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "EditReport",
     "Entry",
     "FitReport",
+    "FitRequest",
     "FreezePlan",
     "FreezeRecipe",
     "FreezeRule",
@@ -147,8 +156,10 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "LossyEditError",
     "MapNames",
     "MatchReport",
+    "MatchRequest",
     "MergeRecipe",
     "MergeReport",
+    "MergeRequest",
     "MergeScope",
     "MismatchError",
     "MissingDependencyError",

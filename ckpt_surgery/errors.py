@@ -34,7 +34,9 @@ class CkptError(Exception):
 
     `path` is the file and `entry` the record, key or byte position inside it; `hint` is one
     sentence of advice. The message is lower case, without a full stop, with names in quotes. As
-    text, the entry stands before the message unless that names it.
+    text, the entry stands before the message unless that names it. `fields` are the fields of a
+    request that both speak of, in quotes, as Python calls them; the command line puts the options
+    in their place.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class CkptError(Exception):
         path: PathLike | None = None,
         entry: str | None = None,
         hint: str | None = None,
+        fields: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -52,6 +55,7 @@ class CkptError(Exception):
             self.name_file(path)
         self.entry = entry
         self.hint = hint
+        self.fields = fields
 
     def name_file(self, path: PathLike) -> None:
         """Say which file it was about, where the one who raised it could not know."""

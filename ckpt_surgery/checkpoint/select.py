@@ -40,7 +40,8 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
         if path not in by_path:
             known = ", ".join(f"'{path}'" if path else "the top level ('')" for path in by_path)
             raise UsageError(
-                f"'--at {path}': no state dict there",
+                f"'at {path}': no state dict there",
+                fields=("at",),
                 path=checkpoint.file.name,
                 hint=f"there are state dicts at: {known}",
             )

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from ckpt_surgery.cli.fields import name_options
 from ckpt_surgery.cli.files import refuse_inputs_as_outputs
 from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.errors import CkptError
@@ -91,8 +92,12 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; if the memory does not suffice, say so of the input."""
         refuse_inputs_as_outputs(ctx)
-        with suppress(MemoryError):
-            return super().invoke(ctx)
+        try:
+            with suppress(MemoryError):
+                return super().invoke(ctx)
+        except CkptError as error:
+            name_options(error, self.params)
+            raise
         # Raised here, where what filled the memory is gone.
         named = ctx.params.get("files") or (ctx.params.get("file"),)
         name = " ".join(f"'{name}'" for name in named if name) or "standard input"

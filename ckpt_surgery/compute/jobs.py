@@ -35,7 +35,9 @@ class Computing:
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
-            raise UsageError(f"'--threads {self.threads}' is no number of threads")
+            raise UsageError(
+                f"'threads {self.threads}' is no number of threads", fields=("threads",)
+            )
 
     @property
     def workers(self) -> int:

@@ -139,7 +139,8 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
     if publish:
         if not pairs:
             raise UsageError(
-                "'--ema': there is no moving average of a model's weights",
+                "'ema': there is no moving average of a model's weights",
+                fields=("ema",),
                 path=checkpoint.file.name,
                 hint="'ckpt inspect' shows the state dicts of a file and their kinds",
             )
@@ -148,7 +149,8 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
         if twice is not None:
             averages = ", ".join(f"'{a.path}'" for m, a in pairs if m.path == twice)
             raise UsageError(
-                f"'--ema': the model in '{twice}' has several averages: {averages}",
+                f"'ema': the model in '{twice}' has several averages: {averages}",
+                fields=("ema",),
                 path=checkpoint.file.name,
                 hint="ckpt convert --at PATH writes one of them alone",
             )

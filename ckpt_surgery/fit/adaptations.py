@@ -136,7 +136,8 @@ def parse_adaptations(texts: Iterable[str], grids: Grids | None = None) -> tuple
         return rules
     if all(rule.kind != "interpolate" for rule in rules):
         raise UsageError(
-            f"'--grid {grids}' says what is interpolated to, and nothing is",
+            f"'grid {grids}' says what is interpolated to, and nothing is",
+            fields=("grid",),
             hint="add --adapt interpolate",
         )
     return tuple(replace(r, grids=grids) if r.kind == "interpolate" else r for r in rules)

@@ -35,7 +35,8 @@ def parse_grids(text: str) -> Grids:
     found = _GRIDS.fullmatch(text.strip())
     if found is None:
         raise UsageError(
-            f"'--grid {text}' is no grid",
+            f"'grid {text}' is no grid",
+            fields=("grid",),
             hint="write it as HEIGHTxWIDTH, for example '4x6', or as OLD:NEW, '14x14:4x6'",
         )
     old_height, old_width, height, width = found.groups()

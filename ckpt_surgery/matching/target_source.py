@@ -143,34 +143,49 @@ def _node(value: object, depth: int = 0) -> Node:
     )
 
 
-@contextmanager
-def opened(
-    model: str | None,
-    model_args: Mapping[str, Value] | None,
-    settings: Sequence[str],
-    like: PathLike | Source | None,
-) -> Iterator[Aim]:
-    """The target that was asked for; a file stays open inside the ``with`` statement.
+@dataclass(frozen=True, slots=True)
+class TargetRequest:
+    """What to load into: a model or a file, exactly one of them.
 
-    Raises `UsageError` unless exactly one of `model` and `like` is given, and what building a
-    model or reading a file raises.
+    `model` is ``torchvision:NAME`` or ``package.module:callable``, called with `model_args`, its
+    layers changed by `settings` such as ``"fc.out_features=5"``; the callable is the user's own
+    code, and runs. `like` is a file with one model.
+
+    Raises `UsageError` for none or both.
     """
-    if (model is None) == (like is None):
-        raise UsageError(
-            "'--model' and '--like' contradict each other" if model else "there is no target",
-            hint="say what to load into: --model torchvision:NAME, --model package.module:callable "
-            "or --like FILE",
-        )
-    if like is not None:
-        if model_args or settings:
+
+    model: str | None = None
+    model_args: Mapping[str, Value] | None = None
+    settings: Sequence[str] = ()
+    like: PathLike | Source | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.like is None):
             raise UsageError(
-                "'--model-arg' and '--set' change a model, and '--like' names a file",
-                hint="use them with --model",
+                "'model' and 'like' contradict each other" if self.model else "there is no target",
+                hint="say what to load into: --model torchvision:NAME, "
+                "--model package.module:callable or --like FILE",
+                fields=("model", "like"),
             )
-        with read(like) as checkpoint:
+        if self.like is not None and (self.model_args or self.settings):
+            raise UsageError(
+                "'model_args' and 'settings' change a model, and 'like' names a file",
+                hint="use them with 'model'",
+                fields=("model_args", "settings", "like", "model"),
+            )
+
+
+@contextmanager
+def opened(request: TargetRequest) -> Iterator[Aim]:
+    """Describe the target that was asked for; a file stays open inside the ``with`` statement.
+
+    Raises what building a model or reading a file raises.
+    """
+    if request.like is not None:
+        with read(request.like) as checkpoint:
             yield aim_at_file(checkpoint)
-    elif model is not None:
-        yield aim_at_model(model, model_args, settings)
+    elif request.model is not None:
+        yield aim_at_model(request.model, request.model_args, request.settings)
 
 
 def aim_at_model(model: str, arguments: Mapping[str, Value] | None, settings: Sequence[str]) -> Aim:

@@ -14,7 +14,8 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.merge.files import MergeFile, Sources
 from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, rounding_warnings
 from ckpt_surgery.merge.recipe import MergeRecipe
-from ckpt_surgery.merge.result import MergeScope, Outcome, carry_out, report_of
+from ckpt_surgery.merge.result import Outcome, carry_out, report_of
+from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.write import write

@@ -8,31 +8,26 @@ from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.merge.copying import plan_structure
 from ckpt_surgery.merge.files import Sources
-from ckpt_surgery.merge.result import MergeScope, Outcome, carry_out, report_of
+from ckpt_surgery.merge.request import MergeRequest
+from ckpt_surgery.merge.result import Outcome, carry_out, report_of
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.write import write
 
 
-def merge_structure(
-    method: str,
-    sources: Sources,
-    output: Output,
-    scope: MergeScope,
-    only_existing: bool,
-    same_shape: bool,
-) -> MergeReport:
+def merge_structure(request: MergeRequest, sources: Sources, output: Output) -> MergeReport:
     """Lay files over the base, or under it with the method ``fill``; bytes are copied."""
+    scope = request.scope
     with ExitStack() as stack:
         base, files = sources.open(stack, scope.renames or {})
         others = [file for file in files if file is not base]
         taking = plan_structure(
             choose_state_dicts(base.checkpoint, scope.at),
             others,
-            fill=method == "fill",
+            fill=request.method == "fill",
             selection=scope.selection,
-            only_existing=only_existing,
-            same_shape=same_shape,
+            only_existing=request.only_existing,
+            same_shape=request.same_shape,
         )
         inputs = Inputs(file.original for file in others)
         edited = carry_out(taking.edits, base, inputs, scope, output)
@@ -43,7 +38,7 @@ def merge_structure(
             for place, file in enumerate(others)
         )
         outcome = Outcome(
-            method,
+            request.method,
             False,
             tuple(named),
             {},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.compact import unused_nbytes
@@ -20,33 +20,14 @@ from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rename import Rename
 from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile
-from ckpt_surgery.names import Selection
+from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written
 
 if TYPE_CHECKING:
-    from ckpt_surgery.names.rewrite import RewriteRule
     from ckpt_surgery.training.documents import OptimizerChange
-    from ckpt_surgery.training.optimizers import OptimizerChoice
-
-
-@dataclass(frozen=True, slots=True)
-class MergeScope:
-    """What of the files is merged, and what else the result is to be.
-
-    `renames` are rules for the files by their number from 1, `compact` removes bytes that no tensor
-    uses, `state_dict_only` everything beside the state dict. The base's `optimizer` follows its
-    model, is kept as it is, or dropped.
-    """
-
-    selection: Selection = field(default_factory=Selection)
-    at: Sequence[str] = ()
-    renames: Mapping[int, Sequence[RewriteRule]] | None = None
-    state_dict_only: bool = False
-    compact: bool = False
-    optimizer: OptimizerChoice = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
@@ -20,19 +20,16 @@ from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.distinct import Role
-from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
 from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
-from ckpt_surgery.fit.fills import parse_fills
-from ckpt_surgery.fit.grids import parse_grids
 from ckpt_surgery.fit.moments import AdaptMoment
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
+from ckpt_surgery.fit.request import FitOptimizer, FitRequest
 from ckpt_surgery.formats import read
-from ckpt_surgery.matching.correspondence import LEVELS, Correspondence, Level, correspond
+from ckpt_surgery.matching.correspondence import Correspondence, correspond
 from ckpt_surgery.matching.maps import check_map, format_proposal
 from ckpt_surgery.matching.target_source import Aim, describe, opened
-from ckpt_surgery.models.specs import Value
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
@@ -44,44 +41,18 @@ from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import left_out, write
 
-FitOptimizer = Literal["resize", "reset", "keep", "drop"]
-
 
 def fit(
     source: PathLike | Source,
     output: Output | PathLike,
-    *,
-    model: str | None = None,
-    model_args: Mapping[str, Value] | None = None,
-    settings: Sequence[str] = (),
-    like: PathLike | Source | None = None,
-    match: str = "prefix",
-    renames: Mapping[str, str] | None = None,
-    emit_map: PathLike | None = None,
-    adapt: Sequence[str] = (),
-    grid: str | None = None,
-    fill: Sequence[str] = (),
-    classes: tuple[Sequence[str], Sequence[str]] | None = None,
-    initial: Selection | None = None,
-    dtype: str | None = None,
-    seed: int = 0,
-    at: Sequence[str] = (),
-    optimizer: FitOptimizer = "resize",
+    request: FitRequest | None = None,
+    **choices: Any,
 ) -> FitReport:
-    """Fit the state dicts of `source`, or those at the paths `at`, to one target; see `match`.
+    """Fit the state dicts of `source` to one target, as `request` says; see `match`.
 
-    Names are paired no more boldly than `match` (``name``, ``prefix``, ``suffix``, ``order``),
-    after what `renames` says (old name: new name); `emit_map` writes the pairing for review.
-    `adapt` permits adaptations (``"channels=mean"``; `grid` is what positions are interpolated to
-    if it is no square, ``"4x6"``), `fill` says what takes the place of initial
-    values (``"fc=zeros"``), `classes` are the class names of the old and of the new head. With
-    `initial`, any initial tensor outside this selection is an error. `dtype` is the type of the
-    result's floating-point tensors, the target's if None. What lies beside the state dicts is
-    carried over.
-
-    An optimizer follows its model: what is left out leaves it, and what is initial begins anew. The
-    moments of an adapted tensor are adapted the same way (``"resize"``) or begin anew
-    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out.
+    ``fit(file, output, like="other.pth", adapt=["rows"])`` is short for
+    ``fit(file, output, FitRequest(like="other.pth", adapt=["rows"]))``. What lies beside the state
+    dicts is carried over.
 
     Raises `PlanError` if nothing fits, a tensor may not be initial, or it is not certain which of
     an optimizer's state belongs to which parameter, `AmbiguousMatchError` for
@@ -90,38 +61,38 @@ def fit(
     """
     target = output if isinstance(output, Output) else Output(output)
     target.check()
-    fills, channels = parse_fills(fill)
-    options = FitOptions(
-        rules=(*parse_adaptations(adapt, None if grid is None else parse_grids(grid)), *channels),
-        fills=fills,
-        classes=None if classes is None else Classes(*map(tuple, classes)),
-        dtype=dtype,
-    )
-    level = _level(match)
-    if emit_map is not None:
-        target = replace(target, beside=(*target.beside, Role("'--emit-map'", emit_map)))
-    with read(source) as checkpoint, opened(model, model_args, settings, like) as aim:
+    if request is not None and choices:
+        raise TypeError("the request says it all; make another with dataclasses.replace")
+    asked = FitRequest(**choices) if request is None else request
+    options = asked.options
+    if asked.emit_map is not None:
+        target = replace(target, beside=(*target.beside, Role("'--emit-map'", asked.emit_map)))
+    with read(source) as checkpoint, opened(asked) as aim:
         target.refuse_inputs([*checkpoint.sources, *aim.sources])
-        if initial is not None:
-            options = replace(options, may_be_initial=_permitted(initial, aim))
-        chosen = choose_state_dicts(checkpoint, at)
+        if asked.initial is not None:
+            options = replace(options, may_be_initial=_permitted(asked.initial, aim))
+        chosen = choose_state_dicts(checkpoint, asked.at)
         fitted = []
         for each in chosen:
             with _naming(checkpoint, each, several=len(chosen) > 1):
-                fitted.append(_plan(each, aim, options, level, renames or {}))
+                fitted.append(_plan(each, aim, options, asked))
         with _naming(checkpoint, chosen[0], several=False):
             check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
         archive = for_output(checkpoint, target)
-        goal = FitTarget.of(model, model_args, settings, None if like is None else aim.inputs[0])
+        goal = FitTarget.of(
+            asked.model, asked.model_args, asked.settings, next(iter(aim.inputs), None)
+        )
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
         keep_aim(inputs, goal, aim)
-        plan = Plan(tuple(Fit.of(f.path, f.plan.items, aim.target, goal, seed) for f in fitted))
+        plan = Plan(
+            tuple(Fit.of(f.path, f.plan.items, aim.target, goal, asked.seed) for f in fitted)
+        )
         result = plan.apply(archive, inputs)
-        step = _in_step(archive, result, fitted, aim.target, optimizer)
+        step = _in_step(archive, result, fitted, aim.target, asked.optimizer)
         follow = Plan(tuple(following(step)))
         result = follow.apply(result)
-        if emit_map is not None:
-            _write_map(emit_map, fitted, force=target.force)
+        if asked.emit_map is not None:
+            _write_map(asked.emit_map, fitted, force=target.force)
         written = write(result, target, inputs=aim.sources)
         result = written.checkpoint
         return FitReport(
@@ -144,7 +115,7 @@ def fit(
                 *step.warnings,
                 *written.warnings,
             ),
-            seed=seed,
+            seed=asked.seed,
             nbytes_before=checkpoint.size,
             nbytes_after=written.nbytes,
         )
@@ -213,13 +184,6 @@ def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
                 yield join_path(state_dict.path, entry.name)
 
 
-def _level(text: str) -> Level:
-    for level in LEVELS:
-        if text == level:
-            return level
-    raise UsageError(f"'{text}' is no way to match names", hint=f"there are {', '.join(LEVELS)}")
-
-
 def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:
     names = aim.target.names
     chosen = initial.choose(names)
@@ -227,7 +191,9 @@ def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:
     text = None if initial.allow_unmatched else next(unmatched, None)
     if text is not None:
         raise UsageError(
-            f"'--initial {text}' matches nothing in the target", hint=near_hint(text, names)
+            f"'initial {text}' matches nothing in the target",
+            hint=near_hint(text, names),
+            fields=("initial",),
         )
     initial.require_matches(chosen.counts, names)
     return chosen.chosen.__contains__
@@ -247,15 +213,14 @@ def _naming(checkpoint: Checkpoint, state_dict: StateDict, *, several: bool) -> 
         raise
 
 
-def _plan(
-    state_dict: StateDict, aim: Aim, options: FitOptions, level: Level, renames: Mapping[str, str]
-) -> Fitted:
+def _plan(state_dict: StateDict, aim: Aim, options: FitOptions, request: FitRequest) -> Fitted:
     source = describe(state_dict)
+    renames = request.renames or {}
     check_map(renames, (spec.name for spec in source.specs), aim.target.names)
     found = correspond(
         source.specs,
         aim.target.tensors,
-        level=level,
+        level=request.level,
         upgraded=aim.upgraded(source),
         renames=renames,
     )

@@ -49,7 +49,8 @@ def digest(
     """
     if files and (at or per_tensor):
         raise UsageError(
-            "whole files have no state dicts: '--files' goes with neither '--at' nor '--per-tensor'"
+            "whole files have no state dicts: 'files' goes with neither 'at' nor 'per_tensor'",
+            fields=("files", "at", "per_tensor"),
         )
     names = tuple(_name(source) for source in sources)
     if files:

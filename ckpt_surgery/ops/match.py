@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike
@@ -11,8 +10,8 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import AmbiguousMatchError, correspond
+from ckpt_surgery.matching.request import MatchRequest
 from ckpt_surgery.matching.target_source import Aim, Described, describe, opened
-from ckpt_surgery.models.specs import Value
 from ckpt_surgery.reports.fitting import Matched, MatchReport
 
 _MOST_NAMES: Final = 5000
@@ -20,27 +19,23 @@ _MOST_NAMES: Final = 5000
 
 
 def match(
-    source: PathLike | Source,
-    *,
-    model: str | None = None,
-    model_args: Mapping[str, Value] | None = None,
-    settings: Sequence[str] = (),
-    like: PathLike | Source | None = None,
-    at: Sequence[str] = (),
+    source: PathLike | Source, request: MatchRequest | None = None, **choices: Any
 ) -> MatchReport:
-    """Compare every state dict of `source`, or those at the paths `at`, with one target.
+    """Compare every state dict of `source`, or those that are asked about, with one target.
 
-    The target is a `model` (``torchvision:NAME`` or ``package.module:callable``, called with
-    `model_args`, its layers changed by `settings` such as ``"fc.out_features=5"``), built on the
-    meta device, or the state dict of the file `like`. No tensor is read. The callable is the
-    user's own code, and runs; nothing runs that a checkpoint names.
+    ``match(file, model="torchvision:resnet34")`` is short for
+    ``match(file, MatchRequest(model="torchvision:resnet34"))``. A model is built on the meta
+    device. No tensor is read, and nothing runs that a checkpoint names.
 
     Raises `UsageError` for a target that cannot be, `ConstructionError` for what the model's own
     code does wrong, `ReadError` for a bad file and `MissingDependencyError` without torch.
     """
+    if request is not None and choices:
+        raise TypeError("the request says it all; make another with dataclasses.replace")
+    asked = MatchRequest(**choices) if request is None else request
     with read(source) as checkpoint:
-        chosen = choose_state_dicts(checkpoint, at)
-        with opened(model, model_args, settings, like) as aim:
+        chosen = choose_state_dicts(checkpoint, asked.at)
+        with opened(asked) as aim:
             matched = []
             notes: list[str] = []
             for each in chosen:

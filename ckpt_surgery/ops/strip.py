@@ -53,9 +53,16 @@ def strip(
     and `WriteError` for a bad output.
     """
     if ema and not training_state:
-        raise UsageError("'--ema' says what '--training-state' leaves", hint="add --training-state")
+        raise UsageError(
+            "'ema' says what 'training_state' leaves",
+            hint="add 'training_state'",
+            fields=("ema", "training_state"),
+        )
     if training_state and optimizer != "auto":
-        raise UsageError(f"'--training-state' and '--optimizer {optimizer}' contradict each other")
+        raise UsageError(
+            f"'training_state' and 'optimizer {optimizer}' contradict each other",
+            fields=("training_state", "optimizer"),
+        )
 
     def build(checkpoint: Checkpoint) -> Planned:
         averages = plan_averages(checkpoint, publish=ema) if training_state else Plan()

@@ -58,7 +58,7 @@ class Output:
         """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""
         ways = (self.path is not None) + (self.stream is not None) + self.in_place
         if ways > 1:
-            raise UsageError("an output and '--in-place' contradict each other")
+            raise UsageError("an output and 'in_place' contradict each other", fields=("in_place",))
         if ways == 0 and not self.dry_run:
             raise UsageError(
                 "there is no output", hint="give -o FILE, or --in-place to replace the input"
@@ -76,7 +76,8 @@ class Output:
             chosen = self._format_asked_for(self.format)
             if chosen.written_as:
                 raise UsageError(
-                    f"'--format {self.format}': {chosen.title} can only be read",
+                    f"'format {self.format}': {chosen.title} can only be read",
+                    fields=("format",),
                     hint=f"these can be written: {', '.join(registry.writable())}",
                 )
             return chosen
@@ -93,7 +94,7 @@ class Output:
             return registry.get(name)
         except UsageError as error:
             raise UsageError(
-                f"'--format {name}': there is no such format", hint=error.hint
+                f"'format {name}': there is no such format", hint=error.hint, fields=("format",)
             ) from error
 
     def refuse_inputs(self, inputs: Iterable[Source]) -> None:
@@ -108,10 +109,15 @@ class Output:
 
     def _check_hash_name(self) -> None:
         if self.path is None:
-            raise UsageError("'--hash-name' needs a name to put the hash into", hint="give -o FILE")
+            raise UsageError(
+                "'hash_name' needs a name to put the hash into",
+                hint="give -o FILE",
+                fields=("hash_name",),
+            )
         name = Path(self.path).name
         if HASH_IN_NAME.search(Path(self.path).stem + "."):
             raise UsageError(
-                f"'--hash-name': torch.hub would take a part of '{name}' for the hash",
+                f"'hash_name': torch.hub would take a part of '{name}' for the hash",
+                fields=("hash_name",),
                 hint="use a name without a dash before hexadecimal digits and a dot",
             )

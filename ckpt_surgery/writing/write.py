@@ -154,7 +154,10 @@ def _named_by_content(layout: Layout, output: Output) -> Output:
     if not output.hash_name or output.dry_run or output.path is None:
         return output
     if layout.is_directory:
-        raise UsageError("'--hash-name' is for a single file, and the output is a directory")
+        raise UsageError(
+            "'hash_name' is for a single file, and the output is a directory",
+            fields=("hash_name",),
+        )
     digest = Digest()
     with scheduled(layout.sources, Computing()):
         layout.files[0].write(digest)

@@ -113,7 +113,7 @@ def test_one_input_may_come_from_a_pipe(files, invoke):
 
 
 def test_methods_lists_each_with_its_definition(invoke):
-    from ckpt_surgery.ops.merge import methods
+    from ckpt_surgery.merge.request import methods
 
     result = invoke("merge", "--methods")
     assert result.exit_code == 0

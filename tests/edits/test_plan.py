@@ -179,7 +179,7 @@ def test_compaction_counts_unused_bytes(tmp_path: Path) -> None:
         (selection(pattern="."), {}, "every entry of 'model' would be removed"),
         (selection(prefix="0"), {}, "every entry of 'ema' would be removed"),
         (selection(pattern="fc"), {}, "matches nothing"),
-        (selection(pattern="bias"), {"at": ["modle"]}, "'--at modle'"),
+        (selection(pattern="bias"), {"at": ["modle"]}, "'at modle'"),
     ],
 )
 def test_senseless_strip_is_refused(

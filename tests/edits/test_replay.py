@@ -63,7 +63,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def merged(files: str, method: str, scope: ckpt.MergeScope | None = None, **options: Any) -> Run:
+NO_SCOPE = ckpt.MergeScope()
+
+
+def merged(files: str, method: str, scope: ckpt.MergeScope = NO_SCOPE, **options: Any) -> Run:
     names = [f"{name}.pth" for name in files.split()]
     return lambda out: ckpt.merge(names, out, method, scope=scope, **options)
 

@@ -403,7 +403,7 @@ def test_in_place_replaces_the_base(folder):
         (["a.pth", "b.pth"], "average", {"same_shape": True}, "no meaning"),
         (["a.pth", "b.pth"], "overlay", {"keys": "union"}, "no meaning"),
         (["a.pth", "b.pth"], "overlay", {"memory": 5}, "no meaning"),
-        (["a.pth", "b.pth"], "average", {"threads": 0}, "--threads 0"),
+        (["a.pth", "b.pth"], "average", {"threads": 0}, "threads 0"),
         (["a.pth", "b.pth"], "average", {"dtype": "int8"}, "floating type"),
         (["a.pth", "b.pth"], "average", {"scope": MergeScope(renames={3: []})}, "no file 3"),
     ],

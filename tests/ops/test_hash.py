@@ -159,7 +159,7 @@ def test_whole_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [{"at": ["x"]}, {"per_tensor": True}])
 def test_whole_files_have_no_parts(option: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'--files' goes with neither"):
+    with pytest.raises(UsageError, match="'files' goes with neither"):
         digest([tmp_path], files=True, **option)
 
 

@@ -185,7 +185,7 @@ def test_names_that_cannot_carry_a_hash_are_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ema": True}, "'--ema' says what"),
+        ({"ema": True}, "'ema' says what"),
         ({"training_state": True, "optimizer": "keep"}, "contradict each other"),
     ],
 )

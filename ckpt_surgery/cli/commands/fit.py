@@ -131,22 +131,21 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
       ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 \
           --adapt rows --classes imagenet.txt mine.txt -o mine.pth
     """
+    from ckpt_surgery.fit.request import FitRequest
     from ckpt_surgery.ops.fit import fit as run
 
     given = ctx.params
     if given["emit_map"] == "-":
         raise UsageError("'--emit-map -' names no file")
     output = output_of(ctx)
-    report = run(
-        source_of(ctx),
-        output,
+    request = FitRequest(
         **target_of(ctx),
         **_texts(given),
         initial=_selection(given["initial"]),
         **{name: given[name] for name in _PLAIN},
         at=given["at"],
     )
-    return finish(ctx, report, _show)
+    return finish(ctx, run(source_of(ctx), output, request), _show)
 
 
 def _show(report: FitReport, screen: Screen) -> None:

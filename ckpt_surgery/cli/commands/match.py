@@ -44,9 +44,11 @@ def match(ctx: click.Context, /, **_: Any) -> int:
       ckpt match r.pth --model my_project.models:build --model-arg depth=18
       ckpt match train.pth --at state_dict --like init.pth --json
     """
+    from ckpt_surgery.matching.request import MatchRequest
     from ckpt_surgery.ops.match import match as run
 
-    report = run(source_of(ctx), at=ctx.params["at"], **target_of(ctx))
+    request = MatchRequest(**target_of(ctx), at=ctx.params["at"])
+    report = run(source_of(ctx), request)
     if not ctx.params["quiet"] and sys.stdout is not None:
         if ctx.params["as_json"]:
             write_json(report, sys.stdout)

@@ -25,8 +25,10 @@ from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.merge.choosing import best, expand, last
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, KEY_POLICIES, SHAPE_POLICIES
-from ckpt_surgery.ops.merge import STRUCTURAL, MergeScope, merge_recipe, methods
+from ckpt_surgery.merge.request import STRUCTURAL, MergeRequest, methods
+from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.ops.merge import merge as merge_files
+from ckpt_surgery.ops.merge import merge_recipe
 from ckpt_surgery.render.merging import show
 from ckpt_surgery.reports.merging import MergeReport
 
@@ -257,9 +259,7 @@ def _merge(
     given = ctx.params
     method = given["method"] or "overlay"
     files, base = _chosen(ctx, names, method)
-    return merge_files(
-        [_source(file) for file in files],
-        output,
+    request = MergeRequest(
         method,
         base=None if base is None else _source(base),
         only_existing=given["only_existing"],
@@ -272,6 +272,7 @@ def _merge(
         integers=given["integers"],
         **common,
     )
+    return merge_files([_source(file) for file in files], output, request)
 
 
 def _chosen(ctx: click.Context, names: Sequence[str], method: str) -> tuple[list[str], str | None]:

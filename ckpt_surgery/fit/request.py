@@ -1,0 +1,84 @@
+"""What a fit is asked to be, checked as far as it can be without its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
+from ckpt_surgery.fit.fills import parse_fills
+from ckpt_surgery.fit.grids import parse_grids
+from ckpt_surgery.fit.options import FitOptions
+from ckpt_surgery.matching.correspondence import LEVELS, Level
+from ckpt_surgery.matching.target_source import TargetRequest
+from ckpt_surgery.names import Selection
+
+FitOptimizer = Literal["resize", "reset", "keep", "drop"]
+_OPTIMIZERS: Final = get_args(FitOptimizer)
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest(TargetRequest):
+    """How state dicts are fitted to one target: all, or those at the paths `at`.
+
+    Names are paired no more boldly than `match` (``name``, ``prefix``, ``suffix``, ``order``),
+    after what `renames` says (old name: new name); `emit_map` writes the pairing for review.
+    `adapt` permits adaptations (``"channels=mean"``; `grid` is what positions are interpolated to
+    if it is no square, ``"4x6"``), `fill` says what takes the place of initial
+    values (``"fc=zeros"``), `classes` are the class names of the old and of the new head. With
+    `initial`, any initial tensor outside this selection is an error. `dtype` is the type of the
+    result's floating-point tensors, the target's if None; `seed` is what initial values are drawn
+    from.
+
+    An optimizer follows its model: what is left out leaves it, and what is initial begins anew. The
+    moments of an adapted tensor are adapted the same way (``"resize"``) or begin anew
+    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out.
+
+    Raises `UsageError` for what is no adaptation, fill, grid, level or type.
+    """
+
+    match: str = "prefix"
+    renames: Mapping[str, str] | None = None
+    emit_map: PathLike | None = None
+    adapt: Sequence[str] = ()
+    grid: str | None = None
+    fill: Sequence[str] = ()
+    classes: tuple[Sequence[str], Sequence[str]] | None = None
+    initial: Selection | None = None
+    dtype: str | None = None
+    seed: int = 0
+    at: Sequence[str] = ()
+    optimizer: FitOptimizer = "resize"
+
+    def __post_init__(self) -> None:
+        TargetRequest.__post_init__(self)
+        if self.optimizer not in _OPTIMIZERS:
+            raise UsageError(
+                f"'optimizer {self.optimizer}' is none of {', '.join(_OPTIMIZERS)}",
+                fields=("optimizer",),
+            )
+        _ = self.level, self.options
+
+    @property
+    def level(self) -> Level:
+        """How boldly names are paired."""
+        for level in LEVELS:
+            if self.match == level:
+                return level
+        raise UsageError(
+            f"'{self.match}' is no way to match names", hint=f"there are {', '.join(LEVELS)}"
+        )
+
+    @property
+    def options(self) -> FitOptions:
+        """What may be done to make a checkpoint fit, but for what may be initial."""
+        fills, channels = parse_fills(self.fill)
+        grids = None if self.grid is None else parse_grids(self.grid)
+        return FitOptions(
+            rules=(*parse_adaptations(self.adapt, grids), *channels),
+            fills=fills,
+            classes=None if self.classes is None else Classes(*map(tuple, self.classes)),
+            dtype=self.dtype,
+        )

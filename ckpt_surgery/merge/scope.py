@@ -1,0 +1,30 @@
+"""What of its files a merge concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ckpt_surgery.names import Selection
+
+if TYPE_CHECKING:
+    from ckpt_surgery.names.rewrite import RewriteRule
+    from ckpt_surgery.training.optimizers import OptimizerChoice
+
+
+@dataclass(frozen=True, slots=True)
+class MergeScope:
+    """What of the files is merged, and what else the result is to be.
+
+    `renames` are rules for the files by their number from 1, `compact` removes bytes that no tensor
+    uses, `state_dict_only` everything beside the state dict. The base's `optimizer` follows its
+    model, is kept as it is, or dropped.
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    at: Sequence[str] = ()
+    renames: Mapping[int, Sequence[RewriteRule]] | None = None
+    state_dict_only: bool = False
+    compact: bool = False
+    optimizer: OptimizerChoice = "auto"
