@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # what type checkers take for true; `typing` is a long import
 if TYPE_CHECKING:
+    from typing import Any
+
     from ckpt_surgery.checkpoint.description import (
         Checkpoint,
         Entry,

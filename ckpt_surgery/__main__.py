@@ -1,6 +1,6 @@
 """``python -m ckpt_surgery`` is ``ckpt``."""
 
-from ckpt_surgery.cli.main import run
+from ckpt_surgery.cli.start import run
 
 if __name__ == "__main__":
     run()

@@ -14,10 +14,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 import click
 
+from ckpt_surgery.cli.start import leave_interrupted
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.render.color import ERROR, HINT, PLAIN, ColorChoice, wants_color
 from ckpt_surgery.render.text import printable, shorten, visible
@@ -196,20 +197,24 @@ def _escape_what_cannot_be_encoded(stream: TextIO | None) -> None:
 
 @contextmanager
 def _ending_signals_raise() -> Iterator[None]:
-    """SIGTERM and a lost terminal as exceptions, unless someone (nohup) wants them otherwise."""
+    """SIGTERM and a lost terminal as exceptions, unless someone (nohup) wants them otherwise.
+
+    So is an interrupt meanwhile; before and after, where nothing is half done, it just ends.
+    """
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise _Terminated(number)
 
-    changed = []
+    changed: dict[int, Any] = {}
     with suppress(ValueError):  # not the main thread, which alone gets signals
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, end)
-                changed.append(number)
+                changed[number] = signal.signal(number, end)
+        if signal.getsignal(signal.SIGINT) is leave_interrupted:
+            changed[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in changed.items():
+            signal.signal(number, handler)

@@ -213,6 +213,55 @@ def test_interrupted_run_says_so_and_leaves_nothing(folder, environment, number,
     assert sorted(folder.iterdir()) == before
 
 
+_INTERRUPTING = """
+import os, signal, sys
+
+def hook(event, _arguments, left=[int(os.environ["IMPORTS"])]):
+    if event == "import" and "ckpt_surgery.cli.start" in sys.modules:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(hook)
+"""
+
+
+@pytest.mark.parametrize("line", [["inspect", "net.pth"], ["strip", "--help"]])
+@pytest.mark.parametrize("imports", [2, 3, 4, 5, 7, *range(10, 160, 16)])
+def test_an_interrupt_while_the_command_starts_gives_no_traceback(
+    folder, environment, tmp_path, line, imports
+):
+    """The signal comes at an import: from the first after the handler to the last of all."""
+    (tmp_path / "sitecustomize.py").write_text(_INTERRUPTING)
+    path = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    process = start(
+        environment | {"PYTHONPATH": path, "IMPORTS": str(imports)},
+        *line,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    out, err = process.communicate(timeout=60)
+    if process.returncode == 0:  # it needs fewer imports
+        assert imports > 80
+        assert (bool(out), err) == (True, b"")
+    else:
+        assert (process.returncode, err) == (130, b"error: interrupted\n")
+
+
+def test_a_process_in_the_background_keeps_ignoring_interrupts(folder, environment, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(_INTERRUPTING)
+    path = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
+    process = start(
+        environment | {"PYTHONPATH": path, "IMPORTS": "20"},
+        "--version",
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert process.communicate(timeout=60)[0].startswith(b"ckpt ")
+    assert process.returncode == 0
+
+
 @needs_full
 def test_full_standard_output_is_an_error(folder, environment):
     with Path("/dev/full").open("wb") as full:
