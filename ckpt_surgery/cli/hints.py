@@ -12,6 +12,28 @@ _MOST_FILES: Final = 5000  # names of a directory that are looked at
 _ALIKE: Final = 0.75  # difflib's ratio; all names end alike, in .pth
 
 
+# What people call what ckpt calls otherwise, or does by another command.
+_OTHER_WORDS: Final = {
+    "diff": "'ckpt match A --like B' compares names, shapes and types",
+    "cast": "'ckpt fit FILE --like FILE --dtype float16' casts all tensors",
+    "split": "'ckpt strip FILE --keep --prefix P' writes a part; without --keep, the rest",
+    "edit": "'ckpt strip' removes entries, 'ckpt rename' renames them, 'ckpt fit' changes shapes",
+    "extract": "'ckpt convert FILE --at PATH' writes one state dict alone",
+    "average": "'ckpt merge A B -m average' averages checkpoints",
+    "compare": "'ckpt match A --like B' compares names, shapes and types",
+    "freeze": "'ckpt freeze-plan' decides what trains",
+    **dict.fromkeys(("show", "list", "info", "cat", "tree", "keys"), "that is 'ckpt inspect'"),
+    **dict.fromkeys(("remove", "delete", "del", "drop", "prune"), "that is 'ckpt strip'"),
+    **dict.fromkeys(("load", "check", "validate"), "'ckpt match' says whether FILE loads"),
+    **dict.fromkeys(("sha256", "digest", "checksum"), "that is 'ckpt hash'"),
+}
+
+
+def other_word(command: str) -> str | None:
+    """Return a hint at what does what `command`, which there is not, would do."""
+    return _OTHER_WORDS.get(command.lower())
+
+
 def near_files(path: str) -> str | None:
     """Return a hint at files whose names are near that of `path`, which is not there."""
     folder, name = os.path.split(path)

@@ -77,12 +77,13 @@ class LazyGroup(click.Group):
     def _require_known(self, name: str) -> None:
         if name in COMMANDS:
             return
+        from ckpt_surgery.cli.hints import other_word
         from ckpt_surgery.names import near
 
         meant = " or ".join(f"'{name}'" for name in near(name, [*COMMANDS, *ALIASES, "help"]))
         raise UsageError(
             f"no such command '{name}', and no such file",
-            hint=f"did you mean {meant}?" if meant else "see 'ckpt --help'",
+            hint=other_word(name) or (f"did you mean {meant}?" if meant else "see 'ckpt --help'"),
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -149,6 +149,10 @@ def test_no_command_prints_help_and_fails(invoke):
             ["inspct"],
             "error: no such command 'inspct', and no such file\nhint: did you mean 'inspect'?\n",
         ),
+        (
+            ["show", "net.pth"],
+            "error: no such command 'show', and no such file\nhint: that is 'ckpt inspect'\n",
+        ),
         (["xyzzy"], "error: no such command 'xyzzy', and no such file\nhint: see 'ckpt --help'\n"),
         (["strip", "--keeep"], "hint: did you mean '--keep'"),
         (["inspect", "a", "b"], "hint: see 'ckpt inspect --help'\n"),
