@@ -102,7 +102,7 @@ def _policies(
 
 def _remarks(recipe: MergeRecipe, numbers: Numbers) -> list[str]:
     remarks = [*recipe.notes, *recipe.method.remarks(recipe.general)]
-    if numbers.statistics:
+    if numbers.statistics and len(recipe.inputs) > 1:
         remarks.append(
             f"{numbers.statistics} running statistics of batch norm were merged like weights; "
             "estimate them again on training data (torch.optim.swa_utils.update_bn)"

@@ -195,3 +195,11 @@ def test_overlay_imports_no_torch(files, ckpt):
 
 def _root():
     return Path(__file__).resolve().parents[2]
+
+
+def test_one_file_passed_through_has_no_merged_statistics(folder, invoke):
+    done = invoke("merge", "net.pth", "-m", "passthrough", "-o", "out.pth")
+    assert done.exit_code == 0, done.stderr
+    assert "statistics" not in done.output
+    done = invoke("merge", "net.pth", "out.pth", "-m", "average", "-o", "two.pth")
+    assert "running statistics of batch norm were merged like weights" in done.output
