@@ -22,9 +22,10 @@ _STATS: Final = ("min", "max", "mean", "std", "nan", "inf", "zeros")
 
 
 def write_keys(report: InspectReport, stream: TextIO) -> None:
-    """Every name once, one a line; a line break within one is escaped."""
-    names = dict.fromkeys(entry.name for each in report.state_dicts for entry in each.entries)
-    stream.writelines(f"{visible(name)}\n" for name in names)
+    """Write the names of each state dict, one a line; a line break within one is escaped."""
+    stream.writelines(
+        f"{visible(entry.name)}\n" for each in report.state_dicts for entry in each.entries
+    )
 
 
 def write_csv(report: InspectReport, stream: TextIO) -> None:

@@ -57,9 +57,12 @@ def test_keys_are_one_a_line_and_feed_keys_from(folder, invoke, net):
     assert invoke("inspect", "net.pth", "--keys-from", "-", "--keys", stdin=keys).stdout == keys
 
 
-def test_keys_of_several_state_dicts_are_said_once(folder, invoke, net):
+def test_keys_are_said_once_for_each_state_dict(folder, invoke, net):
     keys = invoke("inspect", "train.pth.tar", "--keys").stdout.splitlines()
-    assert keys == [f"module.{name}" for name in net.state_dict()]
+    names = [f"module.{name}" for name in net.state_dict()]
+    assert keys == [*names, *names]
+    one = invoke("inspect", "train.pth.tar", "--keys", "--at", "state_dict_ema").stdout
+    assert one.splitlines() == names
 
 
 def test_json_is_the_report(folder, invoke, net):
