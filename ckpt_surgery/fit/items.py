@@ -55,6 +55,16 @@ class FitItem:
         return self.status == "initial"
 
     @property
+    def is_partly_initial(self) -> bool:
+        """Whether it is adapted, and some of its elements are none of the checkpoint's."""
+        how, old = self.adaptation, self.source_shape or ()
+        if how is None or not how.needs_initial:
+            return False
+        if how.kind == "rows":
+            return len({new for new, _ in how.rows}) < self.shape[0]
+        return any(new > had for new, had in zip(self.shape, old, strict=True))
+
+    @property
     def looks_transposed(self) -> bool:
         """Whether it is initial, and the checkpoint has a tensor of its sizes in another order."""
         shape = self.source_shape

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ckpt_surgery.render.color import WARNING
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
 
@@ -14,37 +14,35 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.edits import EditReport
 
 _MOST_NAMES: Final = 20
-_LONGEST_NOTE: Final = 500  # characters
 
 
 def show(report: EditReport, screen: Screen) -> None:
     """Print the report. It is the same for a dry run but for the last line."""
-    for line in _lines(report):
+    for line in _lines(report, screen.most(_MOST_NAMES)):
         screen.line(line)
-    for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
+    show_warnings(report.warnings, screen)
     written = f"written to {printable(report.output)}" if report.output else "nothing was written"
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     screen.line(f"{written}, {size}" if report.output else f"dry run: {written}, {size}", "bold")
 
 
-def _lines(report: EditReport) -> Iterator[str]:
+def _lines(report: EditReport, most: int) -> Iterator[str]:
     for rule in report.rules:
         changed = "matched" if "kind" in rule else "changed"
         yield f"{printable(_option(rule))}: {changed} {count(int(rule['matched']), 'name')}"
     entries = len(report.kept) + len(report.removed) + len(report.renamed)
     if report.removed:
         yield f"removed {len(report.removed):,} of {count(entries, 'entry', 'entries')}:"
-        yield from names_of([printable(name) for name in report.removed])
+        yield from below([printable(name) for name in report.removed], most)
     if report.renamed:
         yield f"renamed {len(report.renamed):,} of {count(entries, 'entry', 'entries')}:"
-        yield from names_of([f"{printable(a)} -> {printable(b)}" for a, b in report.renamed])
+        yield from below([f"{printable(a)} -> {printable(b)}" for a, b in report.renamed], most)
     if not report.removed and not report.renamed:
         yield f"kept {count(entries, 'entry', 'entries')}"
     if report.dropped:
-        yield f"removed beside them: {listing(report.dropped)}"
+        yield f"removed beside them: {in_one_line(report.dropped, most)}"
     if report.carried:
-        yield f"carried over: {listing(report.carried)}"
+        yield f"carried over: {in_one_line(report.carried, most)}"
     yield from optimizer_lines(report.optimizers)
     for edit in report.plan:
         if edit["edit"] == "compact":
@@ -67,17 +65,3 @@ def _option(rule: Mapping[str, Any]) -> str:
         rule[key] for key in ("prefix", "old", "new", "regex", "repl", "source") if key in rule
     )
     return " ".join([f"--{rule['rule']}", *(str(value) or "''" for value in values)])
-
-
-def names_of(lines: Sequence[str]) -> Iterator[str]:
-    """Names on a line each, and how many there are more."""
-    yield from (f"  {line}" for line in lines[:_MOST_NAMES])
-    if len(lines) > _MOST_NAMES:
-        yield f"  … and {len(lines) - _MOST_NAMES:,} more"
-
-
-def listing(paths: Sequence[str], *, most: int = _MOST_NAMES) -> str:
-    """Some paths on one line, and how many there are more."""
-    shown = ", ".join(printable(path) or "(top level)" for path in paths[:most])
-    more = len(paths) - most
-    return f"{shown} and {more:,} more" if more > 0 else shown

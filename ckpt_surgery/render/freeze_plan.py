@@ -8,8 +8,10 @@ from itertools import groupby
 from typing import Final
 
 from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter, Totals
+from ckpt_surgery.names.fold import fold_names
 from ckpt_surgery.ops.freeze_plan import FreezePlanReport
 from ckpt_surgery.render.color import WARNING
+from ckpt_surgery.render.lists import in_one_line
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 
@@ -34,12 +36,11 @@ def show(report: FreezePlanReport, screen: Screen, *, folded: bool = False) -> N
         screen.line(line)
     for line in _groups(plan):
         screen.line(line)
+    most = screen.most(_MOST_NAMES)
     for warning in plan.warnings:
-        named = ", ".join(printable(name) for name in warning.names[:_MOST_NAMES])
-        more = len(warning.names) - _MOST_NAMES
-        named += f" and {more:,} more" if more > 0 else ""
-        text = f"warning: {printable(warning.message, 500)}"
-        screen.line(f"{text} ({named})" if named else text, WARNING)
+        patterns = [each.pattern for each in fold_names(warning.names)]
+        named = f" ({in_one_line(patterns, most)})" if patterns else ""
+        screen.line(f"warning: {printable(warning.message, 500)}{named}", WARNING)
     if report.output is not None:
         screen.line(f"written to {printable(report.output)}", "bold")
 

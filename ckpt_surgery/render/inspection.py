@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, join_path
 from ckpt_surgery.render.listing import Subtree, fold, tree
+from ckpt_surgery.render.lists import below
 from ckpt_surgery.render.screen import Column, Grid, Screen
-from ckpt_surgery.render.text import count, nbytes, printable, shape
+from ckpt_surgery.render.text import LONGEST, count, nbytes, printable, shape
 from ckpt_surgery.render.training import average_line, training_lines
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 _MOST_LINES: Final = 40  # of one kind in the footer
 _MOST_NAMES: Final = 8  # of one tie
+_MOST_FACTS: Final = 4  # of one kind in the training state
 _LONGEST_VALUE: Final = 80  # characters
+_LONGEST_NOTE: Final = 500
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
 _NAME: Final = Column("name", names=True)
@@ -58,7 +60,7 @@ def show(report: InspectReport, view: View, screen: Screen) -> None:
         else:
             screen.grid(_grid(report, state_dict, view))
         screen.line()
-    for line in _footer(report):
+    for line in _footer(report, screen):
         screen.line(line)
 
 
@@ -155,8 +157,8 @@ def _walk(root: Subtree) -> Iterator[tuple[str, Subtree]]:
             yield ("    " if last else "│   ") + guide, node
 
 
-def _footer(report: InspectReport) -> Iterator[str]:
-    totals = report.totals
+def _footer(report: InspectReport, screen: Screen) -> Iterator[str]:
+    totals, most = report.totals, screen.most(_MOST_LINES)
     shards = f", {count(len(report.files), 'file')}" if report.files else ""
     yield f"{printable(report.file)}: {report.format}{shards}, {_exact_bytes(report.size)}"
     if not report.state_dicts:
@@ -172,12 +174,13 @@ def _footer(report: InspectReport) -> Iterator[str]:
     )
     if totals.unused_nbytes:
         yield f"unused: {_exact_bytes(totals.unused_nbytes)} of storages that no tensor uses"
-    yield from _section("other entries:", [_other(report, other) for other in report.others])
+    others = [_other(report, other, screen) for other in report.others]
+    yield from _section("other entries:", others, most)
     averages = [average_line(each) for each in report.averages if each.title or each.counters]
-    yield from _section("averages:", averages)
-    yield from _section("ties:", [_tie(names) for names in report.ties])
-    for note in islice(report.notes, _MOST_LINES):
-        yield f"note: {printable(note, 500)}"
+    yield from _section("averages:", averages, most)
+    yield from _section("ties:", [_tie(names, screen) for names in report.ties], most)
+    for note in report.notes[:most]:
+        yield f"note: {printable(note, screen.most(_LONGEST_NOTE))}"
 
 
 def _exact_bytes(number: int) -> str:
@@ -185,21 +188,20 @@ def _exact_bytes(number: int) -> str:
     return exact if number < 1024 else f"{exact} ({nbytes(number)})"
 
 
-def _section(title: str, lines: Sequence[str]) -> Iterator[str]:
+def _section(title: str, lines: Sequence[str], most: int) -> Iterator[str]:
     if lines:
         yield title
-        yield from (f"  {line}" for line in lines[:_MOST_LINES])
-    if len(lines) > _MOST_LINES:
-        yield f"  … and {len(lines) - _MOST_LINES:,} more"
+        yield from below(lines, most)
 
 
-def _other(report: InspectReport, other: Other) -> str:
+def _other(report: InspectReport, other: Other, screen: Screen) -> str:
     """``epoch = 3``, ``optimizer: 2 groups, 110 states, …``, ``args: argparse.Namespace``."""
     path = printable(other.path) or "(top level)"
     if other.value is not None:
-        return f"{path} = {_value(other.value)}"
+        return f"{path} = {_value(other.value, min(screen.most(_LONGEST_VALUE), LONGEST))}"
     training = report.training.get(other.path)
-    facts = list(training_lines(training)) if training is not None else []
+    most = screen.most(_MOST_FACTS)
+    facts = list(training_lines(training, most)) if training is not None else []
     facts = facts or [
         count(number, what.removesuffix("s").replace("entrie", "entry"), what)
         for what, number in report.details.get(other.path, {}).items()
@@ -211,12 +213,13 @@ def _other(report: InspectReport, other: Other) -> str:
     return f"{path}: {', '.join(facts)}" + (f" ({type_name})" if facts else type_name)
 
 
-def _value(value: object) -> str:
+def _value(value: object, longest: int) -> str:
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"  # Python refuses to print a huge one
-    return printable(f"'{value}'" if isinstance(value, str) else str(value), _LONGEST_VALUE)
+    return printable(f"'{value}'" if isinstance(value, str) else str(value), longest)
 
 
-def _tie(names: Sequence[str]) -> str:
-    more = f" = … {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return " = ".join(printable(name) for name in names[:_MOST_NAMES]) + more
+def _tie(names: Sequence[str], screen: Screen) -> str:
+    shown = names[: screen.most(_MOST_NAMES)]
+    more = f" = … {len(names) - len(shown):,} more" if len(names) > len(shown) else ""
+    return " = ".join(printable(name) for name in shown) + more

@@ -8,7 +8,7 @@ from typing import Final
 from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
-from ckpt_surgery.render.color import WARNING
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.render.training import optimizer_lines
@@ -17,7 +17,6 @@ from ckpt_surgery.reports.fitting import FitReport, Fitted, Matched, MatchReport
 _MOST_LINES: Final = 40  # of one kind
 _MOST_RENAMES: Final = 8  # most are alike; --emit-map and --json list all
 _MOST_NAMES: Final = 2000  # that are folded; beyond, the first are shown as they are
-_LONGEST_NOTE: Final = 500  # characters
 
 
 def show_match(report: MatchReport, screen: Screen) -> None:
@@ -25,10 +24,9 @@ def show_match(report: MatchReport, screen: Screen) -> None:
     for each in report.matched:
         loads = each.comparison.fits
         screen.line(_verdict(report, each), "green" if loads else "bold")
-        for line in _differences(each.comparison):
+        for line in _differences(each.comparison, screen.most(_MOST_LINES)):
             screen.line(line)
-    for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
+    show_warnings(report.warnings, screen)
 
 
 def _verdict(report: MatchReport, each: Matched) -> str:
@@ -45,38 +43,36 @@ def _verdict(report: MatchReport, each: Matched) -> str:
     )
 
 
-def _differences(found: Comparison) -> Iterator[str]:
+def _differences(found: Comparison, most: int) -> Iterator[str]:
     if found.fits:
         yield "<All keys matched successfully>"
     if found.missing:
         yield f"Missing key(s) in state_dict: {len(found.missing):,}"
-        yield from _limited(_pattern(each) for each in _fold_names(found.missing))
+        yield from below((_pattern(each) for each in _fold_names(found.missing)), most)
     if found.unexpected:
         yield f"Unexpected key(s) in state_dict: {len(found.unexpected):,}"
-        yield from _limited(_pattern(each) for each in _fold_names(found.unexpected))
-    for line in _limited(
-        str(Mismatch(_pattern(each), *each.value))
-        for each in _fold((m.name, (m.checkpoint, m.model)) for m in found.mismatched)
-        if isinstance(each.value, tuple)
-    ):
+        yield from below((_pattern(each) for each in _fold_names(found.unexpected)), most)
+    mismatched = _fold((m.name, (m.checkpoint, m.model)) for m in found.mismatched)
+    texts = (str(Mismatch(_pattern(m), *m.value)) for m in mismatched if isinstance(m.value, tuple))
+    for line in below(texts, most):
         yield line.strip()
     if found.dtype_differences:
         yield "element types differ, which load_state_dict converts:"
-        yield from _limited(
-            f"{_pattern(each)}: {each.value}"
-            for each in _fold(
-                (d.name, f"{d.checkpoint} in the checkpoint, {d.model} in the model")
-                for d in found.dtype_differences
-            )
+        differences = _fold(
+            (d.name, f"{d.checkpoint} in the checkpoint, {d.model} in the model")
+            for d in found.dtype_differences
         )
+        yield from below((f"{_pattern(each)}: {each.value}" for each in differences), most)
     if found.tied:
         yield "not in the file, but tied to what is:"
-        yield from _limited(f"{printable(t.name)} = {printable(t.present)}" for t in found.tied)
+        yield from below(
+            (f"{printable(t.name)} = {printable(t.present)}" for t in found.tied), most
+        )
     if found.defaulted:
         yield f"not in the file, and load_state_dict does without: {len(found.defaulted):,}"
     if found.renamed:
         yield f"old spellings that the model renames when it loads: {len(found.renamed):,}"
-        yield from _limited(f"{printable(a)} -> {printable(b)}" for a, b in found.renamed)
+        yield from below((f"{printable(a)} -> {printable(b)}" for a, b in found.renamed), most)
 
 
 def _fold_names(names: Sequence[str]) -> list[Fold]:
@@ -95,28 +91,21 @@ def _pattern(each: Fold) -> str:
     return printable(each.pattern) + (f" ({each.count:,})" if each.count > 1 else "")
 
 
-def _limited(lines: Iterable[str], most: int = _MOST_LINES) -> Iterator[str]:
-    listed = list(lines)
-    yield from (f"  {line}" for line in listed[:most])
-    if len(listed) > most:
-        yield f"  … and {len(listed) - most:,} more"
-
-
 def show_fit(report: FitReport, screen: Screen) -> None:
     """Counts for each state dict, every tensor that is not copied, and what to know."""
+    most = screen.most(_MOST_LINES)
     for each in report.fitted:
         where = f" ({printable(each.path)})" if each.path else ""
         screen.line(f"{printable(report.inputs[0])}{where} for {printable(report.target)}:", "bold")
-        for line in _fitted(each):
+        for line in _fitted(each, screen):
             screen.line(line)
     if report.carried:
-        screen.line(f"carried over: {_listing(report.carried)}")
+        screen.line(f"carried over: {in_one_line(report.carried, most)}")
     if report.dropped_others:
-        screen.line(f"left out beside them: {_listing(report.dropped_others)}")
+        screen.line(f"left out beside them: {in_one_line(report.dropped_others, most)}")
     for line in optimizer_lines(report.optimizers):
         screen.line(line)
-    for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
+    show_warnings(report.warnings, screen)
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     if report.output:
         screen.line(f"written to {printable(report.output)}, {size}", "bold")
@@ -124,31 +113,29 @@ def show_fit(report: FitReport, screen: Screen) -> None:
         screen.line(f"dry run: nothing was written, {size}", "bold")
 
 
-def _fitted(each: Fitted) -> Iterator[str]:
-    plan = each.plan
+def _fitted(each: Fitted, screen: Screen) -> Iterator[str]:
+    plan, most = each.plan, screen.most(_MOST_LINES)
     yield f"copied {_sum(plan.having('copied'), plan.elements['copied'])}"
     if renames := each.found.renames:
         ways = dict.fromkeys(p.how for p in each.found.pairs if p.source != p.target)
         yield f"names that differ: {len(renames):,}, paired by {', '.join(map(printable, ways))}"
         listed = [f"{printable(old)} -> {printable(new)}" for old, new in renames.items()]
-        yield from _limited(listed, most=_MOST_RENAMES)
+        yield from below(listed, screen.most(_MOST_RENAMES))
     if untied := [(i.name, i.untied_from) for i in plan.items if i.untied_from]:
         yield "untied, as in the target:"
-        yield from _limited(f"{printable(name)} from {printable(old)}" for name, old in untied)
+        yield from below((f"{printable(name)} from {printable(old)}" for name, old in untied), most)
     if adapted := plan.having("adapted"):
         yield f"adapted {_sum(adapted, plan.elements['adapted'])}:"
-        yield from _limited(
-            f"{_pattern(f)}: {f.value}" for f in _fold((i.name, _adapted(i)) for i in adapted)
-        )
+        folds = _fold((i.name, _adapted(i)) for i in adapted)
+        yield from below((f"{_pattern(f)}: {f.value}" for f in folds), most)
     if initial := plan.having("initial"):
         yield f"initial {_sum(initial, plan.elements['initial'])}:"
-        yield from _limited(
-            f"{_pattern(f)}: {f.value}" for f in _fold((i.name, _initial(i)) for i in initial)
-        )
+        folds = _fold((i.name, _initial(i)) for i in initial)
+        yield from below((f"{_pattern(f)}: {f.value}" for f in folds), most)
     if plan.dropped:
         yield f"dropped {_sum(plan.dropped, plan.elements['dropped'])}:"
         dropped = _fold((spec.name, shape(spec.shape)) for spec in plan.dropped)
-        yield from _limited(f"{_pattern(f)} {f.value}" for f in dropped)
+        yield from below((f"{_pattern(f)} {f.value}" for f in dropped), most)
 
 
 def _sum(tensors: Sequence[object], elements: int) -> str:
@@ -156,7 +143,7 @@ def _sum(tensors: Sequence[object], elements: int) -> str:
 
 
 def _adapted(item: FitItem) -> str:
-    rest = " (initial values elsewhere)" if item.needs_initial else ""
+    rest = " (initial values elsewhere)" if item.is_partly_initial else ""
     return f"{shape(item.source_shape or ())} -> {shape(item.shape)} by {item.adaptation}{rest}"
 
 
@@ -174,9 +161,3 @@ def _initial(item: FitItem) -> str:
         return f"{shape(item.shape)}, {item.reason}{value}"
     came = f"the checkpoint's is {shape(item.source_shape)}"
     return f"{shape(item.shape)}, {came}{advice}{value}"
-
-
-def _listing(paths: Sequence[str]) -> str:
-    shown = ", ".join(printable(path) or "(top level)" for path in paths[:_MOST_LINES])
-    more = len(paths) - _MOST_LINES
-    return f"{shown} and {more:,} more" if more > 0 else shown

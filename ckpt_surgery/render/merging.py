@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ckpt_surgery.render.color import WARNING
-from ckpt_surgery.render.edits import listing, names_of
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
@@ -15,16 +14,17 @@ from ckpt_surgery.render.training import optimizer_lines
 if TYPE_CHECKING:
     from ckpt_surgery.reports.merging import MergeReport
 
-_LONGEST_NOTE: Final = 500  # characters
+_MOST_NAMES: Final = 20
+_MOST_ALIKE: Final = 3  # names that one reason is given for
 
 
 def show(report: MergeReport, screen: Screen) -> None:
     """Print the report. It is the same for a dry run but for the last line."""
     screen.grid(_files(report))
-    for line in (*_entries(report), *_beside(report), *optimizer_lines(report.optimizers)):
+    entries, beside = _entries(report, screen), _beside(report, screen.most(_MOST_NAMES))
+    for line in (*entries, *beside, *optimizer_lines(report.optimizers)):
         screen.line(line)
-    for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST_NOTE)}", WARNING)
+    show_warnings(report.warnings, screen)
     size = nbytes(report.nbytes_after)
     if report.arithmetic:
         size += f", computed in at most {nbytes(report.peak_bytes)} of memory"
@@ -48,37 +48,38 @@ def _files(report: MergeReport) -> Grid:
     return Grid(columns, rows)
 
 
-def _entries(report: MergeReport) -> Iterator[str]:
+def _entries(report: MergeReport, screen: Screen) -> Iterator[str]:
     for rule in report.rules:
         matched = count(int(rule["matched"]), "name")
         text = rule.get("text") or rule.get("prefix") or ""
         yield f"{rule.get('kind') or rule.get('rule')} {printable(str(text))}: {matched}"
     if report.arithmetic:
         yield f"{report.method}: merged {count(len(report.merged), 'tensor')}"
-        yield from _reasons("copied as they are", report.copied)
-        yield from _reasons("left out", report.skipped)
+        yield from _reasons("copied as they are", report.copied, screen.most(_MOST_ALIKE))
+        yield from _reasons("left out", report.skipped, screen.most(_MOST_ALIKE))
     if report.renamed:
         yield f"renamed {count(len(report.renamed), 'entry', 'entries')} of the base"
     if report.taken:
         yield f"taken from other files: {count(len(report.taken), 'entry', 'entries')}"
         if not report.arithmetic:
-            yield from names_of([f"{printable(a)} <- {printable(b)}" for a, b in report.taken])
+            taken = [f"{printable(a)} <- {printable(b)}" for a, b in report.taken]
+            yield from below(taken, screen.most(_MOST_NAMES))
     if report.kept and not report.arithmetic:
         yield f"kept {count(len(report.kept), 'entry', 'entries')} of the base"
 
 
-def _reasons(what: str, names: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _reasons(what: str, names: Sequence[tuple[str, str]], most: int) -> Iterator[str]:
     for why, number in Counter(why for _, why in names).items():
-        alike = [printable(name) for name, each in names if each == why]
-        yield f"{what} ({why}): {count(number, 'entry', 'entries')}, {listing(alike, most=3)}"
+        alike = in_one_line([name for name, each in names if each == why], most)
+        yield f"{what} ({why}): {count(number, 'entry', 'entries')}, {alike}"
 
 
-def _beside(report: MergeReport) -> Iterator[str]:
+def _beside(report: MergeReport, most: int) -> Iterator[str]:
     base = printable(report.base)
     if report.carried:
-        yield f"carried over from {base}: {listing(report.carried)}"
+        yield f"carried over from {base}: {in_one_line(report.carried, most)}"
     if report.dropped:
-        yield f"removed beside them: {listing(report.dropped)}"
+        yield f"removed beside them: {in_one_line(report.dropped, most)}"
     for edit in report.plan:
         if edit["edit"] == "compact":
             yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
@@ -44,6 +45,10 @@ class Screen:
                 stream, color=colored, width=None if self._is_terminal else _UNBOUNDED
             )
         self._draws = _can_encode(shown, "└…█")
+
+    def most(self, number: int) -> int:
+        """Return how many of a kind to show: on a terminal `number`, anywhere else all."""
+        return number if self._is_terminal else sys.maxsize
 
     def _drawn(self, text: str) -> str:
         return text if self._draws else text.translate(_IN_ASCII)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-_LONGEST: Final = 200  # characters of one name or value in a report for people
+LONGEST: Final = 200  # characters of one name or value in a report for people
 _BYTE_UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -22,7 +22,7 @@ def visible(text: str) -> str:
     )
 
 
-def shorten(text: str, longest: int = _LONGEST) -> str:
+def shorten(text: str, longest: int = LONGEST) -> str:
     """`text` with its middle left out if it has more than `longest` characters."""
     if len(text) <= longest:
         return text
@@ -30,7 +30,7 @@ def shorten(text: str, longest: int = _LONGEST) -> str:
     return f"{text[:head]}…{text[len(text) - (longest - 1 - head) :]}"
 
 
-def printable(text: str, longest: int = _LONGEST) -> str:
+def printable(text: str, longest: int = LONGEST) -> str:
     """Both: short and safe."""
     return visible(shorten(text, longest))
 

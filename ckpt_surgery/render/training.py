@@ -35,22 +35,22 @@ _KINDS: Final = {
 }
 
 
-def training_lines(facts: TrainingFacts) -> Iterator[str]:
-    """The facts, to be joined by commas; the kind if there are none but that."""
-    lines = list(_lines(facts))
+def training_lines(facts: TrainingFacts, most: int = _MOST) -> Iterator[str]:
+    """The facts, to be joined by commas, at most `most` of a kind; the kind if there are none."""
+    lines = list(_lines(facts, most))
     yield from lines or ([_KINDS[facts.kind]] if facts.kind in _KINDS else [])
 
 
-def _lines(facts: TrainingFacts) -> Iterator[str]:
-    for optimizer in facts.optimizers[:_MOST]:
-        yield from _optimizer(optimizer)
-    if len(facts.optimizers) > _MOST:
-        yield f"… and {len(facts.optimizers) - _MOST:,} more optimizers"
+def _lines(facts: TrainingFacts, most: int) -> Iterator[str]:
+    for optimizer in facts.optimizers[:most]:
+        yield from _optimizer(optimizer, most)
+    if len(facts.optimizers) > most:
+        yield f"… and {len(facts.optimizers) - most:,} more optimizers"
     if facts.schedulers:
-        yield from _schedulers(facts.schedulers)
+        yield from _schedulers(facts.schedulers, most)
     if facts.scaler is not None:
         yield f"scale {_number(facts.scaler.scale)}"
-    yield from (printable(name.partition("{")[0]) for name in facts.callbacks[:_MOST])
+    yield from (printable(name.partition("{")[0]) for name in facts.callbacks[:most])
 
 
 def average_line(facts: AverageFacts) -> str:
@@ -95,29 +95,29 @@ def _change(change: OptimizerChange) -> str:
     return ", ".join(facts) or "reordered"
 
 
-def _optimizer(facts: OptimizerFacts) -> Iterator[str]:
+def _optimizer(facts: OptimizerFacts, most: int) -> Iterator[str]:
     if facts.layout != "unknown":
         yield facts.layout
     yield count(len(facts.groups), "group")
     if facts.learning_rates:
-        yield f"lr {_numbers(facts.learning_rates)}"
+        yield f"lr {_numbers(facts.learning_rates, most)}"
     if facts.steps:
         yield f"step {' to '.join(map(_number, facts.steps))}"
     yield f"{count(facts.states, 'state')} {_CERTAINTY[facts.certainty]}"
 
 
-def _schedulers(schedulers: Sequence[SchedulerFacts]) -> Iterator[str]:
+def _schedulers(schedulers: Sequence[SchedulerFacts], most: int) -> Iterator[str]:
     yield count(len(schedulers), "scheduler")
     first = schedulers[0]
     if first.last_epoch is not None:
         yield f"epoch {_number(first.last_epoch)}"
     if first.last_lr:
-        yield f"lr {_numbers(first.last_lr)}"
+        yield f"lr {_numbers(first.last_lr, most)}"
 
 
-def _numbers(values: Sequence[float]) -> str:
-    shown = " ".join(map(_number, values[:_MOST]))
-    return f"{shown} …" if len(values) > _MOST else shown
+def _numbers(values: Sequence[float], most: int) -> str:
+    shown = " ".join(map(_number, values[:most]))
+    return f"{shown} …" if len(values) > most else shown
 
 
 def _number(value: float | None) -> str:

@@ -5,6 +5,7 @@ One module a kind of command, so that none waits for the others' classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from ckpt_surgery.errors import CkptError
 
 SCHEMA = 1
+
+
+def once(remarks: Iterable[str]) -> tuple[str, ...]:
+    """Return remarks in their order, each once: several files or state dicts give rise to one."""
+    return tuple(dict.fromkeys(remarks))
 
 
 class Report(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports import SCHEMA, once
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
@@ -37,6 +37,9 @@ class EditReport:
     warnings: tuple[str, ...] = ()
     nbytes_before: int = 0
     nbytes_after: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", once(self.warnings))
 
     @property
     def exit_code(self) -> int:

@@ -10,7 +10,7 @@ from ckpt_surgery.checkpoint.description import StateDictKind, join_path
 from ckpt_surgery.fit.items import FitItem, FitPlan
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import Correspondence
-from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports import SCHEMA, once
 from ckpt_surgery.training.documents import OptimizerChange
 
 
@@ -35,6 +35,9 @@ class MatchReport:
     class_name: str
     matched: tuple[Matched, ...]
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", once(self.warnings))
 
     @property
     def exit_code(self) -> int:
@@ -105,6 +108,9 @@ class FitReport:
     seed: int = 0
     nbytes_before: int = 0
     nbytes_after: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", once(self.warnings))
 
     @property
     def exit_code(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, Tensor, join_path
-from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports import SCHEMA, once
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats
@@ -82,6 +82,9 @@ class InspectReport:
     """What a file beside the weights calls the model: ``config.json``."""
     files: tuple[str, ...] = ()
     """The shards, if the checkpoint comes from several files."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", once(self.notes))
 
     @property
     def exit_code(self) -> int:

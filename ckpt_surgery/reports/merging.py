@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports import SCHEMA, once
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
@@ -67,6 +67,9 @@ class MergeReport:
     nbytes_before: int
     nbytes_after: int
     peak_bytes: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "warnings", once(self.warnings))
 
     @property
     def exit_code(self) -> int:

@@ -522,3 +522,33 @@ def test_a_deep_name_costs_no_memory_when_a_fill_is_refused() -> None:
         assert tracemalloc.get_traced_memory()[1] < 20_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "adapt", "expected"),
+    [
+        ((10, 4), (5, 4), "rows", False),
+        ((5, 4), (10, 4), "rows", True),
+        ((5, 4), (4, 3), "overlap", False),
+        ((5, 4), (4, 5), "overlap", True),
+        ((5, 3), (5, 7), "overlap", True),
+        ((8, 3, 3, 3), (8, 4, 3, 3), "channels", False),
+    ],
+)
+def test_what_is_partly_initial_has_elements_of_no_checkpoint(old, new, adapt, expected):
+    shapes = {"x.weight": old, "same": (2,)}
+    if sorted(old) == sorted(new):
+        new = (*new[:-1], new[-1] + 1)
+    target = target_of({"x.weight": new, "same": (2,)})
+    found = plan(specs(shapes), target, options(adapt=[adapt]))
+    assert [item.is_partly_initial for item in found.items] == [expected, False]
+
+
+def test_classes_that_are_all_known_leave_nothing_initial():
+    classes = Classes(("cat", "dog", "cow"), ("dog", "cat"))
+    found = plan(
+        specs({"x.weight": (3, 4)}),
+        target_of({"x.weight": (2, 4)}),
+        options(adapt=["rows"], classes=classes),
+    )
+    assert not found.items[0].is_partly_initial

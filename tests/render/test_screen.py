@@ -11,6 +11,7 @@ from ckpt_surgery.checkpoint.description import Other, StateDict
 from ckpt_surgery.compute.stats import TensorStats
 from ckpt_surgery.render import edits, progress
 from ckpt_surgery.render.inspection import View, show
+from ckpt_surgery.render.lists import below, in_one_line
 from ckpt_surgery.render.plain import to_json
 from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
 from ckpt_surgery.reports.edits import EditReport
@@ -123,12 +124,44 @@ def test_footer_says_what_is_unused_and_noted():
     assert "f.pth: torch-zip, 2,000 bytes (2.0 KiB)" in text
 
 
-def test_footer_is_bounded():
+def test_footer_is_bounded_on_a_terminal_and_whole_in_a_pipe():
     others = tuple(Other(f"o{i}", "int", i) for i in range(100))
     ties = (tuple(f"n{i}" for i in range(50)),)
-    text = shown(inspected(others=others, ties=ties))
-    assert "  … and 60 more\n" in text
+    notes = ("n" * 600, *(f"note {i}" for i in range(50)), "note 3")
+    report = inspected(others=others, ties=ties, notes=notes)
+    terminal = Terminal()
+    show(report, View(), Screen(terminal, color="never"))
+    text = " ".join(terminal.getvalue().split())
+    assert "… and 60 more" in text
     assert "n7 = … 42 more" in text
+    assert "note 40" not in text
+    text = shown(report)
+    assert "o99 = 99\n" in text
+    assert "n48 = n49\n" in text
+    assert "n" * 600 in text
+    assert text.count("note: note 3\n") == 1
+    assert "more" not in text
+
+
+def test_lists_are_bounded_on_a_terminal_and_whole_in_a_pipe():
+    assert list(below("abc", 2)) == ["  a", "  b", "  … and 1 more"]
+    assert list(below("abc")) == ["  a", "  b", "  c"]
+    assert in_one_line(["a", "", "c"], 2) == "a, (top level) and 1 more"
+    assert in_one_line(["a", "b"]) == "a, b"
+    assert Screen(Terminal(), color="never").most(3) == 3
+    assert Screen(io.StringIO()).most(3) > 10**9
+
+
+def test_a_warning_is_shown_once():
+    report = EditReport(
+        *("strip", ("a.pth",), None, "torch-zip"),
+        *((), (), (), (), (), ()),
+        warnings=("careful", "odd", "careful"),
+    )
+    stream = io.StringIO()
+    edits.show(report, Screen(stream))
+    assert stream.getvalue().count("warning: careful") == 1
+    assert report.to_dict()["warnings"] == ["careful", "odd"]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +247,7 @@ def test_edit_report_names_warnings_and_edits():
         "--map m.toml: changed 3 names",
         "kept 1 entry",
         "removed beside them: optimizer, (top level)",
-        "carried over: " + ", ".join(f"o{i}" for i in range(20)) + " and 2 more",
+        "carried over: " + ", ".join(f"o{i}" for i in range(22)),
         "compacted: 2.0 KiB that no tensor uses",
         "warning: careful \\x1b",
         "written to b.pth, 10 bytes -> 4.9 KiB",
