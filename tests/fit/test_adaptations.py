@@ -110,7 +110,7 @@ def test_a_malformed_grid_is_an_error(text: str) -> None:
 
 def test_a_grid_without_interpolation_is_an_error() -> None:
     assert str(parse_grids(" 14x14:4x6 ")) == "14x14:4x6"
-    with pytest.raises(UsageError, match="'--grid 4x6' says what is interpolated to"):
+    with pytest.raises(UsageError, match="'grid 4x6' says what is interpolated to"):
         parse_adaptations(["rows"], parse_grids("4x6"))
 
 
