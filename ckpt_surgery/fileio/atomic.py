@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from ckpt_surgery.errors import PathLike, WriteError
-from ckpt_surgery.fileio.sink import Progress, Sink, reported
+from ckpt_surgery.fileio.file_sink import FileSink, StreamSink
+from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.fileio.sources import Source, cannot, is_at
+from ckpt_surgery.fileio.write_errors import reported
 
 _NAME_MAX: Final = 255  # bytes of a file name on the common file systems
 _CREATE_FLAGS: Final = (
@@ -75,7 +77,7 @@ def atomic_output(
     try:
         # Mode bits that the kernel gives are right from the start, default ACLs included.
         with create_new(temporary, 0o666 if existing is None else 0o600, name) as file:
-            sink = Sink(file.fileno(), name=name, progress=progress, exclusive=True)
+            sink = FileSink(file.fileno(), name=name, progress=progress)
             yield sink
             sink.finish()
             with reported(name):
@@ -110,9 +112,9 @@ def stream_output(
     for source in inputs:
         if stat.S_ISREG(status.st_mode) and source.identity == (status.st_dev, status.st_ino):
             raise WriteError("the output is the input", path=name)
-    sink = Sink(fd, name=name, progress=progress)
+    sink = StreamSink(fd, name=name, progress=progress)
     yield sink
-    sink.flush()
+    sink.finish()
 
 
 def _resolve(name: str) -> tuple[Path, os.stat_result | None]:

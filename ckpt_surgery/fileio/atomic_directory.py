@@ -24,8 +24,10 @@ from ckpt_surgery.fileio.atomic import (
     nobody_else_replaces,
 )
 from ckpt_surgery.fileio.directory import require_below
-from ckpt_surgery.fileio.sink import Progress, Sink, reported
+from ckpt_surgery.fileio.file_sink import FileSink
+from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.fileio.sources import Source, is_at
+from ckpt_surgery.fileio.write_errors import reported
 
 OpenFile: TypeAlias = Callable[[str], AbstractContextManager[Sink]]
 """Opens a new file of the directory by its relative name, to be written and then closed."""
@@ -140,7 +142,7 @@ def _new_file(
     with reported(name):
         file.parent.mkdir(parents=True, exist_ok=True)
     with create_new(file, 0o666, name) as opened:
-        sink = Sink(opened.fileno(), name=f"{name}/{relative}", progress=progress, exclusive=True)
+        sink = FileSink(opened.fileno(), name=f"{name}/{relative}", progress=progress)
         yield sink
         sink.finish()
         if durable:

@@ -7,16 +7,64 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Final
 
-KERNEL_CHUNK: Final = 1 << 26  # bytes a system call; between two, signals and progress get a turn
+from ckpt_surgery.fileio.ranges import ByteRange
+
+_KERNEL_CHUNK: Final = 1 << 26  # bytes a system call; between two, signals and progress get a turn
+_BLOCK: Final = 1 << 12  # bytes of a page of memory, and mostly of a block on the disk
 
 
-BLOCK: Final = 1 << 12  # bytes of a page of memory, and mostly of a block on the disk
+class KernelCopier:
+    """Copies ranges of files to the descriptor `fd`, in the best of the system's ways that works.
+
+    A way that fails is not tried again. Why it failed does not matter: if the reason lies in the
+    files and not in the way, reading and writing meets it again and reports it.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._ways = list(kernel_copies())
+        self._on_disk = is_on_disk(fd)
+
+    def copy(self, data: ByteRange, position: int) -> Iterator[int]:
+        """Copy from the start of a range to byte `position` of the output, as far as is worth it.
+
+        Yields the bytes that each system call has copied; the rest must be read and written.
+        """
+        at, end = data.offset, data.offset + data.nbytes
+        while at < end and self._ways and self._is_fast(at, position):
+            place = data.source.descriptor_at(at)
+            if place is None:
+                return
+            copied = self._copy(*place, min(end - at, _KERNEL_CHUNK))
+            if copied:
+                yield copied
+            at += copied
+            position += copied
+
+    def _is_fast(self, offset: int, position: int) -> bool:
+        """Return whether the kernel copies faster from `offset` on than reading and writing.
+
+        On a disk it does only if it can share whole blocks: to copy 10**9 bytes takes it 0.30 s, or
+        0.38 s if they lie otherwise in their blocks, where reading and writing takes 0.21 s (Linux
+        6.18, ext4). A server on the network copies any range by itself, and a pipe takes pages.
+        """
+        return not self._on_disk or offset % _BLOCK == position % _BLOCK == 0
+
+    def _copy(self, fd: int, offset: int, nbytes: int) -> int:
+        try:
+            copied = self._ways[0](fd, self._fd, offset, nbytes)
+        except OSError:
+            copied = 0
+        if not copied:
+            del self._ways[0]
+        return copied
 
 
 def is_on_disk(fd: int) -> bool:
-    """Whether `fd` is a file on a disk of this machine; number 0 stands for all but block devices.
+    """Return whether `fd` is a file on a disk of this machine.
 
-    With it come network and memory file systems, and those that span several disks.
+    Device number 0 stands for all but block devices: network and memory file systems, and those
+    that span several disks.
     """
     try:
         status = os.fstat(fd)
@@ -26,7 +74,10 @@ def is_on_disk(fd: int) -> bool:
 
 
 def kernel_copies() -> Iterator[Callable[[int, int, int, int], int]]:
-    """The system's ways to copy (source, target, offset, bytes), best first; each returns bytes."""
+    """Yield the system's ways to copy (source, target, offset, bytes), best first.
+
+    Each returns the number of bytes that it copied.
+    """
     if hasattr(os, "copy_file_range"):
         yield lambda source, target, offset, nbytes: os.copy_file_range(
             source, target, nbytes, offset

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import WriteError
 from ckpt_surgery.fileio.ranges import Bytes, ByteSource
-from ckpt_surgery.fileio.sink import Sink
+from ckpt_surgery.fileio.sink import Sink, copy_with_crc32
 from ckpt_surgery.fileio.zip_read import MAX_RECORDS
 from ckpt_surgery.fileio.zip_structs import (
     CENTRAL,
@@ -191,11 +191,11 @@ def _local_header(root: str, record: PlacedRecord) -> bytes:
 def _write_data(sink: Sink, record: PlacedRecord, written: Sequence[Written]) -> int:
     """Write the bytes of a record; return their CRC-32."""
     if not isinstance(record.source, Derived):
-        return sink.copy_with_crc32(record.source)
+        return copy_with_crc32(record.source, sink)
     data = record.source.make(written)
     if len(data) != record.nbytes:
         raise WriteError(f"{record.nbytes} bytes were expected, {len(data)} given")
-    return sink.copy_with_crc32(Bytes(data))
+    return copy_with_crc32(Bytes(data), sink)
 
 
 def _descriptor(record: PlacedRecord, crc32: int) -> bytes:

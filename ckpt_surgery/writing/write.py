@@ -13,7 +13,7 @@ from ckpt_surgery.compute.jobs import Computing, scheduled
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
-from ckpt_surgery.fileio.sink import Digest, Progress, Sink
+from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.writing.output import HASH_DIGITS, Output
 from ckpt_surgery.writing.target import output_format, require_held, require_honoured, without
@@ -158,7 +158,9 @@ def _named_by_content(layout: Layout, output: Output) -> Output:
             "'hash_name' is for a single file, and the output is a directory",
             fields=("hash_name",),
         )
-    digest = Digest()
+    from ckpt_surgery.fileio.digest_sink import DigestSink  # hashlib takes long to import
+
+    digest = DigestSink()
     with scheduled(layout.sources, Computing()):
         layout.files[0].write(digest)
     path = Path(output.path)

@@ -16,9 +16,11 @@ import pytest
 
 from ckpt_surgery.errors import DamagedFileError, WriteError
 from ckpt_surgery.fileio import ByteRange, Bytes, FileSource, MemorySource, PartSource, kernel_copy
-from ckpt_surgery.fileio import sink as sink_module
+from ckpt_surgery.fileio import reservation as reservation_module
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
-from ckpt_surgery.fileio.sink import Sink
+from ckpt_surgery.fileio.buffers import BUFFER
+from ckpt_surgery.fileio.file_sink import StreamSink
+from ckpt_surgery.fileio.sink import copy_with_crc32
 
 OLD, NEW = b"the old file", b"the new file " * 9999
 
@@ -36,6 +38,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileSource]:
     path.write_bytes(os.urandom(300_000))
     with FileSource.open(path) as file:
         yield file
+
+
+def pretend_on_disk(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (kernel_copy, reservation_module):
+        monkeypatch.setattr(module, "is_on_disk", lambda _: answer)
 
 
 def names(directory: Path) -> set[str]:
@@ -174,7 +181,7 @@ class TestCopying:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: on_disk)
+        pretend_on_disk(on_disk, monkeypatch)
         with atomic_output(tmp_path / "out") as sink:
             sink.write(b"<")
             sink.copy(ByteRange(source, 1000, nbytes))
@@ -202,7 +209,7 @@ class TestCopying:
             return real(src, dst, count, offset)
 
         monkeypatch.setattr(os, "copy_file_range", record)
-        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: on_disk)
+        pretend_on_disk(on_disk, monkeypatch)
         nbytes = 32 * 4096
         with atomic_output(tmp_path / "out") as sink:
             for offset in (0, 4096, 4097):
@@ -216,7 +223,7 @@ class TestCopying:
     ) -> None:
         monkeypatch.setattr(FileSource, "read_at", None)
         with atomic_output(tmp_path / "out") as sink:
-            sink.copy_with_crc32(ByteRange(source, 0, source.size, crc32=5))
+            copy_with_crc32(ByteRange(source, 0, source.size, crc32=5), sink)
         monkeypatch.undo()
         assert (tmp_path / "out").read_bytes() == source.read_at(0, source.size)
 
@@ -225,12 +232,15 @@ class TestCopying:
     ) -> None:
         part = PartSource(source, 4096, 250_000, name="source:part")
         monkeypatch.setattr(FileSource, "read_into", None)
-        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: False)
+        pretend_on_disk(False, monkeypatch)
         with atomic_output(tmp_path / "out") as sink:
             sink.copy(ByteRange(part, 1000, 200_000))
         assert (tmp_path / "out").read_bytes() == source.read_at(5096, 200_000)
 
-    def test_range_that_is_in_no_file_passes_through_memory(self, tmp_path: Path) -> None:
+    def test_range_that_is_in_no_file_passes_through_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pretend_on_disk(False, monkeypatch)
         data = os.urandom(200_000)
         with atomic_output(tmp_path / "out") as sink:
             sink.copy(ByteRange(MemorySource(data, name="memory"), 1000, 150_000))
@@ -263,7 +273,7 @@ class TestCopying:
     ) -> None:
         real = os.copy_file_range
         answers = [1000, 2000, 0]
-        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: False)
+        pretend_on_disk(False, monkeypatch)
         monkeypatch.setattr(
             os,
             "copy_file_range",
@@ -309,10 +319,10 @@ class TestCopying:
     ) -> None:
         content = source.read_at(0, 70_000)
         with atomic_output(tmp_path / "out") as sink:
-            assert sink.copy_with_crc32(ByteRange(source, 0, 70_000, crc32=12)) == 12
-            assert sink.copy_with_crc32(ByteRange(source, 0, 9, crc32=0)) == 0
-            assert sink.copy_with_crc32(ByteRange(source, 0, 70_000)) == zlib.crc32(content)
-            assert sink.copy_with_crc32(Bytes(content)) == zlib.crc32(content)
+            assert copy_with_crc32(ByteRange(source, 0, 70_000, crc32=12), sink) == 12
+            assert copy_with_crc32(ByteRange(source, 0, 9, crc32=0), sink) == 0
+            assert copy_with_crc32(ByteRange(source, 0, 70_000), sink) == zlib.crc32(content)
+            assert copy_with_crc32(Bytes(content), sink) == zlib.crc32(content)
         assert (tmp_path / "out").read_bytes() == content + content[:9] + content + content
 
     def test_source_that_gives_another_length_is_refused(self, tmp_path: Path) -> None:
@@ -321,7 +331,7 @@ class TestCopying:
             pytest.raises(WriteError, match="5 bytes were expected, 4 given"),
             atomic_output(tmp_path / "out") as sink,
         ):
-            sink.copy_with_crc32(lying)
+            copy_with_crc32(lying, sink)
 
     def test_progress_counts_every_byte(self, way: str, source: FileSource, tmp_path: Path) -> None:
         counted: list[int] = []
@@ -348,16 +358,16 @@ class TestCopying:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         large = tmp_path / "large"
-        large.write_bytes(bytes(range(256)) * (3 * sink_module._BUFFER // 256))
-        monkeypatch.setattr(sink_module, "kernel_copies", lambda: iter(()))
+        large.write_bytes(bytes(range(256)) * (3 * BUFFER // 256))
+        monkeypatch.setattr(kernel_copy, "kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
             FileSource.open(large) as file,
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")
-            sink.copy(ByteRange(file, 0, 3 * sink_module._BUFFER))
-        assert written == [4, sink_module._BUFFER - 4, sink_module._BUFFER, sink_module._BUFFER, 4]
+            sink.copy(ByteRange(file, 0, 3 * BUFFER))
+        assert written == [4, BUFFER - 4, BUFFER, BUFFER, 4]
         assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:
@@ -375,7 +385,7 @@ def test_sinks_of_a_system_without_kernel_copies_have_none(
     monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.delattr(os, "sendfile", raising=False)
     assert list(kernel_copy.kernel_copies()) == []
-    assert Sink(1, name="x").position == 0
+    assert StreamSink(1, name="x").position == 0
 
 
 def test_closed_descriptor_is_on_no_disk() -> None:
@@ -396,7 +406,7 @@ class TestAllocating:
             real(fd, offset, nbytes)
 
         monkeypatch.setattr(os, "posix_fallocate", record)
-        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: True)
+        pretend_on_disk(True, monkeypatch)
         return calls
 
     def test_what_is_reserved_and_not_written_is_given_back(
@@ -425,7 +435,7 @@ class TestAllocating:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "posix_fallocate", fail, raising=False)
-        monkeypatch.setattr(sink_module, "is_on_disk", lambda _: True)
+        pretend_on_disk(True, monkeypatch)
         with atomic_output(tmp_path / "out") as sink:
             sink.reserve(100_000)
             sink.write(b"all of it")

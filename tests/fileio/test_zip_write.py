@@ -154,14 +154,12 @@ class _SparseSink:
     def write(self, data: bytes) -> None:
         self._out.write(data)
 
-    def copy_with_crc32(self, source: ByteSource) -> int:
+    def copy(self, source: ByteSource) -> None:
         if source.nbytes < 1 << 20:
             for chunk in source.chunks():
                 self._out.write(chunk)
         else:
             self._out.seek(source.nbytes, os.SEEK_CUR)
-        assert source.crc32 is not None
-        return source.crc32
 
 
 def sparse_content(path: Path) -> dict[int, bytes]:
