@@ -78,9 +78,7 @@ def _piece(storage: Storage, start: int, end: int, group: list[Tensor]) -> Piece
     widest = max(tensor.dtype.itemsize for tensor in group)
     start -= start % widest  # so that every tensor's offset stays a whole number of its elements
     first = group[0]
-    alike = all(
-        (t.offset, t.shape, t.stride) == (first.offset, first.shape, first.stride) for t in group
-    )
+    alike = all(tensor.identity == first.identity for tensor in group)
     repeats = any(n > 1 and step == 0 for n, step in zip(first.shape, first.stride, strict=True))
     gaps = first.numel < first.extent and not repeats and first.dtype.elements_per_byte == 1
     can_gather = isinstance(storage.data, ByteRange)

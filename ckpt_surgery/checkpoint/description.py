@@ -84,6 +84,19 @@ class Tensor:
         return 1 + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
 
     @property
+    def identity(self) -> object:
+        """Return what it has in common with exactly those tensors that are the same elements.
+
+        Tied tensors are: of the same storage, from the same offset on, with the same type, shape
+        and strides, except those of dimensions of one element. A tensor without storage or
+        elements shares it with none.
+        """
+        if self.storage is None or not self.numel:
+            return id(self)
+        strides = tuple(step for n, step in zip(self.shape, self.stride, strict=True) if n > 1)
+        return self.storage, self.dtype, self.offset, self.shape, strides
+
+    @property
     def is_contiguous(self) -> bool:
         expected = 1
         for n, step in zip(reversed(self.shape), reversed(self.stride), strict=True):
@@ -234,10 +247,9 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def find_ties(tensors: Iterable[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
-    """Groups of names whose tensors are the same elements of the same storage."""
+    """Return the groups of names whose tensors are the same elements of the same storage."""
     groups: dict[object, list[str]] = {}
     for name, tensor in tensors:
         if tensor.storage is not None and tensor.numel:
-            place = (id(tensor.storage), tensor.offset, tensor.shape, tensor.stride)
-            groups.setdefault(place, []).append(name)
+            groups.setdefault(tensor.identity, []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)

@@ -107,13 +107,13 @@ def _lost_sharing(state_dicts: Sequence[StateDict]) -> Iterator[Loss]:
     """Yield what is lost of tensors that overlap without being tied."""
     overlapping: set[object] = set()
     for piece in find_pieces(tensor for s in state_dicts for _, tensor in s.tensors):
-        views = {_elements(tensor) for tensor in piece.tensors if tensor.numel}
+        views = {tensor.identity for tensor in piece.tensors if tensor.numel}
         overlapping |= views if len(views) > 1 else set()
     shared = [
         name
         for s in state_dicts
         for name, tensor in s.tensors
-        if tensor.storage is not None and _elements(tensor) in overlapping
+        if tensor.storage is not None and tensor.identity in overlapping
     ]
     if shared:
         listed = ", ".join(f"'{name}'" for name in shared[:_MOST_NAMED])
@@ -180,16 +180,9 @@ def _ties(state_dict: StateDict) -> dict[str, str]:
     groups: dict[object, list[str]] = {}
     for name, tensor in state_dict.tensors:
         if tensor.numel:
-            groups.setdefault(_elements(tensor), []).append(name)
+            groups.setdefault((tensor.identity, math_bits(tensor)), []).append(name)
     tied = [sorted(names) for names in groups.values() if len(names) > 1]
     return {alias: names[0] for names in tied for alias in names[1:]}
-
-
-def _elements(tensor: Tensor) -> object:
-    """Return what two tensors of the same elements have in common."""
-    steps = [s for n, s in zip(tensor.shape, tensor.stride, strict=True) if n > 1]
-    view = (tensor.offset, tensor.shape, tuple(steps), tensor.dtype, math_bits(tensor))
-    return (id(tensor.storage), *view)
 
 
 def _written(state_dict: StateDict, ties: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:

@@ -206,12 +206,12 @@ def broken_ties(before: Checkpoint, after: Checkpoint) -> list[str]:
     groups: dict[object, list[tuple[str, Tensor]]] = {}
     for name, tensor in before.tensors:
         if tensor.storage is not None and tensor.numel and name in now:
-            groups.setdefault(_identity(tensor), []).append((name, tensor))
+            groups.setdefault(tensor.identity, []).append((name, tensor))
     warnings = [
         f"'{tied[0][0]}' and '{other}' were tied and are no longer"
         for tied in groups.values()
         for other, _ in tied[1:]
-        if _identity(now[other]) != _identity(now[tied[0][0]])
+        if now[other].identity != now[tied[0][0]].identity
     ]
     storages: dict[int, list[tuple[str, Tensor]]] = {}
     for tied in groups.values():
@@ -240,7 +240,3 @@ def _views(placed: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[str, str]]:
             yield whole, name
         if tensor.is_contiguous and tensor.offset + tensor.extent > end:
             whole, end = name, tensor.offset + tensor.extent
-
-
-def _identity(tensor: Tensor) -> tuple[object, ...]:
-    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride

@@ -156,7 +156,7 @@ class _Merging:
         place = (
             (edit.method, edit.weights, tuple(edit.values.items()), edit.integers, edit.seed),
             (edit.overlap, edit.allow_nonfinite, dtype.name),
-            tuple(_place(tensor) for tensor in (own.tensor, *(t for _, t in sources))),
+            tuple(tensor.identity for tensor in (own.tensor, *(t for _, t in sources))),
         )
         tensor = self._ties.get(place)
         if tensor is None:
@@ -272,9 +272,3 @@ def _computed(own: Tensor, dtype: DType, job: Job) -> Tensor:
     return replace(
         own, dtype=dtype, stride=contiguous_strides(own.shape), offset=0, storage=storage
     )
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    if not tensor.numel:
-        return (id(tensor),)
-    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from ckpt_surgery.checkpoint.compact import find_pieces
 from ckpt_surgery.checkpoint.description import (
     Checkpoint,
-    Entry,
     StateDict,
     Storage,
     Tensor,
@@ -176,16 +175,8 @@ def places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
         for index, entry in enumerate(state_dict.entries):
             parameter = None
             if entry.tensor is not None and entry.role != "buffer":
-                parameter = seen.get(identity := _identity(entry))
+                parameter = seen.get(identity := entry.tensor.identity)
                 if parameter is None:
                     parameter = seen[identity] = next(numbers)
             found[join_path(state_dict.path, entry.name)] = Place(index, parameter)
     return found
-
-
-def _identity(entry: Entry) -> object:
-    """Equal for tied tensors, otherwise the entry's own."""
-    tensor = entry.tensor
-    if tensor is None or tensor.storage is None or not tensor.numel:
-        return id(entry)
-    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride

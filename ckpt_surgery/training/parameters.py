@@ -234,7 +234,7 @@ def _entries(state_dict: StateDict) -> Iterator[NamedEntry]:
             continue
         tie = None
         if tensor.storage is not None and tensor.numel:
-            tie = (tensor.storage, tensor.offset, tensor.shape, tensor.stride, tensor.dtype.name)
+            tie = tensor.identity
         yield NamedEntry(entry.name, tensor.shape, tensor.dtype.name, entry.role, tie)
 
 

@@ -275,3 +275,13 @@ def test_compact_leaves_the_description_that_it_was_given(tmp_path: Path) -> Non
         assert tensor.storage.nbytes == 400
         assert next(after.all_tensors).storage.nbytes == 12
         assert after.root is checkpoint.root
+
+
+def test_views_of_two_types_in_the_same_place_are_not_the_same_elements(tmp_path: Path) -> None:
+    """Cutting the storage to the elements of the narrower one lost half of the wider."""
+    narrow = torch.arange(64, dtype=torch.int32).to(torch.uint16)
+    views = {"a": narrow[0:8:2], "b": narrow.view(torch.uint32)[0:8:2]}
+    path, out = save(views, tmp_path / "a.pth"), tmp_path / "b.pth"
+    strip(path, Output(out), compact=True)
+    loaded = load(out)
+    assert all(torch.equal(loaded[name], view) for name, view in views.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,22 @@ def test_checkpoint_of_several_sources_counts_and_closes_them_all() -> None:
     for source in sources:
         with pytest.raises(ReadError, match="the file is closed"):
             source.read_at(0, 1)
+
+
+def test_tensors_are_identical_if_they_are_the_same_elements() -> None:
+    storage = Storage("0", BY_NAME["float32"], "cpu", Bytes(bytes(64)))
+    one = Tensor((1, 4), BY_NAME["float32"], (4, 1), storage=storage)
+    assert one.identity == replace(one, node=object()).identity
+    assert one.identity == replace(one, stride=(9, 1)).identity  # of one element, no step is made
+    others = [
+        replace(one, offset=1),
+        replace(one, stride=(4, 2)),
+        replace(one, shape=(4, 1), stride=(1, 1)),
+        replace(one, dtype=BY_NAME["int32"]),
+        replace(one, storage=replace(storage)),
+        replace(one, shape=(0,), stride=(1,)),
+        replace(one, shape=(0,), stride=(1,)),
+        replace(one, storage=None),
+        replace(one, storage=None),
+    ]
+    assert len({tensor.identity for tensor in [one, *others]}) == 1 + len(others)
