@@ -142,7 +142,7 @@ output_options = all_of(
     click.option(
         "--sidecar",
         metavar="JSON",
-        type=click.Path(readable=False),
+        type=OutputFile(),
         help="Keep plain values that the output's format cannot hold in the file JSON.",
     ),
     click.option(

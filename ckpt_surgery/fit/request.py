@@ -34,7 +34,8 @@ class FitRequest(TargetRequest):
 
     An optimizer follows its model: what is left out leaves it, and what is initial begins anew. The
     moments of an adapted tensor are adapted the same way (``"resize"``) or begin anew
-    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out.
+    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out. With
+    `state_dict_only` nothing is written beside the state dict.
 
     Raises `UsageError` for what is no adaptation, fill, grid, level or type.
     """
@@ -51,6 +52,7 @@ class FitRequest(TargetRequest):
     seed: int = 0
     at: Sequence[str] = ()
     optimizer: FitOptimizer = "resize"
+    state_dict_only: bool = False
 
     def __post_init__(self) -> None:
         TargetRequest.__post_init__(self)

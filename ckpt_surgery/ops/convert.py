@@ -1,4 +1,4 @@
-"""Write any readable checkpoint as an archive of ``torch.save``."""
+"""Write any readable checkpoint in another format."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def convert(
     at: str | None = None,
     state_dict_only: bool = False,
 ) -> EditReport:
-    """Write `source`, of whatever format, as an archive that every torch since 1.6 loads.
+    """Write `source`, of whatever format, in the format of `output`.
 
-    A pickled module becomes its state dict, its class not being needed; of TorchScript and
-    safetensors the state dict is all that is written, which the report's `dropped` says.
+    A pickled module becomes its state dict, its class not being needed; of TorchScript the state
+    dict is all that is written, which the report's `dropped` says.
     `state_dict_only` writes the state dict alone, without what lies beside it; `at` says which if
     there are several.
 
     Raises `UsageError` if there is no state dict, or several to choose from, `ReadError` for a bad
-    input and `WriteError` for a bad output.
+    input, `LossyEditError` for what the format cannot hold and `WriteError` for a bad output.
     """
     target = output if isinstance(output, Output) else Output(output)
     target.check()

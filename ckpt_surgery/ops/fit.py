@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
-from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.checkpoint.select import choose_state_dicts, the_state_dict
 from ckpt_surgery.compute.elements import can_load
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.follow import following
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
@@ -88,9 +89,14 @@ def fit(
             tuple(Fit.of(f.path, f.plan.items, aim.target, goal, asked.seed) for f in fitted)
         )
         result = plan.apply(archive, inputs)
-        step = _in_step(archive, result, fitted, aim.target, asked.optimizer)
+        # what lies beside weights that are written alone need not follow them
+        beside = replace(archive, others=()) if asked.state_dict_only else archive
+        step = _in_step(beside, result, fitted, aim.target, asked.optimizer)
         follow = Plan(tuple(following(step)))
         result = follow.apply(result)
+        left = tuple(_left_out(chosen, result))
+        alone = Plan(_alone(archive, asked))
+        follow, result = Plan((*follow.edits, *alone.edits)), alone.apply(result)
         if asked.emit_map is not None:
             _write_map(asked.emit_map, fitted, force=target.force)
         written = write(result, target, inputs=aim.sources)
@@ -107,11 +113,11 @@ def fit(
             ),
             fitted=tuple(fitted),
             carried=tuple(other.path for other in result.others),
-            dropped_others=(*left_out(checkpoint, result), *_left_out(chosen, result)),
+            dropped_others=(*left_out(checkpoint, result), *left),
             optimizers=step.changes,
             warnings=(
                 *checkpoint.notes,
-                *_warnings(result, chosen, fitted),
+                *_warnings(() if alone.edits else result.state_dicts, chosen, fitted),
                 *step.warnings,
                 *written.warnings,
             ),
@@ -119,6 +125,13 @@ def fit(
             nbytes_before=checkpoint.size,
             nbytes_after=written.nbytes,
         )
+
+
+def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ...]:
+    """Return the edit that writes the state dict alone, if that is asked for."""
+    if not asked.state_dict_only:
+        return ()
+    return (OnlyStateDict(the_state_dict(checkpoint, asked.at).path),)
 
 
 def _in_step(
@@ -257,12 +270,12 @@ def _write_map(path: PathLike, fitted: Sequence[Fitted], *, force: bool) -> None
 
 
 def _warnings(
-    result: Checkpoint, chosen: Sequence[StateDict], fitted: Sequence[Fitted]
+    result: Sequence[StateDict], chosen: Sequence[StateDict], fitted: Sequence[Fitted]
 ) -> Iterator[str]:
     for each in fitted:
         for note in each.plan.notes:
             yield join_path(each.path, note) if len(fitted) > 1 else note
     paths = {each.path for each in chosen}
-    for state_dict in result.state_dicts:
+    for state_dict in result:
         if state_dict.path not in paths:
             yield f"'{state_dict.path}' is carried over as it was, and may not load into the target"

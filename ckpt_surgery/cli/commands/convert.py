@@ -41,10 +41,11 @@ from ckpt_surgery.cli.types import StateDictPath
 def convert(
     ctx: click.Context, /, state_dict_only: bool, at: str | None, hash_name: bool, **_: Any
 ) -> int:
-    r"""Write any readable file as an archive of torch.save.
+    r"""Write any readable file in another format.
 
-    The output is an archive as torch.save writes it since 1.6. A pickled model becomes its state
-    dict; its class need not be importable, and none of its code runs.
+    The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6, or
+    safetensors. A pickled model becomes its state dict; its class need not be importable, and none
+    of its code runs.
 
     \b
     Examples:
@@ -52,6 +53,7 @@ def convert(
       ckpt convert train.pth.tar --state-dict-only -o weights.pth
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
+      ckpt convert train.pth.tar --at state_dict -o model.safetensors
     """
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.convert(source_of(ctx), output, at=at, state_dict_only=state_dict_only)

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.fitting import FitReport
 
 _NOTHING = "none"
-_PLAIN = ("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimizer")
+_PLAIN = (
+    *("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimizer"),
+    "state_dict_only",
+)
 
 
 @click.command(
@@ -106,6 +109,11 @@ _PLAIN = ("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimi
     show_default=True,
     help="The moments of an adapted tensor are adapted too, or begin anew; or leave the whole "
     "optimizer as it is, or out.",
+)
+@click.option(
+    "--state-dict-only",
+    is_flag=True,
+    help="Write the state dict alone, without what lies beside it.",
 )
 @at_option
 @output_options
