@@ -36,7 +36,7 @@ def test_type_checkers_are_told_the_same_names() -> None:
     told = {
         node.module: tuple(alias.name for alias in node.names)
         for node in block.body
-        if isinstance(node, ast.ImportFrom)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("ckpt_surgery")
     }
     assert told == ckpt_surgery._HOMES
 
