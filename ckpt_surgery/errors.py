@@ -21,6 +21,8 @@ The library raises these; only the command line turns them into messages and exi
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,6 +77,17 @@ class CkptError(Exception):
             if part
         )
         return f"{where}: {self.message}" if where else self.message
+
+
+@contextmanager
+def about_file(path: PathLike) -> Iterator[None]:
+    """Let the errors that arise in the block name the file `path`, unless they name one."""
+    try:
+        yield
+    except CkptError as error:
+        if error.path is None:
+            error.name_file(path)
+        raise
 
 
 class UsageError(CkptError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckpt_surgery import errors
-from ckpt_surgery.errors import CkptError
+from ckpt_surgery.errors import CkptError, about_file
 
 CLASSES = [
     found
@@ -60,3 +60,12 @@ def test_file_can_be_named_later() -> None:
     error.name_file("w.pth")
     assert error.path == Path("w.pth")
     assert str(error) == "'w.pth' (version): is wrong"
+
+
+def test_file_is_named_unless_the_error_names_one() -> None:
+    with pytest.raises(CkptError, match=r"^'a\.pth': x$"), about_file("a.pth"):
+        raise CkptError("x")
+    with pytest.raises(CkptError, match=r"^'b\.pth': x$"), about_file("a.pth"):
+        raise CkptError("x", path="b.pth")
+    with pytest.raises(KeyError, match="x"), about_file("a.pth"):
+        raise KeyError("x")

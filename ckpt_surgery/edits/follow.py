@@ -13,7 +13,7 @@ from ckpt_surgery.edits.drop import Drop, DropOther
 from ckpt_surgery.edits.inline_optimizer import HINT, inside, out_of_step, refusal, same, without
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename
-from ckpt_surgery.errors import CkptError
+from ckpt_surgery.errors import about_file
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
@@ -98,12 +98,8 @@ def follow_base(
         return edits, changes
     from ckpt_surgery.training.optimizers import keep_in_step
 
-    try:
+    with about_file(original.file.name):
         step = keep_in_step(original, merged, choice)
-    except CkptError as error:
-        if error.path is None:
-            error.name_file(original.file.name)
-        raise
     return [*edits, *following(step)], changes + step.changes
 
 

@@ -16,6 +16,7 @@ from ckpt_surgery.errors import (
     PathLike,
     ReadError,
     UnknownFormatError,
+    about_file,
 )
 from ckpt_surgery.fileio import FileSource, Source, looks_like_zip, read_zip
 from ckpt_surgery.formats import registry
@@ -64,11 +65,9 @@ def read(source: PathLike | Source, *, limits: Limits = DEFAULT_LIMITS) -> Check
     """
     file = opened(source) if isinstance(source, str | os.PathLike) else source
     try:
-        with collector_paused():
+        with about_file(file.name), collector_paused():
             return _read(file, limits)
-    except CkptError as error:
-        if error.path is None:
-            error.name_file(file.name)
+    except CkptError:
         file.close()
         raise
     except MemoryError:

@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rename import Rename, RenameModule
-from ckpt_surgery.errors import CkptError, PathLike, UsageError
+from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 
@@ -58,12 +58,11 @@ def open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> MergeF
     from ckpt_surgery.edits.rename_plan import plan_rename
 
     try:
-        planned = plan_rename(original, rules)
-        renamed = planned.plan.apply(original)
-    except CkptError as error:
+        with about_file(original.file.name):
+            planned = plan_rename(original, rules)
+            renamed = planned.plan.apply(original)
+    except CkptError:
         original.close()
-        if error.path is None:
-            error.name_file(original.file.name)
         raise
     edits = planned.plan.edits
     return MergeFile(

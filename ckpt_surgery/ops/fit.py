@@ -17,7 +17,7 @@ from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan
-from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError
+from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.distinct import Role
@@ -162,7 +162,7 @@ def _in_step(
     dropped = tuple(OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held)
     if not before.others:  # bare weights: nothing that could be an optimizer
         return InStep(after, dropped)
-    try:
+    with about_file(before.file.name):
         step = keep_in_step(
             before,
             after,
@@ -171,10 +171,6 @@ def _in_step(
             moments=moments if choice == "resize" else None,
             parameters=dict.fromkeys(items, _parameters(target)),
         )
-    except CkptError as error:
-        if error.path is None:
-            error.name_file(before.file.name)
-        raise
     return replace(step, changes=dropped + step.changes)
 
 
@@ -216,10 +212,9 @@ def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:
 def _naming(checkpoint: Checkpoint, state_dict: StateDict, *, several: bool) -> Iterator[None]:
     """Say in an error which file and which of several state dicts it is about."""
     try:
-        yield
+        with about_file(checkpoint.file.name):
+            yield
     except CkptError as error:
-        if error.path is None:
-            error.name_file(checkpoint.file.name)
         if several and error.entry is None:
             error.entry = state_dict.path
             error.hint = error.hint or "--at chooses which state dicts to fit"

@@ -11,7 +11,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.errors import CkptError, PathLike, ReadError, UsageError
+from ckpt_surgery.errors import CkptError, PathLike, ReadError, UsageError, about_file
 from ckpt_surgery.fileio import CHUNK, ByteRange, FileSource, Source
 from ckpt_surgery.fileio.parallel import Tally, in_threads
 from ckpt_surgery.formats import read
@@ -110,7 +110,7 @@ def _name(source: PathLike | Source) -> str:
 def _hash_models(
     source: PathLike | Source, at: Sequence[str], threads: int | None, progress: ProgressBar | None
 ) -> list[ModelDigest]:
-    with read(source) as checkpoint, _naming(checkpoint.file.name):
+    with read(source) as checkpoint, about_file(checkpoint.file.name):
         chosen = choose_state_dicts(checkpoint, at)
         wanted = {
             join_path(each.path, name): (name, tensor)
@@ -161,17 +161,6 @@ def _shown(progress: ProgressBar | None, total: int) -> Iterator[Tally]:
         return
     with progress(total) as advance:
         yield Tally(advance)
-
-
-@contextmanager
-def _naming(file: str) -> Iterator[None]:
-    """Let errors say which file they are about."""
-    try:
-        yield
-    except CkptError as error:
-        if error.path is None:
-            error.name_file(file)
-        raise
 
 
 def _hash_files(
@@ -276,7 +265,7 @@ def _find_models(
     file: str, lines: Sequence[_Line], threads: int | None, progress: ProgressBar | None
 ) -> Iterator[tuple[_Line, str | Failure]]:
     """Read a file once, and only the tensors that some line is about."""
-    with read(file) as checkpoint, _naming(file):
+    with read(file) as checkpoint, about_file(file):
         targets: dict[_Line, StateDict | str] = {}
         names = {name for name, _ in checkpoint.tensors}
         for line in lines:

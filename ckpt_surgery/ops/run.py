@@ -10,7 +10,7 @@ from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.drop import Drop, DropOther
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename
-from ckpt_surgery.errors import CkptError, PathLike
+from ckpt_surgery.errors import PathLike, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.reports.edits import EditReport
@@ -29,12 +29,8 @@ def edit(
     output.check()
     with read(source) as checkpoint:
         before = for_output(checkpoint, output)
-        try:
+        with about_file(checkpoint.file.name):
             planned = build(before)
-        except CkptError as error:
-            if error.path is None:
-                error.name_file(checkpoint.file.name)
-            raise
         written = write(planned.plan.apply(before), output)
         return _report(command, checkpoint, planned, written)
 
