@@ -23,6 +23,7 @@ KINDS: Final[dict[str, str]] = {
     "update-optimizer": "ckpt_surgery.edits.optimizer:UpdateOptimizer",
     "compact": "ckpt_surgery.edits.compact:Compact",
     "convert": "ckpt_surgery.edits.convert:Convert",
+    "settle": "ckpt_surgery.edits.settle:Settle",
     "set-metadata": "ckpt_surgery.edits.metadata:SetMetadata",
     "merge": "ckpt_surgery.merge.edit:Merge",
     "fit": "ckpt_surgery.fit.edit:Fit",

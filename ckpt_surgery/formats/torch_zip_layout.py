@@ -93,7 +93,7 @@ def _same_storages(container: Container, pickled: Pickled) -> ZipLayout:
     old = container.find(PICKLE)
     unchanged = old is not None and content(old) == pickled.data
     records = [
-        (name, data if unchanged else _renewed(name, data, pickled))
+        (name, data if unchanged and not _is_open(name, data) else _renewed(name, data, pickled))
         for name, data in container.original
     ]
     return lay_out(container.root, records, alignment=container.alignment)
@@ -113,6 +113,11 @@ def _new_storages(container: Container, pickled: Pickled) -> ZipLayout:
     records.extend((STORAGE_FOLDER + key, storage.data) for storage, key in storages)
     records.extend((name, _renewed(name, data, pickled)) for name, data in container.after)
     return lay_out(container.root, records, alignment=container.alignment)
+
+
+def _is_open(name: str, data: ByteSource) -> bool:
+    """Whether it is the id of an archive that was not written yet, and so is not known."""
+    return name == SERIALIZATION_ID and isinstance(data, Bytes)
 
 
 def _renewed(name: str, data: ByteSource, pickled: Pickled) -> ByteSource | Derived:

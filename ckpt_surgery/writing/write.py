@@ -69,7 +69,7 @@ def write(
     """
     sources = [*checkpoint.sources, *inputs]
     output.refuse_inputs(sources)
-    held, layout, losses, beside = _laid_out(checkpoint, output)
+    held, layout, losses, beside = laid_out(checkpoint, output)
     if output.in_place and len(checkpoint.sources) > 1 and not layout.is_directory:
         raise UsageError(
             "it is made of several files, which one file cannot take the place of",
@@ -96,7 +96,7 @@ def write(
     )
 
 
-def _laid_out(
+def laid_out(
     checkpoint: Checkpoint, output: Output
 ) -> tuple[Checkpoint, Layout, list[Loss], dict[str, Any]]:
     """Return what will be written and where, what that does not hold, and what goes beside it."""
