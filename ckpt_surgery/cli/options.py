@@ -137,7 +137,8 @@ output_options = all_of(
     click.option(
         "--allow-loss",
         is_flag=True,
-        help="Leave out what the output's format cannot hold.",
+        help="Leave out what the output's format cannot hold; keep what its element type turns "
+        "into infinity or another number.",
     ),
     click.option(
         "--sidecar",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ckpt_surgery.compute.casts import CastTally
 from ckpt_surgery.compute.spans import RUN, spans
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fileio import CHUNK
@@ -67,7 +68,7 @@ class Job(ABC):
 
     `run_size` are the elements computed at once, `workspace` the bytes that the job holds from
     `begin` on until its last run, `big_endian` how its result is to be stored. `scheduler` is what
-    computes it ahead at the moment, if anything does.
+    computes it ahead at the moment, if anything does; `tally` counts what its numbers lose.
     """
 
     numel: int
@@ -76,6 +77,7 @@ class Job(ABC):
     workspace: int = 0
     big_endian: bool = False
     scheduler: Scheduler | None = None
+    tally: CastTally | None = None
 
     @property
     def nbytes(self) -> int:
@@ -112,6 +114,11 @@ class JobBytes:
     @property
     def crc32(self) -> None:
         return None
+
+    @property
+    def tally(self) -> CastTally | None:
+        """What counts the numbers that are lost."""
+        return self.job.tally
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         """The bytes in order, computed now; raises whatever computing raises."""

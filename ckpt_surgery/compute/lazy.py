@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Storage, Tensor, contiguous_strides
+from ckpt_surgery.compute.casts import CastTally
 from ckpt_surgery.dtypes import UNTYPED, DType
 from ckpt_surgery.fileio import CHUNK
 
@@ -20,12 +21,13 @@ class LazyBytes:
     """The elements of the tensor that `compute` makes, row-major; made anew on every reading.
 
     `nbytes` is what they take, known beforehand. With `big_endian` every number's bytes are
-    turned round.
+    turned round. `tally` is what `compute` tells what its numbers lose.
     """
 
     nbytes: int
     compute: Callable[[], torch.Tensor]
     big_endian: bool = False
+    tally: CastTally | None = None
 
     @property
     def crc32(self) -> None:
@@ -61,6 +63,7 @@ def computed_tensor(
     *,
     key: str = "",
     big_endian: bool = False,
+    tally: CastTally | None = None,
 ) -> Tensor:
     """The description of a contiguous tensor of its own storage, whose elements `compute` makes."""
     untyped = dtype.storage_class is None
@@ -69,7 +72,7 @@ def computed_tensor(
         key,
         UNTYPED if untyped else dtype,
         "cpu",
-        LazyBytes(dtype.nbytes(plain.numel), compute, big_endian),
+        LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally),
         untyped=untyped,
         big_endian=big_endian,
     )

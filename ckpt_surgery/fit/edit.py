@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_surgery.checkpoint.compact import in_own_storage
-from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.compute.casts import CastTally
 from ckpt_surgery.compute.elements import can_load, require_torch
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import BY_NAME
@@ -164,15 +165,31 @@ class _Values:
             node = entry.node if kept is entry.tensor else kept.node
             return Entry(item.name, kept, spec.role, node=node)
 
+        tally = self._tally(item)
+
         def compute() -> _Elements:
             from ckpt_surgery.fit.values import fitted as value
 
-            return value(item, lambda name: _load(self._source(name)), self._initial())
+            return value(item, lambda name: _load(self._source(name)), self._initial(), tally.add)
 
         tensor = computed_tensor(
-            item.shape, BY_NAME[item.dtype], compute, key=item.name, big_endian=self._big_endian
+            item.shape,
+            BY_NAME[item.dtype],
+            compute,
+            key=item.name,
+            big_endian=self._big_endian,
+            tally=tally,
         )
         return Entry(item.name, tensor, spec.role)
+
+    def _tally(self, item: FitItem) -> CastTally:
+        """What counts the conversion of stored values; drawn ones are only rounded."""
+        stored = self._aim.entry(item.name) if _keeps_own_value(item) else None
+        source = item.dtype if item.status == "initial" else item.source_dtype or item.dtype
+        if stored is not None and stored.tensor is not None:
+            source = stored.tensor.dtype.name
+        path = join_path(self._state_dict.path, item.name)
+        return CastTally(path, source, item.dtype, item.numel)
 
     def _kept(self, item: FitItem, tensor: Tensor) -> Tensor | None:
         """`tensor` if its bytes can stay as they are; None if they have to be computed."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ckpt_surgery.fit.adaptations import Adaptation, Kind, looks_transposed
 from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.models.target import Shape, TensorSpec
 
-Status = Literal["copied", "adapted", "initial"]
+Status = Literal["copied", "cast", "adapted", "initial"]
+"""The same bytes, the same shape in another element type, another shape, or initial values."""
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class FitItem:
     @property
     def is_verbatim(self) -> bool:
         """Whether its bytes are the source's own: the same numbers of the same type."""
-        return self.status == "copied" and self.dtype == self.source_dtype
+        return self.status == "copied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +93,10 @@ class FitPlan:
 
     @property
     def elements(self) -> dict[str, int]:
-        """How many elements were copied, adapted, left initial, and dropped."""
+        """How many elements were copied, cast, adapted, left initial, and dropped."""
         sums = {
             status: sum(item.numel for item in self.items if item.status == status)
-            for status in ("copied", "adapted", "initial")
+            for status in STATUSES
         }
         return sums | {"dropped": sum(spec.numel for spec in self.dropped)}
 
@@ -102,6 +104,7 @@ class FitPlan:
         """The fields of the JSON report of ``ckpt fit``."""
         return {
             "copied": [item.name for item in self.having("copied")],
+            "cast": [item.name for item in self.having("cast")],
             "adapted": [
                 {
                     "name": item.name,

@@ -103,7 +103,7 @@ class _Planner:
         if _is_complex(have.dtype) and not _is_complex(want.dtype):
             reason = f"complex numbers do not fit {want.dtype}"
         elif loads_into(have.shape, want.shape) and not self._has_other_grid(want):
-            status = "copied"
+            status = "copied" if have.dtype == dtype else "cast"
         else:
             kinds = _adaptable(have.dtype, want.dtype)
             rules = [rule for rule in self.options.rules if rule.kind in kinds]
@@ -227,7 +227,7 @@ def _untied(items: Iterable[FitItem], one_tensor: Mapping[str, str]) -> Iterator
     """Give each tensor of the target its own bytes where several share them in the checkpoint."""
     takers: dict[str, str] = {}
     for item in items:
-        if item.source is None or item.status != "copied" or item.tie_of is not None:
+        if item.source is None or item.status not in ("copied", "cast") or item.tie_of is not None:
             yield item
             continue
         first = takers.setdefault(one_tensor.get(item.source, item.source), item.name)

@@ -39,7 +39,7 @@ def mark_suspects(items: Sequence[FitItem]) -> list[FitItem]:
 
 def _is_suspect(item: FitItem, containers: set[str]) -> bool:
     is_square = len(item.shape) == 2 and item.shape[0] == item.shape[1] > 1
-    if item.status != "copied" or not is_square:
+    if item.status not in ("copied", "cast") or not is_square:
         return False
     return any(container in containers for container in _containers(item.name))
 

@@ -9,20 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ckpt_surgery.compute.casting import cast, work_dtype
+from ckpt_surgery.compute.casts import CastCount
 from ckpt_surgery.fit.adaptations import Adaptation, ChannelMethod
 from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.models.construction import derive_seed
 from ckpt_surgery.models.target import Shape
 
+Casts = Callable[[CastCount], None]
+"""Told what a conversion did to the elements of a tensor."""
+
 
 def fitted(
-    item: FitItem, load: Callable[[str], Tensor], initial: Callable[[FitItem], Tensor]
+    item: FitItem,
+    load: Callable[[str], Tensor],
+    initial: Callable[[FitItem], Tensor],
+    casts: Casts | None = None,
 ) -> Tensor:
     """The value of one planned tensor, contiguous, of ``item.shape`` and ``item.dtype``.
 
     `load` reads a tensor of the checkpoint by its name there; `initial` makes an initial value
     and is called only if ``item.needs_initial``. For a tied tensor this is its leader's value.
+    `casts` is told what the conversion to ``item.dtype`` did, and may refuse it.
     """
     if item.status == "initial" or item.source is None:
         value = initial(item)
@@ -30,8 +39,10 @@ def fitted(
         value = adapt(item.adaptation, load(item.source), item.shape, lambda: initial(item))
     else:
         value = load(item.source).reshape(item.shape)
-    dtype: torch.dtype = getattr(torch, item.dtype)
-    return value.to(dtype).contiguous()
+    result, count = cast(value, getattr(torch, item.dtype))
+    if casts is not None:
+        casts(count)
+    return result.contiguous()
 
 
 def initial_value(item: FitItem, seed: int, own: Callable[[str], Tensor]) -> Tensor:
@@ -47,7 +58,7 @@ def adapt(
     """`source` carried into `shape`, in `source`'s element type.
 
     `initial` makes the target's initial value, of `shape`; it is called only if
-    ``how.needs_initial``, and what comes out then has the initial value's element type.
+    ``how.needs_initial``, and what comes out then has a type that has both's numbers.
     """
     if how.kind in ("squeeze", "reshape"):
         return source.reshape(shape)
@@ -57,7 +68,8 @@ def adapt(
         return adapt_channels(source, shape[1], how.method, scaled=how.scaled)
     if initial is None:
         raise ValueError(f"'{how.kind}' needs an initial value")
-    result = initial().clone()
+    beginning = initial()
+    result = beginning.to(_common(source.dtype, beginning.dtype), copy=True)
     if how.kind == "rows":
         to, came = (torch.tensor(rows) for rows in zip(*how.rows, strict=True))
         result[to] = source[came].to(result.dtype)
@@ -65,6 +77,15 @@ def adapt(
         block = tuple(slice(min(a, b)) for a, b in zip(source.shape, shape, strict=True))
         result[block] = source[block].to(result.dtype)
     return result
+
+
+def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """A type that has the numbers of both."""
+    if one == other:
+        return one
+    if one.is_complex or other.is_complex:
+        return torch.promote_types(one, other)
+    return work_dtype([one, other])
 
 
 def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float = 0.0) -> Tensor:

@@ -12,7 +12,7 @@ from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.compute.jobs import Computing, Job, JobBytes
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.merge.files import MergeFile, Sources
-from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, rounding_warnings
+from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies
 from ckpt_surgery.merge.recipe import MergeRecipe
 from ckpt_surgery.merge.result import Outcome, carry_out, report_of
 from ckpt_surgery.merge.scope import MergeScope
@@ -54,7 +54,6 @@ def merge_numbers(
             (
                 *_remarks(recipe, numbers),
                 *numbers.taking.warnings,
-                *rounding_warnings(jobs),
             ),
             rules=numbers.rules,
             taken=numbers.taking.taken,

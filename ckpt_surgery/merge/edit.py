@@ -173,6 +173,7 @@ class _Merging:
     def _job(
         self, edit: Merge, own: Tensor, sources: Sequence[tuple[str, Tensor]], dtype: DType
     ) -> Job:
+        from ckpt_surgery.compute.casts import CastTally
         from ckpt_surgery.merge.jobs import IntegerJob, MethodJob, OverlapJob, Task
 
         labels = tuple(label for label, _ in sources)
@@ -201,6 +202,7 @@ class _Merging:
             settings=settings,
             seed=edit.seed,
             allow_nonfinite=edit.allow_nonfinite,
+            tally=CastTally(edit.path, own.dtype.name, dtype.name, own.numel),
         )
         if edit.overlap is not None:
             return OverlapJob(task, own, edit.overlap, big_endian=big_endian)

@@ -12,6 +12,7 @@ from torch import Tensor as Elements
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.compute import casting, elements
+from ckpt_surgery.compute.casts import CastTally
 from ckpt_surgery.compute.jobs import Job
 from ckpt_surgery.compute.spans import PIECE, RUN
 from ckpt_surgery.dtypes import DType
@@ -19,9 +20,10 @@ from ckpt_surgery.merge.inputs import Inputs
 from ckpt_surgery.merge.integers import merge_integers
 from ckpt_surgery.merge.method import Method, Scope
 from ckpt_surgery.merge.parameters import Settings
-from ckpt_surgery.merge.pieces import Tally, merge_run, merge_tensor
+from ckpt_surgery.merge.pieces import merge_run, merge_tensor
 from ckpt_surgery.merge.policies import IntegerPolicy, leading
 
+_OUTSIDE: Final = -1  # where no run of a result begins
 _WORKING: Final = 8  # bytes of a number in the widest working type
 
 
@@ -29,7 +31,8 @@ _WORKING: Final = 8  # bytes of a number in the widest working type
 class Task:
     """The tensors of one name and what to make of them. `base` is the method's, if it has one.
 
-    `labels` name the files, the base last; `dtype` is the result's.
+    `labels` name the files, the base last; `dtype` is the result's; `tally` counts what rounding to
+    it does.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Task:
     settings: Settings
     seed: int
     allow_nonfinite: bool
+    tally: CastTally
 
     @property
     def everything(self) -> tuple[Tensor, ...]:
@@ -49,18 +53,15 @@ class Task:
 
 
 class MergeJob(Job):
-    """What a merge computes for one name; `tally` counts what rounding it did."""
-
-    def __init__(self) -> None:
-        self.tally = Tally()
+    """What a merge computes for one name."""
 
 
 class MethodJob(MergeJob):
     """A whole tensor merged by a method, run by run."""
 
     def __init__(self, task: Task, shape: tuple[int, ...], *, big_endian: bool = False) -> None:
-        super().__init__()
         self._task = task
+        self.tally = task.tally
         self._dtype = casting.real_dtype(casting.torch_dtype(task.dtype))
         self._shape = (*shape, 2) if task.dtype.kind == "complex" else shape
         self.numel = prod(self._shape)
@@ -71,7 +72,7 @@ class MethodJob(MergeJob):
         self.workspace += sum(t.nbytes for t in task.everything if not t.is_contiguous)
 
     def begin(self) -> tuple[Inputs, Any]:
-        task, self.tally = self._task, Tally()  # it may be computed again
+        task = self._task
         readers = [elements.run_reader(tensor) for tensor in task.everything]
         dtypes = [casting.real_dtype(casting.torch_dtype(t.dtype)) for t in task.everything]
         inputs = Inputs(
@@ -90,7 +91,7 @@ class MethodJob(MergeJob):
     def run(self, begun: tuple[Inputs, Any], start: int, stop: int) -> Elements:
         inputs, measured = begun
         task = self._task
-        return merge_run(task.method, inputs, (start, stop), self._dtype, measured, self.tally)
+        return merge_run(task.method, inputs, (start, stop), self._dtype, measured, task.tally)
 
 
 class _WholeJob(MergeJob):
@@ -99,7 +100,6 @@ class _WholeJob(MergeJob):
     def __init__(
         self, tensor: Tensor, dtype: DType, inputs: Sequence[Tensor], *, big_endian: bool
     ) -> None:
-        super().__init__()
         parts = 2 if dtype.kind == "complex" else 1
         self.numel = tensor.numel * parts
         self.itemsize = dtype.itemsize // parts
@@ -108,7 +108,7 @@ class _WholeJob(MergeJob):
         self.big_endian = big_endian
 
     def begin(self) -> None:
-        self.tally = Tally()
+        return None
 
 
 class OverlapJob(_WholeJob):
@@ -118,6 +118,7 @@ class OverlapJob(_WholeJob):
         self, task: Task, onto: Tensor, shape: tuple[int, ...], *, big_endian: bool
     ) -> None:
         super().__init__(onto, task.dtype, task.everything, big_endian=big_endian)
+        self.tally = task.tally
         self._task = task
         self._onto = onto
         self._block = leading(shape)
@@ -135,9 +136,12 @@ class OverlapJob(_WholeJob):
             labels=task.labels,
             seed=task.seed,
             allow_nonfinite=task.allow_nonfinite,
-            tally=self.tally,
+            tally=task.tally,
         )
-        result = load(self._onto).to(merged.dtype, copy=True)
+        outside = load(self._onto)
+        outside[self._block] = 0  # what is merged has been counted
+        result, count = casting.cast(outside, merged.dtype)
+        task.tally.add(count, part=_OUTSIDE)
         result[self._block] = merged
         return casting.real_view(result).reshape(-1)
 

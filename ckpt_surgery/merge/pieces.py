@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from math import isfinite
-from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ckpt_surgery.compute import casting
+from ckpt_surgery.compute.casts import CastCount, CastTally
 from ckpt_surgery.compute.scheduler import keep_freed_memory
 from ckpt_surgery.compute.spans import RUN, spans
 from ckpt_surgery.errors import MismatchError
@@ -22,36 +21,12 @@ from ckpt_surgery.merge.method import Method
 from ckpt_surgery.merge.parameters import Settings
 
 
-@dataclass(slots=True)
-class Tally:
-    """What rounding the result did: elements that became infinite or NaN, and that became zero.
-
-    The latter are counted when a result in float64 is stored in a type of 16 or 8 bits.
-    """
-
-    overflowed: int = 0
-    underflowed: int = 0
-    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
-
-    def count(self, exact: Tensor, rounded: Tensor) -> None:
-        """Compare a piece before and after rounding."""
-        values = rounded.float() if rounded.dtype.itemsize == 1 else rounded
-        overflowed = underflowed = 0
-        if not isfinite(float(values.sum())):
-            overflowed = int((exact.isfinite() & ~values.isfinite()).sum())
-        if exact.dtype == torch.float64 and rounded.dtype.itemsize < 4:
-            underflowed = int(exact.count_nonzero()) - int(values.count_nonzero())
-        with self._lock:
-            self.overflowed += overflowed
-            self.underflowed += underflowed
-
-
 def merged_runs(
     method: Method,
     inputs: Inputs,
     dtype: torch.dtype,
     *,
-    tally: Tally | None = None,
+    tally: CastTally | None = None,
     threads: int = 1,
 ) -> Iterator[Tensor]:
     """The result of merging, run by run in order, flat, in `dtype`.
@@ -64,9 +39,9 @@ def merged_runs(
     `LossyEditError` if a norm overflows.
     """
     keep_freed_memory()
-    tally = Tally() if tally is None else tally
     if inputs.numel <= RUN:
-        yield merge_run(method, inputs, (0, inputs.numel), dtype, method.measure(inputs), tally)
+        measured = method.measure(inputs)
+        yield merge_run(method, inputs, (0, inputs.numel), dtype, measured, tally)
         return
     pending: deque[Future[Tensor]] = deque()
     # one thread of torch's in each of ours: its own wait for each other after every operation,
@@ -76,7 +51,8 @@ def merged_runs(
         measured = pool.submit(method.measure, inputs).result()
         try:
             for span in spans(0, inputs.numel, RUN):
-                pending.append(pool.submit(merge_run, method, inputs, span, dtype, measured, tally))
+                arguments = method, inputs, span, dtype, measured, tally
+                pending.append(pool.submit(merge_run, *arguments))
                 if len(pending) > threads:
                     yield pending.popleft().result()
             while pending:
@@ -93,11 +69,12 @@ def merge_run(
     span: tuple[int, int],
     dtype: torch.dtype,
     measured: Any,
-    tally: Tally,
+    tally: CastTally | None,
 ) -> Tensor:
     """The elements of one run (begin and end), made piece by piece; raises as `merged_runs`."""
     start, stop = span
     result = torch.empty(stop - start, dtype=dtype)
+    count = CastCount()
     shows = method.shows_nonfinite(inputs.settings)
     for begin, end in spans(start, stop):
         piece = inputs.piece(begin, end, measured, check=not shows)
@@ -106,7 +83,12 @@ def merge_run(
             inputs.piece(begin, end)  # finds the input that holds it, if one does
         rounded = result[begin - start : end - start]
         rounded.copy_(casting.before_rounding(exact, dtype))
-        tally.count(exact, rounded)
+        if tally is not None:
+            narrow = exact.dtype == torch.float64 and dtype.itemsize < 4
+            zeros = narrow or tally.cast.changes_type
+            count += casting.count_cast(exact, rounded, zeros=zeros)
+    if tally is not None:
+        tally.add(count, part=start)
     return result
 
 
@@ -121,7 +103,7 @@ def merge_tensor(
     labels: Sequence[str] | None = None,
     seed: int = 0,
     allow_nonfinite: bool = False,
-    tally: Tally | None = None,
+    tally: CastTally | None = None,
     threads: int = 1,
 ) -> Tensor:
     """The merged tensor: contiguous, of the inputs' shape, in `dtype`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
 from ckpt_surgery.checkpoint.description import Entry, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import RuleCount, select
@@ -19,9 +19,6 @@ from ckpt_surgery.merge.parameters import Settings
 from ckpt_surgery.merge.policies import KeyPolicy, Region, ShapePolicy, agree
 from ckpt_surgery.merge.recipe import MergeRecipe, Override
 from ckpt_surgery.names import Rule, RuleKind, Selection
-
-if TYPE_CHECKING:
-    from ckpt_surgery.merge.jobs import MergeJob
 
 _STATISTICS: Final = frozenset({"running_mean", "running_var"})
 
@@ -353,13 +350,3 @@ def _some(names: Sequence[str], how: str) -> str:
     if len(names) == 1:
         return f"the name '{names[0]}' is {how}"
     return f"{len(names)} names are {how}, such as '{names[0]}'"
-
-
-def rounding_warnings(jobs: Sequence[MergeJob]) -> Iterator[str]:
-    """What the report says about rounding, after the numbers are written."""
-    overflowed = sum(job.tally.overflowed for job in jobs)
-    underflowed = sum(job.tally.underflowed for job in jobs)
-    if overflowed:
-        yield f"{overflowed:,} elements became infinite in the result's element type"
-    if underflowed:
-        yield f"{underflowed:,} elements became zero in the result's element type"

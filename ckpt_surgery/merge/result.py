@@ -121,6 +121,7 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
         merged=tuple(outcome.merged),
         copied=tuple(outcome.copied),
         skipped=tuple(outcome.skipped),
+        casts=written.casts,
         carried=tuple(other.path for other in after.others),
         dropped=dropped,
         policies=outcome.policies,

@@ -61,6 +61,7 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
         renamed=(),
         carried=tuple(other.path for other in after.others),
         dropped=left_out(before, after),
+        casts=written.casts,
         warnings=(*before.notes, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,

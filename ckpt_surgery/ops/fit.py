@@ -10,6 +10,7 @@ from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts, the_state_dict
+from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.compute.elements import can_load
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.follow import following
@@ -115,6 +116,7 @@ def fit(
             carried=tuple(other.path for other in result.others),
             dropped_others=(*left_out(checkpoint, result), *left),
             optimizers=step.changes,
+            casts=tuple(_named_as(fitted, written.casts)),
             warnings=(
                 *checkpoint.notes,
                 *_warnings(() if alone.edits else result.state_dicts, chosen, fitted),
@@ -132,6 +134,13 @@ def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ..
     if not asked.state_dict_only:
         return ()
     return (OnlyStateDict(the_state_dict(checkpoint, asked.at).path),)
+
+
+def _named_as(fitted: Sequence[Fitted], casts: Sequence[Cast]) -> Iterator[Cast]:
+    """Call casts as the report does: of one state dict by their names alone."""
+    path = join_path(fitted[0].path, "") if len(fitted) == 1 else ""
+    for cast in casts:
+        yield replace(cast, name=cast.name.removeprefix(path))
 
 
 def _in_step(

@@ -70,6 +70,7 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
             )
         ),
         optimizers=planned.optimizers,
+        casts=written.casts,
         warnings=(*before.notes, *planned.warnings, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
@@ -44,6 +45,7 @@ def _lines(report: EditReport, most: int) -> Iterator[str]:
     if report.carried:
         yield f"carried over: {in_one_line(report.carried, most)}"
     yield from optimizer_lines(report.optimizers)
+    yield from cast_lines(report.casts, most)
     for edit in report.plan:
         if edit["edit"] == "compact":
             yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"

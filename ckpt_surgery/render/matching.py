@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Final
 
+from ckpt_surgery.checkpoint.description import join_path
+from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
+from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
@@ -97,7 +100,7 @@ def show_fit(report: FitReport, screen: Screen) -> None:
     for each in report.fitted:
         where = f" ({printable(each.path)})" if each.path else ""
         screen.line(f"{printable(report.inputs[0])}{where} for {printable(report.target)}:", "bold")
-        for line in _fitted(each, screen):
+        for line in _fitted(each, _casts_of(report, each), screen):
             screen.line(line)
     if report.carried:
         screen.line(f"carried over: {in_one_line(report.carried, most)}")
@@ -113,9 +116,17 @@ def show_fit(report: FitReport, screen: Screen) -> None:
         screen.line(f"dry run: nothing was written, {size}", "bold")
 
 
-def _fitted(each: Fitted, screen: Screen) -> Iterator[str]:
+def _casts_of(report: FitReport, each: Fitted) -> Sequence[Cast]:
+    if len(report.fitted) == 1:
+        return report.casts
+    names = {join_path(each.path, item.name) for item in each.plan.items}
+    return [cast for cast in report.casts if cast.name in names]
+
+
+def _fitted(each: Fitted, casts: Sequence[Cast], screen: Screen) -> Iterator[str]:
     plan, most = each.plan, screen.most(_MOST_LINES)
     yield f"copied {_sum(plan.having('copied'), plan.elements['copied'])}"
+    yield from cast_lines(casts, most)
     if renames := each.found.renames:
         ways = dict.fromkeys(p.how for p in each.found.pairs if p.source != p.target)
         yield f"names that differ: {len(renames):,}, paired by {', '.join(map(printable, ways))}"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
@@ -57,6 +58,7 @@ def _entries(report: MergeReport, screen: Screen) -> Iterator[str]:
         yield f"{report.method}: merged {count(len(report.merged), 'tensor')}"
         yield from _reasons("copied as they are", report.copied, screen.most(_MOST_ALIKE))
         yield from _reasons("left out", report.skipped, screen.most(_MOST_ALIKE))
+    yield from cast_lines(report.casts, screen.most(_MOST_NAMES))
     if report.renamed:
         yield f"renamed {count(len(report.renamed), 'entry', 'entries')} of the base"
     if report.taken:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.reports import SCHEMA, once
 
 if TYPE_CHECKING:
+    from ckpt_surgery.compute.casts import Cast
     from ckpt_surgery.training.documents import OptimizerChange
 
 
@@ -18,8 +19,8 @@ class EditReport:
 
     `plan` are the edits in order, `rules` each rule as a dictionary with its ``matched`` count,
     `kept`, `removed` and `renamed` entries of state dicts, `carried` and `dropped` the paths of
-    the other entries, `optimizers` what became of those whose model changed. `output` is None if
-    nothing was written.
+    the other entries, `optimizers` what became of those whose model changed, `casts` what
+    a change of element type did. `output` is None if nothing was written.
     """
 
     command: str
@@ -34,6 +35,7 @@ class EditReport:
     carried: tuple[str, ...]
     dropped: tuple[str, ...] = ()
     optimizers: tuple[OptimizerChange, ...] = ()
+    casts: tuple[Cast, ...] = ()
     warnings: tuple[str, ...] = ()
     nbytes_before: int = 0
     nbytes_after: int = 0
@@ -61,6 +63,7 @@ class EditReport:
             "carried": list(self.carried),
             "dropped": list(self.dropped),
             "optimizers": [change.to_dict() for change in self.optimizers],
+            "casts": [cast.to_dict() for cast in self.casts],
             "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import StateDictKind, join_path
-from ckpt_surgery.fit.items import FitItem, FitPlan
+from ckpt_surgery.compute.casts import Cast
+from ckpt_surgery.fit.items import STATUSES, FitItem, FitPlan
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import Correspondence
 from ckpt_surgery.reports import SCHEMA, once
@@ -91,7 +92,8 @@ class FitReport:
     """Where each tensor of the result comes from, for every state dict that was fitted.
 
     `carried` and `dropped_others` are the paths of what lies beside the state dicts, `optimizers`
-    say what became of those whose model changed. `seed` is
+    say what became of those whose model changed, `casts` what a change of element type did to the
+    tensors that take their values from the checkpoint. `seed` is
     what initial values were drawn from. `output` is None if nothing was written.
     """
 
@@ -104,6 +106,7 @@ class FitReport:
     carried: tuple[str, ...]
     dropped_others: tuple[str, ...] = ()
     optimizers: tuple[OptimizerChange, ...] = ()
+    casts: tuple[Cast, ...] = ()
     warnings: tuple[str, ...] = ()
     seed: int = 0
     nbytes_before: int = 0
@@ -139,6 +142,8 @@ class FitReport:
             "plan": [dict(edit) for edit in self.plan],
             "state_dicts": [each.path for each in self.fitted],
             "copied": [name for name, item in self._items if item.status == "copied"],
+            "cast": [name for name, item in self._items if item.status == "cast"],
+            "casts": [cast.to_dict() for cast in self.casts],
             "adapted": [
                 {
                     "name": name,
@@ -179,7 +184,7 @@ class FitReport:
         }
 
 
-_SUMS = ("copied", "adapted", "initial", "dropped")
+_SUMS = (*STATUSES, "dropped")
 
 
 def _initial(name: str, item: FitItem) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.reports import SCHEMA, once
 
 if TYPE_CHECKING:
+    from ckpt_surgery.compute.casts import Cast
     from ckpt_surgery.training.documents import OptimizerChange
 
 
@@ -39,6 +40,7 @@ class MergeReport:
 
     `taken` says which file an entry comes from that the base did not give, `merged` which were
     computed, `copied` and `skipped` which were not and why: copied as they are, or left out.
+    `casts` are those of the computed ones that change their element type.
     `kept` are the base's other entries, `carried` the paths beside its state dicts, `dropped` those
     that the result has no longer, `optimizers` what became of those whose model changed. `policies`
     are the choices that decided. `peak_bytes` is what the merge may need in memory beside Python
@@ -59,6 +61,7 @@ class MergeReport:
     merged: tuple[str, ...]
     copied: tuple[tuple[str, str], ...]
     skipped: tuple[tuple[str, str], ...]
+    casts: tuple[Cast, ...]
     carried: tuple[str, ...]
     dropped: tuple[str, ...]
     policies: Mapping[str, Any]
@@ -106,6 +109,7 @@ class MergeReport:
                 "merged": list(self.merged),
                 "copied": [{"name": name, "why": why} for name, why in self.copied],
                 "skipped": [{"name": name, "why": why} for name, why in self.skipped],
+                "casts": [cast.to_dict() for cast in self.casts],
                 "policies": dict(self.policies),
                 "peak_bytes": self.peak_bytes,
             }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.compute.casts import Cast, CastCount, tallies_of
 from ckpt_surgery.compute.jobs import Computing, scheduled
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
@@ -25,6 +26,7 @@ class Written:
 
     `output` is its name, None of a dry run; `losses` are what its format could not hold, and
     `sidecar` the paths of those among them that were written beside it. `metadata` was set.
+    `computed` is what became of numbers that were rounded to an element type.
     """
 
     checkpoint: Checkpoint
@@ -33,6 +35,12 @@ class Written:
     losses: tuple[Loss, ...] = ()
     sidecar: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    computed: tuple[Cast, ...] = ()
+
+    @property
+    def casts(self) -> tuple[Cast, ...]:
+        """What was converted to another element type."""
+        return tuple(cast for cast in self.computed if cast.changes_type)
 
     @property
     def format(self) -> str:
@@ -46,10 +54,13 @@ class Written:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What else was left out, as sentences for a report."""
-        lost = (f"{e.what} is left out: {e.why}" for e in self.losses if e.part == "file")
+        """What else was left out or lost, as sentences for a report."""
+        left_out = (f"{e.what} is left out: {e.why}" for e in self.losses if e.part == "file")
         beside = f"in the sidecar: {', '.join(self.sidecar)}"
-        return (*lost, *([beside] if self.sidecar else []))
+        counts = (c.count for c in self.computed if c.count is not None and not c.changes_type)
+        lost = sum(counts, CastCount())
+        rounded = f"of numbers rounded to their type {lost.words}"
+        return (*left_out, *([beside] if self.sidecar else []), *([rounded] if lost else []))
 
 
 def write(
@@ -64,7 +75,8 @@ def write(
     `inputs` are the files that bytes come from beside its own; `computing` is what those tensors
     may use that are computed.
 
-    Raises `LossyEditError` if the format cannot hold something and `output` does not allow that,
+    Raises `LossyEditError` if the format cannot hold something, or an element type a number, and
+    `output` does not allow that,
     `WriteError` if the output is an input, and `ReadError` if an input changed while it was read.
     """
     sources = [*checkpoint.sources, *inputs]
@@ -76,6 +88,9 @@ def write(
             path=checkpoint.file.name,
             hint="give -o FILE",
         )
+    tallies = tallies_of(layout.sources)
+    for tally in tallies:
+        tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
     output = _named_by_content(layout, output)
     output.refuse_inputs(sources)
     if not output.dry_run:
@@ -93,6 +108,7 @@ def write(
         tuple(losses),
         tuple(beside),
         output.options.metadata,
+        tuple(tally.cast for tally in tallies),
     )
 
 

@@ -85,7 +85,13 @@ def test_json_and_record_are_one_document(fit):
         "name": "fc.weight", "how": "rows", "from_shape": [5, 8], "to_shape": [7, 8],
     }  # fmt: skip
     assert (len(found["copied"]), found["initial"], found["dropped"]) == (7, [], [])
-    assert found["elements"] == {"copied": 257, "adapted": 63, "initial": 0, "dropped": 0}
+    assert found["elements"] == {
+        "copied": 257,
+        "cast": 0,
+        "adapted": 63,
+        "initial": 0,
+        "dropped": 0,
+    }
 
 
 def test_a_dry_run_reports_the_same(fit):
@@ -116,7 +122,8 @@ def test_the_checkpoint_goes_through_pipes(place, ckpt):
         assert done.returncode == 0, done.stderr
         (place / "o.pth").write_bytes(done.stdout)
         assert load()["fc.weight"].dtype == torch.float16
-        assert b"copied 9 tensors" in done.stderr
+        assert b"copied 1 tensor, 1 element" in done.stderr  # the counter
+        assert b"cast float32 -> float16: 8 tensors, 301 elements" in done.stderr
         assert b"building" in done.stderr  # what the model's code prints
 
 
@@ -406,6 +413,55 @@ def test_dtype_is_that_of_every_floating_point_tensor(fit):
     assert kinds.pop("bn.num_batches_tracked") == torch.int64
     assert set(kinds.values()) == {torch.bfloat16}
     assert torch.equal(load()["conv.weight"], load("net.pth")["conv.weight"].bfloat16())
+
+
+def test_a_cast_that_loses_numbers_is_refused_and_listed_if_allowed(fit):
+    """Half has no 1e6: such a file was written as 'copied', with infinities in it."""
+    torch.save({"w": torch.tensor([1e6, 1e-9, 1.0]), "b": torch.tensor([7e4])}, "big.pth")
+    half = ("--like", "big.pth", "--dtype", "float16")
+    refused = fit(*half, "-o", "o.pth", code=2, file="big.pth")
+    assert "'big.pth' (w): not all numbers fit the element type float16" in refused.stderr
+    assert "1 becomes infinite, 1 becomes zero" in refused.stderr
+    assert "--allow-loss" in refused.stderr
+    found = document(fit(*half, "--allow-loss", "-o", "o.pth", "--json", file="big.pth"))
+    assert (found["copied"], found["cast"]) == ([], ["w", "b"])
+    assert found["casts"][0] == {
+        "name": "w", "from": "float32", "to": "float16", "elements": 3,
+        "infinite": 1, "zero": 1, "wrapped": 0, "nan": 0, "rounded": 0,
+    }  # fmt: skip
+    assert load()["w"].tolist() == [float("inf"), 0.0, 1.0]
+    shown = fit(*half, "--allow-loss", "-o", "p.pth", file="big.pth").stdout
+    assert "  w: of 3 elements 1 becomes infinite, 1 becomes zero" in shown
+    dry = fit(*half, "--dry-run", file="big.pth").stdout
+    assert "is counted when they are written" in dry
+    fit("--like", "big.pth", "--dtype", "bfloat16", "-o", "q.pth", file="big.pth")
+
+
+def test_what_the_target_makes_of_other_types_is_counted_too(fit):
+    source = {"n": torch.tensor([1.0, 2.5, float("nan"), 300.0]), "x": torch.zeros(1)}
+    torch.save(source, "floats.pth")
+    torch.save({"n": torch.zeros(4, dtype=torch.int8), "x": torch.zeros(1)}, "ints.pth")
+    line = ("--like", "ints.pth", "-o", "o.pth")
+    refused = fit(*line, code=2, file="floats.pth").stderr
+    assert "1 wraps around, 1 is NaN, 1 is rounded" in refused
+    found = document(fit(*line, "--allow-loss", "--json", file="floats.pth"))
+    assert found["casts"][0]["wrapped"] == found["casts"][0]["nan"] == 1
+
+
+def test_an_adapted_tensor_counts_the_loss_of_its_cast(fit):
+    torch.save({"fc.weight": torch.full((2, 3), 1e6), "x": torch.zeros(1)}, "big.pth")
+    like = {"fc.weight": torch.ones(3, 3, dtype=torch.float16), "x": torch.zeros(1)}
+    torch.save(like, "like.pth")
+    line = ("--like", "like.pth", "--adapt", "rows", "-o", "o.pth")
+    assert "6 become infinite" in fit(*line, code=2, file="big.pth").stderr
+    found = document(fit(*line, "--allow-loss", "--json", file="big.pth"))
+    assert (found["adapted"][0]["name"], found["cast"]) == ("fc.weight", [])
+    assert (found["casts"][0]["elements"], found["casts"][0]["infinite"]) == (9, 6)
+
+
+def test_a_block_scale_is_no_type_for_weights(fit):
+    refused = fit("--like", "net.pth", "--dtype", "float8_e8m0fnu", "-o", "o.pth", code=2)
+    assert "is not one number of its own" in refused.stderr
 
 
 def test_ties_and_metadata_are_the_targets(fit):

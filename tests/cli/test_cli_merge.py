@@ -53,6 +53,50 @@ def test_average_says_what_it_did_and_json_is_the_contract(files, invoke):
     assert {"method", "copied", "skipped", "plan", "carried"} <= document.keys()
 
 
+@pytest.mark.parametrize("method", ["passthrough", "average"])
+def test_numbers_that_become_infinite_are_refused(files, invoke, method):
+    """A warning stood beside a file full of infinities."""
+    torch.save({"w": torch.tensor([1e6, 1.0, -3e38, 1e-20]), "h": torch.ones(2)}, "big.pth")
+    inputs = ["big.pth"] if method == "passthrough" else ["big.pth", "big.pth"]
+    line = ("merge", *inputs, "-m", method, "--dtype", "float16", "-o", "o.pth")
+    refused = invoke(*line)
+    assert refused.exit_code == 2
+    assert "2 become infinite, 1 becomes zero" in refused.stderr
+    assert not Path("o.pth").exists()
+    found = json.loads(invoke(*line, "--allow-loss", "--json").stdout)
+    assert [cast["name"] for cast in found["casts"]] == ["w", "h"]
+    w = found["casts"][0]
+    assert (w["from"], w["to"], w["elements"]) == ("float32", "float16", 4)
+    assert (w["infinite"], w["zero"], w["wrapped"]) == (2, 1, 0)
+    assert not any("rounded" in warning for warning in found["warnings"])
+    shown = invoke(*line, "--allow-loss", "--force").stdout
+    assert "cast float32 -> float16: 2 tensors, 6 elements" in shown
+    assert "  w: of 4 elements 2 become infinite, 1 becomes zero" in shown
+    dry = json.loads(invoke(*line, "--dry-run", "--json").stdout)
+    assert dry["casts"][0]["infinite"] is None
+
+
+def test_arithmetic_that_overflows_its_own_type_is_refused_too(files, invoke):
+    torch.save({"w": torch.full((3,), 6e4, dtype=torch.float16)}, "h.pth")
+    line = ("merge", "h.pth", "h.pth", "-m", "linear", "--weight", "1", "--weight", "1",
+            "--set", "normalize=false", "-o", "o.pth")  # fmt: skip
+    assert "3 become infinite" in invoke(*line).stderr
+    found = json.loads(invoke(*line, "--allow-loss", "--json").stdout)
+    assert found["casts"] == []
+    assert "of numbers rounded to their type 3 become infinite" in found["warnings"]
+
+
+def test_what_an_overlap_leaves_is_cast_and_counted(files, invoke):
+    torch.save({"w": torch.tensor([1.0, 2.0, 1e6])}, "long.pth")
+    torch.save({"w": torch.tensor([3.0, 4.0])}, "short.pth")
+    line = ("merge", "long.pth", "short.pth", "-m", "average", "--on-shape", "overlap",
+            "--dtype", "float16", "-o", "o.pth")  # fmt: skip
+    assert "1 becomes infinite" in invoke(*line).stderr
+    found = json.loads(invoke(*line, "--allow-loss", "--json").stdout)
+    assert found["casts"][0]["infinite"] == 1
+    assert torch.load("o.pth")["w"].tolist() == [2.0, 3.0, float("inf")]
+
+
 def test_record_and_in_place(files, invoke):
     result = invoke("merge", "a0.pth", "b1.pth", "-m", "average", "-i", "--record", "log.json")
     assert result.exit_code == 0, result.output

@@ -189,10 +189,11 @@ def test_the_report_counts_tensors_and_elements() -> None:
     )
     assert found.to_dict() == {
         "copied": ["a"],
+        "cast": [],
         "adapted": [{"name": "c", "how": "squeeze", "from_shape": [2, 2, 1], "to_shape": [2, 2]}],
         "initial": ["b", "d"],
         "dropped": ["d", "x"],
-        "elements": {"copied": 6, "adapted": 4, "initial": 10, "dropped": 12},
+        "elements": {"copied": 6, "cast": 0, "adapted": 4, "initial": 10, "dropped": 12},
     }
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from ckpt_surgery.compute.casts import CastCount, CastTally
 from ckpt_surgery.compute.spans import PIECE
 from ckpt_surgery.errors import LossyEditError, MismatchError, NonFiniteError, UsageError
 from ckpt_surgery.merge import pieces
 from ckpt_surgery.merge.inputs import of_tensors
 from ckpt_surgery.merge.method import Scope, catalogue, find
-from ckpt_surgery.merge.pieces import Tally, merge_tensor
+from ckpt_surgery.merge.pieces import merge_tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import merge_reference
@@ -348,17 +349,22 @@ def test_noncontiguous_inputs_are_read_in_order():
     torch.testing.assert_close(merged, (a + b) / 2)
 
 
-def test_tally_counts_what_rounding_loses():
+def test_what_rounding_loses_is_counted_and_refused():
     method = find("passthrough")
     settings = method.bind(1, has_base=False)
-    tally = Tally()
     values = torch.tensor([1.0, 1e6, -1e7, 1e-20, 0.0])
-    merged = merge_tensor(method, settings, "w", [values], dtype=torch.float16, tally=tally)
-    assert merged.tolist() == [1.0, float("inf"), float("-inf"), 0.0, 0.0]
-    assert (tally.overflowed, tally.underflowed) == (2, 1)
-    tally = Tally()
-    merge_tensor(method, settings, "w", [values], dtype=torch.float8_e5m2, tally=tally)
-    assert tally.overflowed == 2
+
+    def merged(dtype, tally):
+        return merge_tensor(method, settings, "w", [values], dtype=dtype, tally=tally)
+
+    infinity = float("inf")
+    for dtype in (torch.float16, torch.float8_e5m2):
+        tally = CastTally("w", "float32", str(dtype), 5)
+        tally.allow_loss = True
+        assert merged(dtype, tally).tolist() == [1.0, infinity, -infinity, 0.0, 0.0]
+        assert tally.cast.count == CastCount(infinite=2, zero=1)
+    with pytest.raises(LossyEditError, match="2 become infinite, 1 becomes zero"):
+        merged(torch.float16, CastTally("w", "float32", "float16", 5))
 
 
 def test_scope_says_how_much_must_be_seen():
