@@ -27,7 +27,8 @@ def category(dtype: DType) -> Category:
     (quantized, packed, bits, complex32) can only be compared.
     """
     if dtype.kind == "float":
-        return "opaque" if dtype.name in _PACKED_FLOATS else "real"
+        packed = dtype.name in _PACKED_FLOATS or not dtype.in_torch
+        return "opaque" if packed else "real"
     if dtype.kind == "complex":
         return "opaque" if dtype.name == "complex32" else "complex"  # experimental in torch
     if dtype.kind in {"int", "bool"} and dtype.name not in _PACKED_INTS:

@@ -12,7 +12,7 @@ from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.names.suggest import near_hint
 
 _NOT_ONE_NUMBER = ("float8_e8m0fnu", "float4_e2m1fn_x2")
-"""A block's scale, and two numbers in one byte: nothing can be converted to these by itself."""
+"""A block's scale, and numbers packed in bytes: nothing can be converted to these by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,5 +38,6 @@ class FitOptions:
             )
         if BY_NAME[self.dtype].kind != "float":
             raise UsageError(f"'{self.dtype}' is no floating-point type")
-        if BY_NAME[self.dtype].name in _NOT_ONE_NUMBER:
+        dtype = BY_NAME[self.dtype]
+        if dtype.name in _NOT_ONE_NUMBER or not dtype.in_torch:
             raise UsageError(f"an element of '{self.dtype}' is not one number of its own")
