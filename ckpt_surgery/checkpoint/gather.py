@@ -48,6 +48,13 @@ class Gathered:
     def crc32(self) -> None:
         return None
 
+    @property
+    def whole(self) -> ByteRange | None:
+        """The range that the elements are from, if that has a checksum."""
+        if not isinstance(self.data, ByteRange):
+            return None
+        return self.data if self.data.crc32 else self.data.whole
+
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         """The bytes in order, at most `size` at a time and never a part of an element.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
 from ckpt_surgery.fileio import ByteRange
+from ckpt_surgery.fileio.checksum import PieceSums
 from ckpt_surgery.fileio.sources import ends_early
 from ckpt_surgery.pickles.collector import collector_paused
 from ckpt_surgery.torch_objects.row_major import MOST_REPEATED
@@ -93,11 +94,15 @@ def run_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
     source, begin = data.source, data.offset + first
     if first + tensor.dtype.nbytes(tensor.numel) > data.nbytes:
         raise ends_early(source, begin, tensor.nbytes)
+    sums = PieceSums(data) if tensor.nbytes == data.nbytes else None
 
     def read(start: int, stop: int) -> torch.Tensor:
         raw = torch.empty((stop - start) * width, dtype=torch.uint8)
         if stop > start:
-            source.read_into(begin + start * width, raw.numpy().data)
+            piece = raw.numpy().data
+            source.read_into(begin + start * width, piece)
+            if sums is not None:
+                sums.add(start * width, piece)
         if swapped:
             raw = raw.view(-1, width).flip(1).reshape(-1)
         return raw.view(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from typing import Final
 
 from ckpt_surgery.fileio.buffers import ReadBuffer
@@ -31,12 +32,19 @@ class DigestSink:
         self.position += view.nbytes
 
     def copy(self, source: ByteSource) -> None:
-        """Take all bytes of `source` into the checksum."""
+        """Take all bytes of `source` into the checksum.
+
+        Raises DamagedFileError if they are not those of the checksum that it states.
+        """
         if not isinstance(source, ByteRange):
             copy_chunks(source, self)
             return
+        found = 0
         for piece in self._read.pieces(source, self.position):
+            if source.crc32:
+                found = zlib.crc32(piece, found)
             self.write(piece)
+        source.require_checksum(found)
 
     def reserve(self, nbytes: int) -> None:
         """Do nothing: a checksum takes no space."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio.sources import Source, require_inside
@@ -32,31 +32,66 @@ class ByteSource(Protocol):
         """
 
 
+@runtime_checkable
+class PartOfRange(Protocol):
+    """A source of some bytes of a range that has a checksum as a whole (None: of no such one)."""
+
+    @property
+    def whole(self) -> ByteRange | None:
+        """The range that the bytes are from."""
+
+
 @dataclass(frozen=True, slots=True)
 class ByteRange:
     """`nbytes` bytes of `source` from byte `offset` on.
 
-    `crc32` is their checksum as the file states it, not as anybody computed it. Raises
-    DamagedFileError if the range is not inside the source.
+    `crc32` is their checksum as the file states it (0: none was computed, as torch writes it when
+    told so), `whole` the range with a checksum that this one is a part of. What is read from the
+    first to the last byte is compared with its checksum. Raises DamagedFileError if the range is
+    not inside the source.
     """
 
     source: Source
     offset: int
     nbytes: int
     crc32: int | None = None
+    whole: ByteRange | None = None
 
     def __post_init__(self) -> None:
         require_inside(self.source, self.offset, self.nbytes)
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """Yield the bytes in order, at most `size` at a time; raises ReadError like `read_at`."""
+        """Yield the bytes in order, at most `size` at a time; raises ReadError like `read_at`.
+
+        Raises DamagedFileError after the last one if they are not those of the checksum.
+        """
         end = self.offset + self.nbytes
+        found = 0
         for start in range(self.offset, end, size):
-            yield self.source.read_at(start, min(size, end - start))
+            chunk = self.source.read_at(start, min(size, end - start))
+            if self.crc32:
+                found = zlib.crc32(chunk, found)
+            yield chunk
+        self.require_checksum(found)
 
     def read(self) -> bytes:
-        """Read all bytes at once; raises ReadError like `Source.read_at`."""
-        return self.source.read_at(self.offset, self.nbytes)
+        """Read all bytes at once; raises ReadError like `Source.read_at`.
+
+        Raises DamagedFileError if they are not those of the checksum.
+        """
+        data = self.source.read_at(self.offset, self.nbytes)
+        if self.crc32:
+            self.require_checksum(zlib.crc32(data))
+        return data
+
+    def require_checksum(self, found: int) -> None:
+        """Raise DamagedFileError if the checksum `found` of all bytes is not what the file says."""
+        if self.crc32 and found != self.crc32:
+            raise DamagedFileError(
+                f"the checksum of the bytes is {found:08x}, and the file says {self.crc32:08x}",
+                path=self.source.name,
+                hint="some of its bytes were changed: 'ckpt verify' says which are",
+            )
 
     def slice(self, offset: int, nbytes: int) -> ByteRange:
         """Return the `nbytes` bytes from byte `offset` of this range on.
@@ -71,7 +106,8 @@ class ByteRange:
                 f"a range of {self.nbytes} bytes",
                 path=self.source.name,
             )
-        return ByteRange(self.source, self.offset + offset, nbytes)
+        whole = self if self.crc32 else self.whole
+        return ByteRange(self.source, self.offset + offset, nbytes, whole=whole)
 
 
 class Bytes:

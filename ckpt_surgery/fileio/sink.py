@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from ckpt_surgery.errors import WriteError
-from ckpt_surgery.fileio.ranges import ByteSource
+from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, PartOfRange
 
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of bytes that have just been written."""
@@ -57,9 +57,18 @@ def copy_chunks(source: ByteSource, sink: Sink) -> int:
     return crc32
 
 
-def copy_with_crc32(source: ByteSource, sink: Sink) -> int:
-    """Write all bytes of `source`; return their CRC-32, computed only if it does not state it."""
+def copy_with_crc32(source: ByteSource, sink: Sink, right: set[ByteRange] | None = None) -> int:
+    """Write all bytes of `source`; return their CRC-32, computed only if it does not state it.
+
+    What is cut out of a range that has a checksum gets one of its own only if the whole range is
+    right: raises DamagedFileError if not. `right` are those of which that is known, and grows.
+    """
     if source.crc32 is None and not isinstance(sink, Unreading):
+        whole = source.whole if isinstance(source, PartOfRange) else None
+        if whole is not None and whole not in (known := set() if right is None else right):
+            for _ in whole.chunks():
+                pass
+            known.add(whole)
         return copy_chunks(source, sink)
     sink.copy(source)
     return source.crc32 or 0

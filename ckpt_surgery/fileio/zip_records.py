@@ -31,7 +31,7 @@ class ZipRecord:
         """Return the decoded bytes, of which there may be `limit`.
 
         Raises LimitExceededError if there are more, DamagedFileError if they do not decode to
-        `nbytes` bytes, ReadError if they cannot be read.
+        `nbytes` bytes or are not those of the checksum, ReadError if they cannot be read.
         """
         if self.nbytes > limit:
             raise LimitExceededError(
@@ -39,7 +39,11 @@ class ZipRecord:
                 path=self.data.source.name,
                 entry=self.name,
             )
-        return self._inflate() if self.compressed else self.data.read()
+        try:
+            return self._inflate() if self.compressed else self.data.read()
+        except DamagedFileError as error:
+            error.entry = error.entry or self.name
+            raise
 
     def _inflate(self) -> bytes:
         inflate = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -57,7 +61,10 @@ class ZipRecord:
             raise self._damaged(f"cannot be inflated: {error}") from error
         if room != 1 or left or not inflate.eof or inflate.unused_data:
             raise self._damaged(f"does not inflate to the {self.nbytes} bytes that it claims")
-        return b"".join(parts)
+        data = b"".join(parts)
+        if self.crc32 and zlib.crc32(data) != self.crc32:
+            raise self._damaged("does not inflate to the bytes of its checksum")
+        return data
 
     def _damaged(self, message: str) -> DamagedFileError:
         return DamagedFileError(message, path=self.data.source.name, entry=self.name)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from ckpt_surgery.errors import WriteError
-from ckpt_surgery.fileio.ranges import Bytes, ByteSource
+from ckpt_surgery.errors import ReadError, WriteError
+from ckpt_surgery.fileio.ranges import ByteRange, Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink, copy_with_crc32
 from ckpt_surgery.fileio.zip_read import MAX_RECORDS
 from ckpt_surgery.fileio.zip_structs import (
@@ -105,9 +105,14 @@ class ZipLayout:
         """
         sink.reserve(self.nbytes)
         written: list[Written] = []
+        right: set[ByteRange] = set()
         for record in self.records:
             sink.write(_local_header(self.root, record))
-            crc32 = _write_data(sink, record, written)
+            try:
+                crc32 = _write_data(sink, record, written, right)
+            except ReadError as error:
+                error.entry = error.entry or record.name
+                raise
             if record.nbytes:
                 sink.write(_descriptor(record, crc32))
             written.append((record.name, record.nbytes, crc32))
@@ -188,14 +193,16 @@ def _local_header(root: str, record: PlacedRecord) -> bytes:
     )
 
 
-def _write_data(sink: Sink, record: PlacedRecord, written: Sequence[Written]) -> int:
+def _write_data(
+    sink: Sink, record: PlacedRecord, written: Sequence[Written], right: set[ByteRange]
+) -> int:
     """Write the bytes of a record; return their CRC-32."""
     if not isinstance(record.source, Derived):
-        return copy_with_crc32(record.source, sink)
+        return copy_with_crc32(record.source, sink, right)
     data = record.source.make(written)
     if len(data) != record.nbytes:
         raise WriteError(f"{record.nbytes} bytes were expected, {len(data)} given")
-    return copy_with_crc32(Bytes(data), sink)
+    return copy_with_crc32(Bytes(data), sink, right)
 
 
 def _descriptor(record: PlacedRecord, crc32: int) -> bytes:

@@ -8,14 +8,13 @@ sorted by name.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from struct import pack
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Tensor
-from ckpt_surgery.errors import CkptError, DamagedFileError, ReadError
+from ckpt_surgery.errors import CkptError, ReadError
 from ckpt_surgery.fileio import ByteSource
 from ckpt_surgery.pickles import Global, Node, Object
 from ckpt_surgery.torch_objects.row_major import row_major
@@ -51,7 +50,7 @@ def tensor_digest(name: str, tensor: Tensor, advance: Advance) -> str:
             if isinstance(data, bytes):
                 sha256.update(data)
             else:
-                for chunk in checked(data):
+                for chunk in data.chunks():
                     sha256.update(chunk)
                     advance(len(chunk))
     except CkptError as error:
@@ -69,25 +68,6 @@ def model_digest(tensors: Mapping[str, str]) -> str:
     for _, digest in sorted((_utf8(name), digest) for name, digest in tensors.items()):
         sha256.update(bytes.fromhex(digest))
     return sha256.hexdigest()
-
-
-def checked(data: ByteSource) -> Iterator[bytes | memoryview]:
-    """The bytes in order. Raises `DamagedFileError` if they are not those of their checksum.
-
-    A checksum of zero says that none was computed, as torch writes it when told so.
-    """
-    if not data.crc32:
-        yield from data.chunks()
-        return
-    found = 0
-    for chunk in data.chunks():
-        found = zlib.crc32(chunk, found)
-        yield chunk
-    if found != data.crc32:
-        raise DamagedFileError(
-            f"the checksum of the bytes is {found:08x}, and the file says {data.crc32:08x}",
-            hint="some of its bytes were changed: 'ckpt verify' says which are",
-        )
 
 
 def _encoded(name: str, tensor: Tensor) -> Iterator[bytes | ByteSource]:

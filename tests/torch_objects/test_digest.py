@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch_checks import quiet, save
 
-from ckpt_surgery import DamagedFileError, LimitExceededError, ReadError, read
+from ckpt_surgery import LimitExceededError, ReadError, read
 from ckpt_surgery.checkpoint.description import Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
-from ckpt_surgery.torch_objects.digest import PREFIX, checked, model_digest, tensor_digest
+from ckpt_surgery.torch_objects.digest import PREFIX, model_digest, tensor_digest
 
 _DOCUMENT = (Path(__file__).parents[2] / "docs" / "hash.md").read_text(encoding="utf-8")
 
@@ -192,26 +192,6 @@ def test_progress_counts_the_bytes_of_elements(tmp_path: Path) -> None:
         tensor_digest("w", tensor, told.append)
     assert sum(told) == 1_200_000
     assert len(told) > 1
-
-
-class Stated(Bytes):
-    """Bytes with another checksum than their own."""
-
-    stated = 0
-
-    @property
-    def crc32(self) -> int:
-        return self.stated
-
-
-def test_wrong_bytes_are_noticed_where_there_is_a_checksum() -> None:
-    data = Stated(b"abc")
-    assert b"".join(checked(data)) == b"abc"  # zero: none was computed
-    data.stated = Bytes(b"abc").crc32
-    assert b"".join(checked(data)) == b"abc"
-    data.stated += 1
-    with pytest.raises(DamagedFileError, match="is 352441c2, and the file says 352441c3"):
-        list(checked(data))
 
 
 # --- no two different models have one digest
