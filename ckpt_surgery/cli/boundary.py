@@ -119,7 +119,9 @@ def _click_message(error: click.ClickException) -> tuple[str, str | None]:
     context: click.Context | None = getattr(error, "ctx", None)
     hint = _option_elsewhere(error, context)
     if hint is None and near:
-        hint = "did you mean " + " or ".join(f"'{option}'" for option in near) + "?"
+        from ckpt_surgery.names.suggest import did_you_mean
+
+        hint = did_you_mean(near)
     if hint is None and context is not None:
         hint = f"see '{context.command_path} --help'"
     return message, hint

@@ -44,10 +44,11 @@ def near_files(path: str) -> str | None:
         return f"there is no folder '{folder}'" if folder else None
     import difflib
 
+    from ckpt_surgery.names.suggest import did_you_mean
+
     alike = difflib.get_close_matches(name, names, n=2, cutoff=_ALIKE)
     before = path[: len(path) - len(name)]  # as it was typed
-    meant = " or ".join(f"'{before}{each}'" for each in alike)
-    return f"did you mean {meant}?" if meant else None
+    return did_you_mean([before + each for each in alike])
 
 
 def where_option_is(spelling: str, group: click.Group, ctx: click.Context) -> str | None:

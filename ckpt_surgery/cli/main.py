@@ -78,12 +78,12 @@ class LazyGroup(click.Group):
         if name in COMMANDS:
             return
         from ckpt_surgery.cli.hints import other_word
-        from ckpt_surgery.names import near
+        from ckpt_surgery.names.suggest import near_hint
 
-        meant = " or ".join(f"'{name}'" for name in near(name, [*COMMANDS, *ALIASES, "help"]))
+        hint = other_word(name) or near_hint(name, [*COMMANDS, *ALIASES, "help"])
         raise UsageError(
             f"no such command '{name}', and no such file",
-            hint=other_word(name) or (f"did you mean {meant}?" if meant else "see 'ckpt --help'"),
+            hint=hint or "see 'ckpt --help'",
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.errors import NameCollisionError, PlanError
-from ckpt_surgery.names import near
+from ckpt_surgery.names.suggest import near_hint
 
 
 class _OfStateDict(Protocol):
@@ -63,10 +63,9 @@ def require_there(path: str, wanted: Iterable[str], names: Iterable[str]) -> Non
     existing = set(names)
     for name in wanted:
         if name not in existing:
-            near_names = ", ".join(f"'{found}'" for found in near(name, existing))
             raise PlanError(
                 f"the plan edits '{join_path(path, name)}', which is not there",
-                hint=f"near it: {near_names}" if near_names else None,
+                hint=near_hint(name, existing),
             )
 
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, NoReturn
 
-from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage, Tensor
+from ckpt_surgery.checkpoint.description import (
+    Checkpoint,
+    Entry,
+    Other,
+    StateDict,
+    Storage,
+    Tensor,
+    contiguous_strides,
+)
 from ckpt_surgery.dtypes import BY_SAFETENSORS, FOUR_BITS, UNTYPED, DType
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, Source
@@ -285,17 +293,7 @@ def _tensor(span: _Span, file: Source, start: int) -> Tensor:
     untyped = span.dtype.storage_class is None  # torch keeps these types in untyped storages
     stored = UNTYPED if untyped else span.dtype
     storage = Storage(span.name, stored, "cpu", data, untyped=untyped)
-    return Tensor(span.shape, span.dtype, _contiguous(span.shape), storage=storage)
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides, in elements, of a contiguous tensor of this shape."""
-    steps = []
-    step = 1
-    for n in reversed(shape):
-        steps.append(step)
-        step *= max(n, 1)
-    return tuple(reversed(steps))
+    return Tensor(span.shape, span.dtype, contiguous_strides(span.shape), storage=storage)
 
 
 def _tensor_entry(name: str) -> str:

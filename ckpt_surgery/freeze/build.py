@@ -16,7 +16,7 @@ from ckpt_surgery.freeze.options import (
 )
 from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter, PlanWarning
 from ckpt_surgery.freeze.selectors import FirstChildren, Selector
-from ckpt_surgery.names import near
+from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.training.parameters import Inventory, Parameter
 
 NO_DECAY_DEFAULT: Final = ("bias", "norm")
@@ -90,8 +90,7 @@ class _Draft:
         if not chosen:
             message = f"'{selector.option}' matches no parameter"
             if not self.allow_unmatched:
-                close = near(selector.label, self.inventory.names)
-                raise UsageError(message, hint=f"near names: {', '.join(close)}" if close else None)
+                raise UsageError(message, hint=near_hint(selector.label, self.inventory.names))
             self.warn("unmatched-rule", message)
         return chosen
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.names.suggest import near_hint
 
 OptionValue: TypeAlias = float | bool | tuple[float, ...]
 Options: TypeAlias = Mapping[str, OptionValue]
@@ -89,10 +89,9 @@ def _parse(text: str) -> object:
 def _check(name: str, value: object, where: str) -> OptionValue:
     kind = KINDS.get(name)
     if kind is None:
-        close = get_close_matches(name, KINDS, n=1)
         raise UsageError(
             f"'{where}': no torch optimizer has a group option '{name}'",
-            hint=f"did you mean '{close[0]}'?" if close else f"known: {', '.join(KINDS)}",
+            hint=near_hint(name, KINDS) or f"known: {', '.join(KINDS)}",
         )
     if kind == "number":
         return check_number(value, f"{where}: {name}")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.names import Rule, RuleKind, near
+from ckpt_surgery.names import Rule, RuleKind
+from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.training.parameters import Inventory, Parameter
 
 _GLOB_SIGNS: Final = frozenset("*?[")
@@ -241,10 +242,9 @@ def _span(inventory: Inventory, name: str, option: str) -> tuple[int, int]:
     place = _place_of_module(inventory, name)
     if place is not None:
         return place, place
-    close = near(name, inventory.names)
     raise UsageError(
         f"'{option}': no module or parameter has this name",
-        hint=f"did you mean '{close[0]}'?" if close else "see the names with 'ckpt inspect --keys'",
+        hint=near_hint(name, inventory.names) or "see the names with 'ckpt inspect --keys'",
     )
 
 

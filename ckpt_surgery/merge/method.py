@@ -20,8 +20,8 @@ from ckpt_surgery.merge.parameters import (
     Settings,
     check_values,
     check_weights,
-    near_names,
 )
+from ckpt_surgery.names.suggest import near_hint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,6 +171,6 @@ def find(name: str) -> Method:
     if method is None:
         raise UsageError(
             f"unknown method '{name}'",
-            hint=near_names(name, known) or "the methods are " + ", ".join(known),
+            hint=near_hint(name, known) or "the methods are " + ", ".join(known),
         )
     return method

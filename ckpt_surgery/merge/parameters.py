@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.names.suggest import near_hint
 
 Value = float | int | bool | str
 Kind = Literal["float", "int", "bool", "str"]
@@ -90,12 +90,6 @@ def as_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def near_names(name: str, known: Iterable[str]) -> str | None:
-    """One sentence of advice with the known names that look like `name`, or None."""
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), set(known), n=3, cutoff=0.6)
-    return "did you mean " + " or ".join(f"'{n}'" for n in near) + "?" if near else None
-
-
 @dataclass(frozen=True, slots=True)
 class Settings:
     """A method's choices, checked: a weight for each input, and a value for each parameter.
@@ -153,7 +147,7 @@ def check_values(
             takes = ", ".join(known) or "no parameters"
             raise UsageError(
                 f"method '{method}' has no parameter '{name}'",
-                hint=near_names(name, known) or f"it takes {takes}",
+                hint=near_hint(name, known) or f"it takes {takes}",
             )
     values: dict[str, Value | tuple[Value, ...]] = {}
     for parameter in parameters:

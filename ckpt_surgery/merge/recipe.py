@@ -42,8 +42,9 @@ from ckpt_surgery import dtypes
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.merge import method
 from ckpt_surgery.merge.method import Method
-from ckpt_surgery.merge.parameters import Settings, as_number, near_names
+from ckpt_surgery.merge.parameters import Settings, as_number
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, IntegerPolicy
+from ckpt_surgery.names.suggest import near_hint
 
 SelectorKind = Literal["all", "prefix", "pattern", "glob"]
 WEIGHT: Final = "weight"
@@ -97,7 +98,7 @@ class MergeRecipe:
             known = dtypes.BY_NAME.get(self.dtype)
             if known is None or known.kind not in {"float", "complex"}:
                 floats = [d.name for d in dtypes.BY_NAME.values() if d.kind == "float"]
-                hint = near_names(self.dtype, floats)
+                hint = near_hint(self.dtype, floats)
                 raise UsageError(f"'dtype' must be a floating type, got '{self.dtype}'", hint=hint)
         if self.integers not in INTEGER_POLICIES:
             raise UsageError(f"'int' must be one of {', '.join(INTEGER_POLICIES)}")
@@ -289,7 +290,7 @@ def require_keys(table: Mapping[str, object], known: Sequence[str], where: str) 
     """Raise `UsageError` if a table has a key that is not known."""
     for key in table:
         if key not in known:
-            hint = near_names(str(key), known) or "it knows " + ", ".join(known)
+            hint = near_hint(str(key), known) or "it knows " + ", ".join(known)
             raise UsageError(f"{where} has no '{key}'", hint=hint)
 
 

@@ -100,10 +100,10 @@ class MergeRequest:
     def find_method(self) -> Method:
         """Return the method that computes. Raises `UsageError`, with near names, for none."""
         from ckpt_surgery.merge.method import catalogue, find
-        from ckpt_surgery.merge.parameters import near_names
+        from ckpt_surgery.names.suggest import near_hint
 
         if self.method.replace("_", "-") not in catalogue():
-            hint = near_names(self.method, methods()) or "the methods are " + ", ".join(methods())
+            hint = near_hint(self.method, methods()) or "the methods are " + ", ".join(methods())
             raise UsageError(f"unknown method '{self.method}'", hint=hint)
         return find(self.method)
 

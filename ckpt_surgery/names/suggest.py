@@ -123,8 +123,10 @@ def require_listed(option: str, missing: Sequence[str], names: Iterable[str]) ->
 
 
 def near_hint(name: str, candidates: Iterable[str]) -> str | None:
-    """``did you mean 'a' or 'b'?``, or None if nothing is near."""
-    found = near(name, candidates)
-    if not found:
-        return None
-    return "did you mean " + " or ".join(f"'{candidate}'" for candidate in found) + "?"
+    """Return ``did you mean 'a' or 'b'?``, or None if nothing is near."""
+    return did_you_mean(near(name, candidates))
+
+
+def did_you_mean(names: Sequence[str]) -> str | None:
+    """Return a hint at what may have been meant; None if that is nothing."""
+    return "did you mean " + " or ".join(f"'{name}'" for name in names) + "?" if names else None

@@ -329,7 +329,7 @@ def test_bad_group_options_are_refused(text: str, message: str) -> None:
 def test_a_misspelt_option_names_the_near_one() -> None:
     with pytest.raises(UsageError) as caught:
         parse_group("fc:weight_decy=1")
-    assert caught.value.hint == "did you mean 'weight_decay'?"
+    assert caught.value.hint == "did you mean 'weight_decay' or 'decoupled_weight_decay'?"
 
 
 def test_stages_are_parsed() -> None:
