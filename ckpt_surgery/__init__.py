@@ -54,15 +54,15 @@ if TYPE_CHECKING:
     from ckpt_surgery.merge.scope import MergeScope
     from ckpt_surgery.names import Rule, Selection, selection
     from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
-    from ckpt_surgery.ops.convert import convert
+    from ckpt_surgery.ops.convert import ConvertRequest, convert
     from ckpt_surgery.ops.fit import fit
     from ckpt_surgery.ops.freeze_plan import freeze_plan
     from ckpt_surgery.ops.hash import check_digests, digest
     from ckpt_surgery.ops.inspect import inspect
     from ckpt_surgery.ops.match import match
     from ckpt_surgery.ops.merge import merge, merge_recipe
-    from ckpt_surgery.ops.rename import rename
-    from ckpt_surgery.ops.strip import strip
+    from ckpt_surgery.ops.rename import RenameRequest, rename
+    from ckpt_surgery.ops.strip import StripRequest, strip
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.reports.edits import EditReport
     from ckpt_surgery.reports.fitting import FitReport, MatchReport
@@ -104,13 +104,13 @@ _HOMES = {
     "ckpt_surgery.freeze.live": ("FreezePlan",),
     "ckpt_surgery.reports.fitting": ("FitReport", "MatchReport"),
     "ckpt_surgery.freeze.build": ("FreezeRecipe", "FreezeRule", "GroupRule", "Stage"),
-    "ckpt_surgery.ops.convert": ("convert",),
+    "ckpt_surgery.ops.convert": ("ConvertRequest", "convert"),
     "ckpt_surgery.writing.output": ("Output",),
     "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
     "ckpt_surgery.ops.hash": ("check_digests", "digest"),
     "ckpt_surgery.ops.inspect": ("inspect",),
-    "ckpt_surgery.ops.rename": ("rename",),
-    "ckpt_surgery.ops.strip": ("strip",),
+    "ckpt_surgery.ops.rename": ("RenameRequest", "rename"),
+    "ckpt_surgery.ops.strip": ("StripRequest", "strip"),
     "ckpt_surgery.ops.fit": ("fit",),
     "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.merge.recipe": ("MergeRecipe",),
@@ -142,6 +142,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Checkpoint",
     "CkptError",
     "ConstructionError",
+    "ConvertRequest",
     "DamagedFileError",
     "EditReport",
     "Entry",
@@ -172,6 +173,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Plan",
     "PlanError",
     "ReadError",
+    "RenameRequest",
     "Replace",
     "Rule",
     "Selection",
@@ -179,6 +181,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "StateDict",
     "Storage",
     "StripPrefix",
+    "StripRequest",
     "Substitute",
     "Tensor",
     "UnknownFormatError",

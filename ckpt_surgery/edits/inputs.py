@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
@@ -16,18 +16,19 @@ _T = TypeVar("_T")
 class Inputs:
     """Checkpoints by the names that a plan calls their files by.
 
-    Those of `known` are the caller's, who closes them; any other is opened by `read` when it is
-    first asked for, and stays open until `close`. One name is always one checkpoint, whose
-    storages are then shared wherever it is taken from.
+    Those of `known` are the caller's, who closes them, and `named` are by other names than their
+    files'; any other is opened by `read` when it is first asked for, and stays open until `close`.
+    One name is always one checkpoint, whose storages are then shared wherever it is taken from.
     """
 
     def __init__(
         self,
         known: Iterable[Checkpoint] = (),
         *,
+        named: Mapping[str, Checkpoint] | None = None,
         read: Callable[[str], Checkpoint] | None = None,
     ) -> None:
-        self._found: dict[str, Checkpoint] = {}
+        self._found: dict[str, Checkpoint] = dict(named or {})
         for checkpoint in known:
             self._found.setdefault(checkpoint.file.name, checkpoint)
         self._read = read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.merge.files import MergeFile, Sources
 from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies
 from ckpt_surgery.merge.recipe import MergeRecipe
-from ckpt_surgery.merge.result import Outcome, carry_out, report_of
+from ckpt_surgery.merge.result import Edited, Outcome, carry_out, report_of
 from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
@@ -32,37 +33,49 @@ def merge_numbers(
     """Compute what the recipe says while it is written; see `merge.merge`."""
     with ExitStack() as stack:
         base, files = sources.open(stack, scope.renames or {})
-        chosen = choose_state_dicts(base.checkpoint, scope.at)
-        from ckpt_surgery.compute.elements import require_torch
-
-        require_torch()
+        others = [file for file in files if file is not base]
+        inputs = Inputs(named={file.label: file.original for file in reversed(others)})
+        edited, outcome = prepare(recipe, scope, policies, base, files, inputs, output)
+        written = write(edited.after, output, inputs=inputs.sources, computing=computing)
         from ckpt_surgery.merge.jobs import MergeJob, running_nbytes
 
-        numbers = NumberPlanner(recipe, policies, base, files).plan(chosen, scope.selection)
-        inputs = Inputs(file.original for file in files if file is not base)
-        edited = carry_out(numbers.edits, base, inputs, scope, output)
-        written = write(edited.after, output, inputs=inputs.sources, computing=computing)
         jobs = [job for job in _jobs(edited.after) if isinstance(job, MergeJob)]
         computed = sum(job.nbytes for job in jobs)
         peak = min(computing.room, computed) + max((job.workspace for job in jobs), default=0)
         peak += running_nbytes(len(files) + 1, computing.workers) if computed else 0
-        outcome = Outcome(
-            recipe.method.name,
-            True,
-            _inputs(recipe, base, files, numbers),
-            _policies(recipe, policies, scope, base),
-            (
-                *_remarks(recipe, numbers),
-                *numbers.taking.warnings,
-            ),
-            rules=numbers.rules,
-            taken=numbers.taking.taken,
-            merged=numbers.merged,
-            copied=numbers.copied,
-            skipped=numbers.skipped,
-            peak=peak,
-        )
+        outcome = replace(outcome, peak=peak)
         return report_of(base, edited, outcome, written)
+
+
+def prepare(
+    recipe: MergeRecipe,
+    scope: MergeScope,
+    policies: Policies,
+    base: MergeFile,
+    files: Sequence[MergeFile],
+    inputs: Inputs,
+    output: Output,
+) -> tuple[Edited, Outcome]:
+    """Return the base after the merge, whose numbers are computed when it is written."""
+    chosen = choose_state_dicts(base.checkpoint, scope.at)
+    from ckpt_surgery.compute.elements import require_torch
+
+    require_torch()
+    numbers = NumberPlanner(recipe, policies, base, files).plan(chosen, scope.selection)
+    edited = carry_out(numbers.edits, base, inputs, scope, output)
+    outcome = Outcome(
+        recipe.method.name,
+        True,
+        _inputs(recipe, base, files, numbers),
+        _policies(recipe, policies, scope, base),
+        (*_remarks(recipe, numbers), *numbers.taking.warnings),
+        rules=numbers.rules,
+        taken=numbers.taking.taken,
+        merged=numbers.merged,
+        copied=numbers.copied,
+        skipped=numbers.skipped,
+    )
+    return edited, outcome
 
 
 def _jobs(checkpoint: Checkpoint) -> list[Job]:

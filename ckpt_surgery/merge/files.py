@@ -25,19 +25,17 @@ if TYPE_CHECKING:
 class MergeFile:
     """A file of a merge: as it was read, and as its names were changed.
 
-    `names` and `modules` lead from a new name (by state dict) to the one in the file.
+    `label` is what a plan calls it. `names` and `modules` lead from a new name (by state dict) to
+    the one in the file.
     """
 
+    label: str
     original: Checkpoint
     checkpoint: Checkpoint
     renaming: Plan
     rules: tuple[RuleCount, ...]
     names: Mapping[tuple[str, str], str]
     modules: Mapping[tuple[str, str], str]
-
-    @property
-    def label(self) -> str:
-        return self.original.file.name
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -53,19 +51,25 @@ class MergeFile:
 def open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> MergeFile:
     """Read a file and rename its entries, on paper. Raises what `read` and renaming raise."""
     original = read(source)
-    if not rules:
-        return MergeFile(original, original, Plan(), (), {}, {})
-    from ckpt_surgery.edits.rename_plan import plan_rename
-
     try:
         with about_file(original.file.name):
-            planned = plan_rename(original, rules)
-            renamed = planned.plan.apply(original)
+            return merge_file(original, original.file.name, rules)
     except CkptError:
         original.close()
         raise
+
+
+def merge_file(original: Checkpoint, label: str, rules: Sequence[RewriteRule]) -> MergeFile:
+    """Rename the entries of a checkpoint, which plans call `label`, on paper."""
+    if not rules:
+        return MergeFile(label, original, original, Plan(), (), {}, {})
+    from ckpt_surgery.edits.rename_plan import plan_rename
+
+    planned = plan_rename(original, rules)
+    renamed = planned.plan.apply(original)
     edits = planned.plan.edits
     return MergeFile(
+        label,
         original,
         renamed,
         planned.plan,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.edits.convert import Convert, set_metadata
 from ckpt_surgery.edits.narrow import OnlyStateDict
-from ckpt_surgery.edits.plan import Plan
+from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -16,32 +19,49 @@ from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written, left_out, write
 
 
+@dataclass(frozen=True, slots=True)
+class ConvertRequest:
+    """What is written in another format: all of it, or one state dict alone.
+
+    The latter with `state_dict_only`, or with `at`, which says which if there are several.
+    """
+
+    at: str | None = None
+    state_dict_only: bool = False
+
+    def plan(self, checkpoint: Checkpoint) -> Planned:
+        """Plan it. Raises `UsageError` if there is no state dict, or several to choose from."""
+        if not self.state_dict_only and self.at is None:
+            return Planned(Plan())
+        chosen = the_state_dict(checkpoint, [] if self.at is None else [self.at])
+        return Planned(Plan((OnlyStateDict(chosen.path),)))
+
+
 def convert(
     source: PathLike | Source,
     output: Output | PathLike,
-    *,
-    at: str | None = None,
-    state_dict_only: bool = False,
+    request: ConvertRequest | None = None,
+    **choices: Any,
 ) -> EditReport:
     """Write `source`, of whatever format, in the format of `output`.
 
     A pickled module becomes its state dict, its class not being needed; of TorchScript the state
     dict is all that is written, which the report's `dropped` says.
-    `state_dict_only` writes the state dict alone, without what lies beside it; `at` says which if
-    there are several.
+    ``convert(file, output, at="model")`` is short for
+    ``convert(file, output, ConvertRequest(at="model"))``.
 
     Raises `UsageError` if there is no state dict, or several to choose from, `ReadError` for a bad
     input, `LossyEditError` for what the format cannot hold and `WriteError` for a bad output.
     """
+    if request is not None and choices:
+        raise TypeError("the request says it all; make another with dataclasses.replace")
+    asked = ConvertRequest(**choices) if request is None else request
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     with read(source) as checkpoint:
-        narrowed = Plan()
-        if state_dict_only or at is not None:
-            chosen = the_state_dict(checkpoint, [at] if at is not None else [])
-            narrowed = Plan((OnlyStateDict(chosen.path),))
-        converted = narrowed.apply(for_output(checkpoint, target))
-        return _report(checkpoint, narrowed, write(converted, target))
+        narrowing = asked.plan(checkpoint).plan
+        converted = narrowing.apply(for_output(checkpoint, target))
+        return _report(checkpoint, narrowing, write(converted, target))
 
 
 def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ckpt_surgery.edits.follow import following
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.narrow import OnlyStateDict
-from ckpt_surgery.edits.plan import Plan
+from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output
@@ -66,67 +66,85 @@ def fit(
     if request is not None and choices:
         raise TypeError("the request says it all; make another with dataclasses.replace")
     asked = FitRequest(**choices) if request is None else request
-    options = asked.options
     if asked.emit_map is not None:
         target = replace(target, beside=(*target.beside, Role("'--emit-map'", asked.emit_map)))
     with read(source) as checkpoint, opened(asked) as aim:
         target.refuse_inputs([*checkpoint.sources, *aim.sources])
-        if asked.initial is not None:
-            options = replace(options, may_be_initial=_permitted(asked.initial, aim))
-        chosen = choose_state_dicts(checkpoint, asked.at)
-        fitted = []
-        for each in chosen:
-            with _naming(checkpoint, each, several=len(chosen) > 1):
-                fitted.append(_plan(each, aim, options, asked))
-        with _naming(checkpoint, chosen[0], several=False):
-            check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
-        archive = for_output(checkpoint, target)
-        goal = FitTarget.of(
-            asked.model, asked.model_args, asked.settings, next(iter(aim.inputs), None)
-        )
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
-        keep_aim(inputs, goal, aim)
-        plan = Plan(
-            tuple(Fit.of(f.path, f.plan.items, aim.target, goal, asked.seed) for f in fitted)
-        )
-        result = plan.apply(archive, inputs)
-        # what lies beside weights that are written alone need not follow them
-        beside = replace(archive, others=()) if asked.state_dict_only else archive
-        step = _in_step(beside, result, fitted, aim.target, asked.optimizer)
-        follow = Plan(tuple(following(step)))
-        result = follow.apply(result)
-        left = tuple(_left_out(chosen, result))
-        alone = Plan(_alone(archive, asked))
-        follow, result = Plan((*follow.edits, *alone.edits)), alone.apply(result)
+        fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
         if asked.emit_map is not None:
-            _write_map(asked.emit_map, fitted, force=target.force)
-        written = write(result, target, inputs=aim.sources)
+            _write_map(asked.emit_map, fitting.fitted, force=target.force)
+        written = write(fitting.result, target, inputs=aim.sources)
         result = written.checkpoint
+        edits = (*fitting.planned.plan.edits, *conversion(checkpoint.format, written))
         return FitReport(
             inputs=(checkpoint.file.name, *aim.inputs),
             output=written.output,
             format=written.format,
             target=aim.target.title,
-            plan=tuple(
-                Plan(
-                    (*plan.edits, *follow.edits, *conversion(checkpoint.format, written))
-                ).to_dict()
-            ),
-            fitted=tuple(fitted),
+            plan=tuple(Plan(edits).to_dict()),
+            fitted=fitting.fitted,
             carried=tuple(other.path for other in result.others),
-            dropped_others=(*left_out(checkpoint, result), *left),
-            optimizers=step.changes,
-            casts=tuple(_named_as(fitted, written.casts)),
-            warnings=(
-                *checkpoint.notes,
-                *_warnings(() if alone.edits else result.state_dicts, chosen, fitted),
-                *step.warnings,
-                *written.warnings,
-            ),
+            dropped_others=(*left_out(checkpoint, result), *fitting.left_out),
+            optimizers=fitting.planned.optimizers,
+            casts=tuple(_named_as(fitting.fitted, written.casts)),
+            warnings=(*checkpoint.notes, *fitting.planned.warnings, *written.warnings),
             seed=asked.seed,
             nbytes_before=checkpoint.size,
             nbytes_after=written.nbytes,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """A fit that is planned: what it makes of the checkpoint, and what the report says.
+
+    `left_out` are entries of state dicts that are no tensors, and not in the result.
+    """
+
+    planned: Planned
+    result: Checkpoint
+    fitted: tuple[Fitted, ...]
+    left_out: tuple[str, ...]
+
+
+def prepare(
+    asked: FitRequest,
+    checkpoint: Checkpoint,
+    aim: Aim,
+    inputs: Inputs,
+    like: str | None = None,
+) -> Fitting:
+    """Plan a fit and apply the plan; values are computed when they are written.
+
+    `like` is what plans call the file of the target, by default its name. Raises as `fit` does.
+    """
+    options = asked.options
+    if asked.initial is not None:
+        options = replace(options, may_be_initial=_permitted(asked.initial, aim))
+    chosen = choose_state_dicts(checkpoint, asked.at)
+    fitted = []
+    for each in chosen:
+        with _naming(checkpoint, each, several=len(chosen) > 1):
+            fitted.append(_plan(each, aim, options, asked))
+    with _naming(checkpoint, chosen[0], several=False):
+        check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
+    label = like or next(iter(aim.inputs), None)
+    goal = FitTarget.of(asked.model, asked.model_args, asked.settings, label)
+    keep_aim(inputs, goal, aim)
+    fits = Plan(tuple(Fit.of(f.path, f.plan.items, aim.target, goal, asked.seed) for f in fitted))
+    result = fits.apply(checkpoint, inputs)
+    # what lies beside weights that are written alone need not follow them
+    beside = replace(checkpoint, others=()) if asked.state_dict_only else checkpoint
+    step = _in_step(beside, result, fitted, aim.target, asked.optimizer)
+    result = Plan(tuple(following(step))).apply(result)
+    left = tuple(_left_out(chosen, result))
+    alone = _alone(checkpoint, asked)
+    result = Plan(alone).apply(result)
+    warnings = (*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings)
+    plan = Plan((*fits.edits, *following(step), *alone))
+    planned = Planned(plan, warnings=warnings, optimizers=step.changes)
+    return Fitting(planned, result, tuple(fitted), left)
 
 
 def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ...]:

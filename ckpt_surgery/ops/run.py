@@ -22,16 +22,17 @@ from ckpt_surgery.writing.write import Written, left_out, write
 def edit(
     command: str,
     source: PathLike | Source,
-    output: Output,
+    output: Output | PathLike,
     build: Callable[[Checkpoint], Planned],
 ) -> EditReport:
     """Carry out the plan that `build` makes for the checkpoint in `source`."""
-    output.check()
+    target = output if isinstance(output, Output) else Output(output)
+    target.check()
     with read(source) as checkpoint:
-        before = for_output(checkpoint, output)
+        before = for_output(checkpoint, target)
         with about_file(checkpoint.file.name):
             planned = build(before)
-        written = write(planned.plan.apply(before), output)
+        written = write(planned.plan.apply(before), target)
         return _report(command, checkpoint, planned, written)
 
 

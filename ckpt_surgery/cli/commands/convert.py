@@ -38,9 +38,7 @@ from ckpt_surgery.cli.types import StateDictPath
 @output_options
 @report_options
 @click.pass_context
-def convert(
-    ctx: click.Context, /, state_dict_only: bool, at: str | None, hash_name: bool, **_: Any
-) -> int:
+def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     r"""Write any readable file in another format.
 
     The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6, or
@@ -56,5 +54,10 @@ def convert(
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
     """
     output = replace(output_of(ctx), hash_name=hash_name)
-    report = verb.convert(source_of(ctx), output, at=at, state_dict_only=state_dict_only)
+    report = verb.convert(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)
+
+
+def request_of(ctx: click.Context) -> verb.ConvertRequest:
+    """Return what the line asks for."""
+    return verb.ConvertRequest(ctx.params["at"], ctx.params["state_dict_only"])

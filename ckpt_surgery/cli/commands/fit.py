@@ -24,6 +24,7 @@ from ckpt_surgery.names import Rule, Selection
 from ckpt_surgery.names.rewrite import parse_name_map
 
 if TYPE_CHECKING:
+    from ckpt_surgery.fit.request import FitRequest
     from ckpt_surgery.render.screen import Screen
     from ckpt_surgery.reports.fitting import FitReport
 
@@ -139,21 +140,27 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
       ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 \
           --adapt rows --classes imagenet.txt mine.txt -o mine.pth
     """
-    from ckpt_surgery.fit.request import FitRequest
     from ckpt_surgery.ops.fit import fit as run
 
     given = ctx.params
     if given["emit_map"] == "-":
         raise UsageError("'--emit-map -' names no file")
     output = output_of(ctx)
-    request = FitRequest(
+    return finish(ctx, run(source_of(ctx), output, request_of(ctx)), _show)
+
+
+def request_of(ctx: click.Context) -> FitRequest:
+    """Return what the line asks for. Raises `UsageError` for what cannot work."""
+    from ckpt_surgery.fit.request import FitRequest
+
+    given = ctx.params
+    return FitRequest(
         **target_of(ctx),
         **_texts(given),
         initial=_selection(given["initial"]),
         **{name: given[name] for name in _PLAIN},
         at=given["at"],
     )
-    return finish(ctx, run(source_of(ctx), output, request), _show)
 
 
 def _show(report: FitReport, screen: Screen) -> None:

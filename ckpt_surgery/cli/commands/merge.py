@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -30,7 +30,6 @@ from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.ops.merge import merge as merge_files
 from ckpt_surgery.ops.merge import merge_recipe
 from ckpt_surgery.render.merging import show
-from ckpt_surgery.reports.merging import MergeReport
 
 if TYPE_CHECKING:
     from ckpt_surgery.merge.recipe import Override
@@ -231,37 +230,20 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
       ckpt merge --recipe merge.toml -o merged.pth --dry-run
     """
     output = output_of(ctx)
-    scope = MergeScope(
-        selection=selection_of(ctx),
-        at=ctx.params["at"],
-        renames=_renames(ctx),
-        state_dict_only=ctx.params["state_dict_only"],
-        compact=ctx.params["compact"],
-        optimizer=ctx.params["optimizer"],
-    )
-    common = {
-        "scope": scope,
-        "keys": ctx.params["keys"],
-        "on_shape": ctx.params["on_shape"],
-        "allow_nonfinite": ctx.params["allow_nonfinite"],
-        "threads": ctx.params["threads"],
-        "memory": _memory(ctx.params["memory"]),
-    }
     if recipe is not None:
         _require_alone(ctx)
-        return finish(ctx, merge_recipe(recipe, output, **common), show)
-    return finish(ctx, _merge(ctx, files, output, common), show)
+        return finish(ctx, merge_recipe(recipe, output, **_common(ctx)), show)
+    names, base = _chosen(ctx, files, ctx.params["method"] or "overlay")
+    request = request_of(ctx, None if base is None else _source(base))
+    return finish(ctx, merge_files([_source(name) for name in names], output, request), show)
 
 
-def _merge(
-    ctx: click.Context, names: Sequence[str], output: Any, common: Mapping[str, Any]
-) -> MergeReport:
+def request_of(ctx: click.Context, base: PathLike | Source | None = None) -> MergeRequest:
+    """Return what the line asks of a merge. Raises `UsageError` for what cannot work."""
     given = ctx.params
-    method = given["method"] or "overlay"
-    files, base = _chosen(ctx, names, method)
-    request = MergeRequest(
-        method,
-        base=None if base is None else _source(base),
+    return MergeRequest(
+        given["method"] or "overlay",
+        base=base,
         only_existing=given["only_existing"],
         same_shape=given["same_shape"],
         weights=given["weight"] or None,
@@ -270,9 +252,28 @@ def _merge(
         seed=given["seed"],
         dtype=given["dtype"],
         integers=given["integers"],
-        **common,
+        **_common(ctx),
     )
-    return merge_files([_source(file) for file in files], output, request)
+
+
+def _common(ctx: click.Context) -> dict[str, Any]:
+    """Return what is said of a merge on the line whether or not a recipe says the rest."""
+    given = ctx.params
+    return {
+        "scope": MergeScope(
+            selection=selection_of(ctx),
+            at=given["at"],
+            renames=_renames(ctx),
+            state_dict_only=given["state_dict_only"],
+            compact=given["compact"],
+            optimizer=given["optimizer"],
+        ),
+        "keys": given["keys"],
+        "on_shape": given["on_shape"],
+        "allow_nonfinite": given["allow_nonfinite"],
+        "threads": given["threads"],
+        "memory": _memory(given["memory"]),
+    }
 
 
 def _chosen(ctx: click.Context, names: Sequence[str], method: str) -> tuple[list[str], str | None]:

@@ -31,7 +31,7 @@ from ckpt_surgery.names.rewrite import (
 )
 
 if TYPE_CHECKING:
-    from ckpt_surgery.training.optimizers import OptimizerChoice
+    from ckpt_surgery.ops.rename import RenameRequest
 
 _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     "strip_prefix": StripPrefix,
@@ -88,9 +88,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
 @output_options
 @report_options
 @click.pass_context
-def rename(
-    ctx: click.Context, /, optimizer: OptimizerChoice, state_dict_only: bool, **_: Any
-) -> int:
+def rename(ctx: click.Context, /, **_: Any) -> int:
     r"""Rename the entries of a checkpoint.
 
     The rules apply one after the other, in the order given, to every state dict in FILE; module
@@ -104,14 +102,16 @@ def rename(
       ckpt rename m.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
       ckpt rename model.pth --map names.toml --dry-run
     """
-    rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
-    output = output_of(ctx)
-    report = verb.rename(
-        source_of(ctx),
-        output,
-        rules,
-        at=ctx.params["at"],
-        optimizer=optimizer,
-        state_dict_only=state_dict_only,
+    request = request_of(ctx)
+    return finish_edit(ctx, verb.rename(source_of(ctx), output_of(ctx), request))
+
+
+def request_of(ctx: click.Context) -> RenameRequest:
+    """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
+    given = ctx.params
+    return verb.RenameRequest(
+        [_RULES[name](value) for name, value in in_order(ctx, _RULES)],
+        at=given["at"],
+        optimizer=given["optimizer"],
+        state_dict_only=given["state_dict_only"],
     )
-    return finish_edit(ctx, report)

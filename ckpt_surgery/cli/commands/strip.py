@@ -25,7 +25,7 @@ from ckpt_surgery.cli.options import (
 from ckpt_surgery.cli.output import finish_edit
 
 if TYPE_CHECKING:
-    from ckpt_surgery.training.optimizers import OptimizerChoice
+    from ckpt_surgery.ops.strip import StripRequest
 
 
 @click.command(
@@ -61,17 +61,7 @@ if TYPE_CHECKING:
 @output_options
 @report_options
 @click.pass_context
-def strip(
-    ctx: click.Context,
-    /,
-    training_state: bool,
-    ema: bool,
-    state_dict_only: bool,
-    hash_name: bool,
-    compact: bool,
-    optimizer: OptimizerChoice,
-    **_: Any,
-) -> int:
+def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     r"""Remove entries from a checkpoint.
 
     The entries called NAME go, and those that any rule matches, from every state dict in FILE;
@@ -88,16 +78,20 @@ def strip(
       ckpt strip train.pth --training-state --ema --state-dict-only -o net.pth
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
     """
-    output, selection = replace(output_of(ctx), hash_name=hash_name), selection_of(ctx)
-    report = verb.strip(
-        source_of(ctx),
-        output,
-        selection,
-        at=ctx.params["at"],
-        training_state=training_state,
-        ema=ema,
-        compact=compact,
-        optimizer=optimizer,
-        state_dict_only=state_dict_only,
-    )
+    output = replace(output_of(ctx), hash_name=hash_name)
+    report = verb.strip(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)
+
+
+def request_of(ctx: click.Context) -> StripRequest:
+    """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
+    given = ctx.params
+    return verb.StripRequest(
+        selection_of(ctx),
+        at=given["at"],
+        training_state=given["training_state"],
+        ema=given["ema"],
+        compact=given["compact"],
+        optimizer=given["optimizer"],
+        state_dict_only=given["state_dict_only"],
+    )
