@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
-    from ckpt_surgery.names import Chosen, Rule, Selection
-    from ckpt_surgery.names.rewrite import RewriteRule
+    from ckpt_surgery.names import Chosen, Selection
+
+
+class SaidRule(Protocol):
+    """A rule of any kind, as far as reports speak of it."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the rule as reports have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleCount:
     """How many names a rule matched or changed, over all state dicts."""
 
-    rule: Rule | RewriteRule
+    rule: SaidRule
     matched: int
 
 

@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "inspect": ("inspect", "inspect", "Show what a checkpoint holds."),
     "strip": ("strip", "strip", "Remove entries from a checkpoint."),
     "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
+    "edit": ("edit", "edit", "Edit what tensors hold."),
     "convert": ("convert", "convert", "Write any readable file in another format."),
     "match": ("match", "match", "Say what load_state_dict would say."),
     "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),

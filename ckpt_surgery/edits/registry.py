@@ -25,6 +25,24 @@ KINDS: Final[dict[str, str]] = {
     "convert": "ckpt_surgery.edits.convert:Convert",
     "settle": "ckpt_surgery.edits.settle:Settle",
     "set-metadata": "ckpt_surgery.edits.metadata:SetMetadata",
+    "permute": "ckpt_surgery.edits.rearrange:Permute",
+    "transpose": "ckpt_surgery.edits.rearrange:Transpose",
+    "reshape": "ckpt_surgery.edits.rearrange:Reshape",
+    "squeeze": "ckpt_surgery.edits.rearrange:Squeeze",
+    "unsqueeze": "ckpt_surgery.edits.rearrange:Unsqueeze",
+    "take-indices": "ckpt_surgery.edits.rearrange:Take",
+    "flip": "ckpt_surgery.edits.rearrange:Flip",
+    "slice": "ckpt_surgery.edits.rearrange:Slice",
+    "pad": "ckpt_surgery.edits.rearrange:Pad",
+    "repeat": "ckpt_surgery.edits.rearrange:Repeat",
+    "scale": "ckpt_surgery.edits.arithmetic:Scale",
+    "add": "ckpt_surgery.edits.arithmetic:Add",
+    "fill": "ckpt_surgery.edits.arithmetic:Fill",
+    "split": "ckpt_surgery.edits.parts:Split",
+    "concat": "ckpt_surgery.edits.parts:Concat",
+    "copy": "ckpt_surgery.edits.share:Copy",
+    "tie": "ckpt_surgery.edits.share:Tie",
+    "untie": "ckpt_surgery.edits.share:Untie",
     "merge": "ckpt_surgery.merge.edit:Merge",
     "fit": "ckpt_surgery.fit.edit:Fit",
 }
@@ -33,6 +51,7 @@ KINDS: Final[dict[str, str]] = {
 
 MOMENT_CHANGES: Final[dict[str, str]] = {
     "adapt": "ckpt_surgery.fit.moments:AdaptMoment",
+    "edits": "ckpt_surgery.edits.moments:EditMoment",
 }
 """What ``"how"`` says of a change of an optimizer's moments: module and class, as in `KINDS`."""
 

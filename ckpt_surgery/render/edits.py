@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.edits import EditReport
 
 _MOST_NAMES: Final = 20
+# Edits of what tensors hold: each is said, since its names say nothing of it.
+_OF_VALUES: Final = frozenset(
+    {
+        *("transpose", "permute", "reshape", "squeeze", "unsqueeze", "take-indices", "flip"),
+        *("slice", "pad", "repeat", "scale", "add", "fill", "split", "concat", "tie", "untie"),
+    }
+)
 
 
 def show(report: EditReport, screen: Screen) -> None:
@@ -54,6 +61,8 @@ def _lines(report: EditReport, most: int) -> Iterator[str]:
         elif edit["edit"] == "set-metadata":
             texts = ", ".join(f"{key}={value}" for key, value in edit["values"].items())
             yield f"metadata: {printable(texts)}"
+        elif edit["edit"] in _OF_VALUES:
+            yield f"{edit['edit']}: {printable(str(edit['name']))}"
         elif edit["edit"] == "take-weights":
             yield f"weights of {printable(edit['from'])} put into {printable(edit['state_dict'])}"
 
@@ -64,6 +73,8 @@ def _option(rule: Mapping[str, Any]) -> str:
         name = {"keys": "keys-from"}.get(rule["kind"], rule["kind"])
         return f"--{name} {rule['text']}"
     values = (
-        rule[key] for key in ("prefix", "old", "new", "regex", "repl", "source") if key in rule
+        rule[key]
+        for key in ("prefix", "old", "new", "regex", "repl", "source", "text")
+        if key in rule
     )
     return " ".join([f"--{rule['rule']}", *(str(value) or "''" for value in values)])

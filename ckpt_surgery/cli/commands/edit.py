@@ -1,0 +1,99 @@
+"""``ckpt edit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from ckpt_surgery.cli.base import Command, in_order
+from ckpt_surgery.cli.options import (
+    all_of,
+    at_option,
+    input_argument,
+    output_of,
+    output_options,
+    report_options,
+    source_of,
+)
+from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.cli.types import KeyName
+
+if TYPE_CHECKING:
+    from ckpt_surgery.ops.edit import EditOptimizer
+
+# Option: metavar, help. They are carried out in the order of the line.
+_RULES: Final[dict[str, tuple[str, str]]] = {
+    "transpose": ("SEL[=A,B]", "Exchange two axes: 0 and 1, or those given."),
+    "permute": ("SEL=AXES", "Put the axes into this order: 4,0,1,2,3."),
+    "reshape": ("SEL=SHAPE", "Another shape for the same elements; one size may be -1."),
+    "squeeze": ("SEL=DIM", "Take away an axis of size 1."),
+    "unsqueeze": ("SEL=DIM", "Put in an axis of size 1."),
+    "flip": ("SEL=DIM", "Turn an axis round."),
+    "take": ("SEL=DIM:I,J,…", "The slices at these indices, in this order: 1:2,1,0."),
+    "slice": ("SEL=DIM:A:B", "The slices from A to B, as Python counts."),
+    "pad": ("SEL=DIM:N[:V]", "Fill an axis up to N at its end, with V or zeros."),
+    "repeat": ("SEL=DIM:N[:mean]", "An axis N times over; 'mean' divides by N (inflation)."),
+    "scale": ("SEL=F", "Multiply by F, rounded once."),
+    "add": ("SEL=F", "Add F, rounded once."),
+    "fill": ("SEL=HOW", "Other numbers: zeros, ones, constant:V, normal:STD (see --seed)."),
+    "split": ("NAME=A,B,…", "Split into the parts A, B, …; then :heads=N, :sizes=…, :dim=D."),
+    "concat": ("NAMES=A", "Join to A what 'a.{q,k}.w' or 'x,y' name; then :heads=N, :dim=D."),
+    "copy": ("OLD=NEW", "The same entry a second time, with bytes of its own."),
+    "tie": ("NAME=TO", "Let NAME be the tensor that TO is."),
+    "untie": ("SEL", "Give entries bytes that no other shares."),
+    "renumber": ("LAYERS.*", "Close the gaps in the numbers at the star."),
+}
+
+
+def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    return all_of(
+        *(
+            click.option(f"--{name}", name, multiple=True, metavar=form, type=KeyName(), help=text)
+            for name, (form, text) in _RULES.items()
+        )
+    )(command)
+
+
+@click.command(cls=Command, headings={"Rules, in the order given": tuple(_RULES)})
+@input_argument
+@_rule_options
+@click.option("--seed", type=int, default=0, help="What --fill normal draws from (default: 0).")
+@click.option(
+    "--optimizer",
+    type=click.Choice(["auto", "reset", "keep", "drop"]),
+    default="auto",
+    show_default=True,
+    help="Moments follow where elements only move; where numbers change: refuse, let their state "
+    "begin anew, leave it, or drop the optimizer.",
+)
+@at_option
+@output_options
+@report_options
+@click.pass_context
+def edit(ctx: click.Context, /, seed: int, optimizer: EditOptimizer, **_: Any) -> int:
+    r"""Edit what tensors hold.
+
+    The rules apply one after the other, in the order given, to every state dict in FILE. SEL is a
+    name, a prefix, a glob with * and **, or says which: name:, prefix:, glob:, pattern:. What a
+    star took stands for the star in a new name; a new name without one takes the place of the
+    last segments. A rule that matches nothing, or does not fit a shape, is an error.
+
+    \b
+    Examples:
+      ckpt edit gpt2.pth --transpose 'h.*.attn.c_attn.weight' -o linear.pth
+      ckpt edit vit.pth --split 'blocks.*.qkv.weight=q.weight,k.weight,v.weight' \
+          -o split.pth
+      ckpt edit r50.pth --take conv1.weight=1:2,1,0 -o rgb.pth
+      ckpt edit r50.pth --unsqueeze '**.conv?.weight=2' \
+          --repeat '**.conv?.weight=2:3:mean' -o inflated.pth
+      ckpt edit lm.pth --copy embed.weight=lm_head.weight -o untied.pth
+    """
+    from ckpt_surgery.edits.value_rules import ValueRule
+    from ckpt_surgery.ops.edit import edit as run
+
+    rules = [ValueRule(name, text, seed) for name, text in in_order(ctx, _RULES)]
+    output = output_of(ctx)
+    report = run(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
+    return finish_edit(ctx, report)

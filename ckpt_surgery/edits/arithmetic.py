@@ -1,0 +1,79 @@
+"""Edits that change a tensor's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ckpt_surgery.checkpoint.description import Tensor
+from ckpt_surgery.edits.values import Elements, ValueEdit, require_plain
+
+
+@dataclass(frozen=True, slots=True)
+class Scale(ValueEdit):
+    """Multiply by `factor`, with one rounding."""
+
+    kind: ClassVar[str] = "scale"
+    rearranges: ClassVar[bool] = False
+    factor: float
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the same sizes."""
+        return shape
+
+    def compute(self, values: Elements) -> Elements:
+        """Return the products."""
+        from ckpt_surgery.compute.rearrange import scaled
+
+        return scaled(values, self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Add(ValueEdit):
+    """Add `amount`, with one rounding."""
+
+    kind: ClassVar[str] = "add"
+    rearranges: ClassVar[bool] = False
+    amount: float
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the same sizes."""
+        return shape
+
+    def compute(self, values: Elements) -> Elements:
+        """Return the sums."""
+        from ckpt_surgery.compute.rearrange import shifted
+
+        return shifted(values, self.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Fill(ValueEdit):
+    """Put other numbers: ``constant`` `value`, or ``normal`` with `value` as its deviation."""
+
+    kind: ClassVar[str] = "fill"
+    rearranges: ClassVar[bool] = False
+    how: Literal["constant", "normal"]
+    value: float
+    seed: int = 0
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the same sizes."""
+        return shape
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """Return a tensor of the same shape and type; the old elements are not read."""
+        require_plain(self.state_dict, self.name, tensor)
+
+        def compute() -> Elements:
+            from ckpt_surgery.compute.rearrange import drawn
+
+            return drawn(tensor.shape, tensor.dtype, self.how, self.value, self.seed)
+
+        from ckpt_surgery.compute.lazy import computed_tensor
+
+        return computed_tensor(tensor.shape, tensor.dtype, compute, key=self.name)
+
+    def compute(self, values: Elements) -> Elements:
+        """Return the elements as they are: they are not what is put."""
+        return values

@@ -1,0 +1,340 @@
+"""Rules of ``ckpt edit``: one option each, from its text to the edits that it means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ckpt_surgery.checkpoint.description import StateDict
+from ckpt_surgery.edits.arithmetic import Add, Fill, Scale
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.parts import Concat, Split
+from ckpt_surgery.edits.rearrange import (
+    Flip,
+    Pad,
+    Permute,
+    Repeat,
+    Reshape,
+    Slice,
+    Squeeze,
+    Take,
+    Transpose,
+    Unsqueeze,
+)
+from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.edits.share import Copy, Tie, Untie
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.names import Rule, RuleKind
+from ckpt_surgery.names.suggest import near_hint
+
+_KINDS: Final[dict[str, RuleKind]] = {
+    "pattern": "pattern", "prefix": "prefix", "glob": "glob", "name": "name",
+}  # fmt: skip
+_GLOB_SIGNS: Final = re.compile(r"[*?\[]")
+_NUMBER: Final = re.compile(r"\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRule:
+    """One rule: the option without its dashes, and its text."""
+
+    option: str
+    text: str
+    seed: int = 0
+
+    def edits(self, state_dict: StateDict) -> list[Edit]:
+        """Return the edits of one state dict; none if the rule matches nothing in it.
+
+        Raises `UsageError` for a text that says no rule.
+        """
+        try:
+            return list(_RULES[self.option](self, state_dict))
+        except ValueError as error:
+            raise self.wrong(str(error)) from error
+
+    def wrong(self, why: str) -> UsageError:
+        """Return the error for a text that is no rule."""
+        return UsageError(f"'--{self.option} {self.text}': {why}", hint=_FORMS[self.option])
+
+    def unmatched(self, names: Sequence[str]) -> UsageError:
+        """Return the error for a rule that matches nothing."""
+        wanted = self.text.partition("=")[0].partition(":")[2] or self.text.partition("=")[0]
+        hint = near_hint(wanted, names) or "'ckpt inspect --keys' lists every name"
+        return UsageError(f"'--{self.option} {self.text}' matches nothing", hint=hint)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the rule as reports have it."""
+        return {"rule": self.option, "text": self.text}
+
+
+def selection_rule(text: str, names: Sequence[str]) -> Rule:
+    """Return the rule that a selection in a text means.
+
+    ``glob:``, ``pattern:``, ``prefix:`` and ``name:`` say it; otherwise it is a glob if it has
+    its signs, a name if there is one, else a prefix.
+    """
+    kind, colon, rest = text.partition(":")
+    if colon and kind in _KINDS:
+        return Rule(_KINDS[kind], rest)
+    if _GLOB_SIGNS.search(text):
+        return Rule("glob", text)
+    return Rule("name" if text in names else "prefix", text)
+
+
+def _selected(state_dict: StateDict, text: str) -> Iterator[str]:
+    chosen = selection_rule(text, state_dict.names)
+    tensors = {name for name, _ in state_dict.tensors}
+    yield from (name for name in state_dict.names if name in tensors and chosen.matches(name))
+
+
+def _parts(rule: ValueRule, default: str | None = None) -> tuple[str, str]:
+    """Return the selection and the value of ``SELECTION=VALUE``; a value holds no ``=``."""
+    selection, equals, value = rule.text.rpartition("=")
+    if equals:
+        return selection, value
+    if default is None:
+        raise ValueError("there is no '='")
+    return rule.text, default
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.split(r"[,x]", text.strip("()[] ")))
+
+
+def _each(
+    make: Callable[[str, str, str], Edit], default: str | None = None
+) -> Callable[[ValueRule, StateDict], Iterator[Edit]]:
+    """Return a rule that makes one edit of each selected name and the value."""
+
+    def rule_of(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+        selection, value = _parts(rule, default)
+        make(state_dict.path, "", value)  # so that a wrong value is said of before no match is
+        for name in _selected(state_dict, selection):
+            yield make(state_dict.path, name, value)
+
+    return rule_of
+
+
+def _transpose(path: str, name: str, value: str) -> Edit:
+    dims = _integers(value)
+    if len(dims) != 2:
+        raise ValueError("two axes are exchanged")
+    return Transpose(path, name, (dims[0], dims[1]))
+
+
+def _take(path: str, name: str, value: str) -> Edit:
+    dim, _, indices = value.partition(":")
+    return Take(path, name, int(dim), _integers(indices))
+
+
+def _slice(path: str, name: str, value: str) -> Edit:
+    dim, start, stop = value.split(":")
+    return Slice(path, name, int(dim), int(start) if start else None, int(stop) if stop else None)
+
+
+def _pad(path: str, name: str, value: str) -> Edit:
+    dim, size, *fill = value.split(":")
+    return Pad(path, name, int(dim), int(size), *map(float, fill[:1]))
+
+
+def _repeat(path: str, name: str, value: str) -> Edit:
+    dim, times, *mean = value.split(":")
+    if mean not in ([], ["mean"]):
+        raise ValueError(f"'{':'.join(mean)}' is no way to repeat")
+    return Repeat(path, name, int(dim), int(times), mean=bool(mean))
+
+
+def _fill(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    selection, value = _parts(rule)
+    how, _, number = value.partition(":")
+    known = {"zeros": 0.0, "ones": 1.0}
+    for name in _selected(state_dict, selection):
+        if how in known and not number:
+            yield Fill(state_dict.path, name, "constant", known[how])
+        elif how == "constant" and number:
+            yield Fill(state_dict.path, name, "constant", float(number))
+        elif how == "normal":
+            yield Fill(state_dict.path, name, "normal", float(number or 1), rule.seed)
+        else:
+            raise ValueError(f"'{value}' is no way to fill")
+
+
+def _options(text: str) -> tuple[str, dict[str, str]]:
+    """Return what stands before ``:key=value`` options, and those."""
+    first, *rest = re.split(r":(?=(?:heads|sizes|dim)=)", text)
+    return first, dict(part.split("=", 1) for part in rest)
+
+
+def _split(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    text, options = _options(rule.text)
+    source, equals, parts = text.partition("=")
+    if not equals:
+        raise ValueError("there is no '='")
+    for name, groups in _captured(source, state_dict.names):
+        names = tuple(_target(name, part.strip(), groups) for part in parts.split(","))
+        yield Split(
+            state_dict.path,
+            name,
+            names,
+            int(options.get("dim", 0)),
+            _integers(options["sizes"]) if "sizes" in options else (),
+            int(options["heads"]) if "heads" in options else None,
+        )
+
+
+def _concat(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    text, options = _options(rule.text)
+    sources, equals, target = text.partition("=")
+    if not equals:
+        raise ValueError("there is no '='")
+    found: dict[tuple[str, ...], list[str]] = {}
+    alternatives = _alternatives(sources)
+    for alternative in alternatives:
+        for name, groups in _captured(alternative, state_dict.names):
+            found.setdefault(groups, []).append(name)
+    for groups, names in found.items():
+        if len(names) != len(alternatives):
+            raise ValueError(f"of what is joined there is only '{names[0]}'")
+        yield Concat(
+            state_dict.path,
+            tuple(names),
+            _target(names[0], target, groups),
+            int(options.get("dim", 0)),
+            int(options["heads"]) if "heads" in options else None,
+        )
+
+
+def _alternatives(text: str) -> list[str]:
+    """Return the texts that ``a.{q,k}.w`` stands for, in order, and those of a list ``a,b``."""
+    match = re.fullmatch(r"([^{}]*)\{([^{}]*)\}([^{}]*)", text)
+    if match:
+        return [f"{match[1]}{each}{match[3]}" for each in match[2].split(",")]
+    return text.split(",")
+
+
+def _captured(text: str, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the names that a glob or ``pattern:RE`` matches, with what its stars or groups took."""
+    if text.startswith("pattern:"):
+        try:
+            regex = re.compile(text.removeprefix("pattern:"))
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+    else:
+        glob = re.escape(text.removeprefix("glob:").removeprefix("name:"))
+        parts = re.sub(r"\\\*\\\*|\\\*", lambda m: "(.*)" if len(m[0]) > 2 else "([^.]*)", glob)
+        regex = re.compile(parts)
+    for name in names:
+        if match := regex.fullmatch(name):
+            yield name, match.groups()
+
+
+def _target(name: str, text: str, groups: tuple[str, ...]) -> str:
+    r"""Return the name that a result gets.
+
+    Stars and ``\1`` stand for what was captured; a text without takes the place of as many
+    segments at the end of `name` as it has itself.
+    """
+    if not text:
+        raise ValueError("a name is empty")
+    if "*" in text or re.search(r"\\\d", text):
+        waiting = iter(groups)
+        filled = re.sub(r"\*\*?", lambda _: next(waiting, ""), text)
+        return re.sub(r"\\(\d)", lambda m: ("", *groups)[int(m[1])], filled)
+    segments = name.split(".")
+    kept = segments[: max(len(segments) - len(text.split(".")), 0)]
+    return ".".join([*kept, text])
+
+
+def _pairs(
+    make: Callable[[str, str, str], Edit],
+) -> Callable[[ValueRule, StateDict], Iterator[Edit]]:
+    def rule_of(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+        old, equals, new = rule.text.partition("=")
+        if not equals:
+            raise ValueError("there is no '='")
+        for name, groups in _captured(old, state_dict.names):
+            full = "*" in new or re.search(r"\\\d", new)
+            yield make(state_dict.path, name, _target(name, new, groups) if full else new)
+
+    return rule_of
+
+
+def _tie(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    name, equals, to = rule.text.partition("=")
+    if not equals:
+        raise ValueError("there is no '='")
+    if to in state_dict.names:
+        yield Tie(state_dict.path, name, to)
+
+
+def _untie(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    for name in _selected(state_dict, rule.text):
+        yield Untie(state_dict.path, name)
+
+
+def _renumber(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    """Rename ``layers.5.…`` so that the numbers at the star have no gaps."""
+    prefix, star, rest = rule.text.partition("*")
+    if not star or rest:
+        raise ValueError("the star comes last: 'layers.*'")
+    numbered: dict[str, str] = {}
+    for name in state_dict.names:
+        number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
+        if _NUMBER.fullmatch(number):
+            numbered[name] = number
+    order = {number: i for i, number in enumerate(sorted(set(numbered.values()), key=int))}
+    for name, number in numbered.items():
+        new = f"{prefix}{order[number]}{name[len(prefix) + len(number) :]}"
+        if new != name:
+            yield Rename(state_dict.path, name, new)
+    for module in state_dict.metadata or ():
+        number = module.removeprefix(prefix).partition(".")[0] if module.startswith(prefix) else ""
+        if number in order and str(order[number]) != number:
+            new = f"{prefix}{order[number]}{module[len(prefix) + len(number) :]}"
+            yield RenameModule(state_dict.path, module, new)
+
+
+_RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
+    "transpose": _each(_transpose, "0,1"),
+    "permute": _each(lambda path, name, value: Permute(path, name, _integers(value))),
+    "reshape": _each(lambda path, name, value: Reshape(path, name, _integers(value))),
+    "squeeze": _each(lambda path, name, value: Squeeze(path, name, int(value))),
+    "unsqueeze": _each(lambda path, name, value: Unsqueeze(path, name, int(value))),
+    "flip": _each(lambda path, name, value: Flip(path, name, int(value))),
+    "take": _each(_take),
+    "slice": _each(_slice),
+    "pad": _each(_pad),
+    "repeat": _each(_repeat),
+    "scale": _each(lambda path, name, value: Scale(path, name, float(value))),
+    "add": _each(lambda path, name, value: Add(path, name, float(value))),
+    "fill": _fill,
+    "split": _split,
+    "concat": _concat,
+    "copy": _pairs(Copy),
+    "tie": _tie,
+    "untie": _untie,
+    "renumber": _renumber,
+}
+_FORMS: Final = {
+    "transpose": "--transpose SELECTION, or SELECTION=0,1",
+    "permute": "--permute SELECTION=4,0,1,2,3",
+    "reshape": "--reshape SELECTION=256,-1",
+    "squeeze": "--squeeze SELECTION=DIM",
+    "unsqueeze": "--unsqueeze SELECTION=DIM",
+    "flip": "--flip SELECTION=DIM",
+    "take": "--take SELECTION=DIM:2,1,0",
+    "slice": "--slice SELECTION=DIM:START:STOP",
+    "pad": "--pad SELECTION=DIM:SIZE, or DIM:SIZE:FILL",
+    "repeat": "--repeat SELECTION=DIM:N, or DIM:N:mean",
+    "scale": "--scale SELECTION=FACTOR",
+    "add": "--add SELECTION=AMOUNT",
+    "fill": "--fill SELECTION=zeros, ones, constant:V or normal:STD",
+    "split": "--split '*.qkv.weight=q.weight,k.weight,v.weight', then :heads=N, :sizes=A,B, :dim=D",
+    "concat": "--concat 'blocks.*.{q,k,v}.weight=qkv.weight', then :heads=N, :dim=D",
+    "copy": "--copy OLD=NEW",
+    "tie": "--tie NAME=TO",
+    "untie": "--untie SELECTION",
+    "renumber": "--renumber 'layers.*'",
+}

@@ -1,0 +1,130 @@
+"""What edits of a tensor's elements have in common: the shape beforehand, the elements later."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, TypeAlias
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.compute.elements import can_load, load_elements
+from ckpt_surgery.compute.lazy import computed_tensor
+from ckpt_surgery.dtypes import DType
+from ckpt_surgery.edits.base import BatchEdit
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.places import edit_state_dicts, require_there
+from ckpt_surgery.errors import PlanError
+
+Elements: TypeAlias = Any
+"""``torch.Tensor``, which is not imported here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueEdit(BatchEdit):
+    """An edit of the elements of one tensor; names that are tied to it and edited alike stay tied.
+
+    `rearranges` says that no number changes, only its place: an optimizer's moments of the
+    parameter then follow.
+    """
+
+    rearranges: ClassVar[bool] = True
+    state_dict: str
+    name: str
+
+    @abstractmethod
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return what becomes of a shape. Raises `PlanError` if it does not fit."""
+
+    @abstractmethod
+    def compute(self, values: Elements) -> Elements:
+        """Return what becomes of the elements; the result may be a view."""
+
+    def tensor(self, tensor: Tensor) -> Tensor:
+        """Return the changed tensor, whose elements are computed when they are written.
+
+        Raises `PlanError` if it does not fit, or if its elements cannot be changed one by one.
+        """
+        require_plain(self.state_dict, self.name, tensor)
+        try:
+            shape = self.shape(tensor.shape)
+        except PlanError as error:
+            error.entry = error.entry or join_path(self.state_dict, self.name)
+            raise
+        return lazily(tensor, shape, tensor.dtype, self.compute, self.name)
+
+    @classmethod
+    def apply_all(
+        cls,
+        run: Sequence[Self],
+        checkpoint: Checkpoint,
+        inputs: Inputs,  # noqa: ARG003
+    ) -> Checkpoint:
+        """Return the checkpoint with these tensors changed."""
+        made: dict[object, Tensor] = {}
+
+        def change(state_dict: StateDict, edits: Sequence[ValueEdit]) -> StateDict:
+            entries = {entry.name: entry for entry in state_dict.entries}
+            for edit in edits:
+                require_there(state_dict.path, [edit.name], entries)
+                entry = entries[edit.name]
+                key = (identity(entry.tensor), replace(edit, state_dict="", name=""))
+                if key not in made:
+                    made[key] = edit.tensor(tensor_of(state_dict.path, entry))
+                entries[edit.name] = replace(entry, tensor=made[key], node=None)
+            return replace(state_dict, entries=tuple(entries.values()))
+
+        return edit_state_dicts(run, checkpoint, change)
+
+
+def identity(tensor: Tensor | None) -> object:
+    """Return what is equal for tensors that are the same elements of one storage."""
+    if tensor is None or tensor.storage is None:
+        return id(tensor)
+    return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride
+
+
+def tensor_of(path: str, entry: Entry) -> Tensor:
+    """Return the tensor of an entry. Raises `PlanError` if it is none."""
+    if entry.tensor is None:
+        raise PlanError("it is no tensor", entry=join_path(path, entry.name))
+    return entry.tensor
+
+
+def require_plain(path: str, name: str, tensor: Tensor) -> None:
+    """Raise `PlanError` for a tensor whose elements cannot be read one by one."""
+    if not can_load(tensor):
+        what = tensor.layout if tensor.storage is None else tensor.dtype.name
+        raise PlanError(
+            f"a tensor of '{what}' cannot be changed by its elements", entry=join_path(path, name)
+        )
+
+
+def lazily(
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    dtype: DType,
+    compute: Callable[[Elements], Elements],
+    name: str,
+) -> Tensor:
+    """Return a tensor of `shape` that `compute` makes of the elements of `tensor` when written."""
+    big_endian = tensor.storage is not None and tensor.storage.big_endian
+    made = computed_tensor(
+        shape, dtype, lambda: compute(elements_of(tensor)), key=name, big_endian=big_endian
+    )
+    return replace(made, requires_grad=tensor.requires_grad, device=tensor.device)
+
+
+def elements_of(tensor: Tensor) -> Elements:
+    """Return the elements of a plain tensor in memory, in its shape."""
+    elements = load_elements(tensor)
+    if elements is None:
+        raise PlanError(f"a tensor of '{tensor.dtype.name}' cannot be read by its elements")
+    return elements.reshape(tensor.shape)
+
+
+def dimension(dim: int, shape: Sequence[int]) -> int:
+    """Return `dim` counted from the front. Raises `PlanError` if there is none."""
+    if not -len(shape) <= dim < len(shape):
+        raise PlanError(f"there is no dimension {dim} in {list(shape)}")
+    return dim % len(shape)

@@ -1,0 +1,192 @@
+"""Edit what the tensors of a checkpoint hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_dicts
+from ckpt_surgery.compute.elements import require_torch
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.follow import following, with_those_inside
+from ckpt_surgery.edits.moments import EditMoment
+from ckpt_surgery.edits.parts import Concat, Split
+from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.edits.share import Tie
+from ckpt_surgery.edits.value_rules import ValueRule
+from ckpt_surgery.edits.values import ValueEdit, identity
+from ckpt_surgery.errors import PathLike, PlanError, UsageError
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.names.metadata import strip_metadata
+from ckpt_surgery.ops.run import edit as run_edit
+from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.writing.output import Output
+
+EditOptimizer: TypeAlias = Literal["auto", "reset", "keep", "drop"]
+_HINT = (
+    "--optimizer reset lets the state of these parameters begin anew, keep leaves it, drop drops it"
+)
+
+
+def edit(
+    source: PathLike | Source,
+    output: Output | PathLike,
+    rules: Sequence[ValueRule],
+    *,
+    at: Sequence[str] = (),
+    optimizer: EditOptimizer = "auto",
+) -> EditReport:
+    """Write `source` with its tensors edited by `rules`, one after the other.
+
+    Every state dict in the file is edited, or those at the paths `at`. An optimizer's moments
+    follow where elements are only put elsewhere; where numbers change, or tensors are split or
+    joined, `optimizer` says what becomes of their state.
+
+    Raises `UsageError` for a rule that matches nothing, `PlanError` for a shape that does not fit
+    and for an optimizer that cannot follow, and what `strip` raises.
+    """
+    if not rules:
+        raise UsageError("no rule says what to edit", hint="see 'ckpt edit --help'")
+    require_torch()
+
+    def build(checkpoint: Checkpoint) -> Planned:
+        planned, lineage = _planned(checkpoint, rules, at)
+        return _with_optimizers(checkpoint, planned, lineage, optimizer)
+
+    target = output if isinstance(output, Output) else Output(output)
+    return run_edit("edit", source, target, build)
+
+
+@dataclass(slots=True)
+class _Lineage:
+    """What was done to the entries of one state dict, by the names that they have by now."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    origins: dict[str, str | None] = field(default_factory=dict)
+    moves: dict[str, tuple[ValueEdit, ...]] = field(default_factory=dict)
+    anew: set[str] = field(default_factory=set)
+
+    def note(self, edit: Edit) -> None:
+        match edit:
+            case ValueEdit(name=name) if edit.rearranges:
+                self.moves[name] = (*self.moves.get(name, ()), edit)
+            case ValueEdit(name=name):
+                self.anew.add(name)
+            case Split(names=names):
+                self.anew.update(names)
+            case Concat(name=name) | Tie(name=name):
+                self.anew.add(name)
+            case Rename(old=old, new=new):
+                self.origins[new] = self.origins.pop(old, old)
+                if old in self.moves:
+                    self.moves[new] = self.moves.pop(old)
+                if old in self.anew:
+                    self.anew.remove(old)
+                    self.anew.add(new)
+
+
+def _planned(
+    checkpoint: Checkpoint, rules: Sequence[ValueRule], at: Sequence[str]
+) -> tuple[Planned, Mapping[str, _Lineage]]:
+    paths = [state_dict.path for state_dict in choose_state_dicts(checkpoint, at)]
+    shapes = {
+        s.path: {name: tensor.shape for name, tensor in s.tensors} for s in checkpoint.state_dicts
+    }
+    lineage = {path: _Lineage(shapes[path]) for path in paths}
+    current, plan, counts = checkpoint, list[Edit](), []
+    warnings: list[str] = []
+    for rule in rules:
+        chosen = [s for s in current.state_dicts if s.path in lineage]
+        edits = {s.path: rule.edits(s) for s in chosen}
+        found = [each for listed in edits.values() for each in listed]
+        if not found:
+            raise rule.unmatched(all_names(chosen))
+        for state_dict in chosen:
+            warnings += _broken_ties(state_dict, edits[state_dict.path])
+            for each in edits[state_dict.path]:
+                lineage[state_dict.path].note(each)
+        counts.append(RuleCount(rule, len(found)))
+        plan += found
+        current = Plan(tuple(found)).apply(current)
+    plan += _stale_modules(checkpoint, current, lineage)
+    return Planned(Plan(tuple(plan)), tuple(counts), tuple(warnings)), lineage
+
+
+def _broken_ties(state_dict: StateDict, edits: Sequence[Edit]) -> list[str]:
+    """Return what to say of names that are tied to an edited one and not edited themselves."""
+    changed = {edit.name for edit in edits if isinstance(edit, ValueEdit)}
+    if not changed:
+        return []
+    tied: dict[object, list[str]] = {}
+    for name, tensor in state_dict.tensors:
+        tied.setdefault(identity(tensor), []).append(name)
+    return [
+        f"'{name}' is no longer tied to '{other}', which stays as it is"
+        for names in tied.values()
+        if any(each in changed for each in names)
+        for other in names
+        if other not in changed
+        for name in [next(each for each in names if each in changed)]
+    ]
+
+
+def _stale_modules(
+    before: Checkpoint, after: Checkpoint, lineage: Mapping[str, _Lineage]
+) -> list[Edit]:
+    """Return the removal of modules in ``_metadata`` that have no entry any more."""
+    edits: list[Edit] = []
+    now = {state_dict.path: state_dict for state_dict in after.state_dicts}
+    for state_dict in before.state_dicts:
+        if state_dict.path not in lineage or state_dict.path not in now:
+            continue
+        modules, left = list(now[state_dict.path].metadata or ()), now[state_dict.path].names
+        kept = set(strip_metadata(modules, [*state_dict.names, *left], left))
+        edits += (RenameModule(state_dict.path, m, None) for m in modules if m not in kept)
+    return edits
+
+
+def _with_optimizers(
+    checkpoint: Checkpoint,
+    planned: Planned,
+    lineage: Mapping[str, _Lineage],
+    choice: EditOptimizer,
+) -> Planned:
+    """Return the plan, extended by what becomes of optimizers."""
+    from ckpt_surgery.training.optimizers import find, keep_in_step
+
+    planned = with_those_inside(checkpoint, planned, "auto" if choice == "reset" else choice)
+    if not checkpoint.others or not find(checkpoint):
+        return planned
+    anew = {path: each.anew for path, each in lineage.items() if each.anew}
+    if anew and choice == "auto":
+        name = min(next(iter(anew.values())))
+        raise PlanError(
+            f"the optimizer's state of '{name}' cannot follow what is done to its numbers",
+            path=checkpoint.file.name,
+            hint=_HINT,
+        )
+    sources = {path: {**each.origins, **dict.fromkeys(each.anew)} for path, each in lineage.items()}
+    moments = {
+        path: {
+            name: EditMoment.of(edits, each.shapes[each.origins.get(name) or name])
+            for name, edits in each.moves.items()
+            if name not in each.anew and (each.origins.get(name) or name) in each.shapes
+        }
+        for path, each in lineage.items()
+    }
+    step = keep_in_step(
+        checkpoint,
+        planned.plan.apply(checkpoint),
+        "auto" if choice == "reset" else choice,
+        sources=sources,
+        moments=moments,
+    )
+    return replace(
+        planned,
+        plan=Plan((*planned.plan.edits, *following(step))),
+        warnings=(*planned.warnings, *step.warnings),
+        optimizers=(*planned.optimizers, *step.changes),
+    )
