@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
@@ -26,7 +28,11 @@ from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.torch_objects import calls, row_major
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
-_DOCUMENTS = [_REPOSITORY / "README.md", *sorted((_REPOSITORY / "docs").glob("*.md"))]
+_DOCUMENTS = [
+    _REPOSITORY / "README.md",
+    _REPOSITORY / "CONTRIBUTING.md",
+    *sorted((_REPOSITORY / "docs").glob("*.md")),
+]
 _WITH_SESSIONS = [path for path in _DOCUMENTS if list(steps(path.read_text("utf-8")))]
 _MACHINE_READABLE = re.compile(
     r"<!-- prints: (ckpt [^\n]*) -->\n\n```json\n(.*?)^```$", re.MULTILINE | re.DOTALL
@@ -249,3 +255,27 @@ def test_the_snippet_for_pipelines_runs(shell):
     (shell.folder / "names.txt").rename(shell.folder / "expected-names.txt")
     assert shell.run(script) == "true\n"
     assert not shell.status
+
+
+def test_design_names_the_rooms_as_the_import_contract_does():
+    contracts = tomllib.loads((_REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [layer.split(" | ") for layer in contracts["contracts"][0]["layers"]]
+    design = (_REPOSITORY / "docs" / "design.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", design, re.MULTILINE)
+    assert [row.replace("`", "").split(", ") for row in rows] == layers
+
+
+def test_contributing_names_files_and_names_that_there_are():
+    text = (_REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    package = _REPOSITORY / "ckpt_surgery"
+    for path in re.findall(r"`([\w./]+/[\w./]*)`", text):
+        if "NAME" not in path and path != "ckpt_surgery.formats":
+            assert (_REPOSITORY / path).exists() or (package / path).exists(), path
+    for module, name in re.findall(r"`([a-z_]+\.[a-z_]+)\.([A-Z]\w+)`", text):
+        assert hasattr(importlib.import_module(f"ckpt_surgery.{module}"), name), (module, name)
+
+
+def test_changelog_is_about_this_version():
+    changelog = (_REPOSITORY / "CHANGELOG.md").read_text("utf-8")
+    versions = re.findall(r"^## (\S+)", changelog, re.MULTILINE)
+    assert ckpt_surgery.__version__ in versions[:2]
