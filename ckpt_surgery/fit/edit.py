@@ -22,7 +22,7 @@ from ckpt_surgery.matching.target_source import Aim, aim_at_file, aim_at_model
 from ckpt_surgery.models.specs import Value, parse_arguments
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.pickles import Object, PersistentId
-from ckpt_surgery.torch_objects.tensors import relocated
+from ckpt_surgery.torch_objects.tensor_calls import relocated
 
 if TYPE_CHECKING:
     from ckpt_surgery.fit.initial import InitialValues

@@ -28,7 +28,8 @@ from ckpt_surgery.formats.torch_zip import read_torch_zip
 from ckpt_surgery.pickles import Dict, Limits, Node, PersistentId
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.row_major import row_major
-from ckpt_surgery.torch_objects.tensors import TensorReader, build
+from ckpt_surgery.torch_objects.tensor_calls import build
+from ckpt_surgery.torch_objects.tensors import TensorReader
 
 _SUFFIX: Final = ".distcp"
 

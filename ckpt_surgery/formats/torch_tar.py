@@ -20,7 +20,7 @@ from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Global, Limits, Node, Object, PersistentId
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import storage_dtype, text
-from ckpt_surgery.torch_objects.tensors import build
+from ckpt_surgery.torch_objects.tensor_calls import build
 
 _MEMBERS: Final = frozenset({"sys_info", "pickle", "tensors", "storages"})
 _BLOCK: Final = 512

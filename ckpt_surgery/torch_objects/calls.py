@@ -54,6 +54,15 @@ class Call:
             raise wrong_form(node)
         return cls(node, node.state, node.changed)
 
+    @classmethod
+    def of_arguments_and_state(cls, node: Object) -> Call:
+        """What `node` is called with, and after that what its state, a tuple, says."""
+        if not isinstance(node.args, tuple) or not isinstance(node.state, tuple):
+            raise wrong_form(node)
+        if node.items is not None or node.elements is not None:
+            raise DamagedFileError(f"the result of '{node.name}' is given items")
+        return cls(node, (*node.args, *node.state), node.changed)
+
     def __len__(self) -> int:
         return len(self._args)
 

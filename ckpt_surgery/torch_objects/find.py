@@ -36,7 +36,7 @@ from ckpt_surgery.torch_objects.kinds import (
     role_of,
     type_name,
 )
-from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of
+from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs, state_of
 from ckpt_surgery.torch_objects.module_nodes import SETS, is_module
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
@@ -102,6 +102,10 @@ def assemble(
     survey = Survey(TensorReader(limits), limits)
     survey.search(root)
     survey.state_dicts = with_true_kinds(survey.state_dicts)
+    others = tuple(survey.others(root))
+    if survey.tensors.gradients:
+        count = survey.tensors.gradients
+        survey.notes.append(f"gradients of {count} old variables, which torch does not load")
     if unwritable:
         survey.notes.append(f"an edit would lose something: {unwritable}")
     return Checkpoint(
@@ -109,11 +113,12 @@ def assemble(
         sources=sources,
         root=root,
         state_dicts=tuple(survey.state_dicts),
-        others=tuple(survey.others(root)),
+        others=others,
         globals=qualified,
         container=container,
         notes=(*notes, *survey.notes),
         unwritable=unwritable,
+        replaced=survey.tensors.modern,
     )
 
 
@@ -194,9 +199,8 @@ class Survey:
         if id(node) in seen:
             return []
         if self._is_no_model(place):
-            above = None if place.parent is None else place.parent.node
-            if self.training.form(node) is not None and mapping_pairs(above) is not None:
-                self._mark_leading(place.parent)  # an entry of its own, which can be dropped
+            if self.training.form(node) is not None:
+                self._mark_mapping(place.parent)
             return []
         if place.depth > self.limits.depth:
             raise LimitExceededError(f"objects are nested more than {self.limits.depth} deep")
@@ -288,8 +292,16 @@ class Survey:
             if name is None:
                 return None
             tensor = self._tensor(value, place, name)
-            entries.append(Entry(name, tensor, role_of(name, tensor), value, key))
+            node = self.tensors.modern.get(id(value), value)
+            entries.append(Entry(name, tensor, role_of(name, tensor), node, key))
         return tuple(entries)
+
+    def _mark_mapping(self, place: _Place | None) -> None:
+        """Let an entry of a mapping be one of its own, which can then be dropped alone."""
+        if place is None or id(place.node) in self._leading:
+            return
+        if mapping_length(place.node) is not None:
+            self._mark_leading(place)
 
     def _mark_leading(self, place: _Place | None) -> None:
         while place is not None and id(place.node) not in self._leading:

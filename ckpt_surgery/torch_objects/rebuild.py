@@ -12,8 +12,9 @@ from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.torch_objects.find import metadata_node, metadata_of
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
 from ckpt_surgery.torch_objects.module_nodes import is_module
+from ckpt_surgery.torch_objects.python2 import modern_texts
 from ckpt_surgery.torch_objects.storages import text
-from ckpt_surgery.torch_objects.tensors import build, relocated
+from ckpt_surgery.torch_objects.tensor_calls import build, relocated
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,13 @@ def lower(checkpoint: Checkpoint) -> Lowered:
     replaced: dict[int, Node] = dict(checkpoint.replaced)
     if checkpoint.container is None:
         replaced.update(_classes_with_source(checkpoint.root))
+        replaced.update(modern_texts(checkpoint.root))
     for node_id, tensor in checkpoint.moved.items():
         if isinstance(tensor.node, Object) and tensor.storage is not None:
             place = PersistentId(_storage_id(tensor.node, tensor.storage), tensor.storage)
             replaced[node_id] = relocated(tensor.node, place, tensor)
+    for node_id, node in checkpoint.replaced.items():  # an old form's new one may have moved
+        replaced[node_id] = replaced.get(id(node), node)
     if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
         return Lowered(_without_graph(checkpoint.state_dicts), replaced)
     for state_dict in checkpoint.state_dicts:

@@ -26,7 +26,15 @@ from ckpt_surgery.pickles import (
 )
 from ckpt_surgery.torch_objects.calls import Call, sizes, wrong_form
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.old_forms import (
+    has_gradient,
+    is_old_tensor,
+    is_old_variable,
+    modern_variable,
+    read_variable,
+)
 from ckpt_surgery.torch_objects.storages import parse_storage_id, text
+from ckpt_surgery.torch_objects.tensor_calls import build
 
 _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _CONTAINERS = (tuple, list, Dict, Object)
@@ -51,6 +59,10 @@ class TensorReader:
         self._made_of: dict[int, int] = {}  # strided tensors, by the identity of a tensor
         self._seen: dict[int, Tensor | None] = {}
         self._active: set[int] = set()
+        self.modern: dict[int, Node] = {}
+        """What today's torch writes for nodes of torch 0.1 to 0.3, by their identity."""
+        self.gradients = 0
+        """How many of these bring a gradient, which today's torch does not load."""
 
     def describe(self, node: Node) -> Tensor | None:
         """The tensor that `node` rebuilds; None if it is none or not understood.
@@ -119,15 +131,42 @@ class TensorReader:
 
     def rebuild(self, node: Object) -> Tensor | None:
         """Like `describe`, but neither looked up nor remembered."""
-        if node.op != "REDUCE" or not isinstance(node.callee, Global):
+        if not isinstance(node.callee, Global):
+            return None
+        if node.op != "REDUCE" and node.op != "NEWOBJ":
+            return None
+        if node.state is not NO_STATE and node.callee.module.startswith("torch"):
+            old = self._old(node)
+            if old is not None:
+                return old
+        if node.op != "REDUCE":
             return None
         function = _FUNCTIONS.get(node.callee.qualified)
         if function is not None and isinstance(node.args, tuple):
             handler, least, most = function
             return handler(self, Call.plain(node, least, most))
-        if node.args == () and _is_old_tensor_class(node.callee) and node.state is not NO_STATE:
-            return _old_tensor(self, node)
         return None
+
+    def _old(self, node: Object) -> Tensor | None:
+        """The tensor of a node as torch 0.1 to 0.3 wrote one; None for any other.
+
+        What today's torch would write for it is put into `modern`.
+        """
+        if is_old_variable(node):
+            tensor = read_variable(node, self.describe)
+            if tensor is not None:
+                self.modern[id(node)] = modern_variable(node, tensor)
+                self.gradients += has_gradient(node)
+            return tensor
+        if not is_old_tensor(node):
+            return None
+        tensor = _old_tensor(self, node)
+        place = node.state[0] if tensor is not None and isinstance(node.state, tuple) else None
+        if tensor is None or not isinstance(place, PersistentId):
+            return tensor
+        modern = build(place, tensor)
+        self.modern[id(node)] = modern
+        return replace(tensor, node=modern)
 
 
 def _strided_v1(_: TensorReader, call: Call) -> Tensor:
@@ -269,7 +308,10 @@ def _device_tensor(reader: TensorReader, call: Call) -> Tensor | None:
 
 
 def _old_tensor(reader: TensorReader, node: Object) -> Tensor | None:
-    """``torch.FloatTensor()`` given (storage, offset, size, stride) as its state."""
+    """``torch.FloatTensor()`` given (storage, offset, size, stride) as its state.
+
+    With five things it is a variable's, which today's torch understands of a tensor, too.
+    """
     if not isinstance(node.state, tuple):
         return None
     call = Call.of_state(node)
@@ -349,16 +391,6 @@ def _math_bits(call: Call, index: int) -> tuple[bool, bool]:
     return "conj" in names, "neg" in names
 
 
-def _is_old_tensor_class(callee: Global) -> bool:
-    return callee.name.endswith("Tensor") and callee.module in {
-        "torch",
-        "torch.cuda",
-        "torch.tensor",
-        "torch._tensor",
-        "torch.autograd.variable",
-    }
-
-
 _Handler = Callable[[TensorReader, Call], Tensor | None]
 # Each with the least and the most arguments that any version of torch gives it.
 _FUNCTIONS: dict[str, tuple[_Handler, int, int]] = {
@@ -400,41 +432,3 @@ _OWN_ATTRIBUTES: Final = frozenset(
         "requires_grad", "retains_grad", "shape", "volatile",
     }
 )  # fmt: skip
-
-
-def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
-    """`node` rebuilding the same tensor from another place: `tensor`'s offset, size and stride."""
-    place = (storage, tensor.offset, _own(tensor.shape), _own(tensor.stride))
-    if node.state is not NO_STATE and node.args == ():
-        return Object(node.op, node.callee, (), state=place)
-    if not isinstance(node.args, tuple):
-        raise TypeError(node)
-    if node.name.endswith("_rebuild_from_type_v2"):
-        function, kind, inner, state = node.args
-        if not isinstance(inner, tuple):
-            raise TypeError(node)
-        args: tuple[Node, ...] = (function, kind, (*place, *inner[4:]), state)
-    else:
-        args = (*place, *node.args[4:])
-    return Object(
-        node.op, node.callee, args, elements=node.elements, items=node.items, state=node.state
-    )
-
-
-def build(storage: PersistentId, tensor: Tensor) -> Object:
-    """A new node that rebuilds `tensor`, as torch writes it: ``_rebuild_tensor_v2`` or ``_v3``."""
-    hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
-    shape, stride = _own(tensor.shape), _own(tensor.stride)
-    place = (storage, tensor.offset, shape, stride, tensor.requires_grad, hooks)
-    if tensor.storage is not None and tensor.storage.untyped:
-        dtype = Global("torch", tensor.dtype.name)
-        return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v3"), (*place, dtype))
-    return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), place)
-
-
-def _own(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return equal sizes as a tuple of their own, as torch makes them for each tensor.
-
-    A pickle refers back to one that it has written; so it does not depend on which were shared.
-    """
-    return tuple(iter(sizes))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ FILES = {
     "lpips/lpips_weights_v0.1_alex.pth": "torch-legacy",
     "lpips/lpips_weights_v0.1_squeeze.pth": "torch-legacy",
     "lpips/lpips_weights_v0.1_vgg.pth": "torch-legacy",
+    "practical-pytorch/tar_module_2017_char-rnn.pt": "torch-module",
     "picklescan/tests_data_new_pytorch_model.bin": "torch-zip",
     "picklescan/tests_data_pytorch_model.bin": "torch-legacy",
     "pytorch_resnet_cifar10/resnet20-12fca82f.th": "torch-legacy",
@@ -37,7 +40,6 @@ NOT_READ_IN_FULL = {
     "AgileRL/agilerl_dill_dqn.pt",
     "affnet/torchscript_2019_affnet.pt",
     "allennlp/allennlp_model.tar.gz",
-    "practical-pytorch/tar_module_2017_char-rnn.pt",
     "pytorx/pytorx_integer_parameters.pth.tar",
     "rl-trained-agents/sb3_ars_cartpole.zip",
     "rl-trained-agents/sb3_ppo_policy.optimizer.pth",
@@ -63,12 +65,30 @@ class Stub(dict[Any, Any]):
         self.given.append(state)
 
 
+def as_module(stub: Stub) -> torch.nn.Module:
+    """The module that a stub stands for, without the methods of its class."""
+    module = torch.nn.Module()
+    torch.nn.Module.__setstate__(module, stub.given[-1])
+    return module
+
+
+def is_module_stub(value: Any) -> bool:
+    """Whether a stub stands for a module."""
+    return isinstance(value, Stub) and "_modules" in value.given[-1]
+
+
+# What else may be installed would be imported, and behave as its version does.
+_KNOWN = sys.stdlib_module_names | {"torch", "numpy"}
+
+
 class _TolerantUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return super().find_class(module, name)
+            if module.partition(".")[0] in _KNOWN:
+                return super().find_class(module, name)
         except (ImportError, AttributeError):
-            return type(name, (Stub,), {"__module__": module})
+            pass
+        return type(name, (Stub,), {"__module__": module})
 
 
 def load(path: Path) -> Any:
@@ -81,7 +101,9 @@ def load(path: Path) -> Any:
         Unpickler=_TolerantUnpickler,
         load=lambda file, **options: _TolerantUnpickler(file, **options).load(),
     )
-    return torch.load(path, map_location="cpu", weights_only=False, pickle_module=tolerant)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sources that changed since, or that a stub has not
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=tolerant)
 
 
 def tensors_of(value: Any) -> Iterator[torch.Tensor]:

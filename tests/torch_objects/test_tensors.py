@@ -17,7 +17,8 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Object, PersistentId
 from ckpt_surgery.torch_objects import tensors
-from ckpt_surgery.torch_objects.tensors import TensorReader, math_bits, relocated, sizes
+from ckpt_surgery.torch_objects.tensor_calls import relocated
+from ckpt_surgery.torch_objects.tensors import TensorReader, math_bits, sizes
 
 FLOATS = Storage("0", BY_NAME["float32"], "cuda:0", Bytes(bytes(48)))
 PLACE = PersistentId(("storage", Global("torch", "FloatStorage"), "0", "cuda:0", 12), FLOATS)
@@ -171,7 +172,7 @@ def test_old_tensor_is_given_its_place_as_state(module: str) -> None:
 @pytest.mark.parametrize("requires_grad", [True, False])
 def test_old_variable_wraps_a_tensor(requires_grad: bool) -> None:
     state = (strided(*VIEW), Global("x", "y"), None, requires_grad, None)
-    tensor = describe(call("torch.autograd.variable.Tensor", state=state))
+    tensor = describe(call("torch.FloatTensor", state=state))
     assert tensor is not None
     assert tensor.requires_grad == requires_grad
     assert tensor.shape == (2, 3)

@@ -11,7 +11,8 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict, Te
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import Node, PersistentId
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
-from ckpt_surgery.torch_objects.tensors import TensorReader, build
+from ckpt_surgery.torch_objects.tensor_calls import build
+from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.training.documents import Action, OptimizerChange
 from ckpt_surgery.training.optimizers.edit import (
     HINT,
