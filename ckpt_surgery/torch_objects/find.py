@@ -141,6 +141,19 @@ class _Place:
 
     @property
     def path(self) -> str:
+        return "/".join(self._names())
+
+    @property
+    def shown(self) -> str:
+        """The start of the path, for messages; nothing longer is made."""
+        start = ""
+        for name in self._names():
+            start = join_path(start, name[:_SHOWN_PATH])[:_SHOWN_PATH]
+            if len(start) == _SHOWN_PATH:
+                break
+        return start
+
+    def _names(self) -> list[str]:
         names: list[str] = []
         place = self
         while place.parent is not None:
@@ -148,7 +161,7 @@ class _Place:
             place = place.parent
         while names and not names[-1]:  # what `join_path` does with the empty path
             names.pop()
-        return "/".join(reversed(names))
+        return names[::-1]
 
 
 @dataclass(slots=True)
@@ -182,7 +195,7 @@ class Survey:
                 waiting.extend(reversed(self._visit(place, seen)))
             except CkptError as error:
                 if error.entry is None:
-                    error.entry = place.path[:_SHOWN_PATH] or None
+                    error.entry = place.shown or None
                 raise
         self._take_statistics()
 
@@ -223,7 +236,7 @@ class Survey:
             return self.tensors.describe(node)
         except CkptError as error:
             if error.entry is None:
-                error.entry = join_path(self._path(place), name)[:_SHOWN_PATH]
+                error.entry = join_path(place.shown, name)[:_SHOWN_PATH]
             raise
 
     def _spend(self, characters: int) -> None:
