@@ -174,7 +174,7 @@ def test_limits_are_those_of_the_reader():
     known = {field.name: getattr(DEFAULT_LIMITS, field.name) for field in fields(Limits)}
     assert said == known | {
         "records of an archive": zip_read.MAX_RECORDS,
-        "directory of an archive": zip_read.MAX_DIRECTORY,
+        "directory of an archive": zip_read._MAX_DIRECTORY,
         "header of a safetensors file": safetensors.MAX_HEADER_BYTES,
         "code of a TorchScript archive": torchscript._MAX_CODE,
         "dimensions of a tensor": calls._MAX_DIMENSIONS,

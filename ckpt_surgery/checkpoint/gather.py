@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 
 from ckpt_surgery.fileio import CHUNK, ByteRange, ByteSource
 
-BLOCK: Final = 1 << 24
+_BLOCK: Final = 1 << 24
 """Bytes of the result that are put together at a time, and bytes read at a time for them."""
 
 _NEAR: Final = 1 << 12
@@ -109,8 +109,8 @@ def _axes(shape: Sequence[int], stride: Sequence[int], words: int) -> list[_Axis
 
 
 def _blocks(axes: Sequence[_Axis], width: int, read: _Read) -> Iterator[memoryview]:
-    """The result, at most `BLOCK` bytes at a time."""
-    most = BLOCK // width
+    """The result, at most `_BLOCK` bytes at a time."""
+    most = _BLOCK // width
     inner = len(axes)
     while inner and axes[inner - 1].target * axes[inner - 1].n <= most:
         inner -= 1
@@ -152,7 +152,7 @@ def _pieces(axes: Sequence[_Axis], width: int) -> Iterator[tuple[_Axis, list[_Ax
     span = 1
     while order and _is_near(order[0], span, width):
         axis = order.pop(0)
-        fits = max(1, (BLOCK // width - span) // max(axis.source, 1) + 1)
+        fits = max(1, (_BLOCK // width - span) // max(axis.source, 1) + 1)
         if axis.n > fits:
             order.insert(0, axis)
             yield from _parts(order, together, fits)

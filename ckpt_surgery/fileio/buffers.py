@@ -10,7 +10,7 @@ from ckpt_surgery.fileio.ranges import ByteRange, as_bytes
 COALESCE: Final = 1 << 16
 """Bytes from which on a piece is written by itself; smaller ones are collected."""
 
-BUFFER: Final = 1 << 19
+_BUFFER: Final = 1 << 19
 """Bytes read and written at once, which stay in the processor's cache."""
 
 
@@ -58,10 +58,10 @@ class ReadBuffer:
         `Source.read_into`.
         """
         if data.nbytes and not self._buffer:
-            self._buffer = memoryview(bytearray(BUFFER))
+            self._buffer = memoryview(bytearray(_BUFFER))
         at, end = data.offset, data.offset + data.nbytes
         while at < end:
-            nbytes = min(end - at, BUFFER - position % BUFFER)
+            nbytes = min(end - at, _BUFFER - position % _BUFFER)
             piece = self._buffer[:nbytes]
             data.source.read_into(at, piece)
             yield piece

@@ -11,7 +11,7 @@ from typing import Final
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, PathLike, ReadError
 from ckpt_surgery.fileio.sources import FileIdentity, FileSource, cannot
 
-MOST_FILES: Final = 100_000
+_MOST_FILES: Final = 100_000
 """Files that are listed: a checkpoint has thousands, a wrong directory any number."""
 
 
@@ -132,6 +132,6 @@ def _listed(root: str, name: str) -> dict[str, int]:
                     waiting.append(f"{relative}/")
                 elif stat.S_ISREG(status.st_mode):
                     sizes[relative] = status.st_size
-                if len(sizes) + len(waiting) > MOST_FILES:
-                    raise LimitExceededError(f"more than {MOST_FILES} files in it", path=name)
+                if len(sizes) + len(waiting) > _MOST_FILES:
+                    raise LimitExceededError(f"more than {_MOST_FILES} files in it", path=name)
     return dict(sorted(sizes.items()))

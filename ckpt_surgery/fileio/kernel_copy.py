@@ -22,7 +22,7 @@ class KernelCopier:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._ways = list(kernel_copies())
+        self._ways = list(_kernel_copies())
         self._on_disk = is_on_disk(fd)
 
     def copy(self, data: ByteRange, position: int) -> Iterator[int]:
@@ -73,7 +73,7 @@ def is_on_disk(fd: int) -> bool:
     return stat.S_ISREG(status.st_mode) and hasattr(os, "major") and os.major(status.st_dev) != 0
 
 
-def kernel_copies() -> Iterator[Callable[[int, int, int, int], int]]:
+def _kernel_copies() -> Iterator[Callable[[int, int, int, int], int]]:
     """Yield the system's ways to copy (source, target, offset, bytes), best first.
 
     Each returns the number of bytes that it copied.

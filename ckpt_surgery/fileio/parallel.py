@@ -16,7 +16,7 @@ _AHEAD: Final = 4
 """Results that each thread may have waiting."""
 
 
-def processors() -> int:
+def _processors() -> int:
     """Return the number of threads to use: one a processor that we may run on, at most 8."""
     if hasattr(os, "sched_getaffinity"):
         return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
@@ -31,7 +31,7 @@ def in_threads(
     A few results are made ahead of the one that is taken. What `work` raises is raised here, and
     what has not been begun is then not done.
     """
-    count = threads or processors()
+    count = threads or _processors()
     if count == 1:
         yield from map(work, items)
         return

@@ -37,7 +37,7 @@ from ckpt_surgery.fileio.zip_structs import (
 )
 
 MAX_RECORDS: Final = 1 << 20
-MAX_DIRECTORY: Final = 1 << 28  # bytes: 256 for each of a million records
+_MAX_DIRECTORY: Final = 1 << 28  # bytes: 256 for each of a million records
 _MAX_COMMENT: Final = 0xFFFF
 _DESCRIPTOR64: Final = 24  # bytes of the longest data descriptor
 _FOLDER: Final = 0x10  # of the external attributes
@@ -124,10 +124,10 @@ def _find_directory(file: Source) -> _Directory:
             file,
             f"{directory.n_records} records are claimed, but the directory is too short for them",
         )
-    if directory.n_records > MAX_RECORDS or directory.nbytes > MAX_DIRECTORY:
+    if directory.n_records > MAX_RECORDS or directory.nbytes > _MAX_DIRECTORY:
         raise LimitExceededError(
             f"the directory has {directory.n_records} records in {directory.nbytes} bytes, "
-            f"more than {MAX_RECORDS} in {MAX_DIRECTORY}",
+            f"more than {MAX_RECORDS} in {_MAX_DIRECTORY}",
             path=file.name,
         )
     return directory

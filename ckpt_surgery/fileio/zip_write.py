@@ -39,7 +39,7 @@ from ckpt_surgery.fileio.zip_structs import (
     ZIP64_EXTRA,
 )
 
-ALIGNMENT: Final = 64
+_ALIGNMENT: Final = 64
 """Bytes that the data of a record is aligned to, unless torch is told otherwise."""
 
 _MAX_ALIGNMENT: Final = 1 << 15  # the padding field counts its length in 16 bits
@@ -140,7 +140,7 @@ def lay_out(
     root: str,
     records: Sequence[tuple[str, ByteSource | Derived]],
     *,
-    alignment: int = ALIGNMENT,
+    alignment: int = _ALIGNMENT,
 ) -> ZipLayout:
     """Place `records`, named below the folder `root`, in the order given.
 

@@ -309,7 +309,7 @@ def _warn_about_result(draft: _Draft, parameters: Sequence[PlannedParameter]) ->
         draft.warn("nothing-trains", "every parameter is frozen")
     elif inventory.head and all(never.get(name, True) for name in inventory.head):
         draft.warn("frozen-head", "the output layer is frozen", sorted(inventory.head))
-    moving = frozen_statistics(parameters, inventory.statistics)
+    moving = _frozen_statistics(parameters, inventory.statistics)
     if moving:
         layers = "1 frozen layer keeps" if len(moving) == 1 else f"{len(moving)} frozen layers keep"
         draft.warn(
@@ -326,7 +326,7 @@ def _warn_about_result(draft: _Draft, parameters: Sequence[PlannedParameter]) ->
         )
 
 
-def frozen_statistics(
+def _frozen_statistics(
     parameters: Sequence[PlannedParameter], statistics: Sequence[str], epoch: int = 0
 ) -> list[str]:
     """The modules with running statistics whose own parameters are all frozen at an epoch.

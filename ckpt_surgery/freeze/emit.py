@@ -69,7 +69,7 @@ def train_mode(model):
 '''
 
 
-def to_json(plan: FreezeSchedule) -> str:
+def _to_json(plan: FreezeSchedule) -> str:
     """The plan's document as JSON, one line a parameter."""
     document = plan.to_dict()
     lines = []
@@ -82,7 +82,7 @@ def to_json(plan: FreezeSchedule) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def to_toml(plan: FreezeSchedule) -> str:
+def _to_toml(plan: FreezeSchedule) -> str:
     """The plan's document as TOML; keys that are null are left out.
 
     Raises UsageError for a name that is not valid Unicode (half of a surrogate pair).
@@ -104,7 +104,7 @@ def to_toml(plan: FreezeSchedule) -> str:
     return text
 
 
-def to_python(plan: FreezeSchedule) -> str:
+def _to_python(plan: FreezeSchedule) -> str:
     """A module with `parameter_groups(model, epoch=0)` and `train_mode(model)`.
 
     The groups are those of `FreezePlan.apply`, in lists (an iterator would be empty when it is
@@ -117,9 +117,9 @@ def to_python(plan: FreezeSchedule) -> str:
 
 
 EMITTERS: Final[Mapping[str, Callable[[FreezeSchedule], str]]] = {
-    "json": to_json,
-    "toml": to_toml,
-    "python": to_python,
+    "json": _to_json,
+    "toml": _to_toml,
+    "python": _to_python,
 }
 
 

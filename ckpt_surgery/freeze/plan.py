@@ -37,8 +37,8 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError, PathLike, 
 from ckpt_surgery.freeze.options import Options, check_number, check_options
 from ckpt_surgery.training.parameters import require_short
 
-SCHEMA: Final = 1
-KIND: Final = "freeze-plan"
+_SCHEMA: Final = 1
+_KIND: Final = "freeze-plan"
 _MAX_DOCUMENT_BYTES: Final = 256 * 2**20
 _ADAM_STEP_BYTES: Final = 4  # torch keeps `step` as one float32 a parameter
 
@@ -192,8 +192,8 @@ class FreezeSchedule:
         elements = trainable.elements + frozen.elements
         counts = Counter(p.group for p in self.trainable)
         return {
-            "schema": SCHEMA,
-            "kind": KIND,
+            "schema": _SCHEMA,
+            "kind": _KIND,
             "epoch": self.epoch,
             "parameters": [self._parameter_dict(p) for p in self.parameters],
             "groups": [_group_dict(g, counts[g.name]) for g in self.groups],
@@ -229,12 +229,12 @@ class FreezeSchedule:
     def from_dict(cls, document: object) -> Self:
         """The plan that a document describes; UsageError says what is wrong with one."""
         fields = _mapping(document, "the plan")
-        if fields.get("kind") != KIND:
-            raise UsageError("this document is no freeze plan", hint=f"'kind' must be '{KIND}'")
-        if fields.get("schema") != SCHEMA:
+        if fields.get("kind") != _KIND:
+            raise UsageError("this document is no freeze plan", hint=f"'kind' must be '{_KIND}'")
+        if fields.get("schema") != _SCHEMA:
             raise UsageError(
                 f"the plan has schema {fields.get('schema')!r}",
-                hint=f"this version of ckpt reads schema {SCHEMA}",
+                hint=f"this version of ckpt reads schema {_SCHEMA}",
             )
         epoch = _count(fields.get("epoch", 0), "'epoch'")
         return cls(

@@ -81,7 +81,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadOrModule:
+class _HeadOrModule:
     """What the word ``head`` means: the module of that name if there is one, else the output."""
 
     matcher: Matcher
@@ -210,7 +210,7 @@ def parse_selector(text: str, option: str) -> Selector:
     if text == "all":
         return Everything(option)
     if text == "head":
-        return HeadOrModule(Rule("prefix", text), option)
+        return _HeadOrModule(Rule("prefix", text), option)
     kind, equals, rest = text.partition("=")
     if equals and kind in _KINDS:
         return ByName(Rule(_KINDS[kind], rest), rest, option)

@@ -20,8 +20,8 @@ class Mismatch:
     def __str__(self) -> str:
         return (
             f"size mismatch for {self.name}: copying a param with shape "
-            f"{torch_size(self.checkpoint)} from checkpoint, the shape in current model is "
-            f"{torch_size(self.model)}."
+            f"{_torch_size(self.checkpoint)} from checkpoint, the shape in current model is "
+            f"{_torch_size(self.model)}."
         )
 
 
@@ -100,7 +100,7 @@ class Comparison:
         return "\n\t".join([f"Error(s) in loading state_dict for {class_name}:", *lines])
 
 
-def torch_size(shape: Shape) -> str:
+def _torch_size(shape: Shape) -> str:
     """``torch.Size([64, 3, 7, 7])``."""
     return f"torch.Size([{', '.join(map(str, shape))}])"
 

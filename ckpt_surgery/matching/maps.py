@@ -14,7 +14,7 @@ from ckpt_surgery.names.suggest import near_hint
 MapFormat = Literal["toml", "json"]
 
 
-def format_map(renames: Mapping[str, str], form: MapFormat = "toml", *, comment: str = "") -> str:
+def _format_map(renames: Mapping[str, str], form: MapFormat = "toml", *, comment: str = "") -> str:
     """`renames` as a file that `parse_name_map` reads back; `comment` leads it, in TOML only.
 
     Raises UsageError for a name that is no valid Unicode (it holds half of a surrogate pair).
@@ -65,4 +65,4 @@ def format_proposal(correspondence: Correspondence, form: MapFormat = "toml") ->
     lines += [f"not used: {name}" for name in correspondence.unmatched_source]
     lines += [f"not found: {name}" for name in correspondence.unmatched_target]
     comment = "\n".join(json.dumps(line, ensure_ascii=True)[1:-1] for line in lines)
-    return format_map(correspondence.renames, form, comment=comment)
+    return _format_map(correspondence.renames, form, comment=comment)

@@ -74,7 +74,7 @@ class ParametersOnMeta:
         return moved
 
 
-class SeededOperations(TorchDispatchMode):
+class _SeededOperations(TorchDispatchMode):
     """Gives every random operation a stream of its own, from a seed and from what is being drawn.
 
     That is a parameter, known by its registration, or a tensor of some size between two
@@ -130,7 +130,7 @@ def seeded(seed: int, parameters: ParametersOnMeta) -> Iterator[None]:
     state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
-        with parameters, torch.random.fork_rng(devices=[]), SeededOperations(seed, parameters):
+        with parameters, torch.random.fork_rng(devices=[]), _SeededOperations(seed, parameters):
             random.seed(derive_seed(seed, "random"))
             if numpy is not None:
                 numpy.random.seed(derive_seed(seed, "numpy") % 2**32)

@@ -21,7 +21,7 @@ from functools import cache
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.spellings import respellings, unwrapped
 
-MAGIC = b"CKPTSIG1"
+_MAGIC = b"CKPTSIG1"
 _FEWEST = 8
 """Tensors below which a resemblance says nothing."""
 _LEAST_LIKENESS = 0.5
@@ -235,15 +235,15 @@ def encode_table(signatures: Sequence[Signature], version: str) -> bytes:
     numbers = array("I", (number for s in signatures for number in s.checksums))
     if sys.byteorder == "big":
         numbers.byteswap()
-    return MAGIC + struct.pack("<I", len(packed)) + packed + numbers.tobytes()
+    return _MAGIC + struct.pack("<I", len(packed)) + packed + numbers.tobytes()
 
 
-def decode_table(data: bytes) -> tuple[Signature, ...]:
+def _decode_table(data: bytes) -> tuple[Signature, ...]:
     """What `encode_table` was given; raises ValueError if `data` is nothing of the kind."""
-    if data[: len(MAGIC)] != MAGIC:
+    if data[: len(_MAGIC)] != _MAGIC:
         raise ValueError("this is no table of signatures")
-    start = len(MAGIC) + 4
-    (length,) = struct.unpack_from("<I", data, len(MAGIC))
+    start = len(_MAGIC) + 4
+    (length,) = struct.unpack_from("<I", data, len(_MAGIC))
     header = json.loads(zlib.decompress(data[start : start + length]))
     numbers = array("I")
     numbers.frombytes(data[start + length :])
@@ -274,4 +274,4 @@ def load_table() -> tuple[Signature, ...]:
     data = get_data("ckpt_surgery.models", "signatures.bin")
     if data is None:
         raise FileNotFoundError("the package's loader has no 'signatures.bin'")
-    return decode_table(data)
+    return _decode_table(data)

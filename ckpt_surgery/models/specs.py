@@ -65,7 +65,7 @@ class ModelSpec:
         return self.text
 
 
-def parse_value(text: str) -> Value:
+def _parse_value(text: str) -> Value:
     """The value of `text`: an int, a float, ``true``, ``false``, ``none``, a list or a string.
 
     ``[...]``, ``(...)``, ``{...}`` and quoted strings are Python literals; anything else that is
@@ -110,7 +110,7 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Value]:
             )
         if key in arguments:
             raise UsageError(f"argument '{key}' is given twice")
-        arguments[key] = parse_value(value)
+        arguments[key] = _parse_value(value)
     return arguments
 
 
@@ -130,5 +130,5 @@ def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
             )
         if (module, attribute) in settings:
             raise UsageError(f"'{module}.{attribute}' is set twice")
-        settings[module, attribute] = Setting(module, attribute, parse_value(value))
+        settings[module, attribute] = Setting(module, attribute, _parse_value(value))
     return tuple(settings.values())

@@ -79,7 +79,7 @@ def _join_at(
         if len(numbers) == 1 or len(numbers) < len(members):  # a single one, or names repeated
             result.extend(members)
             continue
-        pattern = (*segments[:position], f"{{{ranges(numbers)}}}", *segments[position + 1 :])
+        pattern = (*segments[:position], f"{{{_ranges(numbers)}}}", *segments[position + 1 :])
         result.append((pattern, [index for m in members for index in m[1]], value))
     return result
 
@@ -91,7 +91,7 @@ def _is_number(segment: str) -> bool:
     return str(int(segment)) == segment
 
 
-def ranges(numbers: Iterable[int]) -> str:
+def _ranges(numbers: Iterable[int]) -> str:
     """Numbers in brief: ``0..3,5,7..8``."""
     runs = []
     for _, group in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Container, Iterator
 from typing import Final
 
-WRAPPERS: Final = frozenset(
+_WRAPPERS: Final = frozenset(
     {
         "module",  # DataParallel, DistributedDataParallel, AveragedModel
         "_orig_mod",  # torch.compile
@@ -77,5 +77,5 @@ def respellings(name: str) -> Iterator[str]:
 def unwrapped(name: str) -> str:
     """`name` without the segments that wrappers add: ``a._orig_mod.b`` is ``a.b``."""
     segments = name.split(".")
-    kept = [segment for segment in segments[:-1] if segment not in WRAPPERS]
+    kept = [segment for segment in segments[:-1] if segment not in _WRAPPERS]
     return ".".join([*kept, segments[-1]])

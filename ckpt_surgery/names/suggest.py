@@ -9,7 +9,7 @@ from typing import Final
 
 from ckpt_surgery.errors import UsageError
 
-LONGEST_PATH: Final = 1024  # characters; a longer name has no module path worth following
+_LONGEST_PATH: Final = 1024  # characters; a longer name has no module path worth following
 _MOST_CANDIDATES: Final = 50_000  # names looked at for a suggestion
 _MOST_WANTED: Final = 200  # characters of what near names are looked for
 _MOST_COMPARED: Final = 40_000_000  # pairs of characters; a file may have absurd names
@@ -21,7 +21,7 @@ def ancestors(path: str) -> Iterator[str]:
     if not path:
         return
     yield ""
-    if len(path) > LONGEST_PATH:
+    if len(path) > _LONGEST_PATH:
         return
     dot = path.find(".")
     while dot != -1:
@@ -59,7 +59,7 @@ def near(text: str, names: Iterable[str], most: int = 3) -> list[str]:
     wanted = text.replace("\\", "").strip(".*^$")[:_MOST_WANTED]
     if not wanted:
         return []
-    known = [name for name in islice(names, _MOST_CANDIDATES) if len(name) <= LONGEST_PATH]
+    known = [name for name in islice(names, _MOST_CANDIDATES) if len(name) <= _LONGEST_PATH]
     ending = _ending(wanted, known)
     folded: dict[str, str] = {}
     for path in _comparable(wanted, known):

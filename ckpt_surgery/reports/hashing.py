@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from ckpt_surgery.reports import SCHEMA, Failure
 
-ALGORITHM: Final = "ckpt1"
+_ALGORITHM: Final = "ckpt1"
 """The name of the definition in ``docs/hash.md``."""
 
 Status = Literal["ok", "differs", "unreadable"]
@@ -82,7 +82,7 @@ class HashReport:
             "exit_code": self.exit_code,
             "inputs": list(self.inputs),
             "output": None,
-            "algorithm": ALGORITHM,
+            "algorithm": _ALGORITHM,
             "models": [model.to_dict(per_tensor=self.per_tensor) for model in self.models],
             "files": [file.to_dict() for file in self.files],
             "failures": [failure.to_dict() for failure in self.failures],
@@ -132,7 +132,7 @@ class CheckReport:
             "exit_code": self.exit_code,
             "inputs": [self.list_name],
             "output": None,
-            "algorithm": ALGORITHM,
+            "algorithm": _ALGORITHM,
             "checked": [each.to_dict() for each in self.checked],
             "failures": [failure.to_dict() for failure in self.failures],
             "warnings": [],

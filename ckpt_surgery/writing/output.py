@@ -16,7 +16,7 @@ from ckpt_surgery.fileio.sink import Progress
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format, LayoutOptions
 
-HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
+_HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
 """Where `torch.hub.load_state_dict_from_url` looks for the hash in a name: the first match."""
 
 
@@ -115,7 +115,7 @@ class Output:
                 fields=("hash_name",),
             )
         name = Path(self.path).name
-        if HASH_IN_NAME.search(Path(self.path).stem + "."):
+        if _HASH_IN_NAME.search(Path(self.path).stem + "."):
             raise UsageError(
                 f"'hash_name': torch.hub would take a part of '{name}' for the hash",
                 fields=("hash_name",),

@@ -211,7 +211,7 @@ def _opened(
             yield sink
         return
     with atomic_output(
-        path_of(file, output),
+        _path_of(file, output),
         force=output.force,
         replacing=file if output.in_place else None,
         inputs=inputs,
@@ -221,7 +221,7 @@ def _opened(
         yield sink
 
 
-def path_of(file: Source, output: Output) -> PathLike:
+def _path_of(file: Source, output: Output) -> PathLike:
     """Return where the output goes. Raises `UsageError` if the input cannot be replaced."""
     path = file.path if output.in_place else output.path
     if path is None:

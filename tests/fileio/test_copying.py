@@ -18,7 +18,7 @@ from ckpt_surgery.errors import DamagedFileError, WriteError
 from ckpt_surgery.fileio import ByteRange, Bytes, FileSource, MemorySource, PartSource, kernel_copy
 from ckpt_surgery.fileio import reservation as reservation_module
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
-from ckpt_surgery.fileio.buffers import BUFFER
+from ckpt_surgery.fileio.buffers import _BUFFER
 from ckpt_surgery.fileio.file_sink import StreamSink
 from ckpt_surgery.fileio.sink import copy_with_crc32
 
@@ -358,16 +358,16 @@ class TestCopying:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         large = tmp_path / "large"
-        large.write_bytes(bytes(range(256)) * (3 * BUFFER // 256))
-        monkeypatch.setattr(kernel_copy, "kernel_copies", lambda: iter(()))
+        large.write_bytes(bytes(range(256)) * (3 * _BUFFER // 256))
+        monkeypatch.setattr(kernel_copy, "_kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
             FileSource.open(large) as file,
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")
-            sink.copy(ByteRange(file, 0, 3 * BUFFER))
-        assert written == [4, BUFFER - 4, BUFFER, BUFFER, 4]
+            sink.copy(ByteRange(file, 0, 3 * _BUFFER))
+        assert written == [4, _BUFFER - 4, _BUFFER, _BUFFER, 4]
         assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_sinks_of_a_system_without_kernel_copies_have_none(
 ) -> None:
     monkeypatch.delattr(os, "copy_file_range", raising=False)
     monkeypatch.delattr(os, "sendfile", raising=False)
-    assert list(kernel_copy.kernel_copies()) == []
+    assert list(kernel_copy._kernel_copies()) == []
     assert StreamSink(1, name="x").position == 0
 
 

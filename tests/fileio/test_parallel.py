@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ckpt_surgery.fileio.parallel import Tally, in_threads, processors
+from ckpt_surgery.fileio.parallel import Tally, _processors, in_threads
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
@@ -74,4 +74,4 @@ def test_a_tally_tells_from_one_thread_at_a_time() -> None:
 
 
 def test_there_is_a_processor() -> None:
-    assert 1 <= processors() <= 8
+    assert 1 <= _processors() <= 8

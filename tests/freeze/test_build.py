@@ -11,7 +11,7 @@ from ckpt_surgery.freeze.build import (
     FreezeRule,
     GroupRule,
     Stage,
-    frozen_statistics,
+    _frozen_statistics,
     parse_group,
     parse_stage,
 )
@@ -216,9 +216,9 @@ def test_a_norm_without_parameters_goes_by_the_module_above_it() -> None:
         NamedEntry("lone.running_mean", (2,)),
     ]
     made = plan(FreezeRecipe([freeze("layer1.0")]), Inventory.of(entries))
-    assert frozen_statistics(made.parameters, made.statistics) == ["layer1.0.bn1", "layer1.0.free"]
+    assert _frozen_statistics(made.parameters, made.statistics) == ["layer1.0.bn1", "layer1.0.free"]
     alone = plan(FreezeRecipe([FreezeRule("freeze", Everything())]), Inventory.of(entries))
-    assert "lone" in frozen_statistics(alone.parameters, alone.statistics)
+    assert "lone" in _frozen_statistics(alone.parameters, alone.statistics)
 
 
 def test_a_frozen_head_is_warned_of() -> None:

@@ -9,7 +9,7 @@ from freeze_helpers import NET, plan, prefix
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError, UsageError
 from ckpt_surgery.freeze import plan as plan_module
 from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule, GroupRule, Stage
-from ckpt_surgery.freeze.emit import EMITTERS, to_json, to_python, to_toml
+from ckpt_surgery.freeze.emit import EMITTERS, _to_json, _to_python, _to_toml
 from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter
 from ckpt_surgery.training.parameters import Inventory, NamedEntry
 
@@ -41,14 +41,14 @@ def test_from_dict_of_to_dict_is_identity() -> None:
 
 def test_from_json_of_to_json_is_identity(tmp_path: Path) -> None:
     path = tmp_path / "plan"
-    path.write_text(to_json(made()), encoding="utf-8")
+    path.write_text(_to_json(made()), encoding="utf-8")
     assert FreezeSchedule.load(path) == made()
-    assert json.loads(to_json(made())) == document()
+    assert json.loads(_to_json(made())) == document()
 
 
 def test_from_toml_of_to_toml_is_identity(tmp_path: Path) -> None:
     path = tmp_path / "plan.whatever"
-    path.write_text(to_toml(made()), encoding="utf-8")
+    path.write_text(_to_toml(made()), encoding="utf-8")
     assert FreezeSchedule.load(path) == made()
 
 
@@ -58,7 +58,7 @@ def test_toml_leaves_out_only_nulls() -> None:
             return {k: without_nulls(v) for k, v in value.items() if v is not None}
         return [without_nulls(v) for v in value] if isinstance(value, list) else value
 
-    assert tomllib.loads(to_toml(made())) == without_nulls(document())
+    assert tomllib.loads(_to_toml(made())) == without_nulls(document())
 
 
 def test_the_emitters_are_those_of_the_command_line() -> None:
@@ -203,18 +203,18 @@ def test_a_trainable_parameter_needs_a_group() -> None:
 def test_an_empty_plan_has_no_share() -> None:
     empty = FreezeSchedule((), ())
     assert empty.to_dict()["totals"]["share"] == 0.0
-    assert "RULES = {}" in to_python(empty)
-    assert FreezeSchedule.from_dict(tomllib.loads(to_toml(empty))) == empty
+    assert "RULES = {}" in _to_python(empty)
+    assert FreezeSchedule.from_dict(tomllib.loads(_to_toml(empty))) == empty
 
 
 def test_emitted_python_says_a_subtree_with_one_fate_in_one_line() -> None:
-    text = to_python(plan(FreezeRecipe([FreezeRule("freeze", prefix("layer1"))])))
+    text = _to_python(plan(FreezeRecipe([FreezeRule("freeze", prefix("layer1"))])))
     assert "'layer1': (None, None)," in text
     assert "layer1.0" not in text
 
 
 def test_emitted_python_imports_nothing() -> None:
-    text = to_python(made())
+    text = _to_python(made())
     assert "import" not in text.replace("needs only the model", "")
     compile(text, "plan.py", "exec")
 
@@ -222,10 +222,10 @@ def test_emitted_python_imports_nothing() -> None:
 def test_a_name_that_is_no_unicode_goes_through_json_alone(tmp_path: Path) -> None:
     odd = plan(FreezeRecipe(), Inventory.of([NamedEntry("a.\ud800", (1,))]))
     path = tmp_path / "plan.json"
-    path.write_text(to_json(odd), encoding="utf-8")
+    path.write_text(_to_json(odd), encoding="utf-8")
     assert FreezeSchedule.load(path) == odd
     with pytest.raises(UsageError, match="not valid Unicode"):
-        to_toml(odd)
+        _to_toml(odd)
 
 
 def test_a_name_longer_than_any_honest_one_is_refused() -> None:

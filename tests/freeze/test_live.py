@@ -15,7 +15,7 @@ from torch import nn
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.formats import read
 from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule, GroupRule, Stage
-from ckpt_surgery.freeze.emit import to_json, to_python
+from ckpt_surgery.freeze.emit import _to_json, _to_python
 from ckpt_surgery.freeze.live import FreezePlan, inventory_of
 from ckpt_surgery.freeze.plan import Totals
 from ckpt_surgery.freeze.selectors import (
@@ -284,7 +284,7 @@ def test_emitted_python_gives_the_groups_of_apply(
     net: Net, recipe: FreezeRecipe, epoch: int
 ) -> None:
     plan = FreezePlan.for_model(net, recipe)
-    emitted = load_python(to_python(plan))
+    emitted = load_python(_to_python(plan))
     for model in (net, nn.DataParallel(net), compiled(net)):
         wanted = plan.at(epoch).apply(model)
         frozen = fixed(net)
@@ -299,7 +299,7 @@ def test_emitted_python_gives_the_groups_of_apply(
 
 
 def test_emitted_python_refuses_another_model(net: Net) -> None:
-    emitted = load_python(to_python(FreezePlan.for_model(net, RECIPES[1])))
+    emitted = load_python(_to_python(FreezePlan.for_model(net, RECIPES[1])))
     with pytest.raises(ValueError, match="does not know the parameter"):
         emitted["parameter_groups"](nn.Linear(2, 2))
     net.resnet.append(nn.Linear(3, 3))
@@ -310,7 +310,7 @@ def test_emitted_python_refuses_another_model(net: Net) -> None:
 def test_emitted_python_keeps_a_child_that_is_called_module() -> None:
     model = nn.ModuleDict({"module": nn.Linear(2, 2), "fc": nn.Linear(2, 2)})
     plan = FreezePlan.for_model(model, FreezeRecipe([freeze("module")]))
-    emitted = load_python(to_python(plan))
+    emitted = load_python(_to_python(plan))
     assert same_groups(emitted["parameter_groups"](model), plan.apply(model))
     assert fixed(model) == {"module.weight", "module.bias"}
 
@@ -318,7 +318,7 @@ def test_emitted_python_keeps_a_child_that_is_called_module() -> None:
 def test_a_plan_that_went_through_a_file_is_the_same(net: Net, tmp_path: Path) -> None:
     plan = FreezePlan.for_model(net, RECIPES[4])
     path = tmp_path / "plan.json"
-    path.write_text(to_json(plan), encoding="utf-8")
+    path.write_text(_to_json(plan), encoding="utf-8")
     loaded = FreezePlan.load(path)
     assert isinstance(loaded, FreezePlan)
     assert same_groups(loaded.apply(net), plan.apply(net))

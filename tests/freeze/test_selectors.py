@@ -9,10 +9,10 @@ from ckpt_surgery.freeze.selectors import (
     First,
     FirstChildren,
     Head,
-    HeadOrModule,
     Last,
     Selector,
     Until,
+    _HeadOrModule,
     parse_selector,
 )
 from ckpt_surgery.names import Rule as NameRule
@@ -112,7 +112,7 @@ def test_a_selection_is_spelled_in_one_word(text: str, spelled: str) -> None:
 
 def test_head_is_the_module_of_that_name_or_else_the_output_layer() -> None:
     selector = parse_selector("head", "--stage")
-    assert isinstance(selector, HeadOrModule)
+    assert isinstance(selector, _HeadOrModule)
     assert selector.select(net()) == {"fc.weight", "fc.bias"}
     named = Inventory.of([NamedEntry("head.a", (2,)), NamedEntry("fc.weight", (2, 2))])
     assert selector.select(named) == {"head.a"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.matching.correspondence import correspond
-from ckpt_surgery.matching.maps import MapFormat, check_map, format_map, format_proposal
+from ckpt_surgery.matching.maps import MapFormat, _format_map, check_map, format_proposal
 from ckpt_surgery.models.target import TensorSpec
 from ckpt_surgery.names.rewrite import parse_name_map
 
@@ -21,14 +21,14 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 @given(renames=st.dictionaries(_TEXT, _TEXT, max_size=6), comment=st.text(max_size=10))
 def test_a_map_is_read_back(form: MapFormat, renames: dict[str, str], comment: str) -> None:
     printable = "".join(c for c in comment if c.isprintable())
-    text = format_map(renames, form, comment=printable)
+    text = _format_map(renames, form, comment=printable)
     assert dict(parse_name_map(text, "map").names) == renames
 
 
 @pytest.mark.parametrize("form", ["toml", "json"])
 def test_a_name_that_is_no_text_is_refused(form: MapFormat) -> None:
     with pytest.raises(UsageError, match=r"'a\\ud800' is no valid Unicode"):
-        format_map({"x": "a\ud800"}, form)
+        _format_map({"x": "a\ud800"}, form)
 
 
 def test_a_proposal_says_how_it_was_found_and_what_is_left() -> None:

@@ -13,9 +13,9 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.specs import (
     ModelSpec,
     Setting,
+    _parse_value,
     parse_arguments,
     parse_settings,
-    parse_value,
 )
 from ckpt_surgery.names.suggest import near_hint
 
@@ -46,7 +46,7 @@ from ckpt_surgery.names.suggest import near_hint
     ],
 )
 def test_a_value_has_the_type_it_looks_like(text: str, value: Any) -> None:
-    parsed = parse_value(text)
+    parsed = _parse_value(text)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -54,18 +54,18 @@ def test_a_value_has_the_type_it_looks_like(text: str, value: Any) -> None:
 @pytest.mark.parametrize("text", ["[1, 2", "(", "{'a'}}", "'", "[print(1)]", "[" * 100_000])
 def test_a_malformed_literal_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError, match="is not a list"):
-        parse_value(text)
+        _parse_value(text)
 
 
 @given(st.text(max_size=40))
 def test_any_text_is_a_value_or_a_usage_error(text: str) -> None:
     with contextlib.suppress(UsageError):
-        parse_value(text)
+        _parse_value(text)
 
 
 @given(st.integers() | st.booleans() | st.none() | st.floats(allow_nan=False, allow_infinity=False))
 def test_what_python_prints_is_read_back(value: Any) -> None:
-    assert parse_value(repr(value)) == value
+    assert _parse_value(repr(value)) == value
 
 
 def test_arguments_are_named_and_typed() -> None:

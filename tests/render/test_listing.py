@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ckpt_surgery.checkpoint.description import Entry, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
-from ckpt_surgery.names.fold import ranges
+from ckpt_surgery.names.fold import _ranges
 from ckpt_surgery.ops.inspect import places
 from ckpt_surgery.render.listing import fold, in_sequence, tree
 from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
@@ -87,7 +87,7 @@ def test_sequence_by_file_changes_nothing(keys):
     [([], ""), ([3], "3"), ([0, 1, 2], "0..2"), ([7, 0, 1, 5], "0..1,5,7")],
 )
 def test_ranges_are_brief(numbers, text):
-    assert ranges(numbers) == text
+    assert _ranges(numbers) == text
 
 
 def unfold(name: str) -> set[str]:
