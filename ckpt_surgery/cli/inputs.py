@@ -21,6 +21,26 @@ SUFFIXES: Final = frozenset(
 files_argument = click.argument("files", nargs=-1, type=CheckpointFile(), metavar="[FILE]...")
 
 
+def is_many(ctx: click.Context) -> bool:
+    """Return whether the line names several files, or a directory of several checkpoints."""
+    names: tuple[str, ...] = ctx.params["files"]
+    return len(names) > 1 or any(_is_collection(name) or _is_pattern(name) for name in names)
+
+
+def _is_pattern(name: str) -> bool:
+    """Return whether `name` is a pattern that the shell left alone."""
+    return any(sign in name for sign in "*?[") and not os.path.lexists(name)
+
+
+def _is_collection(name: str) -> bool:
+    """Return whether `name` is a directory that is no checkpoint itself."""
+    if name == "-" or not os.path.isdir(name):  # noqa: PTH112
+        return False
+    from ckpt_surgery.formats.detect import is_checkpoint_directory
+
+    return not is_checkpoint_directory(name)
+
+
 def sources_of(ctx: click.Context) -> list[PathLike | Source]:
     """The inputs in order: files, those in directories, and standard input as an open file.
 
@@ -45,7 +65,10 @@ def _stdin(ctx: click.Context) -> FileSource:
 
 def _expanded(names: Iterable[str]) -> Iterator[str]:
     for name in names:
-        if name == "-" or not os.path.isdir(name):  # noqa: PTH112
+        if _is_pattern(name):
+            yield from _matching(name)
+            continue
+        if not _is_collection(name):
             yield name
             continue
         found = sorted(_checkpoints_in(name))
@@ -55,6 +78,15 @@ def _expanded(names: Iterable[str]) -> Iterator[str]:
                 hint="files are recognised by their suffix: " + " ".join(sorted(SUFFIXES)),
             )
         yield from found
+
+
+def _matching(pattern: str) -> list[str]:
+    import glob
+
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
+    if not found:
+        raise UsageError(f"no file matches '{pattern}'")
+    return found
 
 
 def _checkpoints_in(folder: str) -> Iterator[str]:

@@ -125,6 +125,11 @@ class Format(ABC):
         Raises `DamagedFileError` if it breaks the format's rules, and `LimitExceededError`.
         """
 
+    def is_one(self, source: Source) -> bool:
+        """Say whether a directory that `sniff` takes is one checkpoint, not a folder of several."""
+        del source
+        return True
+
     def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
         """Return what of `checkpoint` the format cannot hold."""
         del checkpoint

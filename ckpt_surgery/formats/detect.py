@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Final
 
@@ -108,6 +109,18 @@ def find_format(source: Source) -> Format:
     if not is_directory:
         raise _unknown(source)
     raise ReadError("is a directory", path=source.name, hint="name the checkpoint file in it")
+
+
+def is_checkpoint_directory(path: PathLike) -> bool:
+    """Return whether a directory is one checkpoint, and not a folder of several."""
+    with suppress(ReadError):
+        source = opened(path)
+        try:
+            found = find_format(source)
+        finally:
+            source.close()
+        return found.is_one(source)
+    return False
 
 
 def source_is_directory(source: Source) -> bool:

@@ -41,6 +41,13 @@ class ModelDirectory(Format):
             name.endswith((INDEX_SUFFIX, *_WEIGHTS)) for name in _top_level(source)
         )
 
+    def is_one(self, source: Source) -> bool:
+        """Say whether it is clear which checkpoint in it is meant."""
+        try:
+            return isinstance(source, DirectorySource) and bool(_chosen(source))
+        except ReadError:
+            return False
+
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the checkpoint in it, with the architecture that ``config.json`` names.
 

@@ -64,6 +64,36 @@ def show(report: InspectReport, view: View, screen: Screen) -> None:
         screen.line(line)
 
 
+def show_many(reports: Sequence[InspectReport], screen: Screen) -> None:
+    """Show several files, one line each, and their sums."""
+    columns = (
+        Column("file", names=True),
+        Column("format", spare=2),
+        Column("tensors", right=True),
+        Column("elements", right=True, spare=1),
+        Column("bytes", right=True),
+        Column("beside the tensors", wraps=True, spare=3),
+    )
+    rows = [
+        (
+            printable(report.file),
+            report.format,
+            f"{report.totals.tensors:,}",
+            f"{report.totals.numel:,}",
+            f"{report.totals.nbytes:,}",
+            ", ".join(printable(other.path) or "(top level)" for other in report.others[:8]),
+        )
+        for report in reports
+    ]
+    screen.grid(Grid(columns, rows))
+    screen.line()
+    tensors = sum(report.totals.tensors for report in reports)
+    screen.line(
+        f"{count(len(reports), 'file')}: {count(tensors, 'tensor')}, "
+        f"{_exact_bytes(sum(report.totals.nbytes for report in reports))}"
+    )
+
+
 def _heading(report: InspectReport, state_dict: StateDict) -> str:
     averaged = report.averaged.get(state_dict.path)
     of = "" if averaged is None else f" of {count(averaged, 'model')}"

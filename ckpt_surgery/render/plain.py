@@ -66,6 +66,13 @@ def write_json(report: Report, stream: TextIO) -> None:
     stream.write(to_json(report.to_dict()) + "\n")
 
 
+def write_jsonl(report: Report, stream: TextIO) -> None:
+    """Write the report's document on one line, ASCII only."""
+    import json
+
+    stream.write(json.dumps(_strict(report.to_dict()), allow_nan=False) + "\n")
+
+
 def to_json(document: Mapping[str, Any]) -> str:
     """Strict JSON: what it cannot say (NaN, a number of thousands of digits) becomes a text."""
     import json

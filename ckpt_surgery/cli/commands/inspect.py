@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import ckpt_surgery.ops.inspect as verb
+from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import Command, color_of
+from ckpt_surgery.cli.inputs import files_argument, is_many, sources_of
 from ckpt_surgery.cli.options import (
     at_option,
-    input_argument,
     pager_option,
     report_options,
     selection_of,
     selection_options,
     source_of,
 )
-from ckpt_surgery.errors import UsageError
-from ckpt_surgery.render.plain import write_csv, write_json, write_keys
+from ckpt_surgery.errors import CkptError, PathLike, UsageError
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.render.plain import write_csv, write_json, write_jsonl, write_keys
 from ckpt_surgery.reports.inspection import InspectReport
 
 if TYPE_CHECKING:
     from ckpt_surgery.writing.output import ProgressBar
 
-_FORMS = {"tree": "--tree", "keys": "--keys", "as_json": "--json", "csv": "--csv"}
+_FORMS = {
+    "tree": "--tree", "keys": "--keys", "as_json": "--json", "csv": "--csv", "jsonl": "--jsonl",
+}  # fmt: skip
 _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
 
 
@@ -33,14 +37,26 @@ _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
     cls=Command,
     headings={
         "What to show": (
-            *("keys", "csv", "tree", "depth", "index", "params_only", "sort", "fold", "stats"),
+            *(
+                "keys",
+                "csv",
+                "jsonl",
+                "tree",
+                "depth",
+                "index",
+                "params_only",
+                "sort",
+                "fold",
+                "stats",
+            ),
         ),
     },
 )
-@input_argument
+@files_argument
 @selection_options
 @click.option("--keys", is_flag=True, help="Only the names, one a line, for pipes.")
 @click.option("--csv", is_flag=True, help="Comma-separated values.")
+@click.option("--jsonl", is_flag=True, help="One JSON document a line, for each file.")
 @click.option("--tree", is_flag=True, help="A tree of modules with sums.")
 @click.option(
     "--depth", type=click.IntRange(min=1), metavar="N", help="Levels of the tree to show."
@@ -67,9 +83,11 @@ _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
 def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> int:
     r"""Show what a checkpoint holds.
 
-    Tensors in the order of the file, what lies beside them, ties, and bytes that no tensor uses.
-    Nothing in FILE is run, and without --stats no tensor is read. --pattern, --prefix, --glob and
-    --keys-from, each as often as wanted, choose the tensors to show.
+    Of one FILE the tensors in the order of the file, what lies beside them, ties, and bytes that
+    no tensor uses. Nothing in FILE is run, and without --stats no tensor is read. --pattern,
+    --prefix, --glob and --keys-from, each as often as wanted, choose the tensors to show. Of
+    several files, or of a directory of checkpoints, one line each; one that cannot be read does
+    not stop the others.
 
     \b
     Examples:
@@ -78,10 +96,23 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
       ckpt inspect vit.pth --tree --depth 2
       ckpt inspect model.pth --prefix layer4 --stats
       ckpt inspect model.pth --params-only --keys > names.txt
+      ckpt inspect runs/ *.pth --jsonl
     """
     _check_forms(ctx)
-    report = verb.inspect(
-        source_of(ctx),
+    if is_many(ctx):
+        return _many(ctx, params_only=params_only, stats=stats)
+    ctx.params["file"] = next(iter(ctx.params["files"]), None)
+    report = _inspected(ctx, source_of(ctx), params_only=params_only, stats=stats)
+    if not ctx.params["quiet"] and sys.stdout is not None:
+        _print(ctx, report)
+    return report.exit_code
+
+
+def _inspected(
+    ctx: click.Context, source: PathLike | Source, *, params_only: bool, stats: bool
+) -> InspectReport:
+    return verb.inspect(
+        source,
         selection_of(ctx),
         at=ctx.params["at"],
         params_only=params_only,
@@ -89,9 +120,35 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
         recognise=not (ctx.params["keys"] or ctx.params["csv"]),
         progress=_progress(ctx) if stats else None,
     )
-    if not ctx.params["quiet"] and sys.stdout is not None:
-        _print(ctx, report)
-    return report.exit_code
+
+
+def _many(ctx: click.Context, *, params_only: bool, stats: bool) -> int:
+    """Show several files, one line each; return the exit code, 2 if one could not be read."""
+    given = ctx.params
+    for name, option in {**_FORMS, **_TABLE_ONLY}.items():
+        if given[name] and name != "jsonl":
+            raise UsageError(
+                f"'{option}' is for one file", hint="--jsonl prints a document for each of several"
+            )
+    reports, code = [], 0
+    for source in sources_of(ctx):
+        try:
+            report = _inspected(ctx, source, params_only=params_only, stats=stats)
+        except CkptError as error:
+            boundary.say_failure(str(error), error.hint, color_of(ctx))
+            code = boundary.REFUSED
+            continue
+        if given["jsonl"] and not given["quiet"]:
+            write_jsonl(report, sys.stdout)
+        else:
+            reports.append(report)
+    if reports and not given["quiet"]:
+        from ckpt_surgery.render.inspection import show_many
+        from ckpt_surgery.render.screen import paged
+
+        with paged(sys.stdout, color=color_of(ctx), pager=not given["no_pager"]) as screen:
+            show_many(reports, screen)
+    return code
 
 
 def _progress(ctx: click.Context) -> ProgressBar | None:
@@ -123,6 +180,8 @@ def _print(ctx: click.Context, report: InspectReport) -> None:
         write_keys(report, sys.stdout)
     elif given["as_json"]:
         write_json(report, sys.stdout)
+    elif given["jsonl"]:
+        write_jsonl(report, sys.stdout)
     elif given["csv"]:
         write_csv(report, sys.stdout)
     else:
