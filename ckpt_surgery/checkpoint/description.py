@@ -45,12 +45,47 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of a tensor that several ranks have: `number` (from 1) of `count`.
+
+    It has the shape `shape`, of the whole along all axes but `axes`. `is_partial`: parts are of the
+    whole's shape, and to be summed up.
+    """
+
+    number: int
+    count: int
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    is_partial: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of the tensor: each rank has a copy."""
+        return self.count == 1
+
+    def __str__(self) -> str:
+        if self.is_whole:
+            return "replica"
+        return f"{'partial sum' if self.is_partial else 'shard'} {self.number} of {self.count}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "count": self.count,
+            "axes": list(self.axes),
+            "shape": list(self.shape),
+            "partial": self.is_partial,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """How a tensor's elements lie in its storage.
 
     `stride` and `offset` count elements of `dtype`. A tensor whose elements are not one strided
     view (sparse, nested, a wrapper subclass, meta) has no `storage`; `parts` are then the tensors
-    that it is made of. `node` is the graph node that rebuilds exactly this tensor.
+    that it is made of. `node` is the graph node that rebuilds exactly this tensor. Of a DTensor
+    (layout ``dtensor``), `shape` is that of the whole, and `shard` what part of it this one is.
     """
 
     shape: tuple[int, ...]
@@ -63,7 +98,13 @@ class Tensor:
     requires_grad: bool = False
     is_parameter: bool = False
     parts: tuple[Tensor, ...] = ()
+    shard: Shard | None = None
     node: object = field(default=None, compare=False, repr=False)
+
+    @property
+    def described_layout(self) -> str:
+        """Its layout for people: of a shard also which."""
+        return self.layout if self.shard is None else f"{self.layout}, {self.shard}"
 
     @property
     def numel(self) -> int:

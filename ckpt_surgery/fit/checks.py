@@ -17,14 +17,7 @@ def check(items: Sequence[FitItem], options: FitOptions) -> None:
     Raises PlanError and UsageError as `plan_fit` does.
     """
     if items and all(item.status == "initial" for item in items):
-        misfits = sum(item.source is not None for item in items)
-        raise PlanError(
-            "nothing in the checkpoint fits the target: "
-            + (f"{misfits} names agree, but no shape" if misfits else "no name agrees"),
-            hint="allow an adaptation with --adapt"
-            if misfits
-            else "try a bolder --match, or give the names in a map with --rename-map",
-        )
+        raise _nothing_fits(items)
     if options.may_be_initial is not None:
         initial = [i.name for i in items if i.status == "initial" and not i.is_optional]
         _refuse_initial(initial, options.may_be_initial)
@@ -44,6 +37,25 @@ def check(items: Sequence[FitItem], options: FitOptions) -> None:
             "the class lists are used by no tensor",
             hint="--classes goes with '--adapt rows', and the head must differ in its rows",
         )
+
+
+def _nothing_fits(items: Sequence[FitItem]) -> PlanError:
+    named = [item for item in items if item.source is not None]
+    if not named:
+        return PlanError(
+            "nothing in the checkpoint fits the target: no name agrees",
+            hint="try a bolder --match, or give the names in a map with --rename-map",
+        )
+    agree = "1 name agrees" if len(named) == 1 else f"{len(named):,} names agree"
+    if any(item.source_shape != item.shape for item in named):
+        return PlanError(
+            f"nothing in the checkpoint fits the target: {agree}, but no shape",
+            hint="allow an adaptation with --adapt",
+        )
+    return PlanError(
+        f"nothing in the checkpoint fits the target: {agree}, but {named[0].reason}",
+        hint="write plain tensors: to_dense(), dequantize() or full_tensor() make them",
+    )
 
 
 def _applies(rule: AdaptRule, item: FitItem) -> bool:

@@ -18,7 +18,7 @@ from ckpt_surgery.fit.remarks import (
     suspect_notes,
     tie_notes,
 )
-from ckpt_surgery.matching.comparison import lacks_counter, loads_into
+from ckpt_surgery.matching.comparison import copies_into, lacks_counter, loads_into
 from ckpt_surgery.matching.correspondence import Correspondence
 from ckpt_surgery.models.target import Metadata, Target, TensorSpec
 
@@ -100,7 +100,10 @@ class _Planner:
         adapted: Adaptation | None = None
         reason: str | None = None
         would_adapt: tuple[Kind, ...] = ()
-        if _is_complex(have.dtype) and not _is_complex(want.dtype):
+        if not copies_into(have, replace(want, dtype=dtype)):
+            what = have.layout if have.layout != want.layout else have.dtype
+            reason = f"the checkpoint's is a {what} tensor, which load_state_dict cannot copy"
+        elif _is_complex(have.dtype) and not _is_complex(want.dtype):
             reason = f"complex numbers do not fit {want.dtype}"
         elif loads_into(have.shape, want.shape) and not self._has_other_grid(want):
             status = "copied" if have.dtype == dtype else "cast"
@@ -148,8 +151,12 @@ class _Planner:
         If none has such a shape, it is the first.
         """
         sources = [self.source[self.by_target[name]] for name in group if name in self.by_target]
-        shape = self.target.by_name[group[0]].shape
-        fitting = [source for source in sources if loads_into(source.shape, shape)]
+        want = self.target.by_name[group[0]]
+        fitting = [
+            source
+            for source in sources
+            if loads_into(source.shape, want.shape) and copies_into(source, want)
+        ]
         return next(iter(fitting[-1:] or sources[:1]), None)
 
     def _dtype(self, want: TensorSpec) -> str:

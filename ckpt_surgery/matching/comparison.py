@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.models.target import Metadata, Shape, Target, TensorSpec
 
 
@@ -22,6 +23,27 @@ class Mismatch:
             f"size mismatch for {self.name}: copying a param with shape "
             f"{_torch_size(self.checkpoint)} from checkpoint, the shape in current model is "
             f"{_torch_size(self.model)}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Uncopyable:
+    """A name with equal shapes whose values torch cannot copy.
+
+    `checkpoint` and `model` are their layouts, or their element types if those are the reason.
+    """
+
+    name: str
+    shape: Shape
+    checkpoint: str
+    model: str
+
+    def __str__(self) -> str:
+        size = _torch_size(self.shape)
+        return (
+            f'While copying the parameter named "{self.name}", whose dimensions in the model are '
+            f"{size} and whose dimensions in the checkpoint are {size}, an exception occurred: "
+            f"the checkpoint's tensor is {self.checkpoint}, the model's {self.model}."
         )
 
 
@@ -49,8 +71,10 @@ class TiedName:
 class Comparison:
     """A state dict against a target: `missing` has only the target, `unexpected` only the other.
 
-    `matched` are the names with equal shapes, in the target's order. `renamed` pairs old names
-    with those that the model's own code gives them when it loads (an older version of a module).
+    `matched` are the names with equal shapes, in the target's order; `uncopyable` have them, too,
+    but ``load_state_dict`` refuses to copy such a tensor (sparse, quantized, a DTensor). `renamed`
+    pairs old names with those that the model's own code gives them when it loads (an older version
+    of a module).
     `defaulted` are absent, and that code does without them: the counters of old batch norms.
     """
 
@@ -58,6 +82,7 @@ class Comparison:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
+    uncopyable: tuple[Uncopyable, ...] = ()
     dtype_differences: tuple[DTypeDifference, ...] = ()
     tied: tuple[TiedName, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
@@ -66,7 +91,7 @@ class Comparison:
     @property
     def fits(self) -> bool:
         """Whether everything the target wants is there in the right shape, and nothing else."""
-        return not (self.missing or self.unexpected or self.mismatched)
+        return not (self.missing or self.unexpected or self.mismatched or self.uncopyable)
 
     @property
     def exit_code(self) -> int:
@@ -80,6 +105,7 @@ class Comparison:
             "mismatched_keys": [
                 [m.name, list(m.checkpoint), list(m.model)] for m in self.mismatched
             ],
+            "uncopyable_keys": [[u.name, u.checkpoint, u.model] for u in self.uncopyable],
             "dtype_differences": [[d.name, d.checkpoint, d.model] for d in self.dtype_differences],
             "tied": [[t.name, t.present] for t in self.tied],
             "renamed": [list(pair) for pair in self.renamed],
@@ -95,6 +121,7 @@ class Comparison:
         if self.unexpected:
             lines.append(f"Unexpected key(s) in state_dict: {_quoted(self.unexpected)}. ")
         lines.extend(str(mismatch) for mismatch in self.mismatched)
+        lines.extend(str(uncopyable) for uncopyable in self.uncopyable)
         if not lines:
             return "<All keys matched successfully>"
         return "\n\t".join([f"Error(s) in loading state_dict for {class_name}:", *lines])
@@ -131,7 +158,11 @@ def compare(
     known = target.by_name.keys() | set(target.extra_state)
     tied, missing = split_tied(absent, target, by_name)
     return Comparison(
-        matched=tuple(want.name for have, want in shared if loads_into(have.shape, want.shape)),
+        matched=tuple(
+            want.name
+            for have, want in shared
+            if loads_into(have.shape, want.shape) and copies_into(have, want)
+        ),
         missing=missing,
         unexpected=tuple(
             name
@@ -142,6 +173,9 @@ def compare(
             Mismatch(want.name, have.shape, want.shape)
             for have, want in shared
             if not loads_into(have.shape, want.shape)
+        ),
+        uncopyable=uncopyable(
+            (have, want) for have, want in shared if loads_into(have.shape, want.shape)
         ),
         dtype_differences=dtype_differences(shared),
         tied=tied,
@@ -154,14 +188,44 @@ def loads_into(checkpoint: Shape, model: Shape) -> bool:
     return checkpoint == model or (model == () and checkpoint == (1,))
 
 
+_DENSE: Final = frozenset({"strided", "device"})
+
+
+def copies_into(have: TensorSpec, want: TensorSpec) -> bool:
+    """Whether torch copies a tensor into another one of its shape.
+
+    Not from layout to layout (whether the class of a ``subclass`` permits it is not known), nor
+    between types of which it has no conversion (torch 2.13).
+    """
+    if have.layout != want.layout and not {have.layout, want.layout} <= _DENSE:
+        return False
+    return have.dtype == want.dtype or (_converts(have.dtype) and _converts(want.dtype))
+
+
+def _converts(name: str) -> bool:
+    dtype = BY_NAME[name]
+    return dtype.in_torch and dtype.kind != "bits" and name != "float4_e2m1fn_x2"
+
+
+def uncopyable(pairs: Iterable[tuple[TensorSpec, TensorSpec]]) -> tuple[Uncopyable, ...]:
+    """Of pairs of checkpoint and model that have equal shapes, those that torch does not copy."""
+    return tuple(
+        Uncopyable(want.name, want.shape, have.layout, want.layout)
+        if have.layout != want.layout
+        else Uncopyable(want.name, want.shape, have.dtype, want.dtype)
+        for have, want in pairs
+        if not copies_into(have, want)
+    )
+
+
 def dtype_differences(
     pairs: Iterable[tuple[TensorSpec, TensorSpec]],
 ) -> tuple[DTypeDifference, ...]:
-    """Of pairs of checkpoint and model, those whose element types differ."""
+    """Of pairs of checkpoint and model that torch copies, those whose element types differ."""
     return tuple(
         DTypeDifference(want.name, have.dtype, want.dtype)
         for have, want in pairs
-        if have.dtype != want.dtype
+        if have.dtype != want.dtype and copies_into(have, want)
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, find_ties
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, find_ties
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -38,7 +38,13 @@ def describe(state_dict: StateDict) -> Described:
     """Names, shapes and types of a state dict, and which of its names are one tensor."""
     return Described(
         specs=tuple(
-            TensorSpec(entry.name, entry.tensor.shape, entry.tensor.dtype.name, entry.role)
+            TensorSpec(
+                entry.name,
+                entry.tensor.shape,
+                entry.tensor.dtype.name,
+                entry.role,
+                _layout(entry.tensor),
+            )
             for entry in state_dict.entries
             if entry.tensor is not None
         ),
@@ -48,6 +54,11 @@ def describe(state_dict: StateDict) -> Described:
         extra_state=tuple(entry.name for entry in state_dict.entries if entry.tensor is None),
         ties=find_ties(state_dict.tensors),
     )
+
+
+def _layout(tensor: Tensor) -> str:
+    """How its elements are kept; on the meta device there are none to copy."""
+    return "meta" if tensor.device == "meta" else tensor.layout
 
 
 def _plain(node: Node) -> dict[str, object]:

@@ -17,7 +17,13 @@ import torch
 from torch import nn
 
 from ckpt_surgery.errors import ConstructionError
-from ckpt_surgery.matching.comparison import Comparison, Mismatch, dtype_differences, split_tied
+from ckpt_surgery.matching.comparison import (
+    Comparison,
+    Mismatch,
+    dtype_differences,
+    split_tied,
+    uncopyable,
+)
 from ckpt_surgery.models.target import Metadata, Target, TensorSpec
 
 _MISMATCH = re.compile(r"size mismatch for (?P<name>.*?): copying a param with shape ", re.DOTALL)
@@ -47,10 +53,12 @@ def judge(
     extra = [name for name in extra_state if name not in target.extra_state]
     pairs = [(by_new_name[want.name], want) for want in target.tensors if want.name in by_new_name]
     wrong = set(complaints)
+    refused = uncopyable((have, want) for have, want in pairs if want.name not in wrong)
+    lost = wrong | {each.name for each in refused}
     tied, really_missing = split_tied(missing, target, by_new_name)
     reported = {*missing, *by_new_name}
     return Comparison(
-        matched=tuple(want.name for _, want in pairs if want.name not in wrong),
+        matched=tuple(want.name for _, want in pairs if want.name not in lost),
         missing=really_missing,
         unexpected=(*unexpected, *extra),
         mismatched=tuple(
@@ -58,6 +66,7 @@ def judge(
             for have, want in pairs
             if want.name in wrong
         ),
+        uncopyable=refused,
         dtype_differences=dtype_differences(pairs),
         tied=tied,
         renamed=tuple(upgraded.items()),

@@ -142,12 +142,26 @@ class Sources:
         for number, source in enumerate(self.inputs, self.first_number):
             opened.append(open_file(source, renames.get(number, ())))
             stack.callback(opened[-1].original.close)
+            _require_whole(opened[-1])
         if self.base_place is not None:
             return opened[self.base_place], opened
         rules = renames.get(1, ()) if self.first_number == 2 else ()
         base = open_file(self.base, rules)
         stack.callback(base.original.close)
+        _require_whole(base)
         return base, opened
+
+
+def _require_whole(file: MergeFile) -> None:
+    """Raise `UsageError` for the file of one rank, of which a merge would make no model."""
+    for name, tensor in file.original.tensors:
+        if tensor.shard is not None and not tensor.shard.is_whole:
+            raise UsageError(
+                f"'{name}' is {tensor.shard} of a tensor: this is the file of one rank",
+                path=file.label,
+                hint="merge whole models: in torch, get_model_state_dict with "
+                "StateDictOptions(full_state_dict=True) gives one",
+            )
 
 
 def _is_same(one: PathLike | Source, other: PathLike | Source) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ckpt_surgery.errors import CkptError, ConstructionError, UsageError
 from ckpt_surgery.models.construction import ParametersOnMeta
@@ -242,6 +243,7 @@ def describe(model: nn.Module, title: str) -> Target:
                 tuple(tensor.shape),
                 str(tensor.dtype).removeprefix("torch."),
                 "parameter" if isinstance(tensor, nn.Parameter) else "buffer",
+                _layout(tensor),
             )
             for name, tensor in tensors.items()
         ),
@@ -274,6 +276,15 @@ def _describe_module(name: str, module: nn.Module) -> ModuleSpec:
         buffers=tuple(prefix + key for key, _ in module.named_buffers(recurse=False)),
         tracks_statistics=bool(getattr(module, "track_running_stats", False)),
     )
+
+
+def _layout(tensor: Any) -> str:
+    """How a tensor of a model keeps its elements, as `TensorSpec` calls it."""
+    if is_traceable_wrapper_subclass(tensor):
+        return "dtensor" if type(tensor).__name__ == "DTensor" else "subclass"
+    if tensor.is_quantized:
+        return "quantized"
+    return str(tensor.layout).removeprefix("torch.")
 
 
 def _ties(tensors: Mapping[str, torch.Tensor]) -> tuple[tuple[str, ...], ...]:

@@ -15,12 +15,17 @@ Metadata = Mapping[str, Mapping[str, object]]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor of a state dict: `dtype` is torch's name of it (``"float32"``)."""
+    """A tensor of a state dict: `dtype` is torch's name of it (``"float32"``).
+
+    `layout` is how its elements are kept: ``strided``, ``sparse_coo``, ``quantized``, ``dtensor``,
+    ``subclass``, …
+    """
 
     name: str
     shape: Shape
     dtype: str = "float32"
     role: Role = "unknown"
+    layout: str = "strided"
 
     @property
     def numel(self) -> int:

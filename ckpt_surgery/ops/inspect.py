@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
@@ -65,7 +66,7 @@ def inspect(
             totals=_totals(checkpoint, [tensor for _, tensor in narrowed.tensors]),
             ties=find_ties(narrowed.tensors),
             globals=checkpoint.globals,
-            notes=(*checkpoint.notes, *unclear),
+            notes=(*checkpoint.notes, *_shard_notes(narrowed), *unclear),
             stats=_stats(narrowed, progress) if stats else {},
             places=places(checkpoint.state_dicts),
             training=training,
@@ -76,6 +77,15 @@ def inspect(
             architectures=_architectures(checkpoint, listed) if recognise else {},
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
+
+
+def _shard_notes(checkpoint: Checkpoint) -> Iterator[str]:
+    """Say that a file is one rank's, and lacks what the others have."""
+    shards = [t.shard for _, t in checkpoint.tensors if t.shard is not None]
+    parts = Counter(str(shard) for shard in shards if not shard.is_whole)
+    for part, number in parts.items():
+        which = "1 tensor is" if number == 1 else f"{number:,} tensors are each"
+        yield f"{which} {part}: the files of the other ranks have the rest"
 
 
 def _training(

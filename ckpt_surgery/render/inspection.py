@@ -128,7 +128,7 @@ def _facts(entry: Entry, times: int = 1) -> tuple[str, str, str, str]:
         return "-", "(no tensor)", "-", "-"
     dtype = tensor.dtype.name
     if tensor.layout != "strided":
-        dtype += f" {printable(tensor.layout)}"
+        dtype += f" {printable(tensor.described_layout)}"
     return shape(tensor.shape), dtype, f"{tensor.numel * times:,}", f"{tensor.nbytes * times:,}"
 
 

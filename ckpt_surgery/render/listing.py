@@ -51,7 +51,7 @@ def fold(entries: Sequence[Entry]) -> list[Folded]:
 
 def _kind(entry: Entry) -> Hashable:
     tensor = entry.tensor
-    return None if tensor is None else (tensor.shape, tensor.dtype.name, tensor.layout)
+    return None if tensor is None else (tensor.shape, tensor.dtype.name, tensor.described_layout)
 
 
 @dataclass(slots=True)

@@ -36,7 +36,7 @@ def _verdict(report: MatchReport, each: Matched) -> str:
     found = each.comparison
     where = f" ({printable(each.path)})" if each.path else ""
     absent = len(found.missing) + len(found.tied) + len(found.defaulted)
-    wanted = len(found.matched) + len(found.mismatched) + absent
+    wanted = len(found.matched) + len(found.mismatched) + len(found.uncopyable) + absent
     who = printable(report.target)
     if report.class_name != report.target:
         who += f" ({printable(report.class_name)})"
@@ -59,6 +59,13 @@ def _differences(found: Comparison, most: int) -> Iterator[str]:
     texts = (str(Mismatch(_pattern(m), *m.value)) for m in mismatched if isinstance(m.value, tuple))
     for line in below(texts, most):
         yield line.strip()
+    if found.uncopyable:
+        yield f"tensors that load_state_dict cannot copy: {len(found.uncopyable):,}"
+        refused = _fold(
+            (u.name, f"{u.checkpoint} in the checkpoint, {u.model} in the model")
+            for u in found.uncopyable
+        )
+        yield from below((f"{_pattern(each)}: {each.value}" for each in refused), most)
     if found.dtype_differences:
         yield "element types differ, which load_state_dict converts:"
         differences = _fold(

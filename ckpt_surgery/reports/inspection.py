@@ -136,6 +136,8 @@ class InspectReport:
         }
         if tensor.layout != "strided":
             found["layout"] = tensor.layout
+        if tensor.shard is not None:
+            found["shard"] = tensor.shard.to_dict()
         stats = self.stats.get(join_path(state_dict.path, entry.name))
         if stats is not None:
             found["stats"] = stats.to_dict()

@@ -24,6 +24,7 @@ from ckpt_surgery.pickles import (
     PersistentId,
     children,
 )
+from ckpt_surgery.torch_objects import dtensor
 from ckpt_surgery.torch_objects.calls import Call, sizes, wrong_form
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.old_forms import (
@@ -209,8 +210,14 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
     tensor = reader.rebuild(Object("REDUCE", function, args, call.node.at))
     if tensor is None:
         return None
-    parts = tensor.parts + _attributes(reader, tensor, call.settled(3), call.node)
-    return replace(tensor, parts=parts, node=call.node)
+    state = call.settled(3)
+    parts = tensor.parts + _attributes(reader, tensor, state, call.node)
+    tensor = replace(tensor, parts=parts, node=call.node)
+    kind = call.reference(1)
+    if isinstance(kind, Global) and kind.qualified in dtensor.CLASSES:
+        spec = dtensor.read_spec(state, call.node.at, reader.describe)
+        return replace(tensor, layout="dtensor", shard=None if spec is None else spec.shard)
+    return tensor
 
 
 def _attributes(

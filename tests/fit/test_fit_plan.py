@@ -327,7 +327,7 @@ def test_nothing_copied_is_an_error() -> None:
     with pytest.raises(PlanError, match="no name agrees") as raised:
         plan(specs({"a": (1,)}), target_of({"b": (2,)}))
     assert "--match" in str(raised.value.hint)
-    with pytest.raises(PlanError, match="1 names agree, but no shape") as raised:
+    with pytest.raises(PlanError, match="1 name agrees, but no shape") as raised:
         plan(specs({"a": (1,)}), target_of({"a": (2,)}))
     assert "--adapt" in str(raised.value.hint)
 
