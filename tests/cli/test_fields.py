@@ -29,7 +29,10 @@ CASES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_command_line_names_its_options(case: str, invoke: Any, tmp_path: Path) -> None:
+def test_the_command_line_names_its_options(
+    case: str, invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.zeros(2)}, "a.pth")
     line, message = CASES[case]
     output = [] if line[0] in {"match", "hash"} else ["-o", "out.pth"]
