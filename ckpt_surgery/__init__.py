@@ -17,8 +17,6 @@ from types import ModuleType
 
 TYPE_CHECKING = False  # what type checkers take for true; `typing` is a long import
 if TYPE_CHECKING:
-    from typing import Any
-
     from ckpt_surgery.checkpoint.description import (
         Checkpoint,
         Entry,
@@ -205,7 +203,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     from importlib import import_module
 
     module = _HOME_OF.get(name)

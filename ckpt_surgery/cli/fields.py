@@ -17,6 +17,7 @@ PARAMETERS: Final[Mapping[str, str]] = {
     "parameters": "parameter",
     "model_args": "model_arg",
     "renames": "rename_map",
+    "entries": "entry",
 }
 
 

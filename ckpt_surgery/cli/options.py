@@ -220,8 +220,11 @@ def _no_pipe(stream: TextIO | None) -> str:
     return "a device" if stat.S_ISCHR(mode) else ""
 
 
-def selection_of(ctx: click.Context) -> Selection:
-    """The rules in the order given. Raises `UsageError` for one that cannot work."""
+def selection_of(ctx: click.Context, *, keeps_entries: bool = False) -> Selection:
+    """The rules in the order given. Raises `UsageError` for one that cannot work.
+
+    `keeps_entries` says that ``--keep`` has a meaning without a rule.
+    """
     rules = tuple(
         Rule("keys", value, parse_key_list(read_text(value, "--keys-from")))
         if name == "keys_from"
@@ -229,7 +232,8 @@ def selection_of(ctx: click.Context) -> Selection:
         for name, value in in_order(ctx, _RULE_KINDS)
     )
     rules += tuple(Rule("name", name) for name in ctx.params.get("names", ()))
-    return Selection(rules, ctx.params["keep"], ctx.params["allow_unmatched"])
+    keep = ctx.params["keep"] and bool(rules or not keeps_entries)
+    return Selection(rules, keep, ctx.params["allow_unmatched"])
 
 
 def output_of(ctx: click.Context) -> Output:

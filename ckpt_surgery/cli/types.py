@@ -122,6 +122,27 @@ class StateDictPath(TextType):
         return _items(paths)
 
 
+class EntryPath(StateDictPath):
+    """The path of anything in the file that is no entry of a state dict."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002 - Click's signature
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        paths: list[str] = []
+        with suppress(Exception), _open(ctx) as checkpoint:
+            from ckpt_surgery.torch_objects.entries import Entries
+
+            entries = Entries(checkpoint)
+            for top in entries.top():
+                paths.append(top.path)
+                if incomplete.startswith(f"{top.path}/"):
+                    paths += (place.path for place in entries.below(top))
+        return _items(path for path in paths if path.startswith(incomplete))
+
+
 def _open(ctx: click.Context) -> Checkpoint:
     from ckpt_surgery.formats import read
 

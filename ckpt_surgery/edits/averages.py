@@ -71,6 +71,10 @@ class DropStateDict(BatchEdit):
     kind: ClassVar[str] = "drop-state-dict"
     path: str
 
+    def path_after(self, path: str) -> str | None:
+        """Return None for that state dict."""
+        return None if path == self.path else path
+
     @classmethod
     def apply_all(
         cls,

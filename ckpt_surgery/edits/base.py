@@ -30,6 +30,13 @@ class Edit(ABC):
         Raises `PlanError` if it speaks of something that is not there.
         """
 
+    def path_after(self, path: str) -> str | None:
+        """Return where what was at `path`, a state dict or another entry, lies now; None: nowhere.
+
+        What goes for other reasons than its path is not known here.
+        """
+        return path
+
     @classmethod
     def apply_all(cls, run: Sequence[Self], checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
         """Return the checkpoint after several edits of this kind that follow each other."""

@@ -11,7 +11,15 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict
 from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, not_there, require_there
-from ckpt_surgery.pickles import walk
+from ckpt_surgery.errors import PlanError
+from ckpt_surgery.pickles import Dict, walk
+from ckpt_surgery.torch_objects.entries import (
+    Entries,
+    Place,
+    with_counted_tensors,
+    without_places,
+)
+from ckpt_surgery.torch_objects.mappings import mapping_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +51,17 @@ def _without(state_dict: StateDict, drops: Sequence[Drop]) -> StateDict:
 
 @dataclass(frozen=True, slots=True)
 class DropOther(BatchEdit):
-    """Remove an entry beside the state dicts: an optimizer, a scheduler."""
+    """Remove an entry beside the state dicts: an optimizer, one of its attributes, a container.
+
+    A state dict, or a container that leads to one, goes with all that is below.
+    """
 
     kind: ClassVar[str] = "drop-entry"
     path: str
+
+    def path_after(self, path: str) -> str | None:
+        """Return None for what is at or below the entry."""
+        return None if path == self.path or path.startswith(f"{self.path}/") else path
 
     @classmethod
     def apply_all(
@@ -55,17 +70,82 @@ class DropOther(BatchEdit):
         checkpoint: Checkpoint,
         inputs: Inputs,  # noqa: ARG003
     ) -> Checkpoint:
-        """Return the checkpoint without these entries."""
-        known = {other.path for other in checkpoint.others}
+        """Return the checkpoint without these entries.
+
+        Raises `LossyEditError` for one that is no item of a dictionary and no attribute.
+        """
+        known = {other.path for other in checkpoint.others if _is_item(other)}
         gone = {edit.path for edit in run}
-        for edit in run:
-            if edit.path not in known:
-                raise not_there(checkpoint, edit.path)
+        deep = gone - known
+        if deep:
+            checkpoint = _without_deep(checkpoint, deep)
+        if deep == gone:
+            return checkpoint
         return replace(
             checkpoint,
             others=_remaining(checkpoint.others, gone),
             dropped=(*checkpoint.dropped, *(o for o in checkpoint.others if o.path in gone)),
         )
+
+
+def _is_item(other: Other) -> bool:
+    """Return whether an entry lies in a dictionary, or in no graph at all."""
+    if other.parent is None or isinstance(other.parent, Dict):
+        return bool(other.path)
+    return any(key is other.key_node for key, _ in mapping_pairs(other.parent) or ())
+
+
+def _without_deep(checkpoint: Checkpoint, paths: Collection[str]) -> Checkpoint:
+    """Return the checkpoint without entries of other entries, or with state dicts in them."""
+    entries = Entries(checkpoint)
+    found = entries.find(paths)
+    for path in paths:
+        if path not in found:
+            raise not_there(checkpoint, path)
+    places = list(found.values())
+    edited = replace(
+        checkpoint, replaced={**checkpoint.replaced, **without_places(checkpoint, places)}
+    )
+    tops = [place for place in places if _is_top(checkpoint, place)]
+    if tops:
+        inside = {id(node) for place in tops for node in walk(place.node)}
+        _require_nowhere_else(entries, checkpoint, tops, inside)
+        edited = replace(
+            edited,
+            state_dicts=tuple(s for s in checkpoint.state_dicts if id(s.node) not in inside),
+            others=tuple(
+                o for o in checkpoint.others if o.path not in found and id(o.parent) not in inside
+            ),
+        )
+    return with_counted_tensors(edited)
+
+
+def _is_top(checkpoint: Checkpoint, place: Place) -> bool:
+    """Return whether a place is no part of an entry that the checkpoint lists."""
+    known = {(id(o.parent), id(o.key_node)) for o in checkpoint.others}
+    above: Place | None = place
+    while above is not None:
+        if above is not place and (id(above.holder), id(above.key)) in known:
+            return False
+        above = above.above
+    return True
+
+
+def _require_nowhere_else(
+    entries: Entries, checkpoint: Checkpoint, tops: Sequence[Place], inside: Collection[int]
+) -> None:
+    """Raise `PlanError` if a state dict that goes is at another place, too."""
+    going = {id(s.node): s.path for s in checkpoint.state_dicts if id(s.node) in inside}
+    paths = {place.path for place in tops}
+    for place in entries.all() if going else ():
+        if id(place.node) in going and not any(
+            place.path == path or place.path.startswith(f"{path}/") for path in paths
+        ):
+            raise PlanError(
+                f"'{going[id(place.node)]}' is also at '{place.path}', where it would stay",
+                path=checkpoint.file.name,
+                hint="drop both",
+            )
 
 
 def _remaining(others: Sequence[Other], dropped: Collection[str]) -> tuple[Other, ...]:

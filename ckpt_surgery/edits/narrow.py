@@ -19,6 +19,10 @@ class OnlyStateDict(Edit):
     kind: ClassVar[str] = "only-state-dict"
     path: str
 
+    def path_after(self, path: str) -> str | None:
+        """Return the top level for that state dict, and None for all else."""
+        return "" if path == self.path else None
+
     def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:  # noqa: ARG002
         """Return a checkpoint of that state dict and nothing beside it."""
         return alone(checkpoint, state_dict_at(checkpoint, self.path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import not_there
 from ckpt_surgery.edits.registry import find_moment_change, kind_of_moment_change
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.pickles import walk
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.training.optimizers import (
     FoundOptimizer,
@@ -48,6 +49,7 @@ class UpdateOptimizer(BatchEdit):
     ) -> Checkpoint:
         """Return the checkpoint with these optimizers updated, each once."""
         found = at_paths(checkpoint, {edit.path for edit in run})
+        _require_untouched(checkpoint, found.values())
         reader = TensorReader()
         nodes = []
         for edit in run:
@@ -68,6 +70,20 @@ class UpdateOptimizer(BatchEdit):
         plain = fields_from_json(_Plain, {k: v for k, v in fields.items() if k != "edit"})
         groups = tuple(tuple(map(_member_from_json, group)) for group in plain.groups)
         return cls(plain.path, groups)
+
+
+def _require_untouched(checkpoint: Checkpoint, optimizers: Iterable[FoundOptimizer]) -> None:
+    """Raise `PlanError` if other edits reached into an optimizer, which would be lost."""
+    if not checkpoint.replaced:
+        return
+    for optimizer in optimizers:
+        for node in walk(optimizer.state.node):
+            if id(node) in checkpoint.replaced and node is not optimizer.source:
+                raise PlanError(
+                    "parts of it were edited before its model was",
+                    entry=optimizer.path,
+                    hint="edit the model first",
+                )
 
 
 def _made(edit: UpdateOptimizer, optimizer: FoundOptimizer, reader: TensorReader) -> Groups:

@@ -7,7 +7,7 @@ description, and returns a new description.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,15 @@ class Plan:
 
         return reduce(carry_out, (list(run) for _, run in groupby(self.edits, type)), checkpoint)
 
+    def path_after(self, path: str) -> str | None:
+        """Return where what was at `path` lies after all edits; see `Edit.path_after`."""
+        found: str | None = path
+        for edit in self.edits:
+            if found is None:
+                break
+            found = edit.path_after(found)
+        return found
+
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the edits as JSON has them: ``{"edit": "rename", "from": …, "to": …}``."""
         return [edit.to_dict() for edit in self.edits]
@@ -72,6 +81,15 @@ class Planned:
     rules: tuple[RuleCount, ...] = ()
     warnings: tuple[str, ...] = ()
     optimizers: tuple[OptimizerChange, ...] = ()
+
+
+def followed_by(planned: Planned, edits: Sequence[Edit]) -> Planned:
+    """Return the plan with more edits at its end, but before storages are cut to what is used."""
+    if not edits:
+        return planned
+    last = [edit for edit in planned.plan.edits if edit.kind == "compact"]
+    first = [edit for edit in planned.plan.edits if edit.kind != "compact"]
+    return replace(planned, plan=Plan((*first, *edits, *last)))
 
 
 def apply(plan: Plan, checkpoint: Checkpoint, *, others: Iterable[Checkpoint] = ()) -> Checkpoint:

@@ -26,6 +26,7 @@ def plan_strip(
     at: Sequence[str] = (),
     training_state: Callable[[str, Node], object] | None = None,
     compact: bool = False,
+    or_nothing: bool = False,
 ) -> Planned:
     """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
 
@@ -33,7 +34,8 @@ def plan_strip(
 
     Training state goes wherever it lies: beside the state dicts, or among the weights of one.
 
-    Raises `UsageError` if there is nothing to do, a rule matches nothing, or nothing would remain.
+    Raises `UsageError` if there is nothing to do (unless `or_nothing`: other edits do something), a
+    rule matches nothing, or nothing would remain.
     """
     edits: list[Edit] = []
     counts: tuple[RuleCount, ...] = ()
@@ -64,10 +66,11 @@ def plan_strip(
             warnings.append("there is no training state to remove")
     if compact:
         edits.append(Compact(unused_nbytes(checkpoint)))
-    if not selection.rules and training_state is None and not compact:
+    if not selection.rules and training_state is None and not compact and not or_nothing:
         raise UsageError(
             "nothing is selected",
-            hint="say what to remove: --pattern, --prefix, --glob, --keys-from, --training-state",
+            hint="say what to remove: NAME, --pattern, --prefix, --glob, --keys-from, --entry, "
+            "--training-state",
         )
     return Planned(Plan(tuple(edits)), counts, tuple(warnings))
 

@@ -13,10 +13,11 @@ from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
+from ckpt_surgery.ops.run import left_out
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
-from ckpt_surgery.writing.write import Written, left_out, write
+from ckpt_surgery.writing.write import Written, write
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
         removed=written.removed,
         renamed=(),
         carried=tuple(other.path for other in after.others),
-        dropped=left_out(before, after),
+        dropped=left_out(before, narrowed, after),
         casts=written.casts,
         warnings=(*before.notes, *written.warnings),
         nbytes_before=before.size,

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.edits.entries import Wrap
+from ckpt_surgery.edits.entry_plan import plan_entry_renames
 from ckpt_surgery.edits.follow import with_optimizers
 from ckpt_surgery.edits.narrow_plan import narrowed
-from ckpt_surgery.edits.plan import Planned
+from ckpt_surgery.edits.plan import Plan, Planned, followed_by
 from ckpt_surgery.edits.rename_plan import plan_rename
-from ckpt_surgery.errors import PathLike
+from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.rewrite import RewriteRule
 from ckpt_surgery.ops.run import edit
@@ -28,12 +30,27 @@ class RenameRequest:
 
     Every state dict in the file is renamed, or those at the paths `at`; ``_metadata`` follows, and
     so do the names that an optimizer stores. `optimizer` and `state_dict_only` are as for `strip`.
+    `entries` are pairs of a path beside (or of) the weights and the key that it gets; with `wrap`
+    everything becomes the one entry of that name of a dictionary.
+
+    Raises `UsageError` for choices that contradict each other.
     """
 
-    rules: Sequence[RewriteRule]
+    rules: Sequence[RewriteRule] = ()
     at: Sequence[str] = ()
     optimizer: OptimizerChoice = "auto"
     state_dict_only: bool = False
+    entries: Sequence[tuple[str, str]] = ()
+    wrap: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.wrap is not None and (not self.wrap or "/" in self.wrap):
+            raise UsageError(f"'wrap {self.wrap}' is no key", fields=("wrap",))
+        if self.state_dict_only and self.entries:
+            raise UsageError(
+                "'state_dict_only' leaves no 'entries' to rename",
+                fields=("state_dict_only", "entries"),
+            )
 
     def plan(self, checkpoint: Checkpoint) -> Planned:
         """Plan it.
@@ -41,16 +58,21 @@ class RenameRequest:
         Raises `UsageError` for a rule that changes nothing or makes an empty name, and
         `NameCollisionError` if two entries would get one name.
         """
-        planned = plan_rename(checkpoint, self.rules, at=self.at)
-        if not self.state_dict_only:
-            return with_optimizers(checkpoint, planned, self.optimizer)
-        return narrowed(checkpoint, planned, self.at, self.optimizer)
+        planned = Planned(Plan())
+        if self.rules or not (self.entries or self.wrap or self.state_dict_only):
+            planned = plan_rename(checkpoint, self.rules, at=self.at)
+        if self.state_dict_only:
+            planned = narrowed(checkpoint, planned, self.at, self.optimizer)
+        else:
+            planned = with_optimizers(checkpoint, planned, self.optimizer)
+            planned = followed_by(planned, plan_entry_renames(checkpoint, self.entries))
+        return planned if self.wrap is None else followed_by(planned, [Wrap(self.wrap)])
 
 
 def rename(
     source: PathLike | Source,
     output: Output | PathLike,
-    request: RenameRequest | Sequence[RewriteRule],
+    request: RenameRequest | Sequence[RewriteRule] = (),
     **choices: Any,
 ) -> EditReport:
     """Write `source` with its entries renamed as `request` says.

@@ -16,7 +16,7 @@ from ckpt_surgery.formats import read
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
-from ckpt_surgery.writing.write import Written, left_out, write
+from ckpt_surgery.writing.write import Written, write
 
 
 def edit(
@@ -40,7 +40,7 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
     after = written.checkpoint
     edits = planned.plan.edits
     renames = [edit for edit in edits if isinstance(edit, Rename)]
-    moved = {(edit.state_dict, edit.new) for edit in renames}
+    moved = {(planned.plan.path_after(edit.state_dict), edit.new) for edit in renames}
     return EditReport(
         command=command,
         inputs=(before.file.name,),
@@ -66,7 +66,7 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
             dict.fromkeys(
                 (
                     *(e.path for e in edits if isinstance(e, DropOther | DropStateDict)),
-                    *left_out(before, after),
+                    *left_out(before, planned.plan, after),
                 )
             )
         ),
@@ -76,3 +76,12 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
         nbytes_before=before.size,
         nbytes_after=written.nbytes,
     )
+
+
+def left_out(before: Checkpoint, plan: Plan, after: Checkpoint) -> tuple[str, ...]:
+    """Return the paths of the entries and state dicts of `before` that `after` does not have."""
+    kept = {other.path for other in after.others}
+    weights = {state_dict.path for state_dict in after.state_dicts}
+    gone = [other.path for other in before.others if plan.path_after(other.path) not in kept]
+    gone += (s.path for s in before.state_dicts if plan.path_after(s.path) not in weights)
+    return tuple(gone)

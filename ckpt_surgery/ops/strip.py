@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.averages import plan_averages
+from ckpt_surgery.edits.entry_plan import plan_entry_drops, split_by_depth, unwrapping
 from ckpt_surgery.edits.follow import with_optimizers
 from ckpt_surgery.edits.narrow_plan import narrowed
-from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.plan import Plan, Planned, followed_by
 from ckpt_surgery.edits.strip_plan import plan_strip
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names import Selection
+from ckpt_surgery.names.entries import EntryRule
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.torch_objects.training_state import TrainingStates
@@ -37,6 +39,10 @@ class StripRequest:
     carried over as it is, or with `state_dict_only` left out: the one state dict that remains, or
     that at `at`, is then the whole file. Tied weights stay tied.
 
+    `entries` are paths, or globs of paths, of what lies beside the weights and is to go; with
+    `keep_entries` all others go. `unwrap` makes the only entry of the dictionary around everything
+    the whole file.
+
     Raises `UsageError` for choices that contradict each other.
     """
 
@@ -47,6 +53,9 @@ class StripRequest:
     compact: bool = False
     optimizer: OptimizerChoice = "auto"
     state_dict_only: bool = False
+    entries: Sequence[str] = ()
+    keep_entries: bool = False
+    unwrap: bool = False
 
     def __post_init__(self) -> None:
         if self.ema and not self.training_state:
@@ -60,23 +69,42 @@ class StripRequest:
                 f"'training_state' and 'optimizer {self.optimizer}' contradict each other",
                 fields=("training_state", "optimizer"),
             )
+        if self.state_dict_only and self.unwrap:
+            raise UsageError(
+                "'unwrap' and 'state_dict_only' contradict each other",
+                fields=("unwrap", "state_dict_only"),
+            )
 
     def plan(self, checkpoint: Checkpoint) -> Planned:
         """Plan it. Raises `UsageError` for a rule that matches nothing, and `PlanError`."""
+        drops, counts = plan_entry_drops(
+            checkpoint,
+            [EntryRule(text) for text in self.entries],
+            keep=self.keep_entries,
+            allow_unmatched=self.selection.allow_unmatched,
+        )
+        drops, parts = split_by_depth(checkpoint, drops)
+        beside = Plan(tuple(drops)).apply(checkpoint)
         averages = Plan()
         if self.training_state:
-            averages = plan_averages(checkpoint, publish=self.ema)
+            averages = plan_averages(beside, publish=self.ema)
         planned = plan_strip(
-            averages.apply(checkpoint),
+            averages.apply(beside),
             self.selection,
             at=self.at,
             training_state=TrainingStates().kind if self.training_state else None,
             compact=self.compact,
+            or_nothing=bool(self.entries) or self.unwrap or self.state_dict_only,
         )
-        planned = replace(planned, plan=Plan((*averages.edits, *planned.plan.edits)))
-        if not self.state_dict_only:
-            return with_optimizers(checkpoint, planned, self.optimizer)
-        return narrowed(checkpoint, planned, self.at, self.optimizer)
+        planned = replace(
+            planned,
+            plan=Plan((*drops, *averages.edits, *planned.plan.edits)),
+            rules=(*planned.rules, *counts),
+        )
+        if self.state_dict_only:
+            return narrowed(checkpoint, planned, self.at, self.optimizer)
+        planned = followed_by(with_optimizers(checkpoint, planned, self.optimizer), parts)
+        return followed_by(planned, unwrapping(checkpoint, planned) if self.unwrap else ())
 
 
 def strip(

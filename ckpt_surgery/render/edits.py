@@ -37,7 +37,13 @@ def show(report: EditReport, screen: Screen) -> None:
 def _lines(report: EditReport, most: int) -> Iterator[str]:
     for rule in report.rules:
         changed = "matched" if "kind" in rule else "changed"
-        yield f"{printable(_option(rule))}: {changed} {count(int(rule['matched']), 'name')}"
+        number = int(rule["matched"])
+        matched = (
+            count(number, "entry", "entries")
+            if rule.get("kind") == "entry"
+            else count(number, "name")
+        )
+        yield f"{printable(_option(rule))}: {changed} {matched}"
     entries = len(report.kept) + len(report.removed) + len(report.renamed)
     if report.removed:
         yield f"removed {len(report.removed):,} of {count(entries, 'entry', 'entries')}:"
@@ -53,18 +59,29 @@ def _lines(report: EditReport, most: int) -> Iterator[str]:
         yield f"carried over: {in_one_line(report.carried, most)}"
     yield from optimizer_lines(report.optimizers)
     yield from cast_lines(report.casts, most)
-    for edit in report.plan:
-        if edit["edit"] == "compact":
-            yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"
-        elif edit["edit"] == "convert":
-            yield f"converted: {edit['from']} -> {edit['to']}"
-        elif edit["edit"] == "set-metadata":
-            texts = ", ".join(f"{key}={value}" for key, value in edit["values"].items())
-            yield f"metadata: {printable(texts)}"
-        elif edit["edit"] in _OF_VALUES:
-            yield f"{edit['edit']}: {printable(str(edit['name']))}"
-        elif edit["edit"] == "take-weights":
-            yield f"weights of {printable(edit['from'])} put into {printable(edit['state_dict'])}"
+    yield from filter(None, map(_said, report.plan))
+
+
+def _said(edit: Mapping[str, Any]) -> str:
+    """What is said of an edit that the lists do not show."""
+    match edit:
+        case {"edit": "compact", "unused_nbytes": unused}:
+            return f"compacted: {nbytes(int(unused))} that no tensor uses"
+        case {"edit": "convert"}:
+            return f"converted: {edit['from']} -> {edit['to']}"
+        case {"edit": "set-metadata", "values": values}:
+            return f"metadata: {printable(', '.join(f'{k}={v}' for k, v in values.items()))}"
+        case {"edit": "take-weights", "state_dict": path}:
+            return f"weights of {printable(edit['from'])} put into {printable(path)}"
+        case {"edit": "rename-entry"}:
+            return f"called otherwise: {printable(edit['from'])} -> {printable(edit['to'])}"
+        case {"edit": "wrap", "key": key}:
+            return f"wrapped: everything is under '{printable(key)}'"
+        case {"edit": "unwrap", "key": key}:
+            return f"unwrapped: what was under '{printable(key)}' is the whole file"
+        case {"edit": kind, "name": name} if kind in _OF_VALUES:
+            return f"{kind}: {printable(str(name))}"
+    return ""
 
 
 def _option(rule: Mapping[str, Any]) -> str:

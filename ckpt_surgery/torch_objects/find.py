@@ -33,6 +33,7 @@ from ckpt_surgery.torch_objects.kinds import (
     are_statistics,
     kind_of,
     plain_value,
+    printed_key,
     role_of,
     type_name,
 )
@@ -382,13 +383,13 @@ def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
             yield str(index), child, index
         return
     for key, child in mapping_pairs(node) or ():
-        yield _printed(key), child, key
+        yield printed_key(key), child, key
     if isinstance(node, Object):
         for index, child in enumerate(node.elements or ()):
             yield str(index), child, index
         for key, child in mapping_pairs(state_of(node)) or ():
             if text(key) != "_metadata":
-                yield _printed(key), child, key
+                yield printed_key(key), child, key
 
 
 def _is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
@@ -399,12 +400,6 @@ def _is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
         return not node
     is_given = node.items is not None or node.elements is not None or node.state is not NO_STATE
     return not is_given and (node.args == () or node.name in SETS)
-
-
-def _printed(key: Node) -> str:
-    if (name := text(key)) is not None:
-        return name
-    return str(key) if isinstance(key, (int, float)) else type_name(key)
 
 
 def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:

@@ -108,6 +108,13 @@ def type_name(node: Node) -> str:
     return "None" if node is None else type(node).__name__.lower()
 
 
+def printed_key(key: Node) -> str:
+    """Return the name by which paths call an entry that stands under `key`."""
+    if (name := text(key)) is not None:
+        return name
+    return str(key) if isinstance(key, (int, float)) else type_name(key)
+
+
 def plain_value(node: Node) -> str | int | float | bool | None:
     """The value of a scalar or a short text; None for anything else."""
     if isinstance(node, (bool, float)):

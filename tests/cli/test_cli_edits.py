@@ -342,3 +342,35 @@ def test_rename_brings_in_no_bytes_that_are_no_text(folder, invoke):
     torch.save({"b\udce4ck": torch.ones(1)}, "odd.pth")
     assert invoke("rename", "odd.pth", "--add-prefix", "a", "-o", "out.pth").exit_code == 0
     assert list(torch.load("out.pth")) == ["a.b\udce4ck"]
+
+
+def test_entries_beside_the_weights_are_dropped_and_called_otherwise(folder, invoke):
+    done = invoke("strip", "train.pth.tar", "--entry", "args", "--entry", "l*", "-o", "lean.pth")
+    assert done.exit_code == 0, done.stderr
+    assert "--entry args: matched 1 entry\n--entry l*: matched 1 entry\n" in done.stdout
+    assert "removed beside them: args, loss\n" in done.stdout
+    done = invoke("strip", "lean.pth", "--keep", "--entry", "epoch", "-o", "epoch.pth")
+    assert list(load("epoch.pth")) == ["epoch", "state_dict", "state_dict_ema"]
+    done = invoke("rename", "epoch.pth", "--entry", "state_dict=model", "--wrap", "all", "-i")
+    assert (
+        "called otherwise: state_dict -> model\nwrapped: everything is under 'all'" in done.stdout
+    )
+    assert list(load("epoch.pth")["all"]) == ["epoch", "model", "state_dict_ema"]
+    done = invoke("strip", "epoch.pth", "--unwrap", "--name", "module.fc.bias", "-i")
+    assert done.exit_code == 0, done.stderr
+    assert "unwrapped: what was under 'all' is the whole file" in done.stdout
+    assert "module.fc.bias" not in load("epoch.pth")["model"]
+
+
+def test_an_entry_needs_its_new_key(folder, invoke):
+    done = invoke("rename", "train.pth.tar", "--entry", "args", "-i")
+    assert done.exit_code == 2
+    assert "'--entry args' says no new key\nhint: write PATH=KEY" in done.stderr
+
+
+def test_keep_with_entries_and_names_inverts_both(folder, invoke):
+    line = ["strip", "train.pth.tar", "--keep", "--entry", "epoch", "--prefix", "module.fc"]
+    assert invoke(*line, "-o", "out.pth").exit_code == 0
+    found = load("out.pth")
+    assert list(found) == ["epoch", "state_dict", "state_dict_ema"]
+    assert list(found["state_dict"]) == ["module.fc.weight", "module.fc.bias"]

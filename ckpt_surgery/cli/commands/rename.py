@@ -20,7 +20,8 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.cli.types import InputFile, KeyName
+from ckpt_surgery.cli.types import EntryPath, InputFile, KeyName
+from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.rewrite import (
     AddPrefix,
     Replace,
@@ -46,6 +47,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     cls=Command,
     headings={
         "Rules": ("strip_prefix", "add_prefix", "replace", "sub", "map"),
+        "Beside the names": ("entry", "wrap", "state_dict_only"),
     },
 )
 @input_argument
@@ -79,6 +81,17 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     help="Rename as the file MAP says: TOML or JSON, old = new.",
 )
 @click.option(
+    "--entry",
+    multiple=True,
+    metavar="PATH=KEY",
+    type=EntryPath(),
+    help="Call what lies at PATH, a state dict or anything else, KEY: 'state_dict=model'. "
+    "Repeatable.",
+)
+@click.option(
+    "--wrap", metavar="KEY", help="Put everything under KEY into a dictionary of its own."
+)
+@click.option(
     "--state-dict-only",
     is_flag=True,
     help="Write the state dict alone, without what lies beside it.",
@@ -101,6 +114,8 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
       ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
       ckpt rename m.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
       ckpt rename model.pth --map names.toml --dry-run
+      ckpt rename train.pth --entry state_dict=model -o for_their_loader.pth
+      ckpt rename weights.pth --wrap model -o wrapped.pth
     """
     request = request_of(ctx)
     return finish_edit(ctx, verb.rename(source_of(ctx), output_of(ctx), request))
@@ -114,4 +129,13 @@ def request_of(ctx: click.Context) -> RenameRequest:
         at=given["at"],
         optimizer=given["optimizer"],
         state_dict_only=given["state_dict_only"],
+        entries=[_pair(text) for text in given["entry"]],
+        wrap=given["wrap"],
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    path, equals, key = text.partition("=")
+    if not equals:
+        raise UsageError(f"'--entry {text}' says no new key", hint="write PATH=KEY")
+    return path, key

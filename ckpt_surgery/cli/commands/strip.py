@@ -23,6 +23,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.cli.types import EntryPath
 
 if TYPE_CHECKING:
     from ckpt_surgery.ops.strip import StripRequest
@@ -30,11 +31,24 @@ if TYPE_CHECKING:
 
 @click.command(
     cls=Command,
-    headings={"What else": ("training_state", "ema", "state_dict_only", "compact", "optimizer")},
+    headings={
+        "What else": (
+            *("entry", "training_state", "ema", "state_dict_only", "unwrap", "compact"),
+            "optimizer",
+        )
+    },
 )
 @input_argument
 @names_argument
 @selection_options
+@click.option(
+    "--entry",
+    multiple=True,
+    metavar="PATH",
+    type=EntryPath(),
+    help="What lies at PATH beside the weights, or a glob of paths: 'args', 'hyper_parameters/**'. "
+    "With --keep all others go. Repeatable.",
+)
 @click.option(
     "--training-state",
     is_flag=True,
@@ -49,6 +63,11 @@ if TYPE_CHECKING:
     "--state-dict-only",
     is_flag=True,
     help="Write the state dict alone, without what lies beside it.",
+)
+@click.option(
+    "--unwrap",
+    is_flag=True,
+    help="Take off the dictionary around everything, if it has one entry.",
 )
 @hash_name_option
 @click.option(
@@ -67,7 +86,8 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     The entries called NAME go, and those that any rule matches, from every state dict in FILE;
     everything else stays as it is. Rules are --pattern, --prefix, --glob, --name and --keys-from,
     each as often as wanted; one that matches nothing is an error. An optimizer loses the state of
-    removed parameters, so that it still fits the model.
+    removed parameters, so that it still fits the model. --entry is for what lies beside the
+    weights.
 
     \b
     Examples:
@@ -77,6 +97,8 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt strip train.pth.tar --training-state --compact --in-place
       ckpt strip train.pth --training-state --ema --state-dict-only -o net.pth
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
+      ckpt strip train.pth --entry args --entry 'hyper_parameters/**' -o lean.pth
+      ckpt strip wrapped.pth --unwrap -o model.pth
     """
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.strip(source_of(ctx), output, request_of(ctx))
@@ -86,12 +108,16 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
 def request_of(ctx: click.Context) -> StripRequest:
     """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
     given = ctx.params
+    entries = given["entry"]
     return verb.StripRequest(
-        selection_of(ctx),
+        selection_of(ctx, keeps_entries=bool(entries)),
         at=given["at"],
         training_state=given["training_state"],
         ema=given["ema"],
         compact=given["compact"],
         optimizer=given["optimizer"],
         state_dict_only=given["state_dict_only"],
+        entries=entries,
+        keep_entries=bool(entries) and given["keep"],
+        unwrap=given["unwrap"],
     )
