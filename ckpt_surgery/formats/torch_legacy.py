@@ -16,6 +16,7 @@ from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
+from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
     Limits,
@@ -26,6 +27,7 @@ from ckpt_surgery.pickles import (
     parse,
     walk,
 )
+from ckpt_surgery.torch_objects.calls import sizes
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id, text
 
@@ -35,13 +37,12 @@ PROTOCOL_VERSION: Final = 1001
 _LONGEST_MAGIC: Final = 64
 """More bytes than a pickle of the magic number takes in any protocol."""
 
-# Those that rebuild a tensor from (storage, offset, …).
+# Those that rebuild a tensor from (storage, offset, …), counted in elements of the storage.
 _REBUILD_FUNCTIONS: Final = frozenset(
     f"torch._utils.{name}"
     for name in (
         "_rebuild_tensor",
         "_rebuild_tensor_v2",
-        "_rebuild_tensor_v3",
         "_rebuild_qtensor",
     )
 )
@@ -85,6 +86,10 @@ def read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     Raises `DamagedFileError` if the file is truncated or contradicts itself, `LimitExceededError`
     if it is larger than `limits` allow.
     """
+    if file.size >= TAR_BLOCK and is_tar_header(file.read_at(0, TAR_BLOCK)):
+        raise DamagedFileError(
+            "its first block is a header of a tar archive as well, which torch would read instead"
+        )
     sequence = PickleSequence(ByteRange(file, 0, file.size), limits)
     for what, expected in (("magic number", MAGIC_NUMBER), ("protocol", PROTOCOL_VERSION)):
         found = sequence.pickle().root
@@ -173,8 +178,8 @@ class _References:
         self.ids: dict[str, StorageId] = {}
         self._views: dict[str, _View] = {}
         self._found: list[tuple[PersistentId, StorageId, _View | None]] = []
-        # Nodes that name a view: the node that names its root, and where the view starts there.
-        self._shifts: dict[int, tuple[PersistentId, int]] = {}
+        # Nodes that name a view: the node that names its root, and the view.
+        self._shifts: dict[int, tuple[PersistentId, _View]] = {}
 
     def load(self, pid: Node) -> PersistentId:
         """The node for a persistent id: of a storage, or of a module's class with its source."""
@@ -234,7 +239,7 @@ class _References:
                 )
                 node.target = parts.setdefault(view.key, part)
             if view is not None and isinstance(node.pid, tuple):
-                self._shifts[id(node)] = PersistentId((*node.pid[:5], None), whole), view.offset
+                self._shifts[id(node)] = PersistentId((*node.pid[:5], None), whole), view
 
     def shift_views(self, root: Node, limits: Limits) -> None:
         """Let the tensors of views be tensors of the root storages, starting later."""
@@ -247,13 +252,24 @@ class _References:
                 node.state = self._shifted(node.state)
 
     def _shifted(self, place: Node) -> Node:
-        """`place`, (storage, offset, …), counted from the root storage if it is in a view."""
-        if not isinstance(place, tuple) or len(place) < 2 or id(place[0]) not in self._shifts:
+        """`place`, (storage, offset, …), counted from the root storage if it is in a view.
+
+        Raises `DamagedFileError` if the tensor reaches beyond the view, as torch would.
+        """
+        if not isinstance(place, tuple) or len(place) < 4 or id(place[0]) not in self._shifts:
             return place
-        if type(place[1]) is not int:
-            return place
-        whole, shift = self._shifts[id(place[0])]
-        return (whole, place[1] + shift, *place[2:])
+        whole, view = self._shifts[id(place[0])]
+        offset, shape, stride = place[1], sizes(place[2]), sizes(place[3])
+        is_empty = not shape and not view.numel  # as torch 0.3 wrote them
+        if type(offset) is not int or len(shape) != len(stride) or is_empty:
+            return place  # anything but an empty one is refused as a tensor
+        extent = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+        if 0 not in shape and not 0 <= offset <= view.numel - extent:
+            raise DamagedFileError(
+                f"a tensor reaches to element {offset + extent} of a view of {view.numel}",
+                entry=_entry(view.key),
+            )
+        return (whole, offset + view.offset, *place[2:])
 
 
 def _identity(found: StorageId) -> tuple[object, ...]:

@@ -25,6 +25,8 @@ from ckpt_surgery.torch_objects.tensor_calls import build
 _MEMBERS: Final = frozenset({"sys_info", "pickle", "tensors", "storages"})
 _BLOCK: Final = 512
 _MAX_PAX_BYTES: Final = 1 << 16
+_PAX_DIGITS: Final = 6
+_PAX_NAMES: Final = frozenset({b"path", b"linkpath", b"size", b"hdrcharset"})
 _MAX_DIMENSIONS: Final = 1000
 _LONGEST_KEY: Final = 20  # digits of 2**64, since keys are addresses
 _SMALL_WINDOW: Final = 1 << 12
@@ -139,18 +141,27 @@ def _members(file: Source) -> Iterator[tuple[str, ByteRange]]:
 
 
 def _require_harmless(data: ByteRange) -> None:
-    """Refuse an extended header that changes more than times and owners of the next member."""
+    """Refuse an extended header that changes more than times and owners of the next member.
+
+    It must be nothing but records of "LENGTH KEY=VALUE" and a line feed, of exactly that length:
+    of any others two readers may find different ones.
+    """
     entry = f"byte {data.offset}"
     if data.nbytes > _MAX_PAX_BYTES:
         raise DamagedFileError("the extended tar header is too long", entry=entry)
-    # Each record is "LENGTH KEY=VALUE\n". Splitting at the ends of lines finds the key of every
-    # record whose value has none; a value with one can only add keys, so nothing is overlooked.
-    for line in data.read().split(b"\n"):
-        key = line.partition(b"=")[0].rpartition(b" ")[2]
-        if key in {b"path", b"linkpath", b"size"} or key.startswith(b"GNU.sparse"):
+    left = data.read()
+    while left:
+        length, _, rest = left.partition(b" ")
+        nbytes = int(length) if length.isdigit() and len(length) <= _PAX_DIGITS else 0
+        key, equals, _ = rest.partition(b"=")
+        header = len(length) + 1 + len(key) + 1
+        if not equals or not header < nbytes <= len(left) or left[nbytes - 1 : nbytes] != b"\n":
+            raise DamagedFileError("the extended tar header is malformed", entry=entry)
+        if key in _PAX_NAMES or key.startswith(b"GNU.sparse"):
             raise DamagedFileError(
                 "the extended tar header renames or resizes a member", entry=entry
             )
+        left = left[nbytes:]
 
 
 class _Storages:
@@ -175,10 +186,10 @@ class _Storages:
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
-    def place(self, key: int) -> tuple[Storage, int]:
-        """The whole storage that `key` lies in, and its first element there."""
-        whole, offset, _ = self._places[key]
-        return self._wholes[whole], offset
+    def place(self, key: int) -> tuple[Storage, int, int]:
+        """The whole storage that `key` lies in, its first element there, and how many it has."""
+        whole, offset, numel = self._places[key]
+        return self._wholes[whole], offset, numel
 
     def reference(self, key: int) -> PersistentId:
         """A storage, or the part of one that a view is, that the pickle refers to by itself."""
@@ -241,7 +252,7 @@ def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Ob
         if not isinstance(node, tuple) or len(node) != 3 or type(node[0]) is not int:
             raise DamagedFileError("a tensor is not described by keys and class", entry="tensors")
         key, storage_key = node[0], node[1]
-        if key in tensors:
+        if key in tensors or key in storages:  # torch keeps both in one dictionary
             raise DamagedFileError(f"the tensor {key} is there twice", entry="tensors")
         if type(storage_key) is not int or storage_key not in storages:
             raise DamagedFileError(f"the tensor {key} is in an unknown storage", entry="tensors")
@@ -252,10 +263,12 @@ def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Ob
         shape = sequence.unpack(f"<{dimensions}q")
         stride = sequence.unpack(f"<{dimensions}q")
         (offset,) = sequence.unpack("<q")
-        storage, start = storages.place(storage_key)
+        storage, start, numel = storages.place(storage_key)
         if not shape:  # torch had no scalars then: no dimension means no element
             shape, stride = (0,), (1,)
         place = Tensor(shape, storage.dtype, stride, start + offset, storage)
+        if place.extent and (offset < 0 or offset + place.extent > numel):
+            raise DamagedFileError(f"the tensor {key} reaches beyond its storage", entry="tensors")
         tensors[key] = build(storage_reference(storage), place)
     return tensors
 

@@ -102,6 +102,25 @@ def test_a_wrong_view_is_refused(tmp_path: Path, view: Any, message: str) -> Non
     assert caught.value.entry == "storage 7"
 
 
+@pytest.mark.parametrize("place", [(0, (3,), (1,)), (1, (2,), (1,)), (0, (2,), (2,)), (2, (), ())])
+def test_a_tensor_outside_its_view_is_refused(tmp_path: Path, place: tuple[Any, ...]) -> None:
+    """Though it is inside the storage that the view is one of."""
+    items = {"w": tensor(reference(view=("8", 1, 2)), *place)}
+    file = write(tmp_path / "a.pt", legacy(items, ["7"], (4, FLOATS)))
+    with pytest.raises(RuntimeError):
+        torch.load(tmp_path / "a.pt")
+    with pytest.raises(DamagedFileError, match="of a view of 2") as caught:
+        read_legacy(file)
+    assert caught.value.entry == "storage 8"
+
+
+def test_an_empty_view_holds_an_empty_tensor(tmp_path: Path) -> None:
+    """torch 0.3 had no scalars: no dimension meant no element."""
+    items = {"w": Call(torch._utils._rebuild_tensor, reference(view=("8", 1, 0)), 0, (), ())}
+    (ours,) = read_legacy(write(tmp_path / "a.pt", legacy(items, ["7"], (4, FLOATS)))).all_tensors
+    assert ours.shape == (0,)
+
+
 def test_one_key_for_two_views_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match="references to a view of the storage differ"):
         read_legacy(write(tmp_path / "a.pt", view_file(("8", 0, 2), ("8", 1, 2))))

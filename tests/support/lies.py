@@ -6,6 +6,7 @@ All are made here, opcode by opcode, and run nothing: torch may load them.
 from __future__ import annotations
 
 import struct
+import tarfile
 from typing import NamedTuple
 
 from bombs import (
@@ -258,4 +259,56 @@ def read_by_presence(value: bytes) -> bytes:
     return archive(whole(ordered(("w", rebuilt(more=b"}" + text("neg") + value + b"s")))))
 
 
-__all__ = ["CALLS", "CONTENTS", "FILES", "MAPPINGS", "read_by_presence", "with_contents"]
+def tar_and_legacy() -> bytes:
+    """A legacy file of [1, 2] whose first block is a tar header: torch extracts [666, 777]."""
+    kind = name("torch", "FloatStorage")
+    tail = _archived(
+        storages=_one() + whole(b"(K\1" + text("cpu") + kind + b"t")
+        + struct.pack("<qff", 2, 666, 777) + whole(b"]"),
+        tensors=_one() + whole(b"(K\2K\1" + name("torch", "FloatTensor") + b"t")
+        + struct.pack("<iiqqq", 1, 0, 2, 1, 0),
+        pickle=whole(ordered(("w", text("2") + b"Q"))),
+        sys_info=whole(b"}"),
+    )  # fmt: skip
+    numel, rest = 0, b""
+    for _ in range(4):  # the last storage holds the tail, and its length is written before it
+        pad = tensor((numel,), inside=storage("1", numel, "ByteStorage", more=b"N"))
+        root = ordered(("w", tensor((2,), inside=storage("0", 2, more=b"N"))), ("pad", pad))
+        rest = b"." + whole(root) + whole(b"](" + text("0") + text("1") + b"e")
+        rest += struct.pack("<qffq", 2, 1, 2, numel)
+        numel = -len(rest) % 512 + len(tail)
+    start = whole(number(0x1950A86A20F9469CFC6C)) + whole(number(1001)) + b"\x80\x02T"
+    start += struct.pack("<i", 512 - len(start) - 4)  # the system is the rest of the header
+    header = bytearray(_header("x", len(rest)))
+    header[:100] = start.ljust(100, b"\0")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + rest + bytes(-len(rest) % 512) + tail
+
+
+def _one() -> bytes:
+    return whole(b"K\1")
+
+
+def _header(member: str, size: int) -> bytes:
+    info = tarfile.TarInfo(member)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _archived(**members: bytes) -> bytes:
+    packed = (
+        _header(key, len(data)) + data + bytes(-len(data) % 512) for key, data in members.items()
+    )
+    return b"".join(packed) + bytes(1024)
+
+
+__all__ = [
+    "CALLS",
+    "CONTENTS",
+    "FILES",
+    "MAPPINGS",
+    "read_by_presence",
+    "tar_and_legacy",
+    "with_contents",
+]
