@@ -166,13 +166,13 @@ def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpo
         format="torch-zip",
         container=container,
         notes=tuple(notes),
-        unwritable=_lost(parsed, len(data)),
+        unwritable=not_in_graph(parsed, len(data)),
         names=parsed.globals,
         limits=limits,
     )
 
 
-def _lost(parsed: Parsed, nbytes: int) -> str:
+def not_in_graph(parsed: Parsed, nbytes: int) -> str:
     """What of a pickle is not in its graph, so that writing it would lose it."""
     if parsed.lost:
         return f"its pickle calls '{parsed.lost[0].name}' and throws the result away"

@@ -11,7 +11,6 @@ Reading only: the code would have to follow every change.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,7 +24,9 @@ from ckpt_surgery.formats.torch_zip import (
     StorageRecords,
     archive_of,
     is_torchscript,
+    not_in_graph,
 )
+from ckpt_surgery.formats.torchscript_code import Declaration, declarations
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 from ckpt_surgery.torch_objects.kinds import type_name
 from ckpt_surgery.torch_objects.mappings import named_items, state_of
@@ -39,14 +40,6 @@ _DATA: Final = "data.pkl"
 _BYTE_ORDER: Final = "byteorder"
 _MAX_CODE: Final = 1 << 26  # bytes of all source files that are read
 _BUILT_IN: Final = "__torch__.torch.classes."  # declared in C++, not in the archive
-
-# A class, its base and the declarations before its first method.
-_CLASS: Final = re.compile(r"^class (\w+)(?:\((\w*)\))?:\n((?:  (?!def ).*\n)*+)", re.MULTILINE)
-_LIST: Final = re.compile(r"^  __(parameters|buffers)__ = \[(.*)\]$", re.MULTILINE)
-_NAME: Final = re.compile(r'"([^"]*)"')
-_TENSOR: Final = re.compile(
-    r'^  (?:(\w+) :|__annotations__\["([^"\n]*)"\] =) Tensor$', re.MULTILINE
-)
 
 
 class TorchScript(Format):
@@ -66,15 +59,6 @@ class TorchScript(Format):
         return read_torchscript(source, archive_of(source) or read_zip(source), limits)
 
 
-@dataclass(frozen=True, slots=True)
-class _Declaration:
-    """What the code says about a class: whether it is a module, and what its attributes are."""
-
-    is_module: bool
-    parameters: frozenset[str]
-    buffers: frozenset[str]
-
-
 def read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
     """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
 
@@ -82,14 +66,17 @@ def read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Check
     Raises `DamagedFileError` if a record is missing, malformed or contradicts another, and
     `LimitExceededError` if the code or a pickle is larger than allowed.
     """
-    root = _parse(archive, _DATA, limits)
+    root, lost = _parse(archive, _DATA, limits)
     tensors = TensorReader(limits)
     tree = ModuleTree("", tensors.describe, limits)
     reader = _Reader(tree, _Code(archive))
     if not isinstance(root, Object) or reader.declaration(root) is None:
         raise DamagedFileError("holds no module", path=file.name, entry=_DATA)
     tree.walk(root, reader.enter)
-    constants = _parse(archive, CONSTANTS, limits)
+    constants, lost_beside = _parse(archive, CONSTANTS, limits)
+    unwritable = lost or lost_beside
+    if unwritable:
+        reader.notes.append(f"an edit would lose something: {unwritable}")
     return Checkpoint(
         format=FORMAT,
         sources=(file,),
@@ -103,18 +90,22 @@ def read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Check
         ),
         container=archive,
         notes=tuple(reader.notes),
+        unwritable=unwritable,
     )
 
 
-def _parse(archive: ZipArchive, name: str, limits: Limits) -> Node:
-    """The graph of a pickle; its storages are the records in the folder of its name."""
+def _parse(archive: ZipArchive, name: str, limits: Limits) -> tuple[Node, str]:
+    """The graph of a pickle, and what of the pickle is not in it.
+
+    Its storages are the records in the folder of its name.
+    """
     record = archive.get(name)
     if record is None:
         raise DamagedFileError("the record is missing", path=archive.file.name, entry=name)
     storages = StorageRecords(archive, f"{name.removesuffix('.pkl')}/")
-    return parse(
-        record.read(limits.pickle_bytes), limits=limits, persistent_load=storages.load
-    ).root
+    data = record.read(limits.pickle_bytes)
+    parsed = parse(data, limits=limits, persistent_load=storages.load)
+    return parsed.root, not_in_graph(parsed, len(data))
 
 
 class _Code:
@@ -122,10 +113,10 @@ class _Code:
 
     def __init__(self, archive: ZipArchive) -> None:
         self._archive = archive
-        self._files: dict[str, dict[str, _Declaration]] = {}
+        self._files: dict[str, dict[str, Declaration]] = {}
         self._left = _MAX_CODE
 
-    def declaration(self, cls: Global) -> _Declaration | None:
+    def declaration(self, cls: Global) -> Declaration | None:
         """What is declared of a class; None if it is one of torch's own, written in C++.
 
         Raises `DamagedFileError` if the code does not declare it.
@@ -142,7 +133,7 @@ class _Code:
             )
         return declaration
 
-    def _read(self, name: str) -> dict[str, _Declaration]:
+    def _read(self, name: str) -> dict[str, Declaration]:
         record = self._archive.get(name)
         if record is None:
             return {}
@@ -154,17 +145,11 @@ class _Code:
             raise DamagedFileError(
                 "the code is not UTF-8", path=self._archive.file.name, entry=name
             ) from error
-        return {match[1]: _declaration(match[2], match[3]) for match in _CLASS.finditer(source)}
-
-
-def _declaration(base: str | None, body: str) -> _Declaration:
-    listed = {match[1]: frozenset(_NAME.findall(match[2])) for match in _LIST.finditer(body)}
-    tensors = {match[1] or match[2] for match in _TENSOR.finditer(body)}
-    return _Declaration(
-        is_module=base == "Module",
-        parameters=listed.get("parameters", frozenset()),
-        buffers=listed.get("buffers", frozenset()) & tensors,
-    )
+        try:
+            return declarations(source)
+        except DamagedFileError as error:
+            error.entry = name
+            raise
 
 
 @dataclass(slots=True)
@@ -176,7 +161,7 @@ class _Reader:
     attributes: list[tuple[str, Node]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def declaration(self, node: Node) -> _Declaration | None:
+    def declaration(self, node: Node) -> Declaration | None:
         """What the code declares of the module that `node` is; None if it is no module."""
         if not isinstance(node, Object) or node.op != "NEWOBJ":
             return None

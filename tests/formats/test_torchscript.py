@@ -346,11 +346,49 @@ def test_code_is_read_up_to_its_limit(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_code_is_never_run(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
-    line = f"__import__('pathlib').Path({str(witness)!r}).touch()\n".encode()
+    line = f"  __import__('pathlib').Path({str(witness)!r}).touch()\n".encode()
 
     def edit(name: str, data: bytes) -> bytes:
-        return line + data + line if name.endswith(".py") else data
+        return b"def f():\n" + line + data + line if name.endswith(".py") else data
 
     path = edited(script(Tied(), tmp_path / "model.pt"), tmp_path / "bad.pt", edit)
-    assert len(read(path).state_dicts[0].entries) == 3
+    with pytest.raises(DamagedFileError, match="is not as torch prints it") as caught:
+        read(path)
+    assert (caught.value.entry or "").startswith("code/__torch__/")
     assert not witness.exists()
+
+
+@pytest.mark.parametrize("record", ["data.pkl", "constants.pkl"])
+def test_what_follows_the_end_of_a_pickle_is_told(record: str, tmp_path: Path) -> None:
+    path = script(Tied(), tmp_path / "model.pt")
+    longer = edited(path, tmp_path / "bad.pt", lambda n, d: d + b"more" if n == record else d)
+    told = "4 bytes follow the end of its pickle"
+    assert read(path).unwritable == ""
+    assert read(longer).unwritable == told
+    assert f"an edit would lose something: {told}" in read(longer).notes
+
+
+# What torch's parser understands like the printed form, and a pattern for that does not.
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "a comment": lambda code: code.replace("  __parameters__", "# note\n  __parameters__", 1),
+    "a comment behind": lambda code: code.replace("weight : Tensor", "weight : Tensor  # note"),
+    "other quotes": lambda code: code.replace('"weight"', "'weight'"),
+    "no space": lambda code: code.replace("__parameters__ =", "__parameters__="),
+    "two lines": lambda code: code.replace('["weight", ', '["weight",\n  '),
+    "a space in front of a colon": lambda code: code.replace("(Module):", "(Module) :"),
+    "another name of the type": lambda code: code.replace(": Tensor\n", ": torch.Tensor\n"),
+    "brackets around the type": lambda code: code.replace(": Tensor\n", ": (Tensor)\n"),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_code_of_another_form_is_refused(name: str, tmp_path: Path) -> None:
+    def edit(record: str, data: bytes) -> bytes:
+        is_code = re.fullmatch(LINEAR_CODE, record)
+        return SPELLINGS[name](data.decode()).encode() if is_code else data
+
+    path = script(nn.Sequential(nn.Linear(2, 2)), tmp_path / "model.pt")
+    bad = edited(path, tmp_path / "bad.pt", edit)
+    assert list(torch.jit.load(bad).state_dict()) == ["0.weight", "0.bias"]
+    with pytest.raises(DamagedFileError, match="is not as torch prints it"):
+        read(bad)
