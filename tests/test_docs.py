@@ -185,7 +185,7 @@ def test_limits_are_those_of_the_reader():
 
 def test_exit_codes_are_those_of_the_boundary():
     codes = [int(code) for code, _ in table(read("docs/cli.md"), "Exit codes")]
-    assert codes == [0, 1, boundary.REFUSED, boundary.BUG, 129, 130, 143]
+    assert codes == [0, 1, boundary.REFUSED, boundary._BUG, 129, 130, 143]
 
 
 def test_formats_are_those_that_inspect_names():

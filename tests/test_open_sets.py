@@ -109,9 +109,9 @@ class TestFormat:
         with read(out) as checkpoint:
             assert list(registry.get("npy-dir").check(checkpoint.file)) == []
         (out / "e.npy").write_bytes(b"no array here")
-        from ckpt_surgery.formats.detect import opened
+        from ckpt_surgery.formats.detect import _opened
 
-        (finding,) = registry.get("npy-dir").check(opened(out))
+        (finding,) = registry.get("npy-dir").check(_opened(out))
         assert (finding.severity, finding.message) == ("error", "is no .npy file")
 
 

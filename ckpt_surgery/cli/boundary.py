@@ -24,7 +24,7 @@ from ckpt_surgery.render.color import ERROR, HINT, PLAIN, ColorChoice, wants_col
 from ckpt_surgery.render.text import printable, shorten, visible
 
 REFUSED: Final = 2
-BUG: Final = 70
+_BUG: Final = 70
 _BY_SIGNAL: Final = 128  # plus the signal's number, as shells count
 
 _LONGEST_MESSAGE: Final = 4000  # characters
@@ -99,7 +99,7 @@ def _message(error: BaseException) -> tuple[str, str | None, int]:
     return (
         f"this is a bug in ckpt: {type(error).__name__}: {error}",
         "run it again with '--traceback' and report what that prints, and 'ckpt --version'",
-        BUG,
+        _BUG,
     )
 
 

@@ -11,7 +11,7 @@ import click
 from ckpt_surgery.errors import CkptError
 
 # Fields whose option has a parameter of another name.
-PARAMETERS: Final[Mapping[str, str]] = {
+_PARAMETERS: Final[Mapping[str, str]] = {
     "weights": "weight",
     "overrides": "weight_for",
     "parameters": "parameter",
@@ -31,7 +31,7 @@ def name_options(error: CkptError, parameters: Sequence[click.Parameter]) -> Non
     spelled = {f"--{field.replace('_', '-')}" for field in error.fields}
     spelling |= {o[2:].replace("-", "_"): o for each in options for o in each.opts if o in spelled}
     for field in error.fields:
-        long = spelling.get(PARAMETERS.get(field, field))
+        long = spelling.get(_PARAMETERS.get(field, field))
         if long is None:
             continue
         quoted = re.compile(rf"'{field}(?=[' ])")

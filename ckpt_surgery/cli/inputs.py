@@ -13,7 +13,7 @@ from ckpt_surgery.cli.types import CheckpointFile
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 
-SUFFIXES: Final = frozenset(
+_SUFFIXES: Final = frozenset(
     {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors", ".th", ".tar", ".jit", ".ptl"}
 )
 """What checkpoints in a directory end with; a file that is named is read whatever it is called."""
@@ -75,7 +75,7 @@ def _expanded(names: Iterable[str]) -> Iterator[str]:
         if not found:
             raise UsageError(
                 f"there is no checkpoint in the directory '{name}'",
-                hint="files are recognised by their suffix: " + " ".join(sorted(SUFFIXES)),
+                hint="files are recognised by their suffix: " + " ".join(sorted(_SUFFIXES)),
             )
         yield from found
 
@@ -92,5 +92,5 @@ def _matching(pattern: str) -> list[str]:
 def _checkpoints_in(folder: str) -> Iterator[str]:
     for parent, _, files in os.walk(folder):
         for file in files:
-            if os.path.splitext(file)[1].lower() in SUFFIXES:  # noqa: PTH122
+            if os.path.splitext(file)[1].lower() in _SUFFIXES:  # noqa: PTH122
                 yield os.path.join(parent, file)  # noqa: PTH118

@@ -36,7 +36,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 ALIASES: Final = {"ls": "inspect", "rm": "strip", "mv": "rename"}
 
 
-class LazyGroup(click.Group):
+class _LazyGroup(click.Group):
     """The commands of `COMMANDS`, each imported when it is looked up.
 
     ``ckpt FILE`` is ``ckpt inspect FILE``, and ``ckpt help X`` is ``ckpt X --help``.
@@ -126,7 +126,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=_LazyGroup,
     name="ckpt",
     invoke_without_command=True,
     context_settings=HELP_SETTINGS,

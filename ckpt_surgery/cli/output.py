@@ -33,7 +33,7 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
     given = ctx.params
     if given["record"] is not None:
         _record(report, given["record"], force=given["force"])
-    stream = report_stream(ctx)
+    stream = _report_stream(ctx)
     if given["quiet"] or stream is None:
         return report.exit_code
     if given["as_json"]:
@@ -54,7 +54,7 @@ def _record(report: Report, path: str, *, force: bool) -> None:
         raise
 
 
-def report_stream(ctx: click.Context) -> TextIO | None:
+def _report_stream(ctx: click.Context) -> TextIO | None:
     """Standard output unless the checkpoint goes there; None if it is closed."""
     given = ctx.params
     to_file = given["in_place"] or given["output"] not in {None, "-"}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-INTERRUPTED = 130  # as shells count an end by SIGINT
+_INTERRUPTED = 130  # as shells count an end by SIGINT
 
 
 def leave_interrupted(_number: int = 0, _frame: FrameType | None = None) -> NoReturn:
@@ -21,7 +21,7 @@ def leave_interrupted(_number: int = 0, _frame: FrameType | None = None) -> NoRe
         os.write(2, b"error: interrupted\n")
     except OSError:
         pass
-    os._exit(INTERRUPTED)
+    os._exit(_INTERRUPTED)
 
 
 try:

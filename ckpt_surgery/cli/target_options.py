@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.models.specs import ModelSpec
 
 
-class ModelName(TextType):
+class _ModelName(TextType):
     """``torchvision:NAME`` or ``package.module:callable``; the former are completed."""
 
     name = "model"
@@ -41,7 +41,7 @@ model_options = all_of(
     click.option(
         "--model",
         metavar="SPEC",
-        type=ModelName(),
+        type=_ModelName(),
         help="The model: 'torchvision:NAME' or 'package.module:callable', whose code runs.",
     ),
     click.option(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LazyBytes:
+class _LazyBytes:
     """The elements of the tensor that `compute` makes, row-major; made anew on every reading.
 
     `nbytes` is what they take, known beforehand. With `big_endian` every number's bytes are
@@ -72,7 +72,7 @@ def computed_tensor(
         key,
         UNTYPED if untyped else dtype,
         "cpu",
-        LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally),
+        _LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally),
         untyped=untyped,
         big_endian=big_endian,
     )

@@ -21,7 +21,7 @@ from ckpt_surgery.compute.spans import PIECE, RUN, spans
 if TYPE_CHECKING:
     import torch
 
-BINS: Final = 16
+_BINS: Final = 16
 _MOST_THREADS: Final = 8
 
 _Reader = Callable[[int, int], "torch.Tensor"]
@@ -97,7 +97,7 @@ class _Moments:
         )
 
 
-def tensor_stats(tensor: Tensor) -> TensorStats | None:
+def _tensor_stats(tensor: Tensor) -> TensorStats | None:
     """Return the statistics of the elements that `tensor` stores; None if they are not numbers.
 
     Of a sparse or nested tensor these are its last part (the values), of a complex one the
@@ -114,7 +114,7 @@ def all_stats(
     threads: int | None = None,
     advance: Advance | None = None,
 ) -> dict[str, TensorStats | None]:
-    """Return the statistics of every tensor by its name, as `tensor_stats` does of one.
+    """Return the statistics of every tensor by its name, as `_tensor_stats` does of one.
 
     They are computed in `threads` (default: one a processor, at most 8), and the result does not
     depend on their number. Memory: a few MB a thread, and tensors whose elements do not lie in
@@ -176,13 +176,13 @@ class _Values:
         """Return how many elements of `span` lie in each bin from `low` to `high`."""
         import torch
 
-        counts = torch.zeros(BINS + 1, dtype=torch.int64)
+        counts = torch.zeros(_BINS + 1, dtype=torch.int64)
         for piece in self.pieces(*span):
             finite = piece.double()
             if not isfinite(float(finite.sum())):
                 finite = finite[finite.isfinite()]
-            bins = finite.sub(low).div_((high - low) or 1.0).mul_(BINS).to(torch.uint8)
-            counts += torch.bincount(bins, minlength=BINS + 1)
+            bins = finite.sub(low).div_((high - low) or 1.0).mul_(_BINS).to(torch.uint8)
+            counts += torch.bincount(bins, minlength=_BINS + 1)
         *inside, last = counts.tolist()  # the highest value alone would have a bin of its own
         inside[-1] += last
         return inside

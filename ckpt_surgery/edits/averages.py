@@ -20,7 +20,7 @@ from ckpt_surgery.training.optimizers.correspond import bare_name
 _MOST_PAIRS: Final = 4096
 
 
-def find_averages(checkpoint: Checkpoint) -> list[tuple[StateDict, StateDict]]:
+def _find_averages(checkpoint: Checkpoint) -> list[tuple[StateDict, StateDict]]:
     """Pairs of a model and an average of it: the same names and shapes, wrappers aside.
 
     An average may lack buffers. Raises LimitExceededError if there are thousands to compare.
@@ -138,7 +138,7 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
 
     Raises UsageError if there is none to publish, or if one model has several.
     """
-    pairs = find_averages(checkpoint)
+    pairs = _find_averages(checkpoint)
     edits: list[Edit] = []
     if publish:
         if not pairs:

@@ -56,7 +56,7 @@ class Split(BatchEdit):
         """Return the parts, which are computed when they are written."""
         where = join_path(self.state_dict, self.name)
         require_plain(self.state_dict, self.name, tensor)
-        dim, sizes = split_sizes(tensor.shape, self, where)
+        dim, sizes = _split_sizes(tensor.shape, self, where)
         found = []
         for number, size in enumerate(sizes):
             shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
@@ -65,7 +65,7 @@ class Split(BatchEdit):
         return found
 
 
-def split_sizes(shape: tuple[int, ...], split: Split, where: str) -> tuple[int, tuple[int, ...]]:
+def _split_sizes(shape: tuple[int, ...], split: Split, where: str) -> tuple[int, tuple[int, ...]]:
     """Return the axis, and the sizes of the parts. Raises `PlanError` if they do not fit."""
     try:
         dim = dimension(split.dim, shape)

@@ -60,11 +60,11 @@ class Safetensors(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether it begins with the size and the brace of a header."""
-        return looks_like_safetensors(source)
+        return _looks_like_safetensors(source)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
-        """Describe the file; raises as `read_safetensors` does."""
-        return read_safetensors(source, limits)
+        """Describe the file; raises as `_read_safetensors` does."""
+        return _read_safetensors(source, limits)
 
     def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
         """Return all but one state dict of strided tensors of the format's types."""
@@ -79,7 +79,7 @@ class Safetensors(Format):
         return layout(checkpoint, options)
 
 
-def looks_like_safetensors(file: Source) -> bool:
+def _looks_like_safetensors(file: Source) -> bool:
     """Whether the file begins with the size of a header that fits and with the brace of one."""
     if file.size <= _SIZE_BYTES:
         return False
@@ -88,7 +88,7 @@ def looks_like_safetensors(file: Source) -> bool:
     return head[_SIZE_BYTES:] == b"{" and header_bytes <= MAX_HEADER_BYTES
 
 
-def read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def _read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a safetensors file: one state dict, in the order of the data.
 
     Every tensor has a storage of its own, named like the tensor; names in ``__metadata__`` that are

@@ -20,7 +20,7 @@ from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 
-MAX_INDEX_BYTES: Final = 64 << 20
+_MAX_INDEX_BYTES: Final = 64 << 20
 """An index has some hundred bytes a tensor; the largest published ones have 10 MB."""
 
 INDEX_SUFFIX: Final = ".index.json"
@@ -37,10 +37,10 @@ class _Sharded(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether it is an index whose files are of this kind."""
-        if not looks_like_index(source):
+        if not _looks_like_index(source):
             return False
         try:
-            files = read_index(source).files
+            files = _read_index(source).files
         except ReadError:  # some index: `read` says what is wrong with it
             return self.shard_suffix == _SAFETENSORS
         return all(file.endswith(_SAFETENSORS) for file in files) == (
@@ -91,27 +91,27 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Sharding:
+class _Sharding:
     """How a checkpoint was split: the name of the index, and each tensor's file."""
 
     index: str
     weight_map: Mapping[str, str]
 
 
-def looks_like_index(source: Source) -> bool:
+def _looks_like_index(source: Source) -> bool:
     """Say whether `source` is a JSON object with a weight map; reads at most what an index has."""
-    if not 0 < source.size <= MAX_INDEX_BYTES:
+    if not 0 < source.size <= _MAX_INDEX_BYTES:
         return False
     if not source.read_at(0, min(source.size, 64)).lstrip().startswith(b"{"):
         return False
     return f'"{_WEIGHT_MAP}"'.encode() in source.read_at(0, source.size)
 
 
-def read_index(source: Source) -> Index:
+def _read_index(source: Source) -> Index:
     """Return what the index says. Raises `DamagedFileError` if it is not of an index's form."""
-    if source.size > MAX_INDEX_BYTES:
+    if source.size > _MAX_INDEX_BYTES:
         raise LimitExceededError(
-            f"the index has {source.size} bytes, more than {MAX_INDEX_BYTES}", path=source.name
+            f"the index has {source.size} bytes, more than {_MAX_INDEX_BYTES}", path=source.name
         )
     found = load_object(source.read_at(0, source.size), path=source.name, what="the index")
     weight_map, metadata = found.get(_WEIGHT_MAP), found.get("metadata")
@@ -133,7 +133,7 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
     """
     from ckpt_surgery.formats.detect import find_format
 
-    index = read_index(source)
+    index = _read_index(source)
     shards: list[tuple[str, Checkpoint]] = []
     for file in index.files:
         member = folder.member(file)
@@ -146,7 +146,7 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
         state_dicts=(StateDict("", "model", entries, _modules(shards)),),
         others=_metadata(source, shards),
         globals=tuple(dict.fromkeys(each for _, shard in shards for each in shard.globals)),
-        container=Sharding(os.path.basename(source.name), index.weight_map),  # noqa: PTH119
+        container=_Sharding(os.path.basename(source.name), index.weight_map),  # noqa: PTH119
         unwritable=next((shard.unwritable for _, shard in shards if shard.unwritable), ""),
     )
     return replace(checkpoint, notes=tuple(_notes(index, checkpoint, shards)))

@@ -31,8 +31,8 @@ from ckpt_surgery.torch_objects.calls import sizes
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id, text
 
-MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
-PROTOCOL_VERSION: Final = 1001
+_MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION: Final = 1001
 
 _LONGEST_MAGIC: Final = 64
 """More bytes than a pickle of the magic number takes in any protocol."""
@@ -57,21 +57,21 @@ class TorchLegacy(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether it begins with the magic number."""
-        return looks_like_legacy(source)
+        return _looks_like_legacy(source)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the file; raises as `read_legacy` does."""
         return read_legacy(source, limits)
 
 
-def looks_like_legacy(file: Source) -> bool:
+def _looks_like_legacy(file: Source) -> bool:
     """Whether the file begins with a pickle of the magic number, in any protocol's spelling."""
     head = file.read_at(0, min(_LONGEST_MAGIC, file.size))
     try:
         root = parse(head).root
     except ReadError:
         return False
-    return type(root) is int and root == MAGIC_NUMBER
+    return type(root) is int and root == _MAGIC_NUMBER
 
 
 def read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
@@ -91,7 +91,7 @@ def read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
             "its first block is a header of a tar archive as well, which torch would read instead"
         )
     sequence = PickleSequence(ByteRange(file, 0, file.size), limits)
-    for what, expected in (("magic number", MAGIC_NUMBER), ("protocol", PROTOCOL_VERSION)):
+    for what, expected in (("magic number", _MAGIC_NUMBER), ("protocol", _PROTOCOL_VERSION)):
         found = sequence.pickle().root
         if type(found) is not int or found != expected:
             raise DamagedFileError(f"the {what} is not {expected}")

@@ -42,14 +42,14 @@ class TorchTar(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether it begins with the first member's header."""
-        return looks_like_tar(source)
+        return _looks_like_tar(source)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
-        """Describe the file; raises as `read_tar` does."""
-        return read_tar(source, limits)
+        """Describe the file; raises as `_read_tar` does."""
+        return _read_tar(source, limits)
 
 
-def looks_like_tar(file: Source) -> bool:
+def _looks_like_tar(file: Source) -> bool:
     """Whether the file begins like a tar archive whose first member is one of torch's."""
     try:
         return next(_members(file), None) is not None
@@ -57,7 +57,7 @@ def looks_like_tar(file: Source) -> bool:
         return False
 
 
-def read_tar(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def _read_tar(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a tar checkpoint.
 
     Nothing is extracted. Its tensors become the `_rebuild_tensor_v2` of later versions, one node
@@ -201,7 +201,7 @@ class _Storages:
             if not isinstance(part, ByteRange):  # pragma: no cover (they are made here)
                 raise TypeError(part)
             storage = replace(storage, key=str(key), data=part.slice(offset * size, numel * size))
-        return storage_reference(storage)
+        return _storage_reference(storage)
 
     def _read_storage(self) -> None:
         sequence = self._sequence
@@ -269,11 +269,11 @@ def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Ob
         place = Tensor(shape, storage.dtype, stride, start + offset, storage)
         if place.extent and (offset < 0 or offset + place.extent > numel):
             raise DamagedFileError(f"the tensor {key} reaches beyond its storage", entry="tensors")
-        tensors[key] = build(storage_reference(storage), place)
+        tensors[key] = build(_storage_reference(storage), place)
     return tensors
 
 
-def storage_reference(storage: Storage) -> PersistentId:
+def _storage_reference(storage: Storage) -> PersistentId:
     """A reference to `storage` as a later ``torch.save`` would write it."""
     name = "UntypedStorage" if storage.untyped else storage.dtype.storage_class
     pid = ("storage", Global("torch", name or ""), storage.key, storage.device, storage.numel)

@@ -87,7 +87,7 @@ class TorchZip(Format):
     def sniff(self, source: Source) -> bool:
         """Say whether it is a zip archive with a pickle and without TorchScript's constants."""
         archive = archive_of(source)
-        return archive is not None and is_torch_zip(archive) and not is_torchscript(archive)
+        return archive is not None and _is_torch_zip(archive) and not is_torchscript(archive)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the archive. Raises `DamagedFileError` as `read_torch_zip` does."""
@@ -138,7 +138,7 @@ def is_torchscript(archive: ZipArchive) -> bool:
     return archive.get(CONSTANTS) is not None
 
 
-def is_torch_zip(archive: ZipArchive) -> bool:
+def _is_torch_zip(archive: ZipArchive) -> bool:
     """Whether an archive holds a pickle where ``torch.load`` looks for it."""
     return archive.get(PICKLE) is not None
 

@@ -33,8 +33,8 @@ from ckpt_surgery.torch_objects.mappings import named_items, state_of
 from ckpt_surgery.torch_objects.module_tree import ModuleTree
 from ckpt_surgery.torch_objects.tensors import TensorReader
 
-FORMAT: Final = "torchscript"
-MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
+_FORMAT: Final = "torchscript"
+_MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
 
 _DATA: Final = "data.pkl"
 _BYTE_ORDER: Final = "byteorder"
@@ -45,7 +45,7 @@ _BUILT_IN: Final = "__torch__.torch.classes."  # declared in C++, not in the arc
 class TorchScript(Format):
     """The archive of ``torch.jit.save``, of which the state dict is read."""
 
-    name = FORMAT
+    name = _FORMAT
     title = "a TorchScript archive"
     written_as = "torch-zip"
 
@@ -55,11 +55,11 @@ class TorchScript(Format):
         return archive is not None and is_torchscript(archive)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
-        """Describe the archive's state dict; raises as `read_torchscript` does."""
-        return read_torchscript(source, archive_of(source) or read_zip(source), limits)
+        """Describe the archive's state dict; raises as `_read_torchscript` does."""
+        return _read_torchscript(source, archive_of(source) or read_zip(source), limits)
 
 
-def read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
+def _read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
     """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
 
     Tensors that are outside the state dict, attributes and constants of the code, are `others`.
@@ -78,7 +78,7 @@ def read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Check
     if unwritable:
         reader.notes.append(f"an edit would lose something: {unwritable}")
     return Checkpoint(
-        format=FORMAT,
+        format=_FORMAT,
         sources=(file,),
         root=root,
         state_dicts=(tree.state_dict("model", root),),
@@ -170,7 +170,7 @@ class _Reader:
 
     def enter(self, node: Object, prefix: str) -> Iterator[tuple[str, Object]]:
         """Record what the module itself holds; returns its children."""
-        self.tree.metadata[prefix[:-1]] = Dict(["version", MODULE_VERSION])
+        self.tree.metadata[prefix[:-1]] = Dict(["version", _MODULE_VERSION])
         declared, slots = self.declaration(node), named_items(state_of(node))
         if declared is None or slots is None:
             what = prefix[:-1] or "the model itself"

@@ -71,7 +71,7 @@ def fit(
     with read(source) as checkpoint, opened(asked) as aim:
         target.refuse_inputs([*checkpoint.sources, *aim.sources])
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
-        fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
+        fitting = _prepare(asked, for_output(checkpoint, target), aim, inputs)
         if asked.emit_map is not None:
             _write_map(asked.emit_map, fitting.fitted, force=target.force)
         written = write(fitting.result, target, inputs=aim.sources)
@@ -108,7 +108,7 @@ class Fitting:
     left_out: tuple[str, ...]
 
 
-def prepare(
+def _prepare(
     asked: FitRequest,
     checkpoint: Checkpoint,
     aim: Aim,

@@ -68,7 +68,7 @@ def inspect(
             globals=checkpoint.globals,
             notes=(*checkpoint.notes, *_shard_notes(narrowed), *unclear),
             stats=_stats(narrowed, progress) if stats else {},
-            places=places(checkpoint.state_dicts),
+            places=_places(checkpoint.state_dicts),
             training=training,
             averaged=_averaged(averages),
             averages=averages,
@@ -176,7 +176,7 @@ def _stats(checkpoint: Checkpoint, progress: ProgressBar | None) -> dict[str, Te
         return all_stats(tensors, advance=advance)
 
 
-def places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
+def _places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
     """The place of every entry of whole state dicts, by ``path/name``."""
     found: dict[str, Place] = {}
     for state_dict in state_dicts:

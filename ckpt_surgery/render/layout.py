@@ -61,7 +61,7 @@ class Fitted:
         return f"not shown at this width: {', '.join(self.left_out)}"
 
 
-def cells(text: str) -> int:
+def _cells(text: str) -> int:
     """Return the cells of a terminal that `text` takes: two a wide character, none an accent."""
     if text.isascii():
         return len(text)
@@ -80,7 +80,7 @@ def fit(grid: Grid, width: int) -> Fitted:
     Every cell is one line, but for texts that wrap, whose lines are rows of their own.
     """
     natural = [
-        max(map(cells, (column.title, *(row[index] for row in grid.rows))))
+        max(map(_cells, (column.title, *(row[index] for row in grid.rows))))
         for index, column in enumerate(grid.columns)
     ]
     kept = _kept(grid.columns, natural, width)
@@ -96,9 +96,9 @@ def fit(grid: Grid, width: int) -> Fitted:
 def _least(column: Column, natural: int) -> int:
     """Return the cells below which a column is of no use."""
     if column.names:
-        return min(natural, max(_NARROW_NAME, cells(column.title)))
+        return min(natural, max(_NARROW_NAME, _cells(column.title)))
     if column.wraps:
-        return min(natural, max(_NARROW_TEXT, cells(column.title)))
+        return min(natural, max(_NARROW_TEXT, _cells(column.title)))
     return natural
 
 
@@ -140,7 +140,7 @@ def _lines(
 ) -> Iterator[Sequence[str]]:
     """Yield the lines of one row: one, or as many as its longest text wraps to."""
     lines = [
-        list(wrap(text, width)) if column.wraps else [_cut(column, text, width)]
+        list(_wrap(text, width)) if column.wraps else [_cut(column, text, width)]
         for text, column, width in zip(row, columns, widths, strict=True)
     ]
     for index in range(max(map(len, lines), default=0)):
@@ -148,22 +148,22 @@ def _lines(
 
 
 def _cut(column: Column, text: str, width: int) -> str:
-    if cells(text) <= width:
+    if _cells(text) <= width:
         return text
-    return shorten_name(text, width) if column.names else _head(text, width)
+    return _shorten_name(text, width) if column.names else _head(text, width)
 
 
-def shorten_name(name: str, width: int) -> str:
+def _shorten_name(name: str, width: int) -> str:
     """Return `name` in at most `width` cells, whole segments left out of its middle.
 
     ``backbone.layer3.0.conv1.weight`` becomes ``backbone.…conv1.weight``; the lines that lead to
     a node of a tree stay. Only a segment that is too wide by itself is cut.
     """
-    if cells(name) <= width:
+    if _cells(name) <= width:
         return name
     guide = match[0] if (match := _GUIDE.match(name)) else ""
-    if guide and cells(guide) + 2 <= width:
-        return guide + shorten_name(name[len(guide) :], width - cells(guide))
+    if guide and _cells(guide) + 2 <= width:
+        return guide + _shorten_name(name[len(guide) :], width - _cells(guide))
     segments = _JOINTS.split(name)
     room = width - 1
     head, tail = "", ""
@@ -171,7 +171,7 @@ def shorten_name(name: str, width: int) -> str:
     from_back = True
     while front <= back:
         segment = segments[back] if from_back else segments[front]
-        if cells(head) + cells(tail) + cells(segment) > room:
+        if _cells(head) + _cells(tail) + _cells(segment) > room:
             if from_back and not tail:
                 break
             if not from_back:
@@ -211,17 +211,17 @@ def _tail(text: str, width: int) -> str:
     return _take(text[::-1], width)[::-1]
 
 
-def wrap(text: str, width: int) -> Iterator[str]:
+def _wrap(text: str, width: int) -> Iterator[str]:
     """Yield the lines of `text`, broken between words; a word that is too wide is cut."""
     line = ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
-        if cells(longer) <= width:
+        if _cells(longer) <= width:
             line = longer
             continue
         if line:
             yield line
-        while cells(word) > width:
+        while _cells(word) > width:
             part = _take(word, width) or word[:1]
             yield part
             word = word[len(part) :]  # noqa: PLW2901 - what is left of it
@@ -231,15 +231,15 @@ def wrap(text: str, width: int) -> Iterator[str]:
 
 def hanging(text: str, width: int) -> str:
     """Return `text` wrapped between words, what follows its first line set in below it."""
-    if cells(text) <= width:
+    if _cells(text) <= width:
         return text
     indent = min(len(text) - len(text.lstrip(" ")), width // 2)
     below = min(indent + len(_HANGING), width // 2)
-    first, *rest = wrap(text.lstrip(" "), max(width - indent, 1))
+    first, *rest = _wrap(text.lstrip(" "), max(width - indent, 1))
     if not rest:
         return " " * indent + first
     remainder = text.lstrip(" ")[len(first) :].lstrip(" ")
-    lines = wrap(remainder, max(width - below, 1))
+    lines = _wrap(remainder, max(width - below, 1))
     return "\n".join([" " * indent + first, *(" " * below + line for line in lines)])
 
 
@@ -250,7 +250,7 @@ def padded(row: Sequence[str], fitted: Fitted, paint: Callable[[str, str], str])
     for index, (text, column, width) in enumerate(
         zip(row, fitted.columns, fitted.widths, strict=True)
     ):
-        fill = " " * max(width - cells(text), 0)
+        fill = " " * max(width - _cells(text), 0)
         cell = fill + text if column.right else text + (fill if index < last else "")
         line.append(paint(cell, column.style))
     return GAP.join(line)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ckpt_surgery.render.screen import Screen
 
 _LONGEST_NOTE: Final = 500  # characters
-ALL: Final = sys.maxsize
+_ALL: Final = sys.maxsize
 
 
-def below(lines: Iterable[str], most: int = ALL) -> Iterator[str]:
+def below(lines: Iterable[str], most: int = _ALL) -> Iterator[str]:
     """Yield the lines one by one, indented, and how many there are beyond `most`."""
     listed = list(lines)
     yield from (f"  {line}" for line in listed[:most])
@@ -27,7 +27,7 @@ def below(lines: Iterable[str], most: int = ALL) -> Iterator[str]:
         yield f"  … and {len(listed) - most:,} more"
 
 
-def in_one_line(paths: Sequence[str], most: int = ALL) -> str:
+def in_one_line(paths: Sequence[str], most: int = _ALL) -> str:
     """Return the paths with commas between them, and how many there are beyond `most`."""
     shown = ", ".join(printable(path) or "(top level)" for path in paths[:most])
     more = len(paths) - most

@@ -18,7 +18,7 @@ from ckpt_surgery.render.layout import GAP, Column, Fitted, Grid, fit, hanging, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Column", "Grid", "Screen", "console", "paged", "plain_lines"]
+__all__ = ["Column", "Grid", "Screen", "console", "paged"]
 
 _MOST_RICH_ROWS: Final = 1000
 _UNBOUNDED: Final = 1 << 16  # cells; for colours that are wanted in a pipe
@@ -70,7 +70,7 @@ class Screen:
         if not self._draws:
             grid = Grid(grid.columns, [list(map(self._drawn, row)) for row in grid.rows])
         if self._console is None:
-            self._stream.writelines(plain_lines(grid))
+            self._stream.writelines(_plain_lines(grid))
             return
         fitted = fit(grid, self._console.width)
         if len(fitted.rows) > _MOST_RICH_ROWS:
@@ -89,7 +89,7 @@ def _can_encode(stream: TextIO, text: str) -> bool:
     return True
 
 
-def plain_lines(grid: Grid) -> Iterable[str]:
+def _plain_lines(grid: Grid) -> Iterable[str]:
     """Return the table as lines of text, columns aligned, nothing cut."""
     table = [tuple(column.title for column in grid.columns), *grid.rows]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]

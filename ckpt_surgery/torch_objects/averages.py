@@ -45,12 +45,12 @@ class AverageLayout:
         )
 
 
-LAYOUTS: Final = (
+_LAYOUTS: Final = (
     AverageLayout("torch's AveragedModel", "module.", (AVERAGED_MODEL_COUNT,)),
     AverageLayout("mmengine", "module.", ("steps",)),
     AverageLayout("ema_pytorch", "ema_model.", ("initted", "step"), beside="online_model."),
 )
-_MMENGINE: Final = LAYOUTS[1]
+_MMENGINE: Final = _LAYOUTS[1]
 _COUNTERS: Final = frozenset({AVERAGED_MODEL_COUNT})
 # In one mapping: where the average lies, where the weights in training do, who swaps them.
 _SWAPPED: Final = (
@@ -62,7 +62,7 @@ _LIGHTNING_COUNTER: Final = "averaging_state"
 
 def layout_of(names: Collection[str]) -> AverageLayout | None:
     """Return the layout that entries of these names have; None if they are plain weights."""
-    for layout in LAYOUTS:
+    for layout in _LAYOUTS:
         if all(counter in names for counter in layout.counters) and layout.fits(names):
             return layout
     return None

@@ -100,7 +100,7 @@ def assemble(
     if names is None:
         names = (node for node in walk(root, limits=limits) if isinstance(node, Global))
     qualified = tuple(dict.fromkeys(name.qualified for name in names))
-    survey = Survey(TensorReader(limits), limits)
+    survey = _Survey(TensorReader(limits), limits)
     survey.search(root)
     survey.state_dicts = with_true_kinds(survey.state_dicts)
     others = tuple(survey.others(root))
@@ -166,7 +166,7 @@ class _Place:
 
 
 @dataclass(slots=True)
-class Survey:
+class _Survey:
     """One search through a graph. State dicts come in the order in which the pickle has them."""
 
     tensors: TensorReader

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-DEFAULT_VERSION: Final = 1
+_DEFAULT_VERSION: Final = 1
 """``torch.nn.Module._version``."""
 
 _MOVED: Final = (
@@ -22,7 +22,7 @@ _MOVED: Final = (
 
 def version_of(class_name: str) -> int:
     """The class's ``_version``, which ``state_dict()`` puts into ``_metadata``; 1 if unknown."""
-    return _VERSIONS.get(_current(class_name), DEFAULT_VERSION)
+    return _VERSIONS.get(_current(class_name), _DEFAULT_VERSION)
 
 
 def saves_itself(class_name: str) -> bool:

@@ -92,7 +92,7 @@ def lower(checkpoint: Checkpoint) -> Lowered:
         return Lowered(_without_graph(checkpoint.state_dicts), replaced)
     for state_dict in checkpoint.state_dicts:
         if not _is_unchanged(state_dict):
-            replaced[id(state_dict.node)] = lower_state_dict(state_dict)
+            replaced[id(state_dict.node)] = _lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced)
 
@@ -100,10 +100,10 @@ def lower(checkpoint: Checkpoint) -> Lowered:
 def _without_graph(state_dicts: Sequence[StateDict]) -> Node:
     """The state dict of a format without a graph, or several in a dictionary by their paths."""
     if len(state_dicts) == 1 and not state_dicts[0].path:
-        return lower_state_dict(state_dicts[0])
+        return _lower_state_dict(state_dicts[0])
     items: list[Node] = []
     for state_dict in state_dicts:
-        items += (state_dict.path, lower_state_dict(state_dict))
+        items += (state_dict.path, _lower_state_dict(state_dict))
     return Dict(items)
 
 
@@ -151,7 +151,7 @@ def _is_unchanged(state_dict: StateDict) -> bool:
     )
 
 
-def lower_state_dict(state_dict: StateDict) -> Node:
+def _lower_state_dict(state_dict: StateDict) -> Node:
     """The mapping to write for a state dict: of the class it was, or an ``OrderedDict``."""
     items: list[Node] = []
     for entry in state_dict.entries:

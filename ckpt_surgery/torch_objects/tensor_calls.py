@@ -8,7 +8,7 @@ from ckpt_surgery.pickles import NO_STATE, Global, Node, Object, PersistentId
 
 def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
     """`node` rebuilding the same tensor from another place: `tensor`'s offset, size and stride."""
-    place = (storage, tensor.offset, own_sizes(tensor.shape), own_sizes(tensor.stride))
+    place = (storage, tensor.offset, _own_sizes(tensor.shape), _own_sizes(tensor.stride))
     if node.args == () and node.state is not NO_STATE:  # a tensor of torch 0.1
         return build(storage, tensor)
     if not isinstance(node.args, tuple):
@@ -28,7 +28,7 @@ def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
 def build(storage: PersistentId, tensor: Tensor) -> Object:
     """A new node that rebuilds `tensor`, as torch writes it: ``_rebuild_tensor_v2`` or ``_v3``."""
     hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
-    shape, stride = own_sizes(tensor.shape), own_sizes(tensor.stride)
+    shape, stride = _own_sizes(tensor.shape), _own_sizes(tensor.stride)
     place = (storage, tensor.offset, shape, stride, tensor.requires_grad, hooks)
     if tensor.storage is not None and tensor.storage.untyped:
         dtype = Global("torch", tensor.dtype.name)
@@ -36,7 +36,7 @@ def build(storage: PersistentId, tensor: Tensor) -> Object:
     return Object("REDUCE", Global("torch._utils", "_rebuild_tensor_v2"), place)
 
 
-def own_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
+def _own_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     """Return equal sizes as a tuple of their own, as torch makes them for each tensor.
 
     A pickle refers back to one that it has written; so it does not depend on which were shared.

@@ -114,7 +114,7 @@ class TrainingStates:
         return self._holders[id(node)]
 
 
-def is_training_state(path: str, node: Node) -> bool:
+def _is_training_state(path: str, node: Node) -> bool:
     """Whether an entry is needed to resume the training, and for nothing else."""
     return TrainingStates().kind(path, node) is not None
 

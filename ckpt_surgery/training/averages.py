@@ -80,7 +80,7 @@ def find_averages(checkpoint: Checkpoint) -> list[Average]:
     return [*found, *_beside(checkpoint)]
 
 
-def inner_names(state_dict: StateDict) -> dict[str, str] | None:
+def _inner_names(state_dict: StateDict) -> dict[str, str] | None:
     """Return the model's names for the entries of an average, without its counters.
 
     None for what has no layout of its own: its names are the model's.
@@ -97,7 +97,7 @@ def _swapped(checkpoint: Checkpoint) -> Iterator[Average]:
     others = {other.path for other in checkpoint.others}
     for pair in swapped_pairs(checkpoint.state_dicts):
         average, trained = known[pair.average], known[pair.trained]
-        inner = inner_names(trained) or {name: name for name in trained.names}
+        inner = _inner_names(trained) or {name: name for name in trained.names}
         held = set(average.names)
         counter = counter_of(pair)
         yield Average(

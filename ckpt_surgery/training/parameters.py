@@ -25,7 +25,7 @@ _STATISTICS: Final = ("running_mean", "running_var")
 _BUFFERS: Final = frozenset({*_STATISTICS, "relative_coords_table"})
 _AUXILIARY: Final = re.compile("aux|dist", re.IGNORECASE)
 _NUMBERED: Final = re.compile(r"\d[a-z]?$")
-LONGEST_NAME: Final = 1024  # characters; a longer one names no module, but could fill the memory
+_LONGEST_NAME: Final = 1024  # characters; a longer one names no module, but could fill the memory
 _PARALLEL: Final = re.compile("branch|path|stream", re.IGNORECASE)
 
 
@@ -221,7 +221,7 @@ class Inventory:
 
 def require_short(name: str) -> None:
     """Refuse a name that is longer than any honest one."""
-    if len(name) > LONGEST_NAME:
+    if len(name) > _LONGEST_NAME:
         raise LimitExceededError(
             f"a parameter's name has {len(name)} characters", entry=f"{name[:40]}…"
         )

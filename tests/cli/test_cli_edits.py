@@ -13,7 +13,7 @@ import torch
 from ckpt_surgery.cli.commands.strip import strip
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import output_of
-from ckpt_surgery.cli.output import report_stream
+from ckpt_surgery.cli.output import _report_stream
 from ckpt_surgery.formats.registry import FORMATS, get, writable
 
 EDITS = (
@@ -200,7 +200,7 @@ def test_standard_output_is_written_by_its_descriptor(folder, invoke, monkeypatc
     with (folder / "out.pth").open("w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
         assert output_of(context).stream == stream.fileno()
-        assert report_stream(context) is not stream
+        assert _report_stream(context) is not stream
 
 
 def test_list_of_names_may_not_be_huge(folder, invoke, monkeypatch):

@@ -70,7 +70,7 @@ def test_every_field_of_an_error_has_an_option() -> None:
     """What `fields` names is a field of a request, which some command has an option for."""
     import click
 
-    from ckpt_surgery.cli.fields import PARAMETERS
+    from ckpt_surgery.cli.fields import _PARAMETERS
 
     context = click.Context(cli)
     names = {
@@ -80,4 +80,4 @@ def test_every_field_of_an_error_has_an_option() -> None:
         for option in found.params
         for name in (option.name, *(o.removeprefix("--").replace("-", "_") for o in option.opts))
     }
-    assert set(PARAMETERS.values()) <= names
+    assert set(_PARAMETERS.values()) <= names

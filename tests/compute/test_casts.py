@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ckpt_surgery.compute.casting import cast, count_cast
 from ckpt_surgery.compute.casts import CastCount, CastTally, tallies_of
-from ckpt_surgery.compute.lazy import LazyBytes
+from ckpt_surgery.compute.lazy import _LazyBytes
 from ckpt_surgery.errors import LossyEditError
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -136,5 +136,5 @@ def test_what_is_computed_twice_counts_once():
 
 def test_the_tallies_of_sources_are_found_once():
     tally = CastTally("w", "float32", "float16", 1)
-    source = LazyBytes(2, lambda: torch.zeros(1).half(), tally=tally)
-    assert tallies_of([source, b"", LazyBytes(2, lambda: torch.zeros(1)), source]) == [tally]
+    source = _LazyBytes(2, lambda: torch.zeros(1).half(), tally=tally)
+    assert tallies_of([source, b"", _LazyBytes(2, lambda: torch.zeros(1)), source]) == [tally]

@@ -17,14 +17,14 @@ from ckpt_surgery import LimitExceededError, MissingDependencyError, read
 from ckpt_surgery.checkpoint.description import Storage, Tensor
 from ckpt_surgery.compute import stats as stats_module
 from ckpt_surgery.compute.elements import load_elements, require_torch
-from ckpt_surgery.compute.stats import BINS, TensorStats, all_stats, tensor_stats
+from ckpt_surgery.compute.stats import _BINS, TensorStats, _tensor_stats, all_stats
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
 
 
 def stats_of(value: Any, path: Path) -> TensorStats | None:
     with read(save({"w": value, "v": torch.ones(1), "u": torch.ones(1)}, path)) as checkpoint:
-        return tensor_stats(dict(checkpoint.tensors)["w"])
+        return _tensor_stats(dict(checkpoint.tensors)["w"])
 
 
 def expected(value: torch.Tensor) -> TensorStats:
@@ -36,9 +36,9 @@ def expected(value: torch.Tensor) -> TensorStats:
     if not finite.numel():
         return TensorStats(None, None, None, None, *counts)
     low, high = float(finite.min()), float(finite.max())
-    bins = [0] * BINS
+    bins = [0] * _BINS
     for number in finite.tolist():
-        bins[min(int((number - low) / ((high - low) or 1) * BINS), BINS - 1)] += 1
+        bins[min(int((number - low) / ((high - low) or 1) * _BINS), _BINS - 1)] += 1
     mean, std = float(finite.mean()), float(finite.std(unbiased=False))
     return TensorStats(low, high, mean, std, *counts, tuple(bins))
 
@@ -155,13 +155,13 @@ def test_bits_are_measured_as_integers(tmp_path: Path) -> None:
 def test_packed_elements_have_no_statistics(dtype: torch.dtype) -> None:
     storage = Storage("0", BY_NAME["uint8"], "cpu", Bytes(bytes(8)), untyped=True)
     name = str(dtype).removeprefix("torch.")
-    assert tensor_stats(Tensor((4,), BY_NAME[name], (1,), 0, storage)) is None
+    assert _tensor_stats(Tensor((4,), BY_NAME[name], (1,), 0, storage)) is None
 
 
 def test_what_has_no_elements_here_has_no_statistics(tmp_path: Path) -> None:
     assert stats_of(torch.empty(3, device="meta"), tmp_path / "w.pth") is None
     packed = Storage("0", BY_NAME["quint4x2"], "cpu", Bytes(bytes(8)))
-    assert tensor_stats(Tensor((4,), packed.dtype, (1,), 0, packed)) is None
+    assert _tensor_stats(Tensor((4,), packed.dtype, (1,), 0, packed)) is None
 
 
 @pytest.mark.parametrize(
@@ -212,15 +212,15 @@ def test_only_the_bytes_of_the_view_are_read(tmp_path: Path, monkeypatch: Any) -
             "read_into",
             lambda self, at, buffer: seen.append(buffer.nbytes) or original(self, at, buffer),
         )
-        assert tensor_stats(tensor) is not None
+        assert _tensor_stats(tensor) is not None
     assert seen == [40]
 
 
 def test_absurd_repetition_is_refused() -> None:
     tensor = in_memory(torch.ones(4), (10**12,), (0,))
     with pytest.raises(LimitExceededError, match="repeats 1 elements to 1000000000000"):
-        tensor_stats(tensor)
-    assert tensor_stats(in_memory(torch.ones(4), (1000,), (0,))) is not None
+        _tensor_stats(tensor)
+    assert _tensor_stats(in_memory(torch.ones(4), (1000,), (0,))) is not None
 
 
 @settings(max_examples=60, deadline=None)
@@ -231,7 +231,7 @@ def test_pieces_add_up_to_the_whole(values: list[float]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stats_module, "PIECE", 3)
         patch.setattr(stats_module, "RUN", 7)
-        found = tensor_stats(tensor)
+        found = _tensor_stats(tensor)
     wanted = expected(torch.tensor(values, dtype=torch.float32))
     assert found is not None
     assert (found.mean, found.std) == close(wanted, 1e-6)

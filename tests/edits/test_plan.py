@@ -40,7 +40,7 @@ from ckpt_surgery.edits.rename_plan import plan_rename
 from ckpt_surgery.edits.strip_plan import plan_strip
 from ckpt_surgery.errors import NameCollisionError, PlanError, UsageError
 from ckpt_surgery.names.rewrite import RewriteRule
-from ckpt_surgery.torch_objects.training_state import is_training_state
+from ckpt_surgery.torch_objects.training_state import _is_training_state
 
 
 def net() -> nn.Sequential:
@@ -144,7 +144,7 @@ def test_state_dict_left_whole_is_named(trained: Checkpoint) -> None:
 
 
 def test_training_state_goes_and_the_rest_stays(trained: Checkpoint) -> None:
-    planned = plan_strip(trained, Selection(), training_state=is_training_state)
+    planned = plan_strip(trained, Selection(), training_state=_is_training_state)
     assert planned.plan.edits == (DropOther("optimizer"), DropOther("lr_scheduler"))
     after = apply(planned.plan, trained)
     assert [other.path for other in after.others] == ["epoch", "args"]
@@ -152,7 +152,7 @@ def test_training_state_goes_and_the_rest_stays(trained: Checkpoint) -> None:
 
 
 def test_no_training_state_is_said(plain: Checkpoint) -> None:
-    planned = plan_strip(plain, Selection(), training_state=is_training_state)
+    planned = plan_strip(plain, Selection(), training_state=_is_training_state)
     assert planned.plan == Plan()
     assert planned.warnings == ("there is no training state to remove",)
 

@@ -15,7 +15,7 @@ from torch_oracle import assert_same_tensor, assert_same_tensors
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats.safetensors import looks_like_safetensors, read_safetensors
+from ckpt_surgery.formats.safetensors import _looks_like_safetensors, _read_safetensors
 from ckpt_surgery.pickles import Limits
 
 DTYPES = [
@@ -63,8 +63,8 @@ def test_every_dtype_equals_what_safetensors_loads(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({name: of_dtype(name) for name in DTYPES}, path)
     file = FileSource.open(path)
-    assert looks_like_safetensors(file)
-    checkpoint = read_safetensors(file)
+    assert _looks_like_safetensors(file)
+    checkpoint = _read_safetensors(file)
     assert checkpoint.format == "safetensors"
     assert checkpoint.root is None
     assert checkpoint.others == ()
@@ -75,7 +75,7 @@ def test_every_dtype_equals_what_safetensors_loads(tmp_path: Path) -> None:
 def test_every_shape_equals_what_safetensors_loads(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"": torch.rand(shape)}, path)
-    checkpoint = read_safetensors(FileSource.open(path))
+    checkpoint = _read_safetensors(FileSource.open(path))
     ((name, ours),) = checkpoint.tensors
     assert name == ""
     assert ours.is_contiguous
@@ -84,7 +84,7 @@ def test_every_shape_equals_what_safetensors_loads(tmp_path: Path, shape: tuple[
 
 def test_four_bit_elements_are_counted_in_pairs_as_torch_does(tmp_path: Path) -> None:
     file = write(tmp_path / "a", one("F4", [3, 4], [0, 6]), bytes(range(6)))
-    ((_, ours),) = read_safetensors(file).tensors
+    ((_, ours),) = _read_safetensors(file).tensors
     assert ours.shape == (3, 2)
     assert_same_tensor(ours, safetensors.torch.load_file(tmp_path / "a")["w"])
 
@@ -100,7 +100,7 @@ def test_the_order_is_that_of_the_data(tmp_path: Path) -> None:
         }
         for name in names
     }
-    checkpoint = read_safetensors(write(tmp_path / "a", header, bytes(range(40))))
+    checkpoint = _read_safetensors(write(tmp_path / "a", header, bytes(range(40))))
     assert checkpoint.state_dicts[0].names == shuffled
     assert_same_tensors(checkpoint, safetensors.torch.load_file(tmp_path / "a"))
 
@@ -108,7 +108,7 @@ def test_the_order_is_that_of_the_data(tmp_path: Path) -> None:
 def test_no_two_tensors_share_a_storage(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(3), "b": torch.zeros(2)}, path)
-    storages = [ours.storage for _, ours in read_safetensors(FileSource.open(path)).tensors]
+    storages = [ours.storage for _, ours in _read_safetensors(FileSource.open(path)).tensors]
     assert [s.nbytes for s in storages if s is not None] == [12, 8]
     assert [s.key for s in storages if s is not None] == ["a", "b"]
 
@@ -116,7 +116,7 @@ def test_no_two_tensors_share_a_storage(tmp_path: Path) -> None:
 def test_metadata_is_an_entry_beside_the_tensors(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     safetensors.torch.save_file({"a": torch.ones(1)}, path, {"format": "pt", "note": "é"})
-    (other,) = read_safetensors(FileSource.open(path)).others
+    (other,) = _read_safetensors(FileSource.open(path)).others
     assert (other.path, other.type) == ("__metadata__", "dict")
     assert other.value == {"format": "pt", "note": "é"}
 
@@ -124,15 +124,15 @@ def test_metadata_is_an_entry_beside_the_tensors(tmp_path: Path) -> None:
 def test_a_published_file_equals_what_safetensors_loads(shared_dir: Path) -> None:
     path = shared_dir / "real" / "silero-vad" / "src_silero_vad_data_silero_vad_16k.safetensors"
     with FileSource.open(path) as file:
-        assert looks_like_safetensors(file)
-        assert_same_tensors(read_safetensors(file), safetensors.torch.load_file(path))
+        assert _looks_like_safetensors(file)
+        assert_same_tensors(_read_safetensors(file), safetensors.torch.load_file(path))
 
 
 @pytest.mark.parametrize(
     "header", [b"{}", b"{}   ", b"{}\n\t", b'{"__metadata__":null}', b'{"__metadata__":{}}']
 )
 def test_a_file_without_tensors_is_read(tmp_path: Path, header: bytes) -> None:
-    checkpoint = read_safetensors(write(tmp_path / "a", header))
+    checkpoint = _read_safetensors(write(tmp_path / "a", header))
     assert safetensors.torch.load_file(tmp_path / "a") == {}
     assert checkpoint.state_dicts[0].entries == ()
 
@@ -146,7 +146,7 @@ def test_reading_never_reads_tensor_bytes(tmp_path: Path, monkeypatch: pytest.Mo
         return read_at(self, offset, nbytes)
 
     monkeypatch.setattr(FileSource, "read_at", counting)
-    read_safetensors(file)
+    _read_safetensors(file)
     assert sum(sizes) == file.size - (1 << 20)
 
 
@@ -192,7 +192,7 @@ WRONG_TENSORS = [
 def test_a_wrong_tensor_is_refused(tmp_path: Path, header: Any, message: str) -> None:
     file = write(tmp_path / "a", header, bytes(8))
     with pytest.raises(DamagedFileError, match=message) as caught:
-        read_safetensors(file)
+        _read_safetensors(file)
     assert caught.value.entry == "tensor 'w'"
     with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the reference says
         safetensors.torch.load_file(tmp_path / "a")
@@ -203,7 +203,7 @@ def test_minus_zero_is_no_size(tmp_path: Path, place: str) -> None:
     text = json.dumps(one(shape=[0], offsets=[0, 0])).replace(f'"{place}": [0', f'"{place}": [-0')
     file = write(tmp_path / "a", text.encode())
     with pytest.raises(DamagedFileError, match=r"not a list of sizes|not a begin and an end"):
-        read_safetensors(file)
+        _read_safetensors(file)
     with pytest.raises(safetensors.SafetensorError):
         safetensors.torch.load_file(tmp_path / "a")
 
@@ -221,7 +221,7 @@ def test_a_type_that_torch_lacks_is_described(
     tmp_path: Path, code: str, shape: list[int], nbytes: int, name: str
 ) -> None:
     file = write(tmp_path / "a", one(code, shape, [0, nbytes]), bytes(nbytes))
-    ((_, tensor),) = read_safetensors(file).tensors
+    ((_, tensor),) = _read_safetensors(file).tensors
     assert (tensor.dtype.name, list(tensor.shape), tensor.nbytes) == (name, shape, nbytes)
     assert not tensor.dtype.in_torch
 
@@ -237,7 +237,7 @@ def test_a_type_that_torch_lacks_is_described(
 def test_leniencies_of_the_reference_reader_are_said(
     tmp_path: Path, header: bytes, said: str
 ) -> None:
-    notes = read_safetensors(write(tmp_path / "a", header)).notes
+    notes = _read_safetensors(write(tmp_path / "a", header)).notes
     assert [said in note for note in notes] == ([True] if said else [])
 
 
@@ -268,7 +268,7 @@ WRONG_HEADERS = [
 def test_a_wrong_header_is_refused(tmp_path: Path, header: bytes, message: str) -> None:
     file = write(tmp_path / "a", header)
     with pytest.raises(DamagedFileError, match=message):
-        read_safetensors(file)
+        _read_safetensors(file)
     with pytest.raises(Exception):  # noqa: B017, PT011  # whatever the reference says
         safetensors.torch.load_file(tmp_path / "a")
 
@@ -302,7 +302,7 @@ def test_data_with_a_hole_or_an_overlap_is_refused(
 ) -> None:
     file = write(tmp_path / "a", header, data)
     with pytest.raises(DamagedFileError, match=message):
-        read_safetensors(file)
+        _read_safetensors(file)
     with pytest.raises(safetensors.SafetensorError):
         safetensors.torch.load_file(tmp_path / "a")
 
@@ -322,25 +322,25 @@ def test_leniencies_of_the_reference_reader_are_refused(
     file = write(tmp_path / "a", header, bytes(8) if b"dtype" in header else b"")
     safetensors.torch.load_file(tmp_path / "a")
     with pytest.raises(DamagedFileError, match=message):
-        read_safetensors(file)
+        _read_safetensors(file)
 
 
 def test_a_header_at_the_limit_is_read_and_one_above_is_not(tmp_path: Path) -> None:
     file = write(tmp_path / "a", one(), bytes(8))
     longest = file.size - 16
-    assert read_safetensors(file, Limits(pickle_bytes=longest)).state_dicts[0].names == ["w"]
+    assert _read_safetensors(file, Limits(pickle_bytes=longest)).state_dicts[0].names == ["w"]
     with pytest.raises(LimitExceededError, match=f"more than {longest - 1}"):
-        read_safetensors(file, Limits(pickle_bytes=longest - 1))
+        _read_safetensors(file, Limits(pickle_bytes=longest - 1))
 
 
 def test_a_header_larger_than_the_format_allows_is_refused_unread(tmp_path: Path) -> None:
     with pytest.raises(LimitExceededError, match="more than 100000000"):
-        read_safetensors(write(tmp_path / "a", b"{}", nbytes=100_000_001))
+        _read_safetensors(write(tmp_path / "a", b"{}", nbytes=100_000_001))
 
 
 def test_a_header_longer_than_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError, match="the header has 3 bytes, but only 2 are left"):
-        read_safetensors(write(tmp_path / "a", b"{}", nbytes=3))
+        _read_safetensors(write(tmp_path / "a", b"{}", nbytes=3))
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for end in range(len(data)):
         (tmp_path / "b").write_bytes(data[:end])
         with pytest.raises(DamagedFileError):
-            read_safetensors(FileSource.open(tmp_path / "b"))
+            _read_safetensors(FileSource.open(tmp_path / "b"))
 
 
 def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
         changed[chance.randrange(len(data))] = chance.randrange(256)
         (tmp_path / "b").write_bytes(changed)
         try:
-            read_safetensors(FileSource.open(tmp_path / "b"))
+            _read_safetensors(FileSource.open(tmp_path / "b"))
         except CkptError:
             refused += 1
     assert 300 < refused < 600
@@ -382,12 +382,12 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
 )
 def test_other_content_is_not_taken_for_safetensors(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
-    assert not looks_like_safetensors(FileSource.open(tmp_path / "a"))
+    assert not _looks_like_safetensors(FileSource.open(tmp_path / "a"))
 
 
 def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
     for path in sorted((shared_dir / "hostile").iterdir()):
         with FileSource.open(path) as file:
-            assert not looks_like_safetensors(file)
+            assert not _looks_like_safetensors(file)
             with pytest.raises(CkptError):
-                read_safetensors(file)
+                _read_safetensors(file)

@@ -28,14 +28,14 @@ from torch_oracle import assert_same_tensors, storage_bytes
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import CkptError, DamagedFileError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats.torch_legacy import looks_like_legacy, read_legacy
+from ckpt_surgery.formats.torch_legacy import _looks_like_legacy, read_legacy
 from ckpt_surgery.pickles import PersistentId, walk
 
 
 def saved(path: Path, value: Any, protocol: int = 2) -> Checkpoint:
     torch.save(value, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
     file = FileSource.open(path)
-    assert looks_like_legacy(file)
+    assert _looks_like_legacy(file)
     return read_legacy(file)
 
 
@@ -194,7 +194,7 @@ REAL = (
 def test_published_files_equal_what_torch_loads(shared_dir: Path, name: str) -> None:
     path = shared_dir / "real" / name
     with FileSource.open(path) as file:
-        assert looks_like_legacy(file)
+        assert _looks_like_legacy(file)
         checkpoint = read_legacy(file)
         assert_same_tensors(checkpoint, torch.load(path, map_location="cpu"))
         assert checkpoint.notes == ()
@@ -321,13 +321,13 @@ def test_a_call_that_leaves_no_trace_in_the_graph_is_reported(tmp_path: Path, pa
 
 @pytest.mark.parametrize("protocol", range(6))
 def test_the_magic_number_is_known_in_every_protocol(tmp_path: Path, protocol: int) -> None:
-    assert looks_like_legacy(write(tmp_path / "a", pickle.dumps(MAGIC, protocol)))
-    assert not looks_like_legacy(write(tmp_path / "b", pickle.dumps(MAGIC + 1, protocol)))
+    assert _looks_like_legacy(write(tmp_path / "a", pickle.dumps(MAGIC, protocol)))
+    assert not _looks_like_legacy(write(tmp_path / "b", pickle.dumps(MAGIC + 1, protocol)))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80", b"PK\x03\x04", b"\x80\x02]q\x00.", b"\xff" * 99])
 def test_other_content_is_not_taken_for_legacy(tmp_path: Path, data: bytes) -> None:
-    assert not looks_like_legacy(write(tmp_path / "a", data))
+    assert not _looks_like_legacy(write(tmp_path / "a", data))
 
 
 def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
@@ -335,6 +335,6 @@ def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
     assert paths
     for path in paths:
         with FileSource.open(path) as file:
-            assert not looks_like_legacy(file)
+            assert not _looks_like_legacy(file)
             with pytest.raises(CkptError):
                 read_legacy(file)

@@ -23,7 +23,7 @@ from torch_oracle import assert_same_tensors
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats.torch_tar import looks_like_tar, read_tar
+from ckpt_surgery.formats.torch_tar import _looks_like_tar, _read_tar
 from ckpt_surgery.pickles import Dict, Global, Limits, PersistentId
 
 MEMBERS = ("sys_info", "pickle", "tensors", "storages")
@@ -120,8 +120,8 @@ class Archive:
 def check(path: Path, archive: Archive) -> Checkpoint:
     """Read what `archive` writes and compare with torch."""
     file = archive.write(path)
-    assert looks_like_tar(file)
-    checkpoint = read_tar(file)
+    assert _looks_like_tar(file)
+    checkpoint = _read_tar(file)
     assert checkpoint.format == "torch-tar"
     assert_same_tensors(checkpoint, torch.load(path, weights_only=False))
     return checkpoint
@@ -162,7 +162,7 @@ def test_tensors_of_views_equal_what_torch_loads_and_share(tmp_path: Path, views
 def test_a_bare_storage_is_the_bytes_that_torch_loads(tmp_path: Path) -> None:
     root = [Reference("10"), Reference("11")]
     archive = Archive(root=root, views=((11, 10, 2, 3),))
-    checkpoint = read_tar(archive.write(tmp_path / "a.tar"))
+    checkpoint = _read_tar(archive.write(tmp_path / "a.tar"))
     assert isinstance(checkpoint.root, list)
     for node, loaded in zip(
         checkpoint.root, torch.load(tmp_path / "a.tar", weights_only=False), strict=True
@@ -177,13 +177,13 @@ def test_a_bare_storage_is_the_bytes_that_torch_loads(tmp_path: Path) -> None:
 def test_a_tensor_without_dimensions_is_empty_as_it_was_then(tmp_path: Path) -> None:
     # torch 2.13 makes a scalar of uninitialised memory of it; 0.1.12 had no scalars
     archive = Archive(root={"w": Reference("1")}, tensors=(tensor(1, 10, (), ()),))
-    ((_, ours),) = read_tar(archive.write(tmp_path / "a.tar")).tensors
+    ((_, ours),) = _read_tar(archive.write(tmp_path / "a.tar")).tensors
     assert (ours.shape, ours.stride) == ((0,), (1,))
 
 
 def test_a_module_class_is_its_name(tmp_path: Path) -> None:
     root = {"kind": Reference((torch.nn.Linear, "linear.py", "class Linear: ..."))}
-    checkpoint = read_tar(Archive(root=root).write(tmp_path / "a.tar"))
+    checkpoint = _read_tar(Archive(root=root).write(tmp_path / "a.tar"))
     assert isinstance(checkpoint.root, Dict)
     ((_, node),) = checkpoint.root.pairs()
     assert isinstance(node, Global)
@@ -208,7 +208,7 @@ def test_many_small_storages_are_read_through_small_windows(
         return read_at(self, offset, nbytes)
 
     monkeypatch.setattr(FileSource, "read_at", counting)
-    read_tar(file)
+    _read_tar(file)
     assert sum(sizes) < 100_000
 
 
@@ -256,7 +256,7 @@ def test_a_contradiction_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str, entry: str
 ) -> None:
     with pytest.raises(DamagedFileError, match=message) as caught:
-        read_tar(Archive(**changes).write(tmp_path / "a.tar"))
+        _read_tar(Archive(**changes).write(tmp_path / "a.tar"))
     assert caught.value.entry == entry
 
 
@@ -282,7 +282,7 @@ def test_a_call_that_leaves_no_trace_in_the_graph_is_reported(tmp_path: Path, na
                 return data
             return THROWN_AWAY + data[2:]
 
-    checkpoint = read_tar(Hostile().write(tmp_path / "a.tar"))
+    checkpoint = _read_tar(Hostile().write(tmp_path / "a.tar"))
     assert checkpoint.unwritable == "a pickle calls 'posix.system' and throws the result away"
     assert "posix.system" in checkpoint.globals
 
@@ -292,7 +292,7 @@ def test_a_wrong_number_of_dimensions_is_refused(tmp_path: Path, dimensions: int
     head = dumps((1, 10, torch.FloatTensor)) + struct.pack("<ii", dimensions, 0)
     archive = Archive(root=[], tensors=(head + bytes(64),))
     with pytest.raises(DamagedFileError, match=f"the tensor 1 has {dimensions} dimensions"):
-        read_tar(archive.write(tmp_path / "a.tar"))
+        _read_tar(archive.write(tmp_path / "a.tar"))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_a_wrong_number_of_dimensions_is_refused(tmp_path: Path, dimensions: int
 )
 def test_a_tensor_outside_its_storage_is_refused(tmp_path: Path, wrong: bytes) -> None:
     with pytest.raises(DamagedFileError):
-        read_tar(Archive(root={"w": Reference("1")}, tensors=(wrong,)).write(tmp_path / "a.tar"))
+        _read_tar(Archive(root={"w": Reference("1")}, tensors=(wrong,)).write(tmp_path / "a.tar"))
 
 
 @pytest.mark.parametrize(
@@ -321,12 +321,12 @@ def test_a_member_that_is_no_plain_file_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DamagedFileError, match=message):
-        read_tar(Archive().write(tmp_path / "a.tar", **changes))
+        _read_tar(Archive().write(tmp_path / "a.tar", **changes))
 
 
 def test_a_comment_of_several_lines_changes_nothing(tmp_path: Path) -> None:
     file = Archive().write(tmp_path / "a.tar", pax_headers={"comment": "a\n15 path=pickle\n"})
-    assert_same_tensors(read_tar(file), torch.load(tmp_path / "a.tar", weights_only=False))
+    assert_same_tensors(_read_tar(file), torch.load(tmp_path / "a.tar", weights_only=False))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_extended_header_is_read_to_the_byte(tmp_path: Path, header: bytes) -> N
     Archive().write(tmp_path / "a.tar", mtime=1)
     (tmp_path / "b.tar").write_bytes(block + (tmp_path / "a.tar").read_bytes())
     with pytest.raises(DamagedFileError, match="the extended tar header"):
-        read_tar(FileSource.open(tmp_path / "b.tar"))
+        _read_tar(FileSource.open(tmp_path / "b.tar"))
 
 
 def test_tensor_outside_its_view_is_refused(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_tensor_outside_its_view_is_refused(tmp_path: Path) -> None:
     for wrong in (tensor(1, 11, (5,), (1,)), tensor(1, 11, (4,), (1,), 1)):
         inside.tensors = (wrong,)
         with pytest.raises(DamagedFileError, match="reaches beyond its storage"):
-            read_tar(inside.write(tmp_path / "b.tar"))
+            _read_tar(inside.write(tmp_path / "b.tar"))
         with pytest.raises(RuntimeError):
             torch.load(tmp_path / "b.tar", weights_only=False)
 
@@ -370,7 +370,7 @@ def test_tensor_outside_its_view_is_refused(tmp_path: Path) -> None:
 def test_key_of_a_tensor_and_a_storage_is_refused(tmp_path: Path) -> None:
     archive = Archive(root=[Reference("10")], tensors=(tensor(10, 10, (6,), (1,)),))
     with pytest.raises(DamagedFileError, match="the tensor 10 is there twice"):
-        read_tar(archive.write(tmp_path / "a.tar"))
+        _read_tar(archive.write(tmp_path / "a.tar"))
 
 
 def test_a_member_of_negative_size_is_refused(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_member_of_negative_size_is_refused(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(header)
     with pytest.raises(DamagedFileError, match="the tar header is invalid"):
-        read_tar(FileSource.open(tmp_path / "a.tar"))
+        _read_tar(FileSource.open(tmp_path / "a.tar"))
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     for end in range(0, len(data), 37):
         (tmp_path / "b.tar").write_bytes(data[:end])
         with pytest.raises(DamagedFileError):
-            read_tar(FileSource.open(tmp_path / "b.tar"))
+            _read_tar(FileSource.open(tmp_path / "b.tar"))
 
 
 def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
         changed[chance.choice(places)] = chance.randrange(256)
         (tmp_path / "b.tar").write_bytes(changed)
         try:
-            read_tar(FileSource.open(tmp_path / "b.tar"))
+            _read_tar(FileSource.open(tmp_path / "b.tar"))
         except CkptError:
             refused += 1
     assert 100 < refused < 600
@@ -414,7 +414,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
 def test_a_pickle_above_the_limit_is_refused(tmp_path: Path) -> None:
     file = Archive().write(tmp_path / "a.tar")
     with pytest.raises(LimitExceededError):
-        read_tar(file, Limits(pickle_bytes=60))
+        _read_tar(file, Limits(pickle_bytes=60))
 
 
 @pytest.mark.parametrize(
@@ -422,16 +422,16 @@ def test_a_pickle_above_the_limit_is_refused(tmp_path: Path) -> None:
 )
 def test_other_content_is_not_taken_for_tar(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a").write_bytes(data)
-    assert not looks_like_tar(FileSource.open(tmp_path / "a"))
+    assert not _looks_like_tar(FileSource.open(tmp_path / "a"))
 
 
 def test_another_tar_archive_is_not_taken_for_a_checkpoint(tmp_path: Path) -> None:
-    assert not looks_like_tar(Archive(names=("readme",)).write(tmp_path / "a.tar"))
+    assert not _looks_like_tar(Archive(names=("readme",)).write(tmp_path / "a.tar"))
 
 
 def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
     for path in sorted((shared_dir / "hostile").iterdir()):
         with FileSource.open(path) as file:
-            assert not looks_like_tar(file)
+            assert not _looks_like_tar(file)
             with pytest.raises(CkptError):
-                read_tar(file)
+                _read_tar(file)

@@ -16,7 +16,7 @@ from model_factories_for_ops import SpatialPyramidAlexNet, WithDeconvolution
 from torch import nn
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.compute.lazy import LazyBytes, computed_tensor
+from ckpt_surgery.compute.lazy import _LazyBytes, computed_tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.models.building import build_module
@@ -468,14 +468,14 @@ def test_an_untied_model_gets_two_tensors(tmp_path, kind):
 
 def test_big_endian_numbers_stay_big_endian(monkeypatch):
     values = torch.tensor([1.5, -2.0])
-    source = LazyBytes(8, lambda: values, big_endian=True)
+    source = _LazyBytes(8, lambda: values, big_endian=True)
     assert b"".join(map(bytes, source.chunks(3))) == values.numpy().astype(">f4").tobytes()
     described = computed_tensor((2,), BY_NAME["complex64"], lambda: values.to(torch.complex64))
     assert described.storage.nbytes == 16
     empty = computed_tensor((0, 3), BY_NAME["float32"], lambda: torch.zeros(0, 3))
     assert (list(empty.storage.data.chunks()), empty.stride) == ([], (3, 1))
     with pytest.raises(ValueError, match="do not take 8 bytes"):
-        list(LazyBytes(8, values.half).chunks())
+        list(_LazyBytes(8, values.half).chunks())
 
 
 def test_match_reads_no_tensor_bytes(saved, monkeypatch):

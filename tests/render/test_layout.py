@@ -6,7 +6,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ckpt_surgery.render.layout import Column, Grid, cells, fit, hanging, padded, shorten_name, wrap
+from ckpt_surgery.render.layout import (
+    Column,
+    Grid,
+    _cells,
+    _shorten_name,
+    _wrap,
+    fit,
+    hanging,
+    padded,
+)
 
 NAME = "backbone.layer3.0.conv1.weight"
 names = st.text(st.sampled_from("ab.宽é/"), max_size=60)
@@ -24,34 +33,34 @@ names = st.text(st.sampled_from("ab.宽é/"), max_size=60)
     ],
 )
 def test_name_is_shortened_at_its_dots(width, shown):
-    assert shorten_name(NAME, width) == shown
+    assert _shorten_name(NAME, width) == shown
 
 
 def test_name_without_dots_is_cut_in_its_middle():
-    assert shorten_name("x" * 20 + "y" * 20, 9) == "xxxx…yyyy"
+    assert _shorten_name("x" * 20 + "y" * 20, 9) == "xxxx…yyyy"
 
 
 def test_guide_of_a_tree_stays():
-    assert shorten_name("│   └── a.long.name.of.a.module", 20) == "│   └── a.…a.module"
+    assert _shorten_name("│   └── a.long.name.of.a.module", 20) == "│   └── a.…a.module"
 
 
 @given(names, st.integers(3, 60))
 def test_shortened_name_fits(name, width):
-    shown = shorten_name(name, width)
-    assert cells(shown) <= width
+    shown = _shorten_name(name, width)
+    assert _cells(shown) <= width
     assert shown == name or "…" in shown
 
 
 @given(st.text(st.sampled_from("ab 宽"), max_size=60), st.integers(2, 30))
 def test_wrapped_text_fits_and_loses_nothing(text, width):
-    lines = list(wrap(text, width))
-    assert all(cells(line) <= width for line in lines)
+    lines = list(_wrap(text, width))
+    assert all(_cells(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
 def test_word_is_broken_only_if_it_is_wider_than_the_screen():
-    assert list(wrap("the middle of it", 6)) == ["the", "middle", "of it"]
-    assert list(wrap("a verylongword b", 6)) == ["a", "verylo", "ngword", "b"]
+    assert list(_wrap("the middle of it", 6)) == ["the", "middle", "of it"]
+    assert list(_wrap("a verylongword b", 6)) == ["a", "verylo", "ngword", "b"]
 
 
 GRID = Grid(
@@ -83,7 +92,7 @@ def test_no_line_is_wider_than_the_screen(width, pairs):
     )
     fitted = fit(grid, width)
     for row in fitted.rows:
-        assert cells(padded(row, fitted, lambda cell, _: cell)) <= width
+        assert _cells(padded(row, fitted, lambda cell, _: cell)) <= width
 
 
 def test_text_wraps_below_its_row():
@@ -100,7 +109,7 @@ def test_text_wraps_below_its_row():
 @example("  宽", 8, 5)
 def test_hanging_text_fits_and_loses_nothing(text, width, indent):
     shown = hanging(" " * indent + text, width)
-    assert all(cells(line) <= width for line in shown.split("\n"))
+    assert all(_cells(line) <= width for line in shown.split("\n"))
     assert shown.replace(" ", "").replace("\n", "") == text.replace(" ", "")
 
 

@@ -12,7 +12,7 @@ from ckpt_surgery.checkpoint.description import Entry, StateDict, Storage, Tenso
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.names.fold import _ranges
-from ckpt_surgery.ops.inspect import places
+from ckpt_surgery.ops.inspect import _places
 from ckpt_surgery.render.listing import fold, in_sequence, tree
 from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
 
@@ -53,7 +53,7 @@ def test_place_counts_parameters_without_buffers_and_ties_once():
         entry("b.weight", storage=shared),
         entry("c.weight"),
     )
-    assert places([state_dict(*entries, path="ema")]) == {
+    assert _places([state_dict(*entries, path="ema")]) == {
         "ema/a.weight": Place(0, 0),
         "ema/a.running_mean": Place(1, None),
         "ema/a._extra_state": Place(2, None),
@@ -65,7 +65,7 @@ def test_place_counts_parameters_without_buffers_and_ties_once():
 def test_empty_tensors_are_not_tied():
     shared = Storage("1", FLOAT, "cpu", Bytes(b""))
     entries = (entry("a", (0,), storage=shared), entry("b", (0,), storage=shared))
-    assert places([state_dict(*entries)])["b"] == Place(1, 1)
+    assert _places([state_dict(*entries)])["b"] == Place(1, 1)
 
 
 def test_sequence_by_size_is_stable_and_entries_without_tensor_come_last():

@@ -13,7 +13,7 @@ from ckpt_surgery.render import edits, progress
 from ckpt_surgery.render.inspection import View, show
 from ckpt_surgery.render.lists import below, in_one_line
 from ckpt_surgery.render.plain import to_json
-from ckpt_surgery.render.screen import Column, Grid, Screen, plain_lines
+from ckpt_surgery.render.screen import Column, Grid, Screen, _plain_lines
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.reports.inspection import InspectReport, Totals
 
@@ -35,7 +35,7 @@ GRID = Grid((Column("n", right=True), Column("name", names=True)), (("1", "a"), 
 
 
 def test_plain_table_is_aligned_and_cut_nowhere():
-    assert list(plain_lines(GRID)) == [" n  name\n", " 1  a\n", "10  b.c\n"]
+    assert list(_plain_lines(GRID)) == [" n  name\n", " 1  a\n", "10  b.c\n"]
 
 
 def test_terminal_shows_the_same_table():

@@ -20,8 +20,8 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.pickles import Dict, Global, Node, Object
 from ckpt_surgery.torch_objects.training_state import (
     TrainingStates,
+    _is_training_state,
     holds_optimizer,
-    is_training_state,
 )
 
 
@@ -65,7 +65,7 @@ def test_every_scheduler_of_torch_is_recognised() -> None:
         state = {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"}
         assert form(state) == "scheduler"
         assert form([state]) == "schedulers"
-        assert is_training_state("any_name", to_nodes(state))
+        assert _is_training_state("any_name", to_nodes(state))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -146,7 +146,7 @@ OPTIONS = Object("NEWOBJ", Global("argparse", "Namespace"), (), state=Dict(["lr"
     ],
 )
 def test_a_name_alone_does_not_make_training_state(name: str, node: Node) -> None:
-    assert not is_training_state(name, node)
+    assert not _is_training_state(name, node)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collect
     """
     names = frozenset(gone)
     if not names:
-        return Edited(optimizer.node, members_of(optimizer))
+        return Edited(optimizer.node, _members_of(optimizer))
     _require_claim(optimizer, correspondence)
     leaving: dict[Key, str] = {}
     for key in optimizer.keys:
@@ -105,7 +105,7 @@ def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collect
             leaving[key] = " or ".join(f"{name}" for name in correspondence.candidates(key))
     groups = tuple(
         tuple(member for member in group if member.key not in leaving)
-        for group in members_of(optimizer)
+        for group in _members_of(optimizer)
     )
     return Edited(
         rebuild(optimizer, groups),
@@ -137,7 +137,7 @@ def rename(
             return member
         return replace(member, name=new_names[in_model])
 
-    given = members_of(optimizer) if groups is None else groups
+    given = _members_of(optimizer) if groups is None else groups
     new = tuple(tuple(map(renamed, group)) for group in given)
     return Edited(rebuild(optimizer, new), new)
 
@@ -363,7 +363,7 @@ def _emptied(optimizer: OptimizerState, groups: Groups) -> tuple[int, ...]:
     )
 
 
-def members_of(optimizer: OptimizerState) -> Groups:
+def _members_of(optimizer: OptimizerState) -> Groups:
     """Return the groups of an optimizer as they are."""
     return tuple(tuple(Member(key) for key in group.keys) for group in optimizer.groups)
 
@@ -377,7 +377,7 @@ def rebuild(optimizer: OptimizerState, groups: Groups) -> Node:
     _require_own(optimizer, groups)
     stored = _stored(optimizer)
     full = [[_named(member, stored) for member in group] for group in groups]
-    if full == [[_named(m, stored) for m in group] for group in members_of(optimizer)]:
+    if full == [[_named(m, stored) for m in group] for group in _members_of(optimizer)]:
         return optimizer.node
     keys = _new_keys(optimizer, full)
     fields = {
