@@ -157,6 +157,12 @@ output_options = all_of(
         is_flag=True,
         help="Write tied tensors once for each name, into a format without ties.",
     ),
+    click.option(
+        "--max-shard-size",
+        metavar="SIZE",
+        help="Most bytes in one shard: '5GB', '200MB'. For a sharded output; by default the "
+        "input's own shards, or 5GB.",
+    ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(
         "--record",
@@ -260,10 +266,21 @@ def output_of(ctx: click.Context) -> Output:
         format=given["output_format"],
         allow_loss=given["allow_loss"],
         sidecar=given["sidecar"],
-        options=LayoutOptions(_metadata(given["metadata"]), given["duplicate_ties"]),
+        options=LayoutOptions(
+            _metadata(given["metadata"]), given["duplicate_ties"], _size(given["max_shard_size"])
+        ),
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
         beside=() if record is None else (Role("'--record'", record),),
     )
+
+
+def _size(text: str | None) -> int | None:
+    """Return ``--max-shard-size`` in bytes. Raises `UsageError` if it is no size."""
+    if text is None:
+        return None
+    from ckpt_surgery.formats.sharded_write import parse_shard_size
+
+    return parse_shard_size(text)
 
 
 def _metadata(items: Sequence[str]) -> dict[str, str]:

@@ -50,11 +50,13 @@ class LayoutOptions:
     """What the user may decide about a layout, as far as the format knows of it.
 
     `metadata` are texts to be put into the file beside the tensors, `duplicate_ties` says that
-    tied tensors are written once for each name.
+    tied tensors are written once for each name. `max_shard_size` is the most bytes of tensors in
+    one shard; None keeps the shards of the input, or takes 5 GB.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     duplicate_ties: bool = False
+    max_shard_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,9 +133,9 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
     original = checkpoint.container
     if isinstance(original, Original) and original.metadata == metadata:
         same = original.entries == state_dict.entries
-        if same and not (options.duplicate_ties and _ties(state_dict)):
+        if same and not (options.duplicate_ties and tied_names(state_dict)):
             return _single([original.file])
-    ties = {} if options.duplicate_ties else _ties(state_dict)
+    ties = {} if options.duplicate_ties else tied_names(state_dict)
     _require_no_alias(options.metadata, state_dict.names)
     written = sorted(_written(state_dict, ties), key=_place)
     header = _header(written, _with_aliases(metadata, ties))
@@ -172,7 +172,7 @@ def _require_no_alias(metadata: Mapping[str, str], names: Sequence[str]) -> None
             raise UsageError("metadata that is no Unicode text cannot be written", entry=key)
 
 
-def _ties(state_dict: StateDict) -> dict[str, str]:
+def tied_names(state_dict: StateDict) -> dict[str, str]:
     """Return the names that are not written, each with the name that has the same elements.
 
     Of the names of one tensor the first in the alphabet is written, as the library chooses.

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
-from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.fileio.directory import DirectorySource
-from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats import registry
+from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 
@@ -34,6 +35,8 @@ class _Sharded(Format):
     """What indices of safetensors files and of torch's files have in common."""
 
     shard_suffix: str
+    stem: str
+    shard_format: str
 
     def sniff(self, source: Source) -> bool:
         """Say whether it is an index whose files are of this kind."""
@@ -58,14 +61,27 @@ class _Sharded(Format):
         folder = DirectorySource.open(os.path.dirname(source.path) or ".")  # noqa: PTH120
         return read_sharded(source, folder, limits, self.name)
 
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return what its shards do not hold; they are of one state dict."""
+        return registry.get(self.shard_format).losses(checkpoint)
+
+    def lay_out(self, checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+        """Place the shards and their index in a directory."""
+        from ckpt_surgery.formats.sharded_write import Kind, layout
+
+        kind = Kind(self.stem, self.shard_suffix, registry.get(self.shard_format))
+        return layout(checkpoint, options, kind)
+
 
 class SafetensorsIndex(_Sharded):
     """The index of several safetensors files."""
 
     name = "safetensors-index"
     title = "sharded safetensors"
-    written_as = "safetensors"
+    honours = frozenset({"metadata", "duplicate_ties", "max_shard_size"})
     shard_suffix = _SAFETENSORS
+    stem = "model"
+    shard_format = "safetensors"
 
 
 class TorchIndex(_Sharded):
@@ -73,16 +89,30 @@ class TorchIndex(_Sharded):
 
     name = "torch-index"
     title = "a sharded checkpoint of torch"
-    written_as = "torch-zip"
+    honours = frozenset({"max_shard_size"})
     shard_suffix = ".bin"
+    stem = "pytorch_model"
+    shard_format = "torch-zip"
+
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return what its shards do not hold, which a whole file might."""
+        from ckpt_surgery.formats.sharded_write import torch_losses
+
+        return torch_losses(checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What an index says: the file of each tensor, and the bytes of all (None: it does not say)."""
+    """What an index says: the file of each tensor, and what it knows of all of them."""
 
     weight_map: Mapping[str, str]
-    total_size: int | None
+    metadata: Mapping[str, Any]
+
+    @property
+    def total_size(self) -> int | None:
+        """The bytes of all tensors, None if it does not say."""
+        total = self.metadata.get("total_size")
+        return int(total) if isinstance(total, int | float) else None
 
     @property
     def files(self) -> list[str]:
@@ -91,11 +121,19 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sharding:
-    """How a checkpoint was split: the name of the index, and each tensor's file."""
+class Sharding:
+    """How a checkpoint was split: its index, and each shard by its name as it was read.
+
+    `index` is the name of the index, `file` its bytes, `weight_map` and `metadata` what it says.
+    `others` are those of all shards in one.
+    """
 
     index: str
     weight_map: Mapping[str, str]
+    metadata: Mapping[str, Any]
+    file: ByteRange
+    shards: tuple[tuple[str, Checkpoint], ...]
+    others: tuple[Other, ...]
 
 
 def _looks_like_index(source: Source) -> bool:
@@ -121,8 +159,7 @@ def _read_index(source: Source) -> Index:
         raise DamagedFileError(
             f"'{_WEIGHT_MAP}' does not map names of tensors to names of files", path=source.name
         )
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return Index(weight_map, int(total) if isinstance(total, int | float) else None)
+    return Index(weight_map, metadata if isinstance(metadata, dict) else {})
 
 
 def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: str) -> Checkpoint:
@@ -139,14 +176,22 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
         member = folder.member(file)
         shards.append((file, find_format(member).read(member, limits)))
     entries = _entries(source, index, shards)
+    others = _metadata(source, shards)
     checkpoint = Checkpoint(
         format=name,
         sources=(source, *(shard.file for _, shard in shards)),
         root=None,
         state_dicts=(StateDict("", "model", entries, _modules(shards)),),
-        others=_metadata(source, shards),
+        others=others,
         globals=tuple(dict.fromkeys(each for _, shard in shards for each in shard.globals)),
-        container=_Sharding(os.path.basename(source.name), index.weight_map),  # noqa: PTH119
+        container=Sharding(
+            os.path.basename(source.name),  # noqa: PTH119
+            index.weight_map,
+            index.metadata,
+            ByteRange(source, 0, source.size),
+            tuple(shards),
+            others,
+        ),
         unwritable=next((shard.unwritable for _, shard in shards if shard.unwritable), ""),
     )
     return replace(checkpoint, notes=tuple(_notes(index, checkpoint, shards)))
@@ -208,7 +253,12 @@ def _metadata(source: Source, shards: Sequence[tuple[str, Checkpoint]]) -> tuple
 def _notes(
     index: Index, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
 ) -> Iterator[str]:
-    unnamed = [name for name, _ in checkpoint.tensors if name not in index.weight_map]
+    named = {t.identity for name, t in checkpoint.tensors if name in index.weight_map}
+    unnamed = [
+        name
+        for name, tensor in checkpoint.tensors
+        if name not in index.weight_map and tensor.identity not in named  # a tied name need not be
+    ]
     if unnamed:
         shown = ", ".join(f"'{name}'" for name in unnamed[:_MOST_NAMED])
         more = f" and {len(unnamed) - _MOST_NAMED} more" if len(unnamed) > _MOST_NAMED else ""

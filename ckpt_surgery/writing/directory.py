@@ -25,7 +25,9 @@ def write_directory(
     """
     path = file.path if output.in_place else output.path
     if path is None:
-        raise UsageError("the output is a directory", hint="give -o DIRECTORY")
+        raise UsageError(
+            "the output is a directory", hint="give -o DIRECTORY, or --format for one file"
+        )
     with atomic_directory(
         path,
         force=output.force,

@@ -108,3 +108,8 @@ def require_honoured(target: Format, options: LayoutOptions) -> None:
         raise UsageError(f"'--metadata': {target.title} has no place for it")
     if options.duplicate_ties and "duplicate_ties" not in target.honours:
         raise UsageError(f"'--duplicate-ties': {target.title} holds tied tensors as they are")
+    if options.max_shard_size is not None and "max_shard_size" not in target.honours:
+        raise UsageError(
+            f"'--max-shard-size': {target.title} is a single file",
+            hint="give -o DIRECTORY and --format safetensors-index or torch-index",
+        )

@@ -88,6 +88,8 @@ def write(
             path=checkpoint.file.name,
             hint="give -o FILE",
         )
+    if output.in_place and layout.is_directory and checkpoint.file.path is not None:
+        _require_directory(checkpoint.file.path)
     tallies = tallies_of(layout.sources)
     for tally in tallies:
         tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
@@ -110,6 +112,16 @@ def write(
         output.options.metadata,
         tuple(tally.cast for tally in tallies),
     )
+
+
+def _require_directory(path: PathLike) -> None:
+    """Raise `UsageError` if an output of several files would take the place of the file `path`."""
+    if not Path(path).is_dir():
+        raise UsageError(
+            "a sharded checkpoint is not replaced in place: other files lie beside its shards",
+            path=path,
+            hint="give -o DIRECTORY, which is not to exist yet",
+        )
 
 
 def laid_out(
