@@ -196,6 +196,7 @@ def test_standard_output_is_written_by_its_descriptor(folder, invoke, monkeypatc
     parsed = {p.name: p.get_default(context) for p in strip.params}
     context.params = parsed | {
         "output": None, "in_place": False, "dry_run": False, "record": None, "metadata": (),
+        "max_shard_size": None,
     }  # fmt: skip
     with (folder / "out.pth").open("w") as stream:
         monkeypatch.setattr("sys.stdout", stream)

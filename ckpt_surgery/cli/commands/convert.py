@@ -41,9 +41,9 @@ from ckpt_surgery.cli.types import StateDictPath
 def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     r"""Write any readable file in another format.
 
-    The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6, or
-    safetensors. A pickled model becomes its state dict; its class need not be importable, and none
-    of its code runs.
+    The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6,
+    safetensors, or a directory of shards of either with an index. A pickled
+    model becomes its state dict; its class need not be importable, and none of its code runs.
 
     \b
     Examples:
@@ -52,6 +52,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
+      ckpt convert model.pth --format safetensors-index --max-shard-size 5GB -o DIR
     """
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.convert(source_of(ctx), output, _request_of(ctx))
