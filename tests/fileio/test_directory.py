@@ -83,6 +83,6 @@ def test_missing_directory_and_too_many_files_are_refused(
 ) -> None:
     with pytest.raises(ReadError, match="no such file"):
         DirectorySource.open(folder / "no")
-    monkeypatch.setattr(module, "MOST_FILES", 2)
+    monkeypatch.setattr(module, "_MOST_FILES", 2)
     with pytest.raises(LimitExceededError, match="more than 2 files"):
         DirectorySource.open(folder)
