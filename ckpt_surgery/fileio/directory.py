@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Final
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, PathLike, ReadError
@@ -19,7 +19,8 @@ class DirectorySource:
     """A directory and its files, which are opened by safe relative names only.
 
     `name` is what messages call it, `path` where it lies, `size` the bytes of all its files.
-    Closing it closes the files that were opened through it.
+    Closing it closes the files that were opened through it. A snapshot in the cache of
+    huggingface_hub is made of links into the ``blobs`` beside it: those are its files as well.
     """
 
     def __init__(self, name: str) -> None:
@@ -118,8 +119,30 @@ def require_below(relative: str, name: str) -> None:
         )
 
 
+def _blobs_of(root: str) -> str | None:
+    """Return the directory of a cached repository's files if `root` is a snapshot of it."""
+    snapshots = PurePath(root).parent
+    blobs = str(snapshots.parent / "blobs")
+    found = snapshots.name == "snapshots" and os.path.realpath(blobs) == blobs
+    return blobs if found else None
+
+
+def _size_of_blob(link: str, blobs: str | None) -> int | None:
+    """Return the size of the file in `blobs` that `link` leads to; None if it leads elsewhere."""
+    if blobs is None:
+        return None
+    target = os.path.realpath(link)
+    if os.path.dirname(target) != blobs or not os.path.isfile(target):  # noqa: PTH113, PTH120
+        return None
+    return os.stat(target).st_size  # noqa: PTH116
+
+
 def _listed(root: str, name: str) -> dict[str, int]:
-    """The sizes of the regular files below `root` by relative name; links are not followed."""
+    """The sizes of the regular files below `root` by relative name.
+
+    Links are not followed, except those of a snapshot to the files of its repository.
+    """
+    blobs = _blobs_of(root)
     sizes: dict[str, int] = {}
     waiting = [""]
     while waiting:
@@ -132,6 +155,10 @@ def _listed(root: str, name: str) -> dict[str, int]:
                     waiting.append(f"{relative}/")
                 elif stat.S_ISREG(status.st_mode):
                     sizes[relative] = status.st_size
+                elif stat.S_ISLNK(status.st_mode):
+                    size = _size_of_blob(entry.path, blobs)
+                    if size is not None:
+                        sizes[relative] = size
                 if len(sizes) + len(waiting) > _MOST_FILES:
                     raise LimitExceededError(f"more than {_MOST_FILES} files in it", path=name)
     return dict(sorted(sizes.items()))

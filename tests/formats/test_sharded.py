@@ -228,3 +228,32 @@ def test_what_transformers_writes_is_read(tmp_path):
     assert_same_weights(loaded, model.state_dict())
     model.load_state_dict(loaded)
     assert inspect(tmp_path / "model").declared == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("blobs", ["blobs", "elsewhere"])
+def test_snapshot_of_a_cache_leads_to_the_files_of_its_repository_only(blobs, safetensors):
+    repository = safetensors.parent / "models--a--b"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (repository / blobs).mkdir()
+    for number, path in enumerate(sorted(safetensors.parent.glob("*.*"))):
+        path.rename(repository / blobs / str(number))
+        (snapshot / path.name).symlink_to(f"../../{blobs}/{number}")
+    index = snapshot / safetensors.name
+    if blobs == "blobs":
+        assert inspect(snapshot).format == inspect(index).format == "safetensors-index"
+        return
+    with pytest.raises(ReadError, match="is a directory"):
+        inspect(snapshot)
+    with pytest.raises(DamagedFileError, match="leads out of the directory"):
+        inspect(index)
+
+
+def test_snapshot_whose_blobs_are_a_link_is_refused(safetensors):
+    snapshot = safetensors.parent / "r" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (safetensors.parent / "r" / "blobs").symlink_to(safetensors.parent)
+    for path in safetensors.parent.glob("*.*"):
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    with pytest.raises(DamagedFileError, match="leads out of the directory"):
+        inspect(snapshot / safetensors.name)
