@@ -28,6 +28,7 @@ FORMATS: Final[dict[str, str]] = {
     "torch-index": "ckpt_surgery.formats.sharded:TorchIndex",
     "dcp": "ckpt_surgery.formats.dcp:Dcp",
     "model-directory": "ckpt_surgery.formats.model_directory:ModelDirectory",
+    "compressed": "ckpt_surgery.formats.compressed:Compressed",
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",
 }
 

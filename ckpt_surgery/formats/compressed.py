@@ -1,0 +1,124 @@
+"""Checkpoints in a compressed stream: gzip, bzip2, xz, and zstd where Python has it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from importlib import import_module
+from typing import IO, Any, BinaryIO, Final, cast
+
+from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError, MissingDependencyError
+from ckpt_surgery.fileio import FileSource, Source
+from ckpt_surgery.formats.base import Format
+from ckpt_surgery.pickles import Limits
+
+# First bytes: what it is, and the module whose `open` reads it.
+_KINDS: Final = {
+    b"\x1f\x8b": ("gzip", "gzip"),
+    b"BZh": ("bzip2", "bz2"),
+    b"\xfd7zXZ": ("xz", "lzma"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstandard"),
+}
+_ALWAYS: Final = 1 << 30  # bytes that any stream may become
+_MOST_TIMES: Final = 100  # and a larger one this many times its own; weights hardly shrink at all
+
+
+class Compressed(Format):
+    """A stream that holds a checkpoint of any other format, which is read in its place."""
+
+    name = "compressed"
+    title = "a compressed stream"
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it begins as a stream of gzip, bzip2, xz or zstd."""
+        return _kind(source) is not None
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the checkpoint in the stream, decompressed to an anonymous temporary file.
+
+        Raises `DamagedFileError` if the stream is, `LimitExceededError` if it becomes far more
+        than it is, and what reading its content raises.
+        """
+        from ckpt_surgery.formats.detect import find_format
+
+        inner = FileSource.from_stream(
+            cast("BinaryIO", _Decompressed(source, limits)), name=source.name
+        )
+        try:
+            checkpoint = find_format(inner).read(inner, limits)
+        except BaseException:
+            inner.close()
+            raise
+        source.close()
+        return checkpoint
+
+
+def _kind(source: Source) -> tuple[str, str] | None:
+    if source.size < 16:
+        return None
+    start = source.read_at(0, 8)
+    return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
+
+
+class _Raw(io.RawIOBase):
+    """A source as a file object."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._at = source, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), self._source.size - self._at)
+        if count:
+            self._source.read_into(self._at, view[:count])
+        self._at += count
+        return count
+
+
+class _Decompressed(io.RawIOBase):
+    """What the stream holds, up to a bound."""
+
+    def __init__(self, source: Source, limits: Limits) -> None:
+        del limits
+        self._name = source.name
+        self._what, module = _kind(source) or ("", "")
+        try:
+            opener: Callable[[IO[bytes]], IO[bytes]] = import_module(module).open
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{self._what} data needs the package '{module}'",
+                path=source.name,
+                hint=f"pip install {module}, or: {self._what} -dc FILE | ckpt COMMAND",
+            ) from error
+        self._stream = opener(io.BufferedReader(_Raw(source), 1 << 20))
+        self._left = max(_ALWAYS, _MOST_TIMES * source.size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        try:
+            data = self._stream.read(len(view))
+        except (OSError, EOFError, ValueError) as error:
+            raise DamagedFileError(
+                f"the {self._what} stream is damaged: {str(error).lower()}", path=self._name
+            ) from error
+        except Exception as error:
+            if type(error).__name__ not in {"error", "LZMAError", "ZstdError"}:
+                raise
+            raise DamagedFileError(
+                f"the {self._what} stream is damaged: {str(error).lower()}", path=self._name
+            ) from error
+        self._left -= len(data)
+        if self._left < 0:
+            raise LimitExceededError(
+                f"the {self._what} stream holds far more than it is", path=self._name
+            )
+        view[: len(data)] = data
+        return len(data)
