@@ -13,7 +13,7 @@ from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.suggest import near_hint
 
 FillKind = Literal["init", "zeros", "ones", "constant", "normal", "uniform", "kaiming", "xavier"]
-FILL_KINDS: tuple[FillKind, ...] = get_args(FillKind)
+_FILL_KINDS: tuple[FillKind, ...] = get_args(FillKind)
 _DEFAULTS: Mapping[FillKind, float] = {"normal": 0.02, "uniform": 0.02}
 
 
@@ -59,12 +59,12 @@ def parse_fills(texts: Iterable[str]) -> tuple[tuple[Fill, ...], tuple[AdaptRule
 
 def _parse_fill(text: str, prefix: str) -> Fill:
     name, colon, number = text.partition(":")
-    kind = next((kind for kind in FILL_KINDS if kind == name), None)
+    kind = next((kind for kind in _FILL_KINDS if kind == name), None)
     if kind is None:
-        known = FILL_KINDS + CHANNEL_METHODS
+        known = _FILL_KINDS + CHANNEL_METHODS
         raise UsageError(
             f"there is no way '{name}' to fill a tensor",
-            hint=near_hint(name, known) or f"there are {', '.join(FILL_KINDS)}",
+            hint=near_hint(name, known) or f"there are {', '.join(_FILL_KINDS)}",
         )
     if not colon and kind != "constant":
         return Fill(kind, _DEFAULTS.get(kind, 0.0), prefix)

@@ -21,7 +21,7 @@ from ckpt_surgery.models.building import (
 from ckpt_surgery.models.construction import ParametersOnMeta, seeded
 from ckpt_surgery.models.specs import ModelSpec
 
-DEFAULT_BUDGET = 256 * 2**20
+_DEFAULT_BUDGET = 256 * 2**20
 """Bytes of chosen tensors that are held at a time (one tensor may be larger)."""
 
 
@@ -33,7 +33,7 @@ class InitialValues:
     """
 
     def __init__(
-        self, spec: ModelSpec, names: Iterable[str], seed: int, *, budget: int = DEFAULT_BUDGET
+        self, spec: ModelSpec, names: Iterable[str], seed: int, *, budget: int = _DEFAULT_BUDGET
     ) -> None:
         self.spec = spec
         self.names = tuple(names)

@@ -36,7 +36,7 @@ def fitted(
     if item.status == "initial" or item.source is None:
         value = initial(item)
     elif item.adaptation is not None:
-        value = adapt(item.adaptation, load(item.source), item.shape, lambda: initial(item))
+        value = _adapt(item.adaptation, load(item.source), item.shape, lambda: initial(item))
     else:
         value = load(item.source).reshape(item.shape)
     result, count = cast(value, getattr(torch, item.dtype))
@@ -49,10 +49,10 @@ def initial_value(item: FitItem, seed: int, own: Callable[[str], Tensor]) -> Ten
     """What `item` starts from: its fill, or else the target's `own` value of that name."""
     if item.fill is None or item.fill.kind == "init":
         return own(item.name)
-    return filled(item.fill, item.name, item.shape, getattr(torch, item.dtype), seed)
+    return _filled(item.fill, item.name, item.shape, getattr(torch, item.dtype), seed)
 
 
-def adapt(
+def _adapt(
     how: Adaptation, source: Tensor, shape: Shape, initial: Callable[[], Tensor] | None = None
 ) -> Tensor:
     """`source` carried into `shape`, in `source`'s element type.
@@ -65,7 +65,7 @@ def adapt(
     if how.kind == "interpolate":
         return _interpolate(how, source, shape)
     if how.kind == "channels":
-        return adapt_channels(source, shape[1], how.method, scaled=how.scaled)
+        return _adapt_channels(source, shape[1], how.method, scaled=how.scaled)
     if initial is None:
         raise ValueError(f"'{how.kind}' needs an initial value")
     beginning = initial()
@@ -94,13 +94,13 @@ def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float
     What is new has the value `beginning`, as before the first step. A moment without negative
     elements (an average of squares) gets none, which interpolation alone would not see to.
     """
-    result = adapt(how, moment, shape, lambda: torch.full(shape, beginning, dtype=moment.dtype))
+    result = _adapt(how, moment, shape, lambda: torch.full(shape, beginning, dtype=moment.dtype))
     if how.kind == "channels" and how.method == "zero":
         result[:, moment.shape[1] :] = beginning
     return result.clamp_min(0) if bool((moment >= 0).all()) else result
 
 
-def adapt_channels(
+def _adapt_channels(
     weight: Tensor, channels: int, method: ChannelMethod, *, scaled: bool = False
 ) -> Tensor:
     """A convolution's weight (out, in, ...) for another number of input channels.
@@ -182,7 +182,7 @@ def _resample_table(values: Tensor, how: Adaptation) -> Tensor:
     return torch.cat([resampled.flatten(2)[0].T, values[count:]])
 
 
-def filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -> Tensor:
+def _filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -> Tensor:
     """A tensor filled as `fill` says, from a stream of `seed` that is `name`'s own.
 
     ``kaiming`` is normal with fan out and the gain of ReLU (He et al., 2015), ``xavier`` uniform

@@ -51,13 +51,13 @@ class Dcp(Format):
         )
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
-        """Describe all that was saved as one checkpoint; raises as `read_dcp` does."""
+        """Describe all that was saved as one checkpoint; raises as `_read_dcp` does."""
         if not isinstance(source, DirectorySource):
             raise ReadError("is no directory", path=source.name)
-        return read_dcp(source, limits)
+        return _read_dcp(source, limits)
 
 
-def read_dcp(source: DirectorySource, limits: Limits) -> Checkpoint:
+def _read_dcp(source: DirectorySource, limits: Limits) -> Checkpoint:
     """Describe the directory, without running its ``.metadata`` and without reading tensors.
 
     Raises `DamagedFileError` if the metadata is not of torch's form, a file is missing, chunks do

@@ -102,7 +102,7 @@ class TorchIndex(_Sharded):
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
+class _Index:
     """What an index says: the file of each tensor, and what it knows of all of them."""
 
     weight_map: Mapping[str, str]
@@ -145,7 +145,7 @@ def _looks_like_index(source: Source) -> bool:
     return f'"{_WEIGHT_MAP}"'.encode() in source.read_at(0, source.size)
 
 
-def _read_index(source: Source) -> Index:
+def _read_index(source: Source) -> _Index:
     """Return what the index says. Raises `DamagedFileError` if it is not of an index's form."""
     if source.size > _MAX_INDEX_BYTES:
         raise LimitExceededError(
@@ -159,7 +159,7 @@ def _read_index(source: Source) -> Index:
         raise DamagedFileError(
             f"'{_WEIGHT_MAP}' does not map names of tensors to names of files", path=source.name
         )
-    return Index(weight_map, metadata if isinstance(metadata, dict) else {})
+    return _Index(weight_map, metadata if isinstance(metadata, dict) else {})
 
 
 def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: str) -> Checkpoint:
@@ -198,7 +198,7 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
 
 
 def _entries(
-    source: Source, index: Index, shards: Sequence[tuple[str, Checkpoint]]
+    source: Source, index: _Index, shards: Sequence[tuple[str, Checkpoint]]
 ) -> tuple[Entry, ...]:
     """Return the entries of all shards in order, each where the index says."""
     found: dict[str, str] = {}
@@ -251,7 +251,7 @@ def _metadata(source: Source, shards: Sequence[tuple[str, Checkpoint]]) -> tuple
 
 
 def _notes(
-    index: Index, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
+    index: _Index, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
 ) -> Iterator[str]:
     named = {t.identity for name, t in checkpoint.tensors if name in index.weight_map}
     unnamed = [

@@ -187,7 +187,7 @@ def _stem(index: str, kind: Kind) -> str:
 
 def _split(checkpoint: Checkpoint, most: int, stem: str, kind: Kind) -> list[_Shard]:
     (state_dict,) = checkpoint.state_dicts
-    groups = split(state_dict.entries, most)
+    groups = _grouped(state_dict.entries, most)
     if len(groups) <= 1:
         whole = _part(checkpoint, state_dict.entries) if state_dict.path else checkpoint
         return [_Shard(f"{stem}{kind.suffix}", whole)]
@@ -203,7 +203,7 @@ def _numbered(
     ]
 
 
-def split(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
+def _grouped(entries: Sequence[Entry], most: int) -> list[list[Entry]]:
     """Return the entries in groups of at most `most` bytes each, as huggingface_hub does it.
 
     Bytes of a storage count once, where its first tensor is, and all its tensors go there. A

@@ -60,8 +60,8 @@ class TorchLegacy(Format):
         return _looks_like_legacy(source)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
-        """Describe the file; raises as `read_legacy` does."""
-        return read_legacy(source, limits)
+        """Describe the file; raises as `_read_legacy` does."""
+        return _read_legacy(source, limits)
 
 
 def _looks_like_legacy(file: Source) -> bool:
@@ -74,7 +74,7 @@ def _looks_like_legacy(file: Source) -> bool:
     return type(root) is int and root == _MAGIC_NUMBER
 
 
-def read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
+def _read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     """Describe a legacy file.
 
     Views of storages (torch 0.3.1 and before) become tensors of the whole storage at a later

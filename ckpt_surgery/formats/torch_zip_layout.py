@@ -56,12 +56,12 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
 def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
     """Place every byte of the archive; there are no `options` for it."""
     del options
-    archive = lay_out_torch_zip(checkpoint)
+    archive = _lay_out_torch_zip(checkpoint)
     sources = [record.source for record in archive.records]
     return Layout((FileLayout("", archive.nbytes, sources, archive.write),))
 
 
-def lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
+def _lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
     """Where every byte of the archive for `checkpoint` goes, before any is written.
 
     A file that was an archive keeps its root folder, its generation of records and whatever else

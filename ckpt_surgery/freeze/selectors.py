@@ -59,7 +59,7 @@ class ByName:
 
 
 @dataclass(frozen=True, slots=True)
-class Everything:
+class _Everything:
     """Every parameter."""
 
     option: str = "all"
@@ -70,7 +70,7 @@ class Everything:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class _Head:
     """The output layer (see `Inventory.head`)."""
 
     option: str = "head"
@@ -208,7 +208,7 @@ def parse_selector(text: str, option: str) -> Selector:
             f"'{option}' selects nothing", hint="name a module, a glob, 'head' or 'all'"
         )
     if text == "all":
-        return Everything(option)
+        return _Everything(option)
     if text == "head":
         return _HeadOrModule(Rule("prefix", text), option)
     kind, equals, rest = text.partition("=")

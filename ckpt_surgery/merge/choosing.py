@@ -14,7 +14,7 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.formats import read
 from ckpt_surgery.names import near
 
-SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
+_SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
 """What a file in a directory must be called to count as a checkpoint."""
 
 
@@ -30,12 +30,12 @@ def expand(names: Iterable[str]) -> list[str]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = [str(p) for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file()]
+            found = [str(p) for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file()]
             if not found:
                 raise UsageError(
                     "the directory holds no checkpoint",
                     path=name,
-                    hint=f"files that end in {', '.join(SUFFIXES)} count as one",
+                    hint=f"files that end in {', '.join(_SUFFIXES)} count as one",
                 )
         elif name != "-" and glob.has_magic(name) and not path.exists():
             found = glob.glob(name)  # noqa: PTH207 - the pattern may be absolute
@@ -83,11 +83,11 @@ def best(files: Sequence[str], count: int, metric: str, *, higher: bool) -> list
     values: dict[str, float] = {}
     for file in files:
         with read(file) as checkpoint:
-            values[file] = metric_of(checkpoint, metric)
+            values[file] = _metric_of(checkpoint, metric)
     return sorted(values, key=lambda file: -values[file] if higher else values[file])[:count]
 
 
-def metric_of(checkpoint: Checkpoint, metric: str) -> float:
+def _metric_of(checkpoint: Checkpoint, metric: str) -> float:
     """The number at the path `metric`, a plain one or a tensor of one element.
 
     Raises `UsageError` if there is none, or if it is no finite number.

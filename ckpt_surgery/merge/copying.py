@@ -142,11 +142,11 @@ def add_takes(
 
     Raises `LossyEditError` if a file stores numbers in another byte order than the base.
     """
-    own = big_endian(entry.tensor for entry in state_dict.entries)
+    own = _big_endian(entry.tensor for entry in state_dict.entries)
     sources = {place: partner(state_dict, others[place]) for place, _ in chosen.values()}
     for name, (place, entry) in chosen.items():
         file, source = others[place], sources[place]
-        theirs = big_endian([entry.tensor])
+        theirs = _big_endian([entry.tensor])
         if None not in {own, theirs} and own != theirs:
             raise LossyEditError(
                 "its numbers have another byte order than the base's", path=file.label
@@ -189,7 +189,7 @@ def _modules(
                 yield TakeModule(state_dict.path, module, file.label, source.path, old)
 
 
-def big_endian(tensors: Iterator[Tensor | None] | Sequence[Tensor | None]) -> bool | None:
+def _big_endian(tensors: Iterator[Tensor | None] | Sequence[Tensor | None]) -> bool | None:
     """Whether the tensors' numbers are stored in that order; None if they do not tell."""
     for tensor in tensors:
         if tensor is not None and tensor.storage is not None and tensor.dtype.itemsize > 1:

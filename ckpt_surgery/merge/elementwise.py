@@ -80,7 +80,7 @@ def _to_add(tensors: Sequence[Tensor], *, clamps: bool) -> list[Tensor]:
     if len(tensors) < 3:
         return list(tensors)
     if len(tensors) > 3 or clamps:
-        return ascending(tensors)
+        return _ascending(tensors)
     one, other, third = tensors
     larger = one.maximum(other)
     return [one.minimum(other), larger.minimum(third), larger.maximum(third)]
@@ -100,13 +100,13 @@ def _spare_bits(tensors: Sequence[Tensor], work: torch.dtype) -> float:
 
 def median(tensors: Sequence[Tensor], work: torch.dtype) -> Tensor:
     """The middle of each element's values; of an even number, the mean of the middle two."""
-    ordered = ascending(tensors)
+    ordered = _ascending(tensors)
     half = len(ordered) // 2
     odd = len(ordered) % 2
     return mean(ordered[half : half + 1] if odd else ordered[half - 1 : half + 1], work)
 
 
-def ascending(tensors: Sequence[Tensor]) -> list[Tensor]:
+def _ascending(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The values of each element in ascending order: the first tensor holds the smallest."""
     lanes = list(tensors)
     for low, high in _network(len(lanes)):

@@ -48,18 +48,18 @@ class MergeFile:
         return self.modules.get((path, module), module)
 
 
-def open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> MergeFile:
+def _open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> MergeFile:
     """Read a file and rename its entries, on paper. Raises what `read` and renaming raise."""
     original = read(source)
     try:
         with about_file(original.file.name):
-            return merge_file(original, original.file.name, rules)
+            return _merge_file(original, original.file.name, rules)
     except CkptError:
         original.close()
         raise
 
 
-def merge_file(original: Checkpoint, label: str, rules: Sequence[RewriteRule]) -> MergeFile:
+def _merge_file(original: Checkpoint, label: str, rules: Sequence[RewriteRule]) -> MergeFile:
     """Rename the entries of a checkpoint, which plans call `label`, on paper."""
     if not rules:
         return MergeFile(label, original, original, Plan(), (), {}, {})
@@ -140,13 +140,13 @@ class Sources:
                 raise UsageError(f"there is no file {number} to rename: they are 1 to {last}")
         opened = []
         for number, source in enumerate(self.inputs, self.first_number):
-            opened.append(open_file(source, renames.get(number, ())))
+            opened.append(_open_file(source, renames.get(number, ())))
             stack.callback(opened[-1].original.close)
             _require_whole(opened[-1])
         if self.base_place is not None:
             return opened[self.base_place], opened
         rules = renames.get(1, ()) if self.first_number == 2 else ()
-        base = open_file(self.base, rules)
+        base = _open_file(self.base, rules)
         stack.callback(base.original.close)
         _require_whole(base)
         return base, opened

@@ -125,20 +125,20 @@ class OverlapJob(_WholeJob):
 
     def run(self, begun: None, start: int, stop: int) -> Elements:  # noqa: ARG002 - all at once
         task = self._task
-        tensors = [load(tensor)[self._block] for tensor in task.tensors]
+        tensors = [_load(tensor)[self._block] for tensor in task.tensors]
         merged = merge_tensor(
             task.method,
             task.settings,
             task.name,
             tensors,
-            None if task.base is None else load(task.base)[self._block],
+            None if task.base is None else _load(task.base)[self._block],
             dtype=casting.torch_dtype(task.dtype),
             labels=task.labels,
             seed=task.seed,
             allow_nonfinite=task.allow_nonfinite,
             tally=task.tally,
         )
-        outside = load(self._onto)
+        outside = _load(self._onto)
         outside[self._block] = 0  # what is merged has been counted
         result, count = casting.cast(outside, merged.dtype)
         task.tally.add(count, part=_OUTSIDE)
@@ -160,14 +160,14 @@ class IntegerJob(_WholeJob):
     ) -> None:
         super().__init__(tensors[0], tensors[0].dtype, tensors, big_endian=big_endian)
         self._merge: Callable[[], Elements] = lambda: merge_integers(
-            name, [load(tensor) for tensor in tensors], policy, labels=labels
+            name, [_load(tensor) for tensor in tensors], policy, labels=labels
         )
 
     def run(self, begun: None, start: int, stop: int) -> Elements:  # noqa: ARG002 - all at once
         return self._merge().reshape(-1)
 
 
-def load(tensor: Tensor) -> Elements:
+def _load(tensor: Tensor) -> Elements:
     """A strided tensor of a type that is not packed, in memory, in its own shape."""
     loaded = elements.load_elements(tensor)
     if loaded is None:
@@ -177,9 +177,9 @@ def load(tensor: Tensor) -> Elements:
 
 def require_equal_integers(name: str, tensors: Sequence[Tensor], labels: Sequence[str]) -> None:
     """Raise `MismatchError` unless all integers or bools are equal, reading them in pairs."""
-    first = load(tensors[0])
+    first = _load(tensors[0])
     for label, tensor in zip(labels[1:], tensors[1:], strict=True):
-        merge_integers(name, [first, load(tensor)], "error", labels=[labels[0], label])
+        merge_integers(name, [first, _load(tensor)], "error", labels=[labels[0], label])
 
 
 def are_equal(left: Tensor, right: Tensor) -> bool:

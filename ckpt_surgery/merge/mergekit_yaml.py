@@ -41,10 +41,10 @@ def parse(text: str) -> MergeRecipe:
     Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong or assembles layers,
     and `MissingDependencyError` without PyYAML.
     """
-    return from_config(_load(text))
+    return _from_config(_load(text))
 
 
-def from_config(loaded: object) -> MergeRecipe:
+def _from_config(loaded: object) -> MergeRecipe:
     """The recipe in a mergekit configuration that has been parsed to mappings and lists.
 
     Raises `UsageError` as `parse` does.

@@ -21,7 +21,7 @@ from ckpt_surgery.merge.method import Method
 from ckpt_surgery.merge.parameters import Settings
 
 
-def merged_runs(
+def _merged_runs(
     method: Method,
     inputs: Inputs,
     dtype: torch.dtype,
@@ -71,7 +71,7 @@ def merge_run(
     measured: Any,
     tally: CastTally | None,
 ) -> Tensor:
-    """The elements of one run (begin and end), made piece by piece; raises as `merged_runs`."""
+    """The elements of one run (begin and end), made piece by piece; raises as `_merged_runs`."""
     start, stop = span
     result = torch.empty(stop - start, dtype=dtype)
     count = CastCount()
@@ -113,7 +113,7 @@ def merge_tensor(
     without one. `labels` name the files in errors, the base last; `seed` and `name` decide random
     numbers.
 
-    Raises `MismatchError` if shapes or kinds differ, and what `merged_runs` raises.
+    Raises `MismatchError` if shapes or kinds differ, and what `_merged_runs` raises.
     """
     everything = [*tensors, *(() if base is None else (base,))]
     _require_alike(name, everything)
@@ -131,7 +131,7 @@ def merge_tensor(
     )
     result = torch.empty(inputs.shape, dtype=casting.real_dtype(dtype))
     flat, start = result.view(-1), 0
-    for run in merged_runs(method, inputs, result.dtype, tally=tally, threads=threads):
+    for run in _merged_runs(method, inputs, result.dtype, tally=tally, threads=threads):
         flat[start : start + run.numel()] = run
         start += run.numel()
     return torch.view_as_complex(result) if everything[0].is_complex() else result

@@ -48,7 +48,7 @@ from ckpt_surgery.names.suggest import near_hint
 
 SelectorKind = Literal["all", "prefix", "pattern", "glob"]
 WEIGHT: Final = "weight"
-MAX_BYTES: Final = 1 << 20
+_MAX_BYTES: Final = 1 << 20
 """A recipe larger than this is none."""
 
 
@@ -187,7 +187,7 @@ def read_recipe(path: PathLike) -> MergeRecipe:
             from ckpt_surgery.merge import mergekit_yaml
 
             return mergekit_yaml.parse(text)
-        return parse_toml(text)
+        return _parse_toml(text)
     except (ReadError, UsageError) as error:
         error.path = source
         raise
@@ -196,10 +196,10 @@ def read_recipe(path: PathLike) -> MergeRecipe:
 def _read_text(source: Path) -> str:
     try:
         with source.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+            data = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ReadError(f"cannot be read: {error.strerror}", path=source) from error
-    if len(data) > MAX_BYTES:
+    if len(data) > _MAX_BYTES:
         raise ReadError("is larger than any recipe", path=source)
     try:
         return data.decode("utf-8")
@@ -207,7 +207,7 @@ def _read_text(source: Path) -> str:
         raise ReadError("is no text in UTF-8", path=source) from error
 
 
-def parse_toml(text: str) -> MergeRecipe:
+def _parse_toml(text: str) -> MergeRecipe:
     """The recipe in a TOML text.
 
     Raises `ReadError` if it is no TOML and `UsageError` if what it says is wrong.
@@ -249,11 +249,11 @@ def _toml_override(entry: Mapping[str, object]) -> Override:
         raise UsageError(f"'skip' must be true or false, got {skip!r}")
     if skip == bool(values):
         raise UsageError("a 'for' needs either values or 'skip = true'")
-    kind, text = parse_selector(text_of(entry, "select"))
+    kind, text = _parse_selector(text_of(entry, "select"))
     return Override(kind, text, values, skip)
 
 
-def parse_selector(selector: str) -> tuple[SelectorKind, str]:
+def _parse_selector(selector: str) -> tuple[SelectorKind, str]:
     """``prefix:P``, ``pattern:RE``, ``glob:G`` or ``all``, taken apart.
 
     Raises `UsageError` for anything else.
@@ -279,7 +279,7 @@ def parse_weight_for(option: str) -> Override:
         raise UsageError(
             f"'{option}' gives no weights", hint="write SELECTION=WEIGHT,WEIGHT with one per file"
         )
-    kind, text = parse_selector(selector)
+    kind, text = _parse_selector(selector)
     weights = tuple(as_number(part.strip()) for part in numbers.split(","))
     if None in weights:
         raise UsageError(f"'{numbers}' is no list of weights")

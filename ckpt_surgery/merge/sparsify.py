@@ -71,7 +71,7 @@ def match_l1(kept: Kept, inputs: Inputs, which: int) -> None:
         kept.scale *= before / after
 
 
-def magnitudes(inputs: Inputs, which: int) -> Tensor:
+def _magnitudes(inputs: Inputs, which: int) -> Tensor:
     """``|x - b|`` of one input, whole and flat, in the working element type."""
     first = inputs.delta(which, 0, min(1, inputs.numel))
     whole = first.new_empty(inputs.numel)
@@ -89,7 +89,7 @@ def largest(values: Tensor, count: int) -> Tensor:
     return _fill(values > limit, values == limit, count)
 
 
-def smallest(values: Tensor, count: int) -> Tensor:
+def _smallest(values: Tensor, count: int) -> Tensor:
     """A mask of the `count` smallest values of a flat tensor; of equal ones the first are taken."""
     n = values.numel()
     if count <= 0 or count >= n:
@@ -108,7 +108,7 @@ def _fill(mask: Tensor, equal: Tensor, count: int) -> Tensor:
 def trimmed(inputs: Inputs, which: int, density: float) -> Tensor:
     """A mask of the share `density` of the largest magnitudes: ``max(1, ⌊density·n⌋)`` elements."""
     count = max(1, int(density * inputs.numel)) if density > 0 else 0
-    return largest(magnitudes(inputs, which), count)
+    return largest(_magnitudes(inputs, which), count)
 
 
 def between_tails(inputs: Inputs, which: int, density: float, gamma: float) -> Tensor:
@@ -119,8 +119,8 @@ def between_tails(inputs: Inputs, which: int, density: float, gamma: float) -> T
     n = inputs.numel
     stay = int(density * n)
     bottom = max(0, n - stay - int(gamma * n))
-    values = magnitudes(inputs, which)
-    return smallest(values, bottom + stay) & ~smallest(values, bottom)
+    values = _magnitudes(inputs, which)
+    return _smallest(values, bottom + stay) & ~_smallest(values, bottom)
 
 
 def ranking_nbytes(numel: int, shape: tuple[int, ...]) -> int:
@@ -140,7 +140,7 @@ def chances_by_rank(
     """
     from ckpt_surgery.merge import draws
 
-    values = magnitudes(inputs, which)
+    values = _magnitudes(inputs, which)
     n = values.numel()
     width = n // inputs.shape[0] if len(inputs.shape) > 1 and n else max(n, 1)
     table = values if inverse else values.bool()

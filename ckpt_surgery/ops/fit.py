@@ -96,7 +96,7 @@ def fit(
 
 
 @dataclass(frozen=True, slots=True)
-class Fitting:
+class _Fitting:
     """A fit that is planned: what it makes of the checkpoint, and what the report says.
 
     `left_out` are entries of state dicts that are no tensors, and not in the result.
@@ -114,7 +114,7 @@ def _prepare(
     aim: Aim,
     inputs: Inputs,
     like: str | None = None,
-) -> Fitting:
+) -> _Fitting:
     """Plan a fit and apply the plan; values are computed when they are written.
 
     `like` is what plans call the file of the target, by default its name. Raises as `fit` does.
@@ -144,7 +144,7 @@ def _prepare(
     warnings = (*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings)
     plan = Plan((*fits.edits, *following(step), *alone))
     planned = Planned(plan, warnings=warnings, optimizers=step.changes)
-    return Fitting(planned, result, tuple(fitted), left)
+    return _Fitting(planned, result, tuple(fitted), left)
 
 
 def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ...]:

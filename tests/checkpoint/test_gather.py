@@ -97,7 +97,7 @@ def test_blocks_and_pieces_of_any_size_give_the_same(
     nbytes = extent(shape, stride) * itemsize
     if nbytes > len(DATA):
         return
-    monkeypatch.setattr(gather, "BLOCK", block)
+    monkeypatch.setattr(gather, "_BLOCK", block)
     monkeypatch.setattr(gather, "_NEAR", near)
     for data in (ByteRange(source, 1, nbytes), Bytes(DATA[:nbytes])):
         chunks = [bytes(chunk) for chunk in Gathered(data, shape, stride, itemsize).chunks(64)]
@@ -120,7 +120,7 @@ def test_memory_and_reads_are_bounded(
     nbytes = extent(shape, stride) * 4
     with path.open("wb") as file:
         file.truncate(nbytes)
-    monkeypatch.setattr(gather, "BLOCK", 1 << 18)
+    monkeypatch.setattr(gather, "_BLOCK", 1 << 18)
     reads: list[int] = []
     inner = ByteRange.read
 

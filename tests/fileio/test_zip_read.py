@@ -356,7 +356,7 @@ def test_directory_of_too_many_bytes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = len(central_header(Part(), PICKLE, 0))
-    monkeypatch.setattr(zip_read, "MAX_DIRECTORY", directory - 1)
+    monkeypatch.setattr(zip_read, "_MAX_DIRECTORY", directory - 1)
     with pytest.raises(LimitExceededError, match=f"in {directory} bytes"):
         read(build(Part()), tmp_path)
 

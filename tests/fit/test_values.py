@@ -18,9 +18,9 @@ from ckpt_surgery.fit.adaptations import (
     Classes,
     adaptation,
 )
-from ckpt_surgery.fit.fills import FILL_KINDS, Fill, FillKind
+from ckpt_surgery.fit.fills import _FILL_KINDS, Fill, FillKind
 from ckpt_surgery.fit.grids import Grids
-from ckpt_surgery.fit.values import adapt, adapt_channels, filled
+from ckpt_surgery.fit.values import _adapt, _adapt_channels, _filled
 
 SHAPE = tuple[int, ...]
 
@@ -37,7 +37,7 @@ def adapted(
         name, tuple(source.shape), shape, [AdaptRule(kind) for kind in KINDS], **options
     )
     assert how is not None
-    return adapt(how, source, shape, None if initial is None else lambda: initial)
+    return _adapt(how, source, shape, None if initial is None else lambda: initial)
 
 
 def timm_adapt_input_conv(in_chans: int, conv_weight: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def timm_adapt_input_conv(in_chans: int, conv_weight: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 def test_repeated_channels_are_those_of_timm(channels: int, dtype: torch.dtype) -> None:
     weight = torch.randn(8, 3, 7, 7).to(dtype)
-    found = adapt_channels(weight, channels, "repeat", scaled=True)
+    found = _adapt_channels(weight, channels, "repeat", scaled=True)
     torch.testing.assert_close(found, timm_adapt_input_conv(channels, weight))
     assert found.dtype == dtype
 
@@ -67,13 +67,13 @@ def test_repeated_channels_are_those_of_timm(channels: int, dtype: torch.dtype) 
 def test_scaling_keeps_the_response_to_equal_channels(channels: int, method: str) -> None:
     # equal channels, so that it does not matter which of them 'repeat' has once more
     weight = torch.rand(4, 3, 3, 3).mean(dim=1, keepdim=True).repeat(1, 3, 1, 1)
-    found = adapt_channels(weight, channels, method, scaled=True)  # type: ignore[arg-type]
+    found = _adapt_channels(weight, channels, method, scaled=True)  # type: ignore[arg-type]
     torch.testing.assert_close(found.sum(dim=1), weight.sum(dim=1))
 
 
 def test_the_mean_of_the_colours_is_in_every_new_channel() -> None:
     weight = torch.randn(4, 3, 5, 5)
-    found = adapt_channels(weight, 10, "mean")
+    found = _adapt_channels(weight, 10, "mean")
     for channel in range(10):
         torch.testing.assert_close(found[:, channel], weight.sum(dim=1) / 3)
 
@@ -81,22 +81,22 @@ def test_the_mean_of_the_colours_is_in_every_new_channel() -> None:
 @pytest.mark.parametrize("shape", [(4, 3, 5), (4, 3, 5, 5), (4, 3, 2, 5, 5)])
 def test_old_channels_are_kept_beside_zeros_or_copies_of_the_first(shape: SHAPE) -> None:
     weight = torch.randn(shape)
-    zero, first = adapt_channels(weight, 5, "zero"), adapt_channels(weight, 5, "first")
+    zero, first = _adapt_channels(weight, 5, "zero"), _adapt_channels(weight, 5, "first")
     assert torch.equal(zero[:, :3], weight)
     assert torch.equal(first[:, :3], weight)
     assert not zero[:, 3:].any()
     assert torch.equal(first[:, 3], weight[:, 0])
     assert torch.equal(first[:, 4], weight[:, 0])
-    assert torch.equal(adapt_channels(weight, 2, "zero"), weight[:, :2])
-    assert torch.equal(adapt_channels(weight, 2, "first"), weight[:, :2])
-    halves = adapt_channels(weight, 6, "zero", scaled=True)
+    assert torch.equal(_adapt_channels(weight, 2, "zero"), weight[:, :2])
+    assert torch.equal(_adapt_channels(weight, 2, "first"), weight[:, :2])
+    halves = _adapt_channels(weight, 6, "zero", scaled=True)
     torch.testing.assert_close(halves[:, :3], weight / 2)
 
 
 def test_channels_are_adapted_through_their_rule() -> None:
     weight = torch.randn(4, 3, 5, 5)
     how = Adaptation("channels", "mean")
-    assert torch.equal(adapt(how, weight, (4, 7, 5, 5)), adapt_channels(weight, 7, "mean"))
+    assert torch.equal(_adapt(how, weight, (4, 7, 5, 5)), _adapt_channels(weight, 7, "mean"))
 
 
 def test_squeezing_keeps_the_numbers() -> None:
@@ -126,13 +126,13 @@ def test_positions_go_to_a_grid_that_is_no_square() -> None:
     prefix = torch.randn(1, 4, dtype=torch.float64)
     rules = [AdaptRule("interpolate", grids=Grids((4, 6)))]
     how = adaptation("pos_embed", (1, 37, 4), (1, 25, 4), rules)
-    found = adapt(how, torch.cat([prefix, square])[None], (1, 25, 4))
+    found = _adapt(how, torch.cat([prefix, square])[None], (1, 25, 4))
     torch.testing.assert_close(found[0], torch.cat([prefix, column.repeat(4, 1)]))
     table = torch.randn(9, 2, dtype=torch.float64)
     how = adaptation("x.relative_position_bias_table", (9, 2), (3 * 5, 2),
                      [AdaptRule("interpolate", grids=Grids((2, 3)))])  # fmt: skip
     image = nn.functional.interpolate(table.T.reshape(1, 2, 3, 3), size=(3, 5), mode="bicubic")
-    torch.testing.assert_close(adapt(how, table, (15, 2)), image[0].flatten(1).T)
+    torch.testing.assert_close(_adapt(how, table, (15, 2)), image[0].flatten(1).T)
 
 
 def test_rows_follow_their_class_and_new_ones_are_initial() -> None:
@@ -164,7 +164,7 @@ def test_overlap_is_the_common_leading_block() -> None:
 @pytest.mark.parametrize("kind", ["rows", "overlap"])
 def test_partial_adaptations_ask_for_an_initial_value(kind: str) -> None:
     with pytest.raises(ValueError, match="needs an initial value"):
-        adapt(Adaptation(kind, rows=((0, 0),)), torch.zeros(2), (3,))  # type: ignore[arg-type]
+        _adapt(Adaptation(kind, rows=((0, 0),)), torch.zeros(2), (3,))  # type: ignore[arg-type]
 
 
 def cubic(x: float, a: float) -> float:
@@ -270,38 +270,40 @@ def test_interpolation_keeps_the_element_type_and_a_constant() -> None:
     ],
 )
 def test_fills_have_their_distribution(fill: Fill, mean: float, spread: float) -> None:
-    values = filled(fill, "c.weight", (64, 128, 3, 3), torch.float32, seed=1)
+    values = _filled(fill, "c.weight", (64, 128, 3, 3), torch.float32, seed=1)
     assert values.shape == (64, 128, 3, 3)
     assert values.mean().item() == pytest.approx(mean, abs=0.01 * (spread + 1e-9))
     assert values.std().item() == pytest.approx(spread, rel=0.02, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FILL_KINDS if kind != "init"])
+@pytest.mark.parametrize("kind", [kind for kind in _FILL_KINDS if kind != "init"])
 def test_fills_depend_on_seed_and_name_alone(kind: str) -> None:
     fill = Fill(kind, 0.5)  # type: ignore[arg-type]
-    one = filled(fill, "a", (9, 9), torch.float32, seed=1)
+    one = _filled(fill, "a", (9, 9), torch.float32, seed=1)
     torch.manual_seed(77)
-    assert torch.equal(filled(fill, "a", (9, 9), torch.float32, seed=1), one)
+    assert torch.equal(_filled(fill, "a", (9, 9), torch.float32, seed=1), one)
     drawn = kind in ("normal", "uniform", "kaiming", "xavier")
     for name, seed in (("b", 1), ("a", 2)):
-        other = filled(fill, name, (9, 9), torch.float32, seed=seed)
+        other = _filled(fill, name, (9, 9), torch.float32, seed=seed)
         assert torch.equal(other, one) != drawn
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64])
 def test_fills_have_the_element_type_asked_for(dtype: torch.dtype) -> None:
-    assert filled(Fill("ones"), "a", (3,), dtype, seed=0).dtype == dtype
+    assert _filled(Fill("ones"), "a", (3,), dtype, seed=0).dtype == dtype
 
 
 def test_a_constant_is_exact_where_floats_are_not() -> None:
     big = 2.0**53 - 1
-    assert filled(Fill("constant", big), "a", (2,), torch.int64, seed=0).tolist() == [2**53 - 1] * 2
-    assert filled(Fill("ones"), "a", (2,), torch.bool, seed=0).tolist() == [True, True]
+    assert (
+        _filled(Fill("constant", big), "a", (2,), torch.int64, seed=0).tolist() == [2**53 - 1] * 2
+    )
+    assert _filled(Fill("ones"), "a", (2,), torch.bool, seed=0).tolist() == [True, True]
 
 
 @pytest.mark.parametrize("kind", ["normal", "kaiming"])
 def test_complex_fills_have_an_imaginary_part_of_the_same_spread(kind: FillKind) -> None:
-    values = filled(Fill(kind, 0.1), "a", (300, 300), torch.complex64, seed=0)
+    values = _filled(Fill(kind, 0.1), "a", (300, 300), torch.complex64, seed=0)
     spreads = values.real.std().item(), values.imag.std().item()
     assert spreads[0] > 0
     assert spreads[1] == pytest.approx(spreads[0], rel=0.02)
@@ -310,18 +312,18 @@ def test_complex_fills_have_an_imaginary_part_of_the_same_spread(kind: FillKind)
 @pytest.mark.parametrize("kind", ["kaiming", "xavier"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3)])
 def test_an_empty_tensor_is_filled(kind: FillKind, shape: tuple[int, ...]) -> None:
-    assert filled(Fill(kind), "a", shape, torch.float32, seed=0).shape == shape
+    assert _filled(Fill(kind), "a", shape, torch.float32, seed=0).shape == shape
 
 
 @pytest.mark.parametrize("method", CHANNEL_METHODS)
 def test_complex_channels_are_adapted_as_their_parts_are(method: ChannelMethod) -> None:
     weight = torch.randn(2, 3, 1, 1, dtype=torch.complex64)
-    found = adapt_channels(weight, 5, method, scaled=True)
+    found = _adapt_channels(weight, 5, method, scaled=True)
     assert found.dtype == torch.complex64
-    parts = [adapt_channels(part, 5, method, scaled=True) for part in (weight.real, weight.imag)]
+    parts = [_adapt_channels(part, 5, method, scaled=True) for part in (weight.real, weight.imag)]
     torch.testing.assert_close(found, torch.complex(*parts))
 
 
 def test_the_models_own_initialisation_is_not_a_fill() -> None:
     with pytest.raises(ValueError, match="own initialisation"):
-        filled(Fill("init"), "a", (3,), torch.float32, seed=0)
+        _filled(Fill("init"), "a", (3,), torch.float32, seed=0)

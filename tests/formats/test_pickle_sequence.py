@@ -15,13 +15,13 @@ from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, FileSource
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
-from ckpt_surgery.formats.torch_legacy import read_legacy
+from ckpt_surgery.formats.torch_legacy import _read_legacy
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 
 def saved(path: Path, value: object) -> Checkpoint:
     torch.save(value, path, _use_new_zipfile_serialization=False)
-    return read_legacy(FileSource.open(path))
+    return _read_legacy(FileSource.open(path))
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_a_pickle_longer_than_the_first_window_is_read_whole(
 def test_a_pickle_at_the_limit_is_read_and_one_above_is_not(tmp_path: Path) -> None:
     data = plain()
     longest = len(dumps({"w": tensor(reference(), 0, (4,), (1,))}))
-    read_legacy(write(tmp_path / "a.pt", data), Limits(pickle_bytes=longest))
+    _read_legacy(write(tmp_path / "a.pt", data), Limits(pickle_bytes=longest))
     with pytest.raises(LimitExceededError, match=f"longer than {longest - 1} bytes"):
-        read_legacy(write(tmp_path / "a.pt", data), Limits(pickle_bytes=longest - 1))
+        _read_legacy(write(tmp_path / "a.pt", data), Limits(pickle_bytes=longest - 1))
 
 
 def test_an_error_says_where_in_the_file_it_is(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from torch_oracle import assert_same_tensors, storage_bytes
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import CkptError, DamagedFileError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats.torch_legacy import _looks_like_legacy, read_legacy
+from ckpt_surgery.formats.torch_legacy import _looks_like_legacy, _read_legacy
 from ckpt_surgery.pickles import PersistentId, walk
 
 
@@ -36,7 +36,7 @@ def saved(path: Path, value: Any, protocol: int = 2) -> Checkpoint:
     torch.save(value, path, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
     file = FileSource.open(path)
     assert _looks_like_legacy(file)
-    return read_legacy(file)
+    return _read_legacy(file)
 
 
 def training_state() -> dict[str, Any]:
@@ -195,14 +195,14 @@ def test_published_files_equal_what_torch_loads(shared_dir: Path, name: str) -> 
     path = shared_dir / "real" / name
     with FileSource.open(path) as file:
         assert _looks_like_legacy(file)
-        checkpoint = read_legacy(file)
+        checkpoint = _read_legacy(file)
         assert_same_tensors(checkpoint, torch.load(path, map_location="cpu"))
         assert checkpoint.notes == ()
 
 
 def test_locations_are_those_of_the_file(shared_dir: Path) -> None:
     path = shared_dir / "real" / "lpips" / "lpips_weights_v0.1_alex.pth"
-    with read_legacy(FileSource.open(path)) as checkpoint:
+    with _read_legacy(FileSource.open(path)) as checkpoint:
         assert {ours.device for _, ours in checkpoint.tensors} == {"cuda:0"}
 
 
@@ -210,7 +210,7 @@ def test_locations_are_those_of_the_file(shared_dir: Path) -> None:
 
 
 def test_the_file_that_the_following_are_made_from_is_right(tmp_path: Path) -> None:
-    checkpoint = read_legacy(write(tmp_path / "a.pt", plain()))
+    checkpoint = _read_legacy(write(tmp_path / "a.pt", plain()))
     assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
 
 
@@ -259,21 +259,21 @@ def test_the_file_that_the_following_are_made_from_is_right(tmp_path: Path) -> N
 )
 def test_a_contradiction_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
     with pytest.raises(DamagedFileError, match=message):
-        read_legacy(write(tmp_path / "a.pt", plain(**changes)))
+        _read_legacy(write(tmp_path / "a.pt", plain(**changes)))
 
 
 def test_a_missing_storage_is_refused_where_torch_invents_its_elements(tmp_path: Path) -> None:
     file = write(tmp_path / "a.pt", plain(keys=[])[: -8 - len(FLOATS)])
     torch.load(tmp_path / "a.pt")
     with pytest.raises(DamagedFileError, match="the storage is missing") as caught:
-        read_legacy(file)
+        _read_legacy(file)
     assert caught.value.entry == "storage 7"
 
 
 def test_a_storage_of_an_enormous_size_is_refused(tmp_path: Path) -> None:
     data = plain(root=[reference(numel=2**60)], count=2**60)
     with pytest.raises(DamagedFileError, match="needs 4611686018427387904 bytes") as caught:
-        read_legacy(write(tmp_path / "a.pt", data))
+        _read_legacy(write(tmp_path / "a.pt", data))
     assert caught.value.hint == "the file is truncated"
 
 
@@ -281,7 +281,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     data = plain()
     for end in range(len(data)):
         with pytest.raises(DamagedFileError):
-            read_legacy(write(tmp_path / "a.pt", data[:end]))
+            _read_legacy(write(tmp_path / "a.pt", data[:end]))
 
 
 def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
         changed = bytearray(data)
         changed[chance.randrange(len(data))] = chance.randrange(256)
         try:
-            read_legacy(write(tmp_path / "a.pt", bytes(changed)))
+            _read_legacy(write(tmp_path / "a.pt", bytes(changed)))
         except CkptError:
             refused += 1
     assert 100 < refused < 600
@@ -300,7 +300,7 @@ def test_a_changed_byte_never_raises_anything_but_our_errors(tmp_path: Path) -> 
 
 def test_bytes_after_the_last_storage_are_noted(tmp_path: Path) -> None:
     file = write(tmp_path / "a.pt", plain() + b"more")
-    checkpoint = read_legacy(file)
+    checkpoint = _read_legacy(file)
     assert_same_tensors(checkpoint, torch.load(tmp_path / "a.pt"))
     assert checkpoint.unwritable == "4 bytes follow its last storage"
     assert checkpoint.notes == (f"an edit would lose something: {checkpoint.unwritable}",)
@@ -310,8 +310,8 @@ def test_bytes_after_the_last_storage_are_noted(tmp_path: Path) -> None:
 def test_a_call_that_leaves_no_trace_in_the_graph_is_reported(tmp_path: Path, part: str) -> None:
     values = {"root": {"w": tensor(reference(), 0, (4,), (1,))}, "keys": ["7"], "system": {}}
     raw = Raw(THROWN_AWAY + dumps(values[part])[2:])
-    honest = read_legacy(write(tmp_path / "a.pt", plain()))
-    hostile = read_legacy(write(tmp_path / "b.pt", plain(**{part: raw})))
+    honest = _read_legacy(write(tmp_path / "a.pt", plain()))
+    hostile = _read_legacy(write(tmp_path / "b.pt", plain(**{part: raw})))
     assert honest.unwritable == ""
     assert hostile.unwritable == {
         "root": "a pickle calls 'posix.system' and throws the result away"
@@ -337,4 +337,4 @@ def test_attacks_end_in_our_errors(shared_dir: Path) -> None:
         with FileSource.open(path) as file:
             assert not _looks_like_legacy(file)
             with pytest.raises(CkptError):
-                read_legacy(file)
+                _read_legacy(file)

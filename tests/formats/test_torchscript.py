@@ -18,7 +18,7 @@ from ckpt_surgery.fileio import FileSource, read_zip
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.formats import torchscript
 from ckpt_surgery.formats.torch_zip import is_torchscript
-from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
+from ckpt_surgery.formats.torch_zip_layout import _lay_out_torch_zip
 from ckpt_surgery.formats.torchscript import _read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
@@ -256,7 +256,7 @@ def test_archive_is_known_by_its_constants(tmp_path: Path) -> None:
 def test_written_state_dict_loads_as_that_of_the_script(name: str, tmp_path: Path) -> None:
     path = script(SCRIPTED[name](), tmp_path / "model.pt")
     with read(path) as checkpoint, atomic_output(tmp_path / "plain.pt") as sink:
-        lay_out_torch_zip(checkpoint).write(sink)
+        _lay_out_torch_zip(checkpoint).write(sink)
     plain = torch.load(tmp_path / "plain.pt", weights_only=True)
     expected = torch.jit.load(path).state_dict()
     assert list(plain) == list(expected)

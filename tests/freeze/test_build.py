@@ -15,7 +15,7 @@ from ckpt_surgery.freeze.build import (
     parse_group,
     parse_stage,
 )
-from ckpt_surgery.freeze.selectors import Everything, First, FirstChildren, Head, Last
+from ckpt_surgery.freeze.selectors import First, FirstChildren, Last, _Everything, _Head
 from ckpt_surgery.training.parameters import Inventory, NamedEntry, Structure
 
 NAMES = [p.name for p in net().parameters]
@@ -54,7 +54,7 @@ def test_a_first_train_rule_begins_with_everything_frozen() -> None:
 
 
 def test_train_only_the_head() -> None:
-    assert trainable(plan(FreezeRecipe([FreezeRule("train", Head())]))) == NAMES[-2:]
+    assert trainable(plan(FreezeRecipe([FreezeRule("train", _Head())]))) == NAMES[-2:]
 
 
 def test_first_counts_parameters_as_parameters_does() -> None:
@@ -176,7 +176,9 @@ def test_a_groups_own_weight_decay_comes_first() -> None:
 
 def test_stages_unfreeze_step_by_step() -> None:
     made = plan(
-        FreezeRecipe(stages=[Stage(0, Head()), Stage(5, prefix("layer1")), Stage(9, Everything())])
+        FreezeRecipe(
+            stages=[Stage(0, _Head()), Stage(5, prefix("layer1")), Stage(9, _Everything())]
+        )
     )
     assert trainable(made) == NAMES[-2:]
     assert trainable(made.at(4)) == NAMES[-2:]
@@ -217,13 +219,13 @@ def test_a_norm_without_parameters_goes_by_the_module_above_it() -> None:
     ]
     made = plan(FreezeRecipe([freeze("layer1.0")]), Inventory.of(entries))
     assert _frozen_statistics(made.parameters, made.statistics) == ["layer1.0.bn1", "layer1.0.free"]
-    alone = plan(FreezeRecipe([FreezeRule("freeze", Everything())]), Inventory.of(entries))
+    alone = plan(FreezeRecipe([FreezeRule("freeze", _Everything())]), Inventory.of(entries))
     assert "lone" in _frozen_statistics(alone.parameters, alone.statistics)
 
 
 def test_a_frozen_head_is_warned_of() -> None:
     assert "frozen-head" in codes(plan(FreezeRecipe([freeze("fc")])))
-    assert codes(plan(FreezeRecipe([FreezeRule("freeze", Everything())])))[0] == "nothing-trains"
+    assert codes(plan(FreezeRecipe([FreezeRule("freeze", _Everything())])))[0] == "nothing-trains"
 
 
 def test_a_rule_that_later_rules_undo_is_warned_of() -> None:

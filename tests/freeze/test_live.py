@@ -21,11 +21,11 @@ from ckpt_surgery.freeze.plan import Totals
 from ckpt_surgery.freeze.selectors import (
     Before,
     ByName,
-    Everything,
     First,
     FirstChildren,
-    Head,
     Until,
+    _Everything,
+    _Head,
 )
 from ckpt_surgery.names import Rule as NameRule
 from ckpt_surgery.training.parameters import Inventory, NamedEntry
@@ -272,7 +272,7 @@ RECIPES = [
     FreezeRecipe(
         [FreezeRule("freeze", First(5))],
         [GroupRule(prefix("fc"), {"lr": 1e-2, "nesterov": False})],
-        [Stage(4, Everything())],
+        [Stage(4, _Everything())],
         lr=1e-3,
         head_multiplier=10,
     ),
@@ -329,7 +329,7 @@ def test_a_plan_that_went_through_a_file_is_the_same(net: Net, tmp_path: Path) -
 
 def test_stages_unfreeze_without_losing_state(net: Net) -> None:
     plan = FreezePlan.for_model(
-        net, FreezeRecipe(stages=[Stage(0, Head()), Stage(2, prefix("added"))])
+        net, FreezeRecipe(stages=[Stage(0, _Head()), Stage(2, prefix("added"))])
     )
     optimizer = steps(net, plan.apply(net), OPTIMIZERS["momentum"], plan.train_mode)
     before = copy.deepcopy(net.state_dict())
@@ -404,7 +404,7 @@ def test_distributed_data_parallel_is_seen_through(net: Net, process_group: None
 def test_a_plan_from_a_wrapped_models_file_fits_the_bare_model(net: Net, kind: str) -> None:
     state = WRAPPERS[kind](net).state_dict()
     entries = [NamedEntry(n, tuple(t.shape), str(t.dtype)[6:]) for n, t in state.items()]
-    plan = FreezePlan.build(Inventory.of(entries), FreezeRecipe([FreezeRule("train", Head())]))
+    plan = FreezePlan.build(Inventory.of(entries), FreezeRecipe([FreezeRule("train", _Head())]))
     assert plan.check(net).ok
     plan.apply(net)
     assert len(fixed(net)) == len(list(net.parameters())) - 2
@@ -445,7 +445,7 @@ def test_parameters_tied_in_the_model_must_be_treated_alike() -> None:
     assert plan.check(tied).tied == (("a.weight", "b.weight"),)
     with pytest.raises(PlanError, match=r"'a\.weight = b\.weight'"):
         plan.apply(tied)
-    alike = FreezePlan.for_model(loose, FreezeRecipe([FreezeRule("train", Head())]))
+    alike = FreezePlan.for_model(loose, FreezeRecipe([FreezeRule("train", _Head())]))
     alike_plan = FreezePlan.for_model(tied, FreezeRecipe([freeze("a.weight")]))
     assert not alike.check(tied).ok
     assert alike_plan.check(tied).ok

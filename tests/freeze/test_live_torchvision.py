@@ -11,7 +11,7 @@ import torch
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freeze.build import FreezeRecipe, FreezeRule
 from ckpt_surgery.freeze.live import FreezePlan, inventory_of
-from ckpt_surgery.freeze.selectors import First, FirstChildren, Head
+from ckpt_surgery.freeze.selectors import First, FirstChildren, _Head
 from ckpt_surgery.models.torchvision_import import import_torchvision
 from ckpt_surgery.training.parameters import Inventory, NamedEntry
 
@@ -55,7 +55,7 @@ def test_train_only_the_head_finds_exactly_the_head(name: str) -> None:
     other = dict(make(name, 17).named_parameters())
     head = {n for n, p in model.named_parameters() if p.shape != other[n].shape}
     for inventory in (inventory_of(model), as_file(model)):
-        plan = FreezePlan.build(inventory, FreezeRecipe([FreezeRule("train", Head())]))
+        plan = FreezePlan.build(inventory, FreezeRecipe([FreezeRule("train", _Head())]))
         assert {p.name for p in plan.trainable} == head
         assert [p.name for p in plan.parameters] == [n for n, _ in model.named_parameters()]
     plan.apply(model)

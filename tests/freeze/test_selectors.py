@@ -5,13 +5,13 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freeze.selectors import (
     Before,
     ByName,
-    Everything,
     First,
     FirstChildren,
-    Head,
     Last,
     Selector,
     Until,
+    _Everything,
+    _Head,
     _HeadOrModule,
     parse_selector,
 )
@@ -34,8 +34,8 @@ NAMES = [p.name for p in net().parameters]
         (Before("conv1"), []),
         (Until("layer1.0"), NAMES[:6]),
         (Until("bn1.weight"), NAMES[:2]),
-        (Head(), NAMES[-2:]),
-        (Everything(), NAMES),
+        (_Head(), NAMES[-2:]),
+        (_Everything(), NAMES),
     ],
 )
 def test_positions_count_parameters(selector: Selector, expected: list[str]) -> None:
@@ -126,6 +126,6 @@ def test_all_is_everything_and_nothing_is_refused() -> None:
 
 def test_labels_and_options_tell_selectors_apart() -> None:
     selectors: list[Selector] = [
-        First(1), Last(1), FirstChildren(1), Before("a"), Until("a"), Head(), Everything(),
+        First(1), Last(1), FirstChildren(1), Before("a"), Until("a"), _Head(), _Everything(),
     ]  # fmt: skip
     assert len({s.option for s in selectors}) == len({s.label for s in selectors}) == 7

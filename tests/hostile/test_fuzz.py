@@ -73,6 +73,6 @@ def test_fuzzing_notices_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(_: object) -> None:
         raise IndexError
 
-    monkeypatch.setattr("fuzzing.lay_out_torch_zip", broken)
+    monkeypatch.setattr("fuzzing._lay_out_torch_zip", broken)
     with pytest.raises(IndexError):
         check(seeds()["state dict"], tmp_path)

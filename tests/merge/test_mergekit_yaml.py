@@ -9,7 +9,7 @@ import pytest
 
 from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
 from ckpt_surgery.merge import mergekit_yaml
-from ckpt_surgery.merge.mergekit_yaml import from_config
+from ckpt_surgery.merge.mergekit_yaml import _from_config
 from ckpt_surgery.merge.recipe import read_recipe
 
 
@@ -45,7 +45,7 @@ def settings(recipe, name):
 
 
 def test_models_parameters_and_filters():
-    recipe = from_config(ties(dtype="bfloat16"))
+    recipe = _from_config(ties(dtype="bfloat16"))
     assert recipe.base == "base"
     assert [entry.file for entry in recipe.inputs] == ["a", "b"]
     assert recipe.dtype == "bfloat16"
@@ -53,13 +53,13 @@ def test_models_parameters_and_filters():
     assert (mlp.weights, rest.weights) == ((0.5, 0.3), (0.5, 0.9))
     assert rest.each("density") == (0.4, 0.6)
     assert (rest.flag("normalize"), rest.number("lambda")) == (False, 0.7)
-    assert from_config(ties(dtype="float16", out_dtype="float32")).dtype == "float32"
+    assert _from_config(ties(dtype="float16", out_dtype="float32")).dtype == "float32"
 
 
 def test_a_models_own_value_goes_before_a_common_filter():
     config = ties()
     config["parameters"]["density"] = [{"filter": "mlp", "value": 0.1}, {"value": 0.2}]
-    recipe = from_config(config)
+    recipe = _from_config(config)
     assert settings(recipe, "mlp").each("density") == (0.4, 0.1)
     assert settings(recipe, "norm").each("density") == (0.4, 0.2)
 
@@ -67,7 +67,7 @@ def test_a_models_own_value_goes_before_a_common_filter():
 def test_a_filter_is_a_part_of_the_name_and_no_expression():
     config = ties()
     config["parameters"]["lambda"] = [{"filter": "0.w", "value": 0.1}, {"filter": "*", "value": 2}]
-    recipe = from_config(config)
+    recipe = _from_config(config)
     assert settings(recipe, "layers.0.w").number("lambda") == 0.1
     assert settings(recipe, "layers.0xw").number("lambda") == 2
 
@@ -75,7 +75,7 @@ def test_a_filter_is_a_part_of_the_name_and_no_expression():
 def test_a_single_condition_needs_no_list():
     config = ties()
     config["parameters"]["lambda"] = {"filter": "mlp", "value": "1e-1"}
-    recipe = from_config(config)
+    recipe = _from_config(config)
     assert settings(recipe, "mlp").number("lambda") == 0.1
     assert settings(recipe, "norm").number("lambda") == 1.0
 
@@ -86,22 +86,22 @@ def test_defaults_are_mergekits():
         "base_model": "base",
         "models": [model("a", weight=1.0)],
     }
-    plain = from_config(config).settings()
+    plain = _from_config(config).settings()
     assert (plain.text("rescale"), plain.flag("normalize")) == ("none", False) or (
         plain.text("rescale"),
         plain.flag("normalize"),
     ) == ("l1", False)
     assert plain.text("rescale") == "l1"
     config["parameters"] = {"rescale": False}
-    assert from_config(config).settings().text("rescale") == "none"
+    assert _from_config(config).settings().text("rescale") == "none"
     config["parameters"] = {"rescale": True, "int8_mask": True}
-    recipe = from_config(config)
+    recipe = _from_config(config)
     assert recipe.settings().text("rescale") == "l1"
     assert recipe.notes == ("'int8_mask' has no effect on 'dare-ties'",)
 
 
 def test_what_is_not_used_is_said():
-    recipe = from_config(
+    recipe = _from_config(
         {
             "merge_method": "task_arithmetic",
             "base_model": "base",
@@ -117,7 +117,7 @@ def test_what_is_not_used_is_said():
 
 def test_the_base_comes_first_of_two():
     for models in ([model("b"), model("a")], [model("a"), model("b")], [model("b")]):
-        recipe = from_config(
+        recipe = _from_config(
             {
                 "merge_method": "slerp",
                 "base_model": "a",
@@ -130,7 +130,7 @@ def test_the_base_comes_first_of_two():
 
 
 def test_a_path_may_be_written_as_mergekit_writes_it():
-    recipe = from_config(
+    recipe = _from_config(
         {
             "merge_method": "passthrough",
             "models": [{"model": {"model": {"path": "a"}}, "parameters": {"scale": 0.5}}],
@@ -142,7 +142,7 @@ def test_a_path_may_be_written_as_mergekit_writes_it():
 
 def test_methods_without_weights_need_none():
     for name in ("karcher", "model_stock", "sce"):
-        recipe = from_config(
+        recipe = _from_config(
             {
                 "merge_method": name,
                 "base_model": "a",
@@ -181,12 +181,12 @@ def test_methods_without_weights_need_none():
 )
 def test_what_we_do_not_do_is_refused(change, message):
     with pytest.raises(UsageError) as caught:
-        from_config(ties(**change))
+        _from_config(ties(**change))
     assert message in str(caught.value)
 
 
 def test_a_base_among_the_models_stays_an_input_of_linear():
-    recipe = from_config(
+    recipe = _from_config(
         {
             "merge_method": "linear",
             "base_model": "b",

@@ -187,7 +187,7 @@ def test_stopping_early_ends_the_threads():
     inputs = dataclasses.replace(
         of_tensors("w", tensors, None, work=torch.float64, settings=settings), read=read
     )
-    runs = pieces.merged_runs(method, inputs, torch.float32, threads=2)
+    runs = pieces._merged_runs(method, inputs, torch.float32, threads=2)
     assert next(runs).numel() == pieces.RUN
     runs.close()
     assert max(reads) < 5 * pieces.RUN

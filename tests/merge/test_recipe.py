@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from ckpt_surgery.errors import CkptError, ReadError, UsageError
 from ckpt_surgery.merge.method import find
 from ckpt_surgery.merge.recipe import (
-    MAX_BYTES,
+    _MAX_BYTES,
     MergeInput,
     MergeRecipe,
     Override,
-    parse_selector,
-    parse_toml,
+    _parse_selector,
+    _parse_toml,
     parse_weight_for,
     read_recipe,
 )
@@ -59,7 +59,7 @@ skip = true
 
 
 def test_everything_that_a_recipe_can_say():
-    recipe = parse_toml(FULL)
+    recipe = _parse_toml(FULL)
     assert recipe.method is find("ties")
     assert [entry.file for entry in recipe.inputs] == ["a.pth", "b.pth"]
     assert (recipe.base, recipe.dtype, recipe.seed, recipe.integers) == (
@@ -83,7 +83,7 @@ def test_everything_that_a_recipe_can_say():
 
 
 def test_the_first_override_wins_value_by_value():
-    recipe = parse_toml(FULL)
+    recipe = _parse_toml(FULL)
     first = Override("all", values={"density": (None, 0.25)})
     second = Override("all", values={"density": 0.75, "lambda": 2.0})
     assert recipe.settings([first, second]).each("density") == (0.75, 0.25)
@@ -92,7 +92,7 @@ def test_the_first_override_wins_value_by_value():
 
 
 def test_without_weights_each_is_one():
-    recipe = parse_toml('method = "linear"\n[[inputs]]\nfile = "a"\n[[inputs]]\nfile = "b"\n')
+    recipe = _parse_toml('method = "linear"\n[[inputs]]\nfile = "a"\n[[inputs]]\nfile = "b"\n')
     assert recipe.settings().weights == (1.0, 1.0)
     assert recipe.integers == "auto"
 
@@ -149,7 +149,7 @@ TWO = '[[inputs]]\nfile = "a"\n[[inputs]]\nfile = "b"\n'
 )
 def test_wrong_recipes_are_refused(text, message, hint):
     with pytest.raises((UsageError, ReadError)) as caught:
-        parse_toml(text)
+        _parse_toml(text)
     assert message in str(caught.value)
     if hint:
         assert hint in caught.value.hint
@@ -166,11 +166,11 @@ def test_errors_name_the_file(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ReadError, match="no text in UTF-8"):
         read_recipe(path)
-    path.write_bytes(b"#" * (MAX_BYTES + 1))
+    path.write_bytes(b"#" * (_MAX_BYTES + 1))
     with pytest.raises(ReadError, match="larger than any recipe"):
         read_recipe(path)
     path.write_text(FULL)
-    assert read_recipe(path) == parse_toml(FULL)
+    assert read_recipe(path) == _parse_toml(FULL)
 
 
 def test_weights_for_a_selection_on_the_command_line():
@@ -180,7 +180,7 @@ def test_weights_for_a_selection_on_the_command_line():
     for wrong in ("prefix:layer4", "layer4=1,2", "prefix:=1", "prefix:a=1,x", "prefix:a="):
         with pytest.raises(UsageError):
             parse_weight_for(wrong)
-    assert parse_selector("all") == ("all", "")
+    assert _parse_selector("all") == ("all", "")
 
 
 def test_a_recipe_from_code_is_checked_too():
@@ -195,14 +195,14 @@ def test_a_recipe_from_code_is_checked_too():
 @given(st.text(alphabet='method="averag\n[]inputsfile= 0.{}', max_size=80))
 def test_any_text_is_a_recipe_or_an_error_of_ours(text):
     with contextlib.suppress(CkptError):
-        parse_toml(text)
+        _parse_toml(text)
 
 
 def test_reading_a_recipe_imports_no_torch():
     code = (
         "import sys\n"
-        "from ckpt_surgery.merge.recipe import parse_toml\n"
-        f"parse_toml({FULL!r})\n"
+        "from ckpt_surgery.merge.recipe import _parse_toml\n"
+        f"_parse_toml({FULL!r})\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -34,7 +34,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.errors import CkptError, LossyEditError
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.formats import read
-from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
+from ckpt_surgery.formats.torch_zip_layout import _lay_out_torch_zip
 from ckpt_surgery.ops.inspect import inspect
 from ckpt_surgery.pickles import Limits
 
@@ -359,7 +359,7 @@ def _written(checkpoint: Checkpoint, out: Path, size: int) -> bool:
     if checkpoint.unwritable:
         return False
     try:
-        layout = lay_out_torch_zip(checkpoint)
+        layout = _lay_out_torch_zip(checkpoint)
     except LossyEditError:
         return False
     if layout.nbytes > 64 * size + LARGEST_GROWTH:

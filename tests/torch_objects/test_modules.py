@@ -20,7 +20,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio.atomic import atomic_output
-from ckpt_surgery.formats.torch_zip_layout import lay_out_torch_zip
+from ckpt_surgery.formats.torch_zip_layout import _lay_out_torch_zip
 from ckpt_surgery.pickles import (
     ByteString,
     Dict,
@@ -210,7 +210,7 @@ def test_written_state_dict_is_what_torch_would_save(
         read_back(model, module_path, zipped=zipped) as checkpoint,
         atomic_output(ours) as sink,
     ):
-        lay_out_torch_zip(checkpoint).write(sink)
+        _lay_out_torch_zip(checkpoint).write(sink)
     torch.save(model.state_dict(), by_torch)
     assert ours.read_bytes() == by_torch.read_bytes()
 

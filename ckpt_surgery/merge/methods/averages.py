@@ -14,7 +14,7 @@ from ckpt_surgery.merge.parameters import MethodParameter, Settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODEL_SOUPS = "Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482"
+_MODEL_SOUPS = "Wortsman et al., Model soups, ICML 2022, arXiv:2203.05482"
 
 
 class Average(Method, name="average"):
@@ -25,7 +25,7 @@ class Average(Method, name="average"):
     """
 
     summary = "the mean of all files"
-    citation = MODEL_SOUPS
+    citation = _MODEL_SOUPS
 
     def shows_nonfinite(self, settings: Settings) -> bool:  # noqa: ARG002 - with any settings
         return True
@@ -42,7 +42,7 @@ class Linear(Method, name="linear"):
     """
 
     summary = "the mean with a weight for each file"
-    citation = MODEL_SOUPS
+    citation = _MODEL_SOUPS
     weighted = True
     mergekit = "linear"
     parameters = (MethodParameter("normalize", "bool", "divide by the sum of the weights", True),)

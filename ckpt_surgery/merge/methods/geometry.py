@@ -37,14 +37,14 @@ class ModelStock(Method, name="model-stock"):
     needs = Scope.SUMS
 
     def measure(self, inputs: Inputs) -> float:
-        return stock_ratio(gram(inputs, origin=-1))
+        return _stock_ratio(gram(inputs, origin=-1))
 
     def combine(self, piece: Piece) -> Tensor:
         middle = elementwise.mean(piece.raw, piece.work)
         return elementwise.combination((middle, piece.origin), (piece.measured, 1 - piece.measured))
 
 
-def stock_ratio(matrix: Matrix) -> float:
+def _stock_ratio(matrix: Matrix) -> float:
     """Model Stock's t from the Gram matrix of the offsets from the base."""
     n = len(matrix)
     norms = [math.sqrt(matrix[i][i]) for i in range(n)]
@@ -79,12 +79,12 @@ class Karcher(Method, name="karcher"):
     )
 
     def check(self, settings: Settings) -> None:
-        require_positive(settings.weights, self.name)
+        _require_positive(settings.weights, self.name)
 
     def measure(self, inputs: Inputs) -> list[float]:
         if inputs.count == 1:
             return [1.0]
-        return centre_of_mass(
+        return _centre_of_mass(
             gram(inputs),
             elementwise.normalized(inputs.settings.weights),
             int(inputs.settings.number("max_iter")),
@@ -95,7 +95,7 @@ class Karcher(Method, name="karcher"):
         return elementwise.combination(piece.tensors, piece.measured)
 
 
-def centre_of_mass(
+def _centre_of_mass(
     matrix: Matrix, weights: Sequence[float], max_iter: int, tol: float
 ) -> list[float]:
     """The Karcher mean's coefficients, from the Gram matrix of the vectors."""
@@ -165,10 +165,10 @@ class GeometricMedian(Method, name="geometric-median"):
     )
 
     def check(self, settings: Settings) -> None:
-        require_positive(settings.weights, self.name)
+        _require_positive(settings.weights, self.name)
 
     def measure(self, inputs: Inputs) -> list[float]:
-        return least_distance(
+        return _least_distance(
             gram(inputs, origin=0),
             inputs.settings.weights,
             int(inputs.settings.number("max_iter")),
@@ -180,7 +180,7 @@ class GeometricMedian(Method, name="geometric-median"):
         return elementwise.combination(piece.tensors, piece.measured)
 
 
-def least_distance(
+def _least_distance(
     matrix: Matrix, weights: Sequence[float], max_iter: int, tol: float, epsilon: float
 ) -> list[float]:
     """The geometric median's coefficients, from a Gram matrix about any origin."""
@@ -227,7 +227,7 @@ def _is_optimal(
     return own > 0 and norm(matrix, pull) <= own * (1 + _ROUNDING)
 
 
-def require_positive(weights: Sequence[float], method: str) -> None:
+def _require_positive(weights: Sequence[float], method: str) -> None:
     """Raise `UsageError` if a weight is negative or all are 0."""
     if min(weights) < 0:
         raise UsageError(f"method '{method}' takes no negative weight: {min(weights):g}")

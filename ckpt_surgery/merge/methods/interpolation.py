@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _BETWEEN = MethodParameter("t", "float", "0 is the first file, 1 the second", low=0, high=1)
 
-COLLINEAR = 0.9995
+_COLLINEAR = 0.9995
 """The cosine beyond which a great circle is taken for a line (mergekit's ``DOT_THRESHOLD``)."""
 _TINY_NORM = 1e-8
 
@@ -55,19 +55,19 @@ class Slerp(Method, name="slerp"):
     needs = Scope.SUMS
 
     def measure(self, inputs: Inputs) -> tuple[float, float]:
-        return arc(gram(inputs), inputs.settings.number("t"))
+        return _arc(gram(inputs), inputs.settings.number("t"))
 
     def combine(self, piece: Piece) -> Tensor:
         return elementwise.combination(piece.tensors, piece.measured)
 
 
-def arc(matrix: list[list[float]], t: float) -> tuple[float, float]:
+def _arc(matrix: list[list[float]], t: float) -> tuple[float, float]:
     """The coefficients of two vectors, by their Gram matrix, at `t` on the arc between them."""
     first, second = (math.sqrt(matrix[i][i]) for i in range(2))
     first = first if first > _TINY_NORM else 1.0
     second = second if second > _TINY_NORM else 1.0
     cosine = max(-1.0, min(1.0, matrix[0][1] / first / second))
-    if abs(cosine) > COLLINEAR or t in {0.0, 1.0}:
+    if abs(cosine) > _COLLINEAR or t in {0.0, 1.0}:
         return (1 - t, t)
     theta = math.acos(cosine)
     return (math.sin((1 - t) * theta) / math.sin(theta), math.sin(t * theta) / math.sin(theta))
