@@ -58,6 +58,14 @@ model_options = all_of(
         metavar="MODULE.ATTRIBUTE=VALUE",
         help="Rebuild one layer of the model: 'fc.out_features=5'. Repeatable.",
     ),
+    click.option(
+        "--build",
+        type=click.Choice(["meta", "real"]),
+        default="meta",
+        show_default=True,
+        help="Build the model without weights; 'real' builds it with them, on the CPU, if its code "
+        "does not work without.",
+    ),
 )
 
 target_options = all_of(
@@ -81,6 +89,7 @@ def target_of(ctx: click.Context) -> dict[str, Any]:
         "model_args": parse_arguments(given["model_arg"]),
         "settings": given["settings"],
         "like": given["like"],
+        "build": given["build"],
     }
 
 
@@ -91,9 +100,14 @@ def model_of(ctx: click.Context) -> ModelSpec | None:
         for name, option in (("model_arg", "--model-arg"), ("settings", "--set")):
             if given[name]:
                 raise UsageError(f"'{option}' is about a model", hint="add --model SPEC")
+        if given["build"] != "meta":
+            raise UsageError("'--build' is about a model", hint="add --model SPEC")
         return None
     from ckpt_surgery.models.specs import ModelSpec, parse_arguments, parse_settings
 
     return ModelSpec(
-        given["model"], parse_arguments(given["model_arg"]), parse_settings(given["settings"])
+        given["model"],
+        parse_arguments(given["model_arg"]),
+        parse_settings(given["settings"]),
+        given["build"],
     )

@@ -19,7 +19,7 @@ from ckpt_surgery.errors import PlanError
 from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.fit.moments import elements_of
 from ckpt_surgery.matching.target_source import Aim, aim_at_file, aim_at_model
-from ckpt_surgery.models.specs import Value, parse_arguments
+from ckpt_surgery.models.specs import Build, ModelSpec, Value, parse_arguments, parse_settings
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.pickles import Object, PersistentId
 from ckpt_surgery.torch_objects.tensor_calls import relocated
@@ -35,13 +35,15 @@ _Elements = Any
 class FitTarget:
     """What is fitted to: the state dict in the file `like`, or that of a model.
 
-    `arguments` and `settings` are of the model, as ``--model-arg`` and ``--set`` write them.
+    `arguments` and `settings` are of the model, as ``--model-arg`` and ``--set`` write them, and
+    `build` says whether it may be built with its weights.
     """
 
     model: str | None = None
     arguments: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     like: str | None = None
+    build: Build = "meta"
 
     @classmethod
     def of(
@@ -50,10 +52,11 @@ class FitTarget:
         arguments: Mapping[str, Value] | None,
         settings: Sequence[str],
         like: str | None,
+        build: Build = "meta",
     ) -> FitTarget:
         """Return the target of these choices, of which `like` is the name of the file."""
         texts = tuple(f"{name}={value!r}" for name, value in (arguments or {}).items())
-        return cls(model, texts, tuple(settings), like)
+        return cls(model, texts, tuple(settings), like, build)
 
 
 def keep_aim(inputs: Inputs, target: FitTarget, aim: Aim) -> None:
@@ -67,7 +70,9 @@ def _aim(inputs: Inputs, target: FitTarget) -> Aim:
             return aim_at_file(inputs[target.like])
         if target.model is None:
             raise PlanError("the plan fits to no target")
-        return aim_at_model(target.model, parse_arguments(target.arguments), target.settings)
+        settings = parse_settings(target.settings)
+        arguments = parse_arguments(target.arguments)
+        return aim_at_model(ModelSpec(target.model, arguments, settings, target.build))
 
     return inputs.recall(target, make)
 

@@ -12,7 +12,7 @@ from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.comparison import Comparison, compare
-from ckpt_surgery.models.specs import ModelSpec, Value, parse_settings
+from ckpt_surgery.models.specs import Build, ModelSpec, Value, parse_settings
 from ckpt_surgery.models.target import Metadata, Target, TensorSpec
 from ckpt_surgery.pickles import Dict, Node
 from ckpt_surgery.torch_objects.averages import usual_models
@@ -160,7 +160,7 @@ class TargetRequest:
 
     `model` is ``torchvision:NAME`` or ``package.module:callable``, called with `model_args`, its
     layers changed by `settings` such as ``"fc.out_features=5"``; the callable is the user's own
-    code, and runs. `like` is a file with one model.
+    code, and runs; `build` says whether that may make its weights. `like` is a file with one model.
 
     Raises `UsageError` for none or both.
     """
@@ -169,6 +169,7 @@ class TargetRequest:
     model_args: Mapping[str, Value] | None = None
     settings: Sequence[str] = ()
     like: PathLike | Source | None = None
+    build: Build = "meta"
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.like is None):
@@ -178,11 +179,11 @@ class TargetRequest:
                 "--model package.module:callable or --like FILE",
                 fields=("model", "like"),
             )
-        if self.like is not None and (self.model_args or self.settings):
+        if self.like is not None and (self.model_args or self.settings or self.build != "meta"):
             raise UsageError(
-                "'model_args' and 'settings' change a model, and 'like' names a file",
+                "'model_args', 'settings' and 'build' are about a model, and 'like' names a file",
                 hint="use them with 'model'",
-                fields=("model_args", "settings", "like", "model"),
+                fields=("model_args", "settings", "build", "like", "model"),
             )
 
 
@@ -196,19 +197,20 @@ def opened(request: TargetRequest) -> Iterator[Aim]:
         with read(request.like) as checkpoint:
             yield aim_at_file(checkpoint)
     elif request.model is not None:
-        yield aim_at_model(request.model, request.model_args, request.settings)
+        settings = parse_settings(request.settings)
+        spec = ModelSpec(request.model, dict(request.model_args or {}), settings, request.build)
+        yield aim_at_model(spec)
 
 
-def aim_at_model(model: str, arguments: Mapping[str, Value] | None, settings: Sequence[str]) -> Aim:
+def aim_at_model(spec: ModelSpec) -> Aim:
     """Return a model as a target, built on the meta device. Raises what building it raises."""
-    spec = ModelSpec(model, dict(arguments or {}), parse_settings(settings))
     from ckpt_surgery.compute.elements import require_torch
 
     require_torch()
     from ckpt_surgery.models import building
 
     module = building.build_module(spec)
-    return Aim(building.describe(module, model), module, spec)
+    return Aim(building.describe(module, spec.text), module, spec)
 
 
 def aim_at_file(checkpoint: Checkpoint) -> Aim:

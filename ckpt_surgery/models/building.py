@@ -27,6 +27,7 @@ from ckpt_surgery.errors import CkptError, ConstructionError, UsageError
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value
+from ckpt_surgery.models.stand_ins import as_description, on_meta_device, with_fakes
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
 from ckpt_surgery.models.torchvision_import import beside_torchvision, import_torchvision
 from ckpt_surgery.names.suggest import near_hint
@@ -59,16 +60,34 @@ def build_target(
 def build_module(spec: ModelSpec) -> nn.Module:
     """The model with its parameters on the meta device and its settings applied.
 
+    Code that does not work there (it runs its network, or computes with values) is tried with its
+    parameters alone there, then with fake tensors, then, if the spec permits, for real.
+
     Raises UsageError for an unknown model, argument, module or attribute, MissingDependencyError
     if torchvision is asked for and absent, ConstructionError for everything that the model's own
     code does wrong.
     """
     factory = find_factory(spec)
-    try:
-        return run_factory(spec, factory, torch.device("meta"))
-    except ConstructionError:
-        # code that computes with tensors (RegNets compute their widths so) fails on meta tensors
-        return run_factory(spec, factory, ParametersOnMeta())
+    said: list[ConstructionError] = []
+    for context in (on_meta_device, ParametersOnMeta, with_fakes):
+        try:
+            model = run_factory(spec, factory, context())
+        except ConstructionError as error:
+            said.append(error)
+            # the same twice is no matter of the device, unless it says so
+            if len(said) == 2 and str(said[0]) == str(said[1]) and "meta" not in str(error):
+                break
+        else:
+            return as_description(model) if context is with_fakes else model
+    if spec.build == "real":
+        return as_description(run_factory(spec, factory, contextlib.nullcontext()))
+    if len(said) > 2:
+        said[0].hint = (
+            "its code needs the values of its tensors: 'build real' makes them, on the CPU; "
+            "or save its state dict and use --like"
+        )
+        said[0].fields = ("build",)
+    raise said[0]
 
 
 def run_factory(
@@ -134,15 +153,24 @@ def _torchvision_builder(spec: ModelSpec) -> Callable[..., Any]:
 def _import_callable(spec: ModelSpec) -> Callable[..., Any]:
     found: Any = _import_user_module(spec)
     for part in spec.name.split("."):
-        if not hasattr(found, part):
-            raise UsageError(
-                f"'{spec.source}' has no '{spec.name}'", hint=near_hint(part, dir(found))
-            )
-        found = getattr(found, part)
+        found = _attribute(spec, found, part)
     if not callable(found):
         raise UsageError(f"'{spec}' is {_a(type(found).__name__)}, which cannot be called")
     factory: Callable[..., Any] = found
     return factory
+
+
+def _attribute(spec: ModelSpec, found: Any, part: str) -> Any:
+    """What a package has under a name; one that imports its parts when asked may raise anything."""
+    with _hospitality(spec):
+        try:
+            return beside_torchvision(lambda: getattr(found, part))
+        except AttributeError as error:
+            raise UsageError(
+                f"'{spec.source}' has no '{spec.name}'", hint=near_hint(part, dir(found))
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise _construction_error(spec, error) from error
 
 
 def _import_user_module(spec: ModelSpec) -> Any:
@@ -172,11 +200,6 @@ def _construction_error(spec: ModelSpec, error: BaseException) -> CkptError:
     detail = str(error).strip().splitlines()
     said = f": {detail[0]}" if detail else ""
     hint = _meant_argument(spec, error)
-    if "meta" in said:
-        hint = (
-            "its code reads values of its own parameters, which exist only as shapes; "
-            "save its state dict and use --like"
-        )
     return ConstructionError(f"building '{spec}' raised {type(error).__name__}{said}", hint=hint)
 
 

@@ -6,11 +6,16 @@ import ast
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
 
 from ckpt_surgery.errors import UsageError
 
 Value = int | float | bool | str | None | list["Value"] | tuple["Value", ...] | dict[str, "Value"]
 """What an argument on the command line can mean."""
+
+Build = Literal["meta", "real"]
+BUILDS: Final = get_args(Build)
+"""Without weights; and with them, where a constructor does not work without."""
 
 _INT = re.compile(r"[+-]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?")
@@ -33,14 +38,20 @@ class Setting:
 class ModelSpec:
     """A model that can be built: ``torchvision:NAME`` or ``package.module:callable``.
 
-    Raises UsageError if `text` is neither.
+    With `build` ``real`` it is built with its weights, on the CPU, if nothing else works. Raises
+    UsageError if `text` is neither.
     """
 
     text: str
     arguments: Mapping[str, Value] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
+    build: Build = "meta"
 
     def __post_init__(self) -> None:
+        if self.build not in BUILDS:
+            raise UsageError(
+                f"'build {self.build}' is none of {', '.join(BUILDS)}", fields=("build",)
+            )
         source, colon, name = self.text.partition(":")
         if not (source and colon and name):
             raise UsageError(

@@ -130,7 +130,7 @@ def _prepare(
     with _naming(checkpoint, chosen[0], several=False):
         check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
     label = like or next(iter(aim.inputs), None)
-    goal = FitTarget.of(asked.model, asked.model_args, asked.settings, label)
+    goal = FitTarget.of(asked.model, asked.model_args, asked.settings, label, asked.build)
     keep_aim(inputs, goal, aim)
     fits = Plan(tuple(Fit.of(f.path, f.plan.items, aim.target, goal, asked.seed) for f in fitted))
     result = fits.apply(checkpoint, inputs)

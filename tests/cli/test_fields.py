@@ -21,7 +21,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "ema": (["strip", "a.pth", "--ema"], "'--ema' says what '--training-state' leaves"),
     "like": (
         ["match", "a.pth", "--like", "a.pth", "--set", "a.b=1"],
-        "'--model-arg' and '--set' change a model, and '--like' names a file",
+        "'--model-arg', '--set' and '--build' are about a model, and '--like' names a file",
     ),
     "grid": (["fit", "a.pth", "--like", "a.pth", "--grid", "4x6"], "'--grid 4x6' says what"),
     "files": (["hash", "a.pth", "--files", "--per-tensor"], "'--files' goes with neither '--at'"),

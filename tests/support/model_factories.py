@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -144,3 +145,50 @@ def state_dict_raises() -> nn.Module:
 
 class Namespace:
     make = staticmethod(tied)
+
+
+class Detector(nn.Module):
+    """A detector that finds its stride by a forward pass, as YOLO does, and computes with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, bias=False), nn.BatchNorm2d(4))
+        self.stride = torch.tensor([64 / self.stem(torch.zeros(1, 3, 64, 64)).shape[-1]])
+        self.strides = [self.stride, (self.stride,)]
+        self.head = nn.Linear(2, 2)
+        self.head.bias.data[:] = math.log(5 / self.stride[0])
+        self.tied = nn.Linear(2, 2)
+        self.tied.weight = self.head.weight
+
+
+def detector() -> nn.Module:
+    return Detector()
+
+
+def moved_detector() -> nn.Module:
+    """Both: a forward pass, and a device that is not there; half precision by a tensor."""
+    return Detector().to("cuda:1").half().to(torch.empty(0, dtype=torch.float16))
+
+
+def moved(device: str = "cpu", dtype: str = "float32") -> nn.Module:
+    return nn.Linear(2, 2).to(device, getattr(torch, dtype))
+
+
+def on_a_gpu() -> nn.Module:
+    """Methods and arguments that name devices."""
+    model = nn.Sequential(nn.Linear(2, 2, device="cuda"), nn.BatchNorm1d(2))
+    model.register_buffer("table", torch.zeros(3, device="cuda:0").to("cuda", torch.float64))
+    return model.cuda().cpu()
+
+
+class NeedsValues(nn.Module):
+    """Its width is a number that is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(100) + 1)
+        self.head = nn.Linear(int(self.scale.sum().item() > 0), 3)
+
+
+def needs_values() -> nn.Module:
+    return NeedsValues()

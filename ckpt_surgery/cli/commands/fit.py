@@ -38,7 +38,7 @@ _PLAIN = (
 @click.command(
     cls=Command,
     headings={
-        "Target": ("model", "model_arg", "settings", "like"),
+        "Target": ("model", "model_arg", "settings", "build", "like"),
         "Which name is which": ("match", "rename_map", "emit_map"),
         "Values": ("adapt", "grid", "classes", "fill", "initial", "dtype", "seed", "optimizer"),
     },

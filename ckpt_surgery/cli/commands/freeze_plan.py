@@ -78,7 +78,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
             *("lr", "weight_decay", "group", "layer_decay", "head_multiplier", "no_decay"),
             "no_decay_for",
         ),
-        "Model": ("model", "model_arg", "settings"),
+        "Model": ("model", "model_arg", "settings", "build"),
     },
 )
 @input_argument

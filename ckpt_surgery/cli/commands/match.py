@@ -22,7 +22,7 @@ from ckpt_surgery.render.screen import paged
 
 @click.command(
     cls=Command,
-    headings={"Target": ("model", "model_arg", "settings", "like")},
+    headings={"Target": ("model", "model_arg", "settings", "build", "like")},
 )
 @input_argument
 @target_options
