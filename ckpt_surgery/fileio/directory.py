@@ -160,5 +160,9 @@ def _listed(root: str, name: str) -> dict[str, int]:
                     if size is not None:
                         sizes[relative] = size
                 if len(sizes) + len(waiting) > _MOST_FILES:
-                    raise LimitExceededError(f"more than {_MOST_FILES} files in it", path=name)
+                    raise LimitExceededError(
+                        f"more than {_MOST_FILES} files in it",
+                        path=name,
+                        hint="name the checkpoint file in it",
+                    )
     return dict(sorted(sizes.items()))

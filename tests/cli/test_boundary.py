@@ -155,10 +155,11 @@ def test_no_command_prints_help_and_fails(invoke):
         ),
         (["xyzzy"], "error: no such command 'xyzzy', and no such file\nhint: see 'ckpt --help'\n"),
         (["strip", "--keeep"], "hint: did you mean '--keep'"),
-        (["inspect", "a", "b"], "hint: see 'ckpt inspect --help'\n"),
+        (["match", "a", "b"], "hint: see 'ckpt match --help'\n"),
         (["inspect", "--depth", "x"], "error: invalid value for '--depth': 'x' is not"),
         (["inspect", "nope.pth"], "error: 'nope.pth': cannot be read: no such file"),
-        (["inspect", "."], "error: '.': is a directory\n"),
+        (["match", os.curdir, "--like", "x"], "error: '.': "),
+        (["inspect", str(Path(__file__).parent)], "error: there is no checkpoint in the directory"),
     ],
 )
 def test_usage_error_says_what_to_do(invoke, args, said):

@@ -146,7 +146,8 @@ def _sparse(indices: bytes, values: bytes) -> bytes:
 
 
 def _jagged(part: bytes) -> bytes:
-    return call("torch.nested._internal.nested_tensor._rebuild_njt", part, part)
+    arguments = mapping((text("values"), part), (text("offsets"), part))
+    return call("torch.nested._internal.nested_tensor._rebuild_njt", arguments)
 
 
 def _parameter(data: bytes) -> bytes:
