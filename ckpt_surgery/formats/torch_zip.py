@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
@@ -160,7 +161,7 @@ def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpo
     if container.idle:
         count, size = len(container.idle), sum(data.nbytes for _, data in container.idle)
         notes.append(f"{count} storage records of {size} bytes are used by nothing")
-    return assemble(
+    checkpoint = assemble(
         parsed.root,
         sources=(file,),
         format="torch-zip",
@@ -170,6 +171,28 @@ def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpo
         names=parsed.globals,
         limits=limits,
     )
+    return _noting_unlisted(checkpoint, storages.by_key.values())
+
+
+def _noting_unlisted(checkpoint: Checkpoint, storages: Iterable[Storage]) -> Checkpoint:
+    """`checkpoint` with a note of the storages that none of its tensors is in, if there are any.
+
+    They belong to objects that are not understood, or to what a module has beside its state dict,
+    which is not said here.
+    """
+    if checkpoint.format == "torch-module":
+        return checkpoint
+    listed: set[int] = set()
+    for tensor in checkpoint.all_tensors:
+        listed.add(id(tensor.storage))
+        if tensor.parts:
+            listed.update(id(part.storage) for part in tensor.strided_parts())
+    unlisted = [storage for storage in storages if id(storage) not in listed]
+    if not unlisted:
+        return checkpoint
+    nbytes = sum(storage.nbytes for storage in unlisted)
+    note = f"{len(unlisted)} storages of {nbytes} bytes are in no tensor that is listed"
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def not_in_graph(parsed: Parsed, nbytes: int) -> str:

@@ -223,8 +223,8 @@ class _Survey:
         if path is not None:
             self._found[id(node)] = path
             self._mark_leading(place.parent)
-            if is_module(node):
-                return []  # its parameters' dictionaries are no state dicts of their own
+        if is_module(node):
+            return []  # its parameters' dictionaries are no state dicts of their own
         return [
             place.child(name, child)
             for name, child, _ in _below(node)
@@ -261,15 +261,7 @@ class _Survey:
         """Record the state dict at `place`, if there is one, and return its path."""
         node = place.node
         if is_module(node) and isinstance(node, Object):
-            path = _distinct(self._path(place), self._paths)
-            from ckpt_surgery.torch_objects.modules import read_module  # rare
-
-            reading = read_module(node, path, "model", self.tensors.describe, self.limits)
-            kind = kind_of(path, reading.state_dict.names)
-            self.state_dicts.append(replace(reading.state_dict, kind=kind))
-            self.notes.extend(reading.approximate)
-            self.found_module = True
-            return path
+            return self._take_module(place, node)
         entries = self._entries(place)
         if entries is None or not _are_weights(node, entries):
             return None
@@ -279,6 +271,31 @@ class _Survey:
             self._statistics.append((place, entries))
             return None
         return self._take_entries(place, entries)
+
+    def _take_module(self, place: _Place, node: Object) -> str | None:
+        """Record the state dict of a module; None if the module cannot be read, or has no entry.
+
+        The first is an error only where it is the whole file, and does not hide what is beside it;
+        the second is a loss function or the like, which stays what it is.
+        """
+        from ckpt_surgery.torch_objects.modules import UnreadableModuleError, read_module  # rare
+
+        path = self._path(place)
+        try:
+            reading = read_module(node, path, "model", self.tensors.describe, self.limits)
+        except UnreadableModuleError as error:
+            if place.parent is None:
+                raise
+            self.notes.append(f"the module '{error.entry}' is not understood: {error.message}")
+            return None
+        self.notes.extend(reading.approximate)
+        if not reading.state_dict.entries and place.parent is not None:
+            return None
+        path = _distinct(path, self._paths)
+        kind = kind_of(path, reading.state_dict.names)
+        self.state_dicts.append(replace(reading.state_dict, path=path, kind=kind))
+        self.found_module = True
+        return path
 
     def _take_entries(self, place: _Place, entries: tuple[Entry, ...]) -> str:
         path = _distinct(self._path(place), self._paths)

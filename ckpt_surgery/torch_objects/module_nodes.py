@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from ckpt_surgery.pickles import Dict, Global, Node, Object, PersistentId
+from ckpt_surgery.torch_objects.calls import Call
 from ckpt_surgery.torch_objects.storages import text
 
-SETS: Final = frozenset({"__builtin__.set", "builtins.set", "__builtin__.frozenset"})
+SETS: Final = frozenset(
+    {"__builtin__.set", "builtins.set", "__builtin__.frozenset", "builtins.frozenset"}
+)
 COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
+_LOAD_TYPE: Final = frozenset({"dill._dill._load_type", "dill.dill._load_type"})
 _COPY_REG: Final = frozenset({"copy_reg", "copyreg"})
 
 
@@ -34,8 +38,9 @@ def is_module(node: Node) -> bool:
 def class_name_of(node: Object) -> str:
     """The qualified name of the class whose instance `node` would be; ``""`` if it has none.
 
-    The class may be the callee, the first argument of ``copyreg``'s helpers, or, in files of the
-    legacy container, the second part of a persistent id that also holds its source.
+    The class may be the callee, the first argument of ``copyreg``'s helpers, what dill loads by
+    the name of a built-in type, or, in files of the legacy container, the second part of a
+    persistent id that also holds its source.
     """
     cls = node.callee
     if isinstance(cls, Global) and cls.module in _COPY_REG and isinstance(node.args, tuple):
@@ -44,4 +49,6 @@ def class_name_of(node: Object) -> str:
         pid = cls.pid
         named = isinstance(pid, tuple) and len(pid) > 1 and text(pid[0]) == "module"
         cls = pid[1] if named and isinstance(pid, tuple) else None
+    if isinstance(cls, Object) and cls.name in _LOAD_TYPE:
+        return f"builtins.{text(Call.plain(cls, 1, 1).reference(0))}"
     return cls.qualified if isinstance(cls, Global) else ""

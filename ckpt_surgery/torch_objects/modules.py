@@ -33,6 +33,10 @@ _SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._
 _SHOWN_NAMES: Final = 5
 
 
+class UnreadableModuleError(DamagedFileError):
+    """A module has not the attributes of one: what else is in the file may be fine."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModuleReading:
     """A module's state dict, the class of the module, and why the first may be another.
@@ -55,9 +59,9 @@ def read_module(
     """What ``state_dict()`` of the module `node` would return, found at `path` of the file.
 
     `describe` gives the tensor that a node rebuilds. The entries' nodes are detached tensors, as
-    ``state_dict()`` gives them. Raises `DamagedFileError` if the module is not built like one or
-    contains itself, `LimitExceededError` if shared modules make more entries than the operations
-    that `limits` allows.
+    ``state_dict()`` gives them. Raises `UnreadableModuleError` if the module is not built like one,
+    `DamagedFileError` if it contains itself, and `LimitExceededError` if shared modules make more
+    entries than the operations that `limits` allows.
     """
     tree = ModuleTree(path, describe, limits)
     reader = _Reader(tree)
@@ -106,7 +110,7 @@ class _Reader:
     def _children(self, fields: dict[str, Node], prefix: str) -> Iterator[tuple[str, Object]]:
         for name, node in self._items(fields, "_modules", prefix):
             if not isinstance(node, Object):
-                raise self.tree.damaged("a child of a module is no module", prefix + name)
+                raise self._unreadable("a child of a module is no module", prefix + name)
             if is_module(node):
                 yield name, node
             else:
@@ -119,7 +123,7 @@ class _Reader:
         """The items of a module's dictionary that are not None; older files may lack it."""
         items = named_items(fields[which]) if which in fields else {}
         if items is None:
-            raise self.tree.damaged(f"a module's '{which}' is no mapping of names", prefix)
+            raise self._unreadable(f"a module's '{which}' is no mapping of names", prefix)
         return ((name, value) for name, value in items.items() if value is not None)
 
     def _transient(self, fields: dict[str, Node], prefix: str) -> set[str]:
@@ -128,12 +132,16 @@ class _Reader:
         if node is None:
             return set()
         names: Node = None
-        if isinstance(node, Object) and node.name in SETS:
+        if isinstance(node, Object) and class_name_of(node) in SETS:
             call = Call.plain(node, 0, 1)
             names = call.settled(0) if len(call) else []
         if not isinstance(names, list):
-            raise self.tree.damaged("'_non_persistent_buffers_set' is no set", prefix)
+            raise self._unreadable("'_non_persistent_buffers_set' is no set", prefix)
         return {name for name in map(text, names) if name is not None}
+
+    def _unreadable(self, message: str, name: str) -> UnreadableModuleError:
+        error = self.tree.damaged(message, name)
+        return UnreadableModuleError(error.message, entry=error.entry)
 
     def _note_class(self, name: str) -> None:
         if saves_itself(name):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bombs import archive, weights, whole
+from bombs import archive, call, storage, weights, whole
 from click.testing import CliRunner
 from lies import CALLS, CONTENTS, FILES, MAPPINGS, read_by_presence, with_contents
 
@@ -82,3 +82,11 @@ def test_what_follows_the_end_of_a_pickle_is_told_and_not_lost(tmp_path: Path) -
     with pytest.raises(LossyEditError, match="15 bytes follow the end of its pickle"):
         convert(path, out)
     assert not out.exists()
+
+
+def test_storages_of_what_is_not_understood_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    unknown = call("mine.make", storage("1"))
+    path.write_bytes(archive(whole(weights(("x", unknown))), {"data/1": bytes(16)}))
+    told = "1 storages of 16 bytes are in no tensor that is listed"
+    assert inspect(path).to_dict()["notes"] == [told]

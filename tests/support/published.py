@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import pickle
 import sys
@@ -18,6 +19,7 @@ from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Objec
 
 # Format as `ckpt inspect` says it.
 FILES = {
+    "AgileRL/agilerl_dill_dqn.pt": "torch-zip",
     "chemprop/example_model_v1_mve_regression.pt": "torch-zip",
     "chemprop/tests_data_example_model_v2_regression_mol.ckpt": "torch-zip",
     "chemprop/tests_data_example_model_v2_regression_mol.pt": "torch-zip",
@@ -37,7 +39,6 @@ FILES = {
 }
 # Later additions, each to be moved up with the format that torch gives it.
 NOT_READ_IN_FULL = {
-    "AgileRL/agilerl_dill_dqn.pt",
     "affnet/torchscript_2019_affnet.pt",
     "allennlp/allennlp_model.tar.gz",
     "pytorx/pytorx_integer_parameters.pth.tar",
@@ -83,6 +84,8 @@ _KNOWN = sys.stdlib_module_names | {"torch", "numpy"}
 
 class _TolerantUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("dill._dill", "_load_type"):
+            return vars(builtins).__getitem__
         try:
             if module.partition(".")[0] in _KNOWN:
                 return super().find_class(module, name)

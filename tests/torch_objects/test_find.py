@@ -362,3 +362,28 @@ def test_byte_string_of_python_2_is_text() -> None:
 )  # fmt: skip
 def test_average_is_known_by_its_path(path: str, kind: str) -> None:
     assert kind_of(path) == kind
+
+
+def test_module_that_cannot_be_read_hides_no_weights(tmp_path: Path) -> None:
+    broken = torch.nn.Linear(2, 2)
+    broken._non_persistent_buffers_set = ["no set"]  # type: ignore[assignment]
+    value = {"criterion": broken, "model": {"w": torch.ones(2)}}
+    checkpoint = read_value(value, tmp_path / "w.pth")
+    assert [found.path for found in checkpoint.state_dicts] == ["model"]
+    assert [other.path for other in checkpoint.others] == ["criterion"]
+    assert len(checkpoint.others[0].tensors) == 2
+    assert checkpoint.notes == (
+        "the module 'criterion' is not understood: '_non_persistent_buffers_set' is no set",
+    )
+    with pytest.raises(DamagedFileError, match="is no set"):
+        read_value(broken, tmp_path / "w.pth")
+
+
+def test_module_without_entries_is_no_state_dict(tmp_path: Path) -> None:
+    value = {"criterion": torch.nn.MSELoss(), "model": {"w": torch.ones(2)}}
+    checkpoint = read_value(value, tmp_path / "w.pth")
+    assert [found.path for found in checkpoint.state_dicts] == ["model"]
+    assert checkpoint.format == "torch-zip"
+    alone = read_value(torch.nn.MSELoss(), tmp_path / "w.pth")
+    assert alone.format == "torch-module"
+    assert alone.state_dicts[0].entries == ()

@@ -488,6 +488,10 @@ def test_value_that_is_no_tensor_is_an_entry() -> None:
     assert entry.role == "parameter"
 
 
+def dill_type(name: str, *, module: str = "dill._dill") -> Object:
+    return Object("REDUCE", Global(module, "_load_type"), (name,))
+
+
 def names_of_set(*names: Node, module: str = "__builtin__") -> Object:
     return Object("REDUCE", Global(module, "set"), (list(names),))
 
@@ -500,6 +504,8 @@ def names_of_set(*names: Node, module: str = "__builtin__") -> Object:
         (names_of_set("a", module="builtins"), ["b"]),
         (names_of_set(ByteString(b"b"), 3), ["a"]),
         (Object("REDUCE", Global("builtins", "set"), ()), ["a", "b"]),
+        (Object("REDUCE", dill_type("set"), (["a"],)), ["b"]),
+        (Object("REDUCE", dill_type("set", module="dill.dill"), ()), ["a", "b"]),
         (None, ["a", "b"]),
     ],
 )
