@@ -1,8 +1,8 @@
 """Operate on PyTorch checkpoints without running or loading them.
 
 The verbs of the command line as functions: `inspect`, `strip`, `rename`, `convert`, `match`, `fit`,
-`merge`, `freeze_plan`, `digest`. Each takes paths, writes what it is told to and returns a report;
-`read` gives the description that they work on. Nothing here imports torch before it needs numbers.
+`merge`, `freeze_plan`, `verify`, `digest`. Each takes paths, writes what it is told and returns a
+report; `read` gives the description that they work on. Nothing here imports torch needlessly.
 
     >>> import ckpt_surgery as ckpt
     >>> report = ckpt.strip("resnet34.pth", "backbone.pth", ckpt.selection(pattern="fc"))
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Storage,
         Tensor,
     )
+    from ckpt_surgery.checkpoint.findings import Finding
     from ckpt_surgery.edits.plan import Plan, apply
     from ckpt_surgery.errors import (
         CkptError,
@@ -60,13 +61,17 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.match import match
     from ckpt_surgery.ops.merge import merge, merge_recipe
     from ckpt_surgery.ops.rename import RenameRequest, rename
+    from ckpt_surgery.ops.salvage import salvage
     from ckpt_surgery.ops.strip import StripRequest, strip
+    from ckpt_surgery.ops.verify import Checks, verify
+    from ckpt_surgery.ops.verify_policy import Policy, parse_policy
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.reports.edits import EditReport
     from ckpt_surgery.reports.fitting import FitReport, MatchReport
     from ckpt_surgery.reports.hashing import CheckReport, HashReport
     from ckpt_surgery.reports.inspection import InspectReport
     from ckpt_surgery.reports.merging import MergeReport
+    from ckpt_surgery.reports.verification import SalvageReport, VerifyReport
     from ckpt_surgery.writing.output import Output
 
 __version__ = "0.1.0"
@@ -131,6 +136,20 @@ _HOMES = {
         "StripPrefix",
         "Substitute",
     ),
+    "ckpt_surgery.ops.salvage": ("salvage",),
+    "ckpt_surgery.ops.verify": (
+        "Checks",
+        "verify",
+    ),
+    "ckpt_surgery.ops.verify_policy": (
+        "Policy",
+        "parse_policy",
+    ),
+    "ckpt_surgery.reports.verification": (
+        "SalvageReport",
+        "VerifyReport",
+    ),
+    "ckpt_surgery.checkpoint.findings": ("Finding",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -138,12 +157,14 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "AddPrefix",
     "CheckReport",
     "Checkpoint",
+    "Checks",
     "CkptError",
     "ConstructionError",
     "ConvertRequest",
     "DamagedFileError",
     "EditReport",
     "Entry",
+    "Finding",
     "FitReport",
     "FitRequest",
     "FreezePlan",
@@ -170,10 +191,12 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Output",
     "Plan",
     "PlanError",
+    "Policy",
     "ReadError",
     "RenameRequest",
     "Replace",
     "Rule",
+    "SalvageReport",
     "Selection",
     "Stage",
     "StateDict",
@@ -184,6 +207,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Tensor",
     "UnknownFormatError",
     "UsageError",
+    "VerifyReport",
     "WriteError",
     "__version__",
     "apply",
@@ -196,10 +220,13 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "match",
     "merge",
     "merge_recipe",
+    "parse_policy",
     "read",
     "rename",
+    "salvage",
     "selection",
     "strip",
+    "verify",
 ]  # fmt: skip
 
 

@@ -103,16 +103,15 @@ class TestFormat:
         refused = ckpt("convert", file, "--format", "npy-dir", "-o", tmp_path / "d", "--hash-name")
         assert "'--hash-name' is for a single file" in refused.stderr
 
-    def test_check_says_what_reading_finds(self, file: Path, tmp_path: Path) -> None:
+    def test_verify_says_what_reading_finds(self, file: Path, tmp_path: Path) -> None:
         out = tmp_path / "dir"
         ckpt("convert", file, "--format", "npy-dir", "-o", out)
         with read(out) as checkpoint:
-            assert list(registry.get("npy-dir").check(checkpoint.file)) == []
+            assert list(registry.get("npy-dir").check(checkpoint)) == []
+        whole = ckpt("verify", out)
+        assert (whole.exit_code, "no-checksum" in whole.stdout) == (0, True)
         (out / "e.npy").write_bytes(b"no array here")
-        from ckpt_surgery.formats.detect import _opened
-
-        (finding,) = registry.get("npy-dir").check(_opened(out))
-        assert (finding.severity, finding.message) == ("error", "is no .npy file")
+        assert ckpt("verify", out).exit_code == 2
 
 
 def installed(tmp_path: Path) -> dict[str, str]:

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
     "merge": ("merge", "merge", "Merge checkpoints into one."),
     "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
+    "verify": ("verify", "verify", "Say whether a file is whole and safe to load."),
     "hash": ("hash", "hash_", "Say what a model is by one digest."),
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }

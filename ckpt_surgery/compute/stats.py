@@ -121,7 +121,7 @@ def all_stats(
     their order in a file, one at a time for each thread.
     """
     require_torch()
-    with _pool(threads) as pool:
+    with thread_pool(threads) as pool:
         found = pool.map(lambda tensor: _stats_or_runs(tensor, advance), tensors.values())
         return {
             name: each if each is None or isinstance(each, TensorStats) else _large(each, pool)
@@ -130,7 +130,7 @@ def all_stats(
 
 
 @contextmanager
-def _pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
+def thread_pool(threads: int | None) -> Iterator[ThreadPoolExecutor]:
     """Give threads of ours with one thread of torch's in each: more would wait for each other."""
     import torch
 

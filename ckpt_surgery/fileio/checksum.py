@@ -49,11 +49,11 @@ class PieceSums:
             end, checksum = self._sums[start]
             if start != at:  # pieces overlap, and something was never read
                 return self._data.crc32 or 0
-            found, at = _combine(found, checksum, end - start), end
+            found, at = combine(found, checksum, end - start), end
         return found
 
 
-def _combine(first: int, second: int, nbytes: int) -> int:
+def combine(first: int, second: int, nbytes: int) -> int:
     """Return the CRC-32 of two runs of bytes after each other, given theirs.
 
     `nbytes` is the length of the second. As zlib's ``crc32_combine``: the first is shifted by as

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from threading import Lock
 from typing import Final, TypeVar
 
@@ -62,3 +63,15 @@ class Tally:
         if self._advance is not None:
             with self._lock:
                 self._advance(number)
+
+
+@contextmanager
+def shown(
+    progress: Callable[[int], AbstractContextManager[Callable[[int], object]]] | None, total: int
+) -> Iterator[Tally]:
+    """A tally of `total` bytes of work, shown by a progress bar if there is one."""
+    if progress is None:
+        yield Tally(None)
+        return
+    with progress(total) as advance:
+        yield Tally(advance)

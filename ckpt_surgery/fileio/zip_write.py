@@ -11,8 +11,9 @@ so that it is part of the format.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import ReadError, WriteError
@@ -22,6 +23,7 @@ from ckpt_surgery.fileio.zip_read import MAX_RECORDS
 from ckpt_surgery.fileio.zip_structs import (
     CENTRAL,
     CENTRAL_MAGIC,
+    DEFLATED,
     DESCRIPTOR_MAGIC,
     END,
     END64,
@@ -44,6 +46,7 @@ _ALIGNMENT: Final = 64
 
 _MAX_ALIGNMENT: Final = 1 << 15  # the padding field counts its length in 16 bits
 _PADDING: Final = struct.Struct("<2sH")  # the padding field's kind and length; then letters Z
+_DEFLATE_NEEDED: Final = 20
 _END64_MADE_BY: Final = 0x031E
 _END64_NEEDED: Final = 45
 
@@ -64,13 +67,19 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class PlacedRecord:
-    """A record and the bytes of the archive at which its local header and its data start."""
+    """A record and the bytes of the archive at which its local header and its data start.
+
+    `decoded_nbytes` is given for one that is compressed, as torch does with code; `written_at` is
+    the time and date that old versions of torch wrote into headers.
+    """
 
     name: str
     source: ByteSource | Derived
     header_offset: int
     data_offset: int
     end: int
+    decoded_nbytes: int | None = None
+    written_at: tuple[int, int] = (0, 0)
 
     @property
     def nbytes(self) -> int:
@@ -79,6 +88,16 @@ class PlacedRecord:
     @property
     def flags(self) -> int:
         return FLAG_UTF8 | (FLAG_DESCRIPTOR if self.nbytes else 0)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes as they are stored, and as they are decoded."""
+        return self.nbytes, self.nbytes if self.decoded_nbytes is None else self.decoded_nbytes
+
+    @property
+    def method(self) -> tuple[int, int]:
+        """The version needed to read it, and the method of compression."""
+        return (0, STORED) if self.decoded_nbytes is None else (_DEFLATE_NEEDED, DEFLATED)
 
     @property
     def zip64(self) -> bool:
@@ -120,6 +139,21 @@ class ZipLayout:
             sink.write(_central_header(self.root, record, crc32))
         sink.write(self._end())
 
+    def structure(self, crc32s: Sequence[int]) -> Iterator[tuple[int, bytes, str | None]]:
+        """Yield everything but the data, given each record's checksum: where, what, and of which.
+
+        The end of the archive is of no record.
+        """
+        at = self.directory_offset
+        for record, crc32 in zip(self.records, crc32s, strict=True):
+            yield record.header_offset, _local_header(self.root, record), record.name
+            if record.nbytes:
+                yield record.end, _descriptor(record, crc32), record.name
+            entry = _central_header(self.root, record, crc32)
+            yield at, entry, record.name
+            at += len(entry)
+        yield at, self._end(), None
+
     def _end(self) -> bytes:
         count = len(self.records)
         nbytes, offset = self.directory_nbytes, self.directory_offset
@@ -141,8 +175,12 @@ def lay_out(
     records: Sequence[tuple[str, ByteSource | Derived]],
     *,
     alignment: int = _ALIGNMENT,
+    decoded: Mapping[str, int] = MappingProxyType({}),
+    written_at: tuple[int, int] = (0, 0),
 ) -> ZipLayout:
     """Place `records`, named below the folder `root`, in the order given.
+
+    `decoded` are the lengths of those that are compressed, by their names.
 
     Data starts at multiples of `alignment` bytes. Raises WriteError if the alignment is not one
     that the format can express, or if there are more records than can be read again.
@@ -160,7 +198,9 @@ def lay_out(
         head = LOCAL.size + name_nbytes + _PADDING.size
         head += _zip64_nbytes(2 * (source.nbytes >= SATURATED_32) + (position >= SATURATED_32))
         data = -(-(position + head) // alignment) * alignment
-        record = PlacedRecord(name, source, position, data, data + source.nbytes)
+        record = PlacedRecord(
+            name, source, position, data, data + source.nbytes, decoded.get(name), written_at
+        )
         placed.append(record)
         directory_nbytes += CENTRAL.size + name_nbytes + len(_central_extra(record))
         position = record.end + len(_descriptor(record, 0) if record.nbytes else b"")
@@ -187,7 +227,10 @@ def _local_header(root: str, record: PlacedRecord) -> bytes:
     padding = room - _PADDING.size
     extra = zip64 + _PADDING.pack(b"FB", padding) + b"Z" * padding
     return (
-        LOCAL.pack(LOCAL_MAGIC, 0, record.flags, STORED, 0, 0, 0, 0, 0, len(name), len(extra))
+        LOCAL.pack(
+            *(LOCAL_MAGIC, record.method[0], record.flags, record.method[1]),
+            *(*record.written_at, 0, 0, 0, len(name), len(extra)),
+        )
         + name
         + extra
     )
@@ -207,22 +250,23 @@ def _write_data(
 
 def _descriptor(record: PlacedRecord, crc32: int) -> bytes:
     sizes = "QQ" if record.zip64 else "II"
-    return struct.pack(f"<4sI{sizes}", DESCRIPTOR_MAGIC, crc32, record.nbytes, record.nbytes)
+    return struct.pack(f"<4sI{sizes}", DESCRIPTOR_MAGIC, crc32, *record.sizes)
 
 
 def _central_extra(record: PlacedRecord) -> bytes:
-    values = (record.nbytes, record.nbytes, record.header_offset)
+    values = (*reversed(record.sizes), record.header_offset)
     return _zip64_extra(*(value for value in values if value >= SATURATED_32))
 
 
 def _central_header(root: str, record: PlacedRecord, crc32: int) -> bytes:
     name = f"{root}/{record.name}".encode()
     extra = _central_extra(record)
-    nbytes = min(record.nbytes, SATURATED_32)
+    stored, nbytes = (min(size, SATURATED_32) for size in record.sizes)
     offset = min(record.header_offset, SATURATED_32)
     return (
         CENTRAL.pack(
-            *(CENTRAL_MAGIC, 0, 0, record.flags, STORED, 0, 0, crc32, nbytes, nbytes),
+            *(CENTRAL_MAGIC, 0, record.method[0], record.flags, record.method[1]),
+            *(*record.written_at, crc32, stored, nbytes),
             *(len(name), len(extra), 0, 0, 0, 0, offset),
         )
         + name

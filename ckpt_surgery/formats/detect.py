@@ -64,7 +64,7 @@ def read(source: PathLike | Source, *, limits: Limits = DEFAULT_LIMITS) -> Check
     or use it in a ``with`` statement. Raises `ReadError` if the file cannot be read, and its
     subclasses `UnknownFormatError`, `DamagedFileError` and `LimitExceededError`.
     """
-    file = _opened(source) if isinstance(source, str | os.PathLike) else source
+    file = opened(source) if isinstance(source, str | os.PathLike) else source
     try:
         with about_file(file.name), collector_paused():
             return _read(file, limits)
@@ -90,7 +90,7 @@ def _read(source: Source, limits: Limits) -> Checkpoint:
         forget_archive()
 
 
-def _opened(path: PathLike) -> Source:
+def opened(path: PathLike) -> Source:
     """Open a file, or a directory. Raises `ReadError` if that is not possible."""
     if os.path.isdir(path):  # noqa: PTH112 - a path object takes its time to import
         from ckpt_surgery.fileio.directory import DirectorySource
@@ -101,7 +101,7 @@ def _opened(path: PathLike) -> Source:
 
 def find_format(source: Source) -> Format:
     """Return the format that recognises `source`. Raises `UnknownFormatError` if none does."""
-    is_directory = _source_is_directory(source)
+    is_directory = source_is_directory(source)
     candidates: Iterator[Format] = chain(registry.built_in(), registry.added())
     for candidate in candidates:
         if candidate.of_directories == is_directory and candidate.sniff(source):
@@ -114,7 +114,7 @@ def find_format(source: Source) -> Format:
 def is_checkpoint_directory(path: PathLike) -> bool:
     """Return whether a directory is one checkpoint, and not a folder of several."""
     with suppress(ReadError):
-        source = _opened(path)
+        source = opened(path)
         try:
             found = find_format(source)
         finally:
@@ -123,7 +123,7 @@ def is_checkpoint_directory(path: PathLike) -> bool:
     return False
 
 
-def _source_is_directory(source: Source) -> bool:
+def source_is_directory(source: Source) -> bool:
     """Return whether `source` is a directory, without importing what reads those."""
     directories = sys.modules.get("ckpt_surgery.fileio.directory")
     return directories is not None and isinstance(source, directories.DirectorySource)

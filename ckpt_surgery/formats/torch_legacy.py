@@ -86,16 +86,7 @@ def _read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     Raises `DamagedFileError` if the file is truncated or contradicts itself, `LimitExceededError`
     if it is larger than `limits` allow.
     """
-    if file.size >= TAR_BLOCK and is_tar_header(file.read_at(0, TAR_BLOCK)):
-        raise DamagedFileError(
-            "its first block is a header of a tar archive as well, which torch would read instead"
-        )
-    sequence = PickleSequence(ByteRange(file, 0, file.size), limits)
-    for what, expected in (("magic number", _MAGIC_NUMBER), ("protocol", _PROTOCOL_VERSION)):
-        found = sequence.pickle().root
-        if type(found) is not int or found != expected:
-            raise DamagedFileError(f"the {what} is not {expected}")
-    sequence.pickle()  # the writer's system: torch ignores it, tensor bytes are little-endian
+    sequence = _begun(file, limits)
     references = _References()
     parsed = sequence.pickle(references.load, restart=references.clear)
     keys = _storage_keys(sequence)
@@ -109,6 +100,42 @@ def _read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
         names=sequence.globals,
         limits=limits,
     )
+
+
+def _begun(file: Source, limits: Limits) -> PickleSequence:
+    """The pickles of a file, at that of its object. Raises `DamagedFileError`."""
+    if file.size >= TAR_BLOCK and is_tar_header(file.read_at(0, TAR_BLOCK)):
+        raise DamagedFileError(
+            "its first block is a header of a tar archive as well, which torch would read instead"
+        )
+    sequence = PickleSequence(ByteRange(file, 0, file.size), limits)
+    for what, expected in (("magic number", _MAGIC_NUMBER), ("protocol", _PROTOCOL_VERSION)):
+        found = sequence.pickle().root
+        if type(found) is not int or found != expected:
+            raise DamagedFileError(f"the {what} is not {expected}")
+    sequence.pickle()  # the writer's system: torch ignores it, tensor bytes are little-endian
+    return sequence
+
+
+def storage_places(file: Source, limits: Limits = DEFAULT_LIMITS) -> list[tuple[int, StorageId]]:
+    """Return where each storage should lie, at which byte its element count, and what it is.
+
+    Only the pickles are read, so that the file may end anywhere behind them. Raises
+    `DamagedFileError` if one of them is broken.
+    """
+    sequence = _begun(file, limits)
+    references = _References()
+    sequence.pickle(references.load, restart=references.clear)
+    places: list[tuple[int, StorageId]] = []
+    at = 0
+    for key in _storage_keys(sequence):
+        at = at or sequence.position
+        found = references.ids.get(key)
+        if found is None:
+            raise DamagedFileError("nothing refers to the storage", entry=_entry(key))
+        places.append((at, found))
+        at += 8 + found.nbytes
+    return places
 
 
 def _not_described(sequence: PickleSequence, parsed: Parsed) -> str:

@@ -22,8 +22,10 @@ from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import parse_storage_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from ckpt_surgery.checkpoint.findings import Finding
+    from ckpt_surgery.fileio import ByteRange
     from ckpt_surgery.formats.base import Layout, LayoutOptions, Loss
 
 PICKLE = "data.pkl"
@@ -105,6 +107,18 @@ class TorchZip(Format):
         from ckpt_surgery.formats.torch_zip_layout import layout
 
         return layout(checkpoint, options)
+
+    def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        """Yield where the archive is not laid out as torch does, and what nothing refers to."""
+        from ckpt_surgery.formats.torch_zip_check import check
+
+        return check(checkpoint)
+
+    def records(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ByteRange]]:
+        """Return every record of the archive."""
+        from ckpt_surgery.formats.torch_zip_check import records
+
+        return records(checkpoint)
 
 
 _read_last: list[ZipArchive] = []

@@ -11,9 +11,9 @@ Reading only: the code would have to follow every change.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other
 from ckpt_surgery.errors import DamagedFileError
@@ -32,6 +32,10 @@ from ckpt_surgery.torch_objects.kinds import type_name
 from ckpt_surgery.torch_objects.mappings import named_items, state_of
 from ckpt_surgery.torch_objects.module_tree import ModuleTree
 from ckpt_surgery.torch_objects.tensors import TensorReader
+
+if TYPE_CHECKING:
+    from ckpt_surgery.checkpoint.findings import Finding
+    from ckpt_surgery.fileio import ByteRange
 
 _FORMAT: Final = "torchscript"
 _MODULE_VERSION: Final = 1  # torch.jit.RecursiveScriptModule._version
@@ -57,6 +61,19 @@ class TorchScript(Format):
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the archive's state dict; raises as `_read_torchscript` does."""
         return _read_torchscript(source, archive_of(source) or read_zip(source), limits)
+
+    def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        """Yield what of the code is damaged, and where the archive is not as torch writes it."""
+        from ckpt_surgery.formats.torch_zip_check import check, check_compressed
+
+        yield from check_compressed(checkpoint)
+        yield from check(checkpoint)
+
+    def records(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ByteRange]]:
+        """Return the records of the archive that are not compressed."""
+        from ckpt_surgery.formats.torch_zip_check import records
+
+        return records(checkpoint)
 
 
 def _read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +13,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, j
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import CkptError, PathLike, ReadError, UsageError, about_file
 from ckpt_surgery.fileio import CHUNK, ByteRange, FileSource, Source
-from ckpt_surgery.fileio.parallel import Tally, in_threads
+from ckpt_surgery.fileio.parallel import Tally, in_threads, shown
 from ckpt_surgery.formats import read
 from ckpt_surgery.names.escapes import unescaped
 from ckpt_surgery.reports import Failure
@@ -144,7 +144,7 @@ def _tensor_digests(
 ) -> dict[str, str]:
     """The digests of tensors by a key of their own; each is hashed under its name."""
     total = sum(tensor.nbytes for _, tensor in wanted.values())
-    with _shown(progress, total) as tally:
+    with shown(progress, total) as tally:
 
         def hash_one(item: tuple[str, Tensor]) -> str:
             return tensor_digest(*item, tally)
@@ -154,20 +154,30 @@ def _tensor_digests(
         )
 
 
-@contextmanager
-def _shown(progress: ProgressBar | None, total: int) -> Iterator[Tally]:
-    if progress is None:
-        yield Tally(None)
-        return
-    with progress(total) as advance:
-        yield Tally(advance)
+def file_digest(file: Source, progress: ProgressBar | None = None) -> str:
+    """Return SHA-256 of all bytes of an open source, as 64 hexadecimal digits."""
+    with shown(progress, file.size) as tally:
+        return _sha256(file, tally)
+
+
+def model_digests(
+    checkpoint: Checkpoint, threads: int | None = None, progress: ProgressBar | None = None
+) -> list[str]:
+    """Return the digest of every state dict of a checkpoint."""
+    wanted = {
+        join_path(each.path, name): (name, tensor)
+        for each in checkpoint.state_dicts
+        for name, tensor in each.tensors
+    }
+    digests = _tensor_digests(wanted, threads, progress)
+    return [_model(checkpoint, each, digests).digest for each in checkpoint.state_dicts]
 
 
 def _hash_files(
     sources: Sequence[PathLike | Source], threads: int | None, progress: ProgressBar | None
 ) -> tuple[tuple[FileDigest, ...], tuple[Failure, ...]]:
     """SHA-256 of whole files, several at once."""
-    with _shown(progress, sum(map(_size, sources))) as tally:
+    with shown(progress, sum(map(_size, sources))) as tally:
 
         def hash_one(source: PathLike | Source) -> FileDigest | Failure:
             try:
@@ -191,15 +201,19 @@ def _size(source: PathLike | Source) -> int:
 
 
 def _hash_file(source: PathLike | Source, tally: Tally) -> FileDigest:
-    import hashlib
-
     opened = FileSource.open(source) if isinstance(source, str | os.PathLike) else source
     with closing(opened) as file:
-        sha256 = hashlib.sha256()
-        for chunk in ByteRange(file, 0, file.size).chunks(CHUNK):
-            sha256.update(chunk)
-            tally(len(chunk))
-        return FileDigest(file.name, sha256.hexdigest(), file.size)
+        return FileDigest(file.name, _sha256(file, tally), file.size)
+
+
+def _sha256(file: Source, tally: Tally) -> str:
+    import hashlib
+
+    sha256 = hashlib.sha256()
+    for chunk in ByteRange(file, 0, file.size).chunks(CHUNK):
+        sha256.update(chunk)
+        tally(len(chunk))
+    return sha256.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +264,7 @@ def _find_digests(
     try:
         whole = [line for line in lines if not line.digest.startswith(PREFIX)]
         if whole:
-            with _shown(progress, _size(file)) as tally:
+            with shown(progress, _size(file)) as tally:
                 found = _hash_file(file, tally).digest
             yield from ((line, found) for line in whole)
         inside = [line for line in lines if line.digest.startswith(PREFIX)]

@@ -90,6 +90,34 @@ def parse(
     return Parsed(root, machine.pos, machine.protocol, tuple(machine.globals), lost)
 
 
+class Looked(NamedTuple):
+    """A pickle that may be broken: its `root` if it is whole, otherwise the `failure`.
+
+    `names` are those of everything up to there, and `end` is where reading ended.
+    """
+
+    root: Node
+    names: tuple[Global, ...]
+    end: int
+    failure: CkptError | None
+
+
+def look_at(data: bytes, *, start: int = 0, limits: Limits = DEFAULT_LIMITS) -> Looked:
+    """Read as much of a pickle as there is; nothing that is wrong with it raises.
+
+    An unpickler has imported and called all that comes before the place where it fails.
+    """
+    machine = Machine(data, start, limits, PersistentId)
+    root: Node = None
+    failure: CkptError | None = None
+    try:
+        with collector_paused():
+            root = _run(machine)
+    except CkptError as error:
+        failure = error
+    return Looked(root, tuple(machine.globals), machine.pos, failure)
+
+
 def _run(machine: Machine) -> Node:
     """Carry out the opcodes up to STOP; the root. Raises as `parse` does.
 

@@ -90,12 +90,13 @@ def test_directories_and_standard_input(folder, invoke):
     (folder / "runs" / "a").mkdir(parents=True)
     save_file({"w": torch.ones(2)}, "runs/w.safetensors")
     shutil.copy("net.pth", "runs/a/net.pth")
+    shutil.copy("net.pth", "runs/net.pth")
     (folder / "runs" / "notes.txt").write_text("no checkpoint")
     done = invoke("hash", "runs", "net.pth")
     names = [line.split("  ")[1] for line in done.stdout.splitlines()]
-    assert names == ["runs/a/net.pth", "runs/w.safetensors", "net.pth"]
+    assert names == ["runs/a/net.pth", "runs/net.pth", "runs/w.safetensors", "net.pth"]
     digests = [line.split("  ")[0] for line in done.stdout.splitlines()]
-    assert digests[0] == digests[2]
+    assert digests[0] == digests[1] == digests[3]
     piped = invoke("hash", stdin=(folder / "net.pth").read_bytes())
     assert piped.stdout == f"{digests[0]}  <stdin>\n"
 

@@ -39,6 +39,7 @@ def run_without(forbidden, args, environment):
         ["rename", "net.pth", "--add-prefix", "m", "-o", "r.pth"],
         ["convert", "net.pth", "-o", "c.pth"],
         ["hash", "net.pth", "train.pth.tar"],
+        ["verify", "net.pth", "train.pth.tar"],
         ["freeze-plan", "net.pth", "--train", "head", "--lr", "0.1", "--emit", "python"],
         ["strip", "--help"],
     ],

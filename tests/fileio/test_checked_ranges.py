@@ -18,7 +18,7 @@ from ckpt_surgery import Output, Replace, convert, inspect, merge, read, rename,
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.errors import CkptError, DamagedFileError
 from ckpt_surgery.fileio import ByteRange, FileSource, MemorySource, read_zip
-from ckpt_surgery.fileio.checksum import PieceSums, _combine
+from ckpt_surgery.fileio.checksum import PieceSums, combine
 from ckpt_surgery.fileio.digest_sink import DigestSink
 from ckpt_surgery.fileio.sink import copy_with_crc32
 from ckpt_surgery.ops.hash import digest
@@ -35,7 +35,7 @@ def stated(crc32: int | None, data: bytes = DATA) -> ByteRange:
 def test_checksums_of_runs_are_put_together(sizes: tuple[int, int]) -> None:
     first, second = (random.Random(size).randbytes(size) for size in sizes)
     expected = zlib.crc32(first + second)
-    assert _combine(zlib.crc32(first), zlib.crc32(second), len(second)) == expected
+    assert combine(zlib.crc32(first), zlib.crc32(second), len(second)) == expected
 
 
 def test_range_that_is_right_is_read() -> None:

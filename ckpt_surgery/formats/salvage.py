@@ -1,0 +1,285 @@
+"""What is left of a truncated or damaged file, as a checkpoint, and which tensors of it are whole.
+
+A reader of the format gets the file as it should be: records put together from their marks, and
+zeros where bytes are missing. Which bytes are right is known beside that.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
+from ckpt_surgery.errors import DamagedFileError, ReadError
+from ckpt_surgery.fileio import (
+    ByteRange,
+    MemorySource,
+    Source,
+    ZipArchive,
+    ZipRecord,
+    looks_like_zip,
+)
+from ckpt_surgery.fileio.padded import PaddedSource
+from ckpt_surgery.fileio.record_sums import crc32_of
+from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
+from ckpt_surgery.fileio.zip_structs import STORED
+from ckpt_surgery.formats.safetensors import Safetensors
+from ckpt_surgery.formats.torch_legacy import TorchLegacy, storage_places
+from ckpt_surgery.formats.torch_zip import (
+    CONSTANTS,
+    PICKLE,
+    STORAGE_FOLDER,
+    read_torch_zip,
+)
+from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node, PersistentId, parse
+from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id
+
+State = Literal["whole", "unchecked", "cut", "damaged"]
+_STATES: Final[tuple[State, ...]] = ("whole", "unchecked", "cut", "damaged")
+_BYTE_ORDER: Final = "byteorder"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A record and how much of it is left.
+
+    It is ``whole`` if its checksum says so, ``unchecked`` if it has none, ``cut`` if it has no end
+    and ``damaged`` if its bytes are not those of its checksum.
+    """
+
+    name: str
+    record: FoundRecord
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """A checkpoint of which a part is missing.
+
+    `right_nbytes` gives the bytes of a storage, from its start, that are there and not known to be
+    wrong; `notes` say what else is not as it should be.
+    """
+
+    checkpoint: Checkpoint
+    right_nbytes: Callable[[Storage], int]
+    notes: tuple[str, ...] = ()
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        """Whether all bytes of a tensor are right."""
+        return all(
+            part.dtype.nbytes(part.offset + part.extent) <= self.right_nbytes(part.storage)
+            for part in tensor.strided_parts()
+            if part.storage is not None and part.extent
+        )
+
+
+def read_damaged(source: Source, limits: Limits = DEFAULT_LIMITS) -> Salvaged:
+    """Read what is left of a file, truncated or damaged in any place.
+
+    Raises `DamagedFileError` if not even the names of its tensors are known any longer, and
+    `ReadError` for a file of no format that can be put together again.
+    """
+    if looks_like_zip(source):
+        return _read_zip(source, limits)
+    if Safetensors().sniff(source):
+        return _read_safetensors(source, limits)
+    if TorchLegacy().sniff(source):
+        return _read_legacy(source, limits)
+    raise ReadError(
+        "what is left of it cannot be put together: it is no archive of torch.save, no older file "
+        "of torch and no safetensors file",
+        path=source.name,
+    )
+
+
+def parts_of(source: Source) -> list[Part]:
+    """Return the records of an archive with their states; of each name the best one."""
+    found: dict[str, Part] = {}
+    for part in _parts(source, find_records(source)):
+        known = found.get(part.name)
+        if known is None or _STATES.index(part.state) < _STATES.index(known.state):
+            found[part.name] = part
+    return list(found.values())
+
+
+def _parts(source: Source, records: Sequence[FoundRecord]) -> Iterator[Part]:
+    root = next((r.name.partition("/")[0] for r in records if r.name.endswith(f"/{PICKLE}")), None)
+    named = [r for r in records if root is not None and r.name.startswith(f"{root}/")]
+    ends = {id(r): _end(source, r) for r in named}
+    stored = [r for r in named if ends[id(r)] is not None and r.method == STORED]
+    ranges = [ByteRange(source, r.start, r.stored_nbytes or 0) for r in stored]
+    computed = dict(zip(map(id, stored), crc32_of(ranges), strict=True))
+    for record in named:
+        name = record.name[len(root or "") + 1 :]
+        if ends[id(record)] is None:
+            yield Part(name, record, "cut")
+        elif record.stored_nbytes == 0:
+            yield Part(name, record, "whole")
+        elif not any(record.crc32):
+            yield Part(name, record, "unchecked")
+        else:
+            crc32 = computed.get(id(record))
+            crc32 = _inflated_crc32(source, record) if crc32 is None else crc32
+            yield Part(name, record, "whole" if crc32 in record.crc32 else "damaged")
+
+
+def _end(source: Source, record: FoundRecord) -> int | None:
+    """The byte at which the record's data ends; None if that is not known or not in the file."""
+    if record.stored_nbytes is None or record.start + record.stored_nbytes > source.size:
+        return None
+    return record.start + record.stored_nbytes
+
+
+def _inflated_crc32(source: Source, record: FoundRecord) -> int | None:
+    """The checksum of what a compressed record decodes to, None if it does not."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    crc32 = 0
+    for chunk in ByteRange(source, record.start, record.stored_nbytes or 0).chunks():
+        data: bytes = bytes(chunk)
+        while data:
+            try:
+                crc32 = zlib.crc32(inflate.decompress(data, 1 << 20), crc32)
+            except zlib.error:
+                return None
+            data = inflate.unconsumed_tail
+    return crc32
+
+
+def _read_zip(source: Source, limits: Limits) -> Salvaged:
+    parts = {part.name: part for part in parts_of(source)}
+    if CONSTANTS in parts:
+        raise ReadError("a damaged TorchScript archive cannot be put together", path=source.name)
+    pickle, notes = _pickle(source, parts.get(PICKLE), limits)
+    needed = _needed_storages(pickle, limits)
+    starts = {key: _start(source, parts.get(STORAGE_FOLDER + key)) for key in needed}
+    size = max([source.size, *(starts[key] + each.nbytes for key, each in needed.items())])
+    padded = PaddedSource(source, size)
+    records = [
+        _in_memory(PICKLE, pickle),
+        *_byte_order(source, parts.get(_BYTE_ORDER)),
+        *(
+            _record(STORAGE_FOLDER + key, ByteRange(padded, starts[key], each.nbytes))
+            for key, each in needed.items()
+        ),
+        _in_memory("version", b"3\n"),
+    ]
+    archive = ZipArchive(source, "archive", tuple(records))
+    checkpoint = replace(read_torch_zip(source, archive, limits), unwritable="")
+    if len(records) == len(needed) + 2:  # no byte order: the records are those of a new archive
+        checkpoint = replace(checkpoint, container=None)
+    right = {
+        key: _right_nbytes(source, parts.get(STORAGE_FOLDER + key), each)
+        for key, each in needed.items()
+    }
+    return Salvaged(checkpoint, lambda storage: right.get(storage.key, 0), notes)
+
+
+def _in_memory(name: str, data: bytes) -> ZipRecord:
+    return _record(name, ByteRange(MemorySource(data, name=name), 0, len(data)))
+
+
+def _record(name: str, data: ByteRange) -> ZipRecord:
+    return ZipRecord(name, data, compressed=False, nbytes=data.nbytes, crc32=0, header_offset=0)
+
+
+def _pickle(source: Source, part: Part | None, limits: Limits) -> tuple[bytes, tuple[str, ...]]:
+    """The bytes of ``data.pkl``, and what is to be said of them. Raises `DamagedFileError`."""
+    if part is None:
+        raise _nothing_left(source, "its pickle, which names the tensors, is missing")
+    start, left = part.record.start, source.size - part.record.start
+    known = part.record.stored_nbytes
+    nbytes = min(left if known is None else known, left, limits.pickle_bytes)
+    data = source.read_at(start, nbytes)
+    try:
+        end = parse(data, limits=limits).end
+    except ReadError as error:
+        raise _nothing_left(source, f"its pickle cannot be read: {error.message}") from error
+    if part.state == "damaged":
+        what = "the checksum of its pickle is wrong: names, shapes and values beside may be, too"
+        return data[:end], (what,)
+    return data[:end], ()
+
+
+def _nothing_left(source: Source, why: str) -> DamagedFileError:
+    return DamagedFileError(f"nothing can be salvaged: {why}", path=source.name, entry=PICKLE)
+
+
+def _needed_storages(pickle: bytes, limits: Limits) -> dict[str, StorageId]:
+    """What the pickle says of each storage, by its key."""
+    needed: dict[str, StorageId] = {}
+
+    def load(pid: Node) -> PersistentId:
+        found = parse_storage_id(pid)
+        if found is not None:
+            needed.setdefault(found.key, found)
+        return PersistentId(pid)
+
+    parse(pickle, limits=limits, persistent_load=load)
+    return needed
+
+
+def _start(source: Source, part: Part | None) -> int:
+    """The byte at which a storage begins; the end of the file for one that is lost."""
+    return source.size if part is None else part.record.start
+
+
+def _right_nbytes(source: Source, part: Part | None, needed: StorageId) -> int:
+    """The bytes of a storage, from its start, that are there and not known to be wrong."""
+    if part is None or part.state == "damaged":
+        return 0
+    stored = part.record.stored_nbytes
+    if part.state != "cut":
+        return needed.nbytes if stored == needed.nbytes else 0
+    return min(needed.nbytes, source.size - part.record.start)
+
+
+def _byte_order(source: Source, part: Part | None) -> Iterator[ZipRecord]:
+    """The record of the byte order, where it says that numbers are turned round."""
+    if part is not None and part.state in {"whole", "unchecked"}:
+        data = source.read_at(part.record.start, part.record.stored_nbytes or 0)
+        if data == b"big":
+            yield _in_memory(_BYTE_ORDER, data)
+
+
+def _read_safetensors(source: Source, limits: Limits) -> Salvaged:
+    head = int.from_bytes(source.read_at(0, 8), "little")
+    try:
+        header = json.loads(source.read_at(8, head))
+        spans = [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
+        size = 8 + head + max((int(end) for _, end in spans), default=0)
+    except (ReadError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedFileError(
+            "nothing can be salvaged: its header, which names the tensors, is broken",
+            path=source.name,
+            entry="header",
+        ) from error
+    checkpoint = Safetensors().read(PaddedSource(source, size), limits)
+    return Salvaged(checkpoint, lambda storage: _before(storage, source.size))
+
+
+def _read_legacy(source: Source, limits: Limits) -> Salvaged:
+    places = storage_places(source, limits)
+    size = max([at + 8 + found.nbytes for at, found in places], default=source.size)
+    patches = {at: struct.pack("<q", found.numel) for at, found in places}
+    wrong = [
+        found.key
+        for at, found in places
+        if at + 8 <= source.size and source.read_at(at, 8) != patches[at]
+    ]
+    notes = tuple(f"the element count before storage {key} is wrong" for key in wrong)
+    checkpoint = TorchLegacy().read(PaddedSource(source, size, patches), limits)
+    return Salvaged(
+        replace(checkpoint, unwritable=""),
+        lambda storage: _before(storage, source.size),
+        notes,
+    )
+
+
+def _before(storage: Storage, size: int) -> int:
+    """The bytes of a storage that lie before byte `size` of the file."""
+    start = storage.data.offset if isinstance(storage.data, ByteRange) else 0
+    return min(max(size - start, 0), storage.nbytes)

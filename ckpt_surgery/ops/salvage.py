@@ -1,0 +1,103 @@
+"""Write what is whole of a truncated or damaged file, and say what is lost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Final
+
+from ckpt_surgery.checkpoint.compact import compact
+from ckpt_surgery.checkpoint.description import Checkpoint, Storage, join_path
+from ckpt_surgery.checkpoint.findings import Finding, Rule
+from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
+from ckpt_surgery.fileio import Source, looks_like_zip
+from ckpt_surgery.formats.base import Loss
+from ckpt_surgery.formats.detect import opened
+from ckpt_surgery.formats.salvage import Salvaged, parts_of, read_damaged
+from ckpt_surgery.reports.verification import Lost, SalvageReport
+from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.target import without
+from ckpt_surgery.writing.write import write
+
+_MOST: Final = 20
+_LOST: Final = "a part of its bytes is missing or wrong"
+_SAID: Final = {
+    "cut": "the record ends before its last byte, or has no end that can be found",
+    "damaged": "the bytes of the record are not those of its checksum",
+}
+
+
+def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
+    """Write every tensor that is whole, and what lies beside the weights if all of that is.
+
+    A tensor is whole if all its bytes are in the file and, where the file has a checksum for them,
+    they are the ones that it was computed from. Raises `DamagedFileError` if there is none, or if
+    their names are lost, and `ReadError` for a file that cannot be put together again.
+    """
+    output.check()
+    file = opened(source) if isinstance(source, str | os.PathLike) else source
+    with closing(file):
+        found = read_damaged(file)
+        lost = list(_lost(found))
+        kept = without(found.checkpoint, lost)
+        tensors = [name for name, _ in kept.tensors]
+        if not tensors:
+            raise DamagedFileError("none of its tensors is whole", path=file.name)
+        if any(found.right_nbytes(storage) < storage.nbytes for storage in _storages(kept)):
+            kept = compact(kept)
+        written = write(kept, output)
+        return SalvageReport(
+            file.name,
+            written.output,
+            written.format,
+            tuple(tensors),
+            tuple(Lost(loss.path, loss.part, loss.why) for loss in lost),
+            (*found.notes, *written.warnings),
+        )
+
+
+def _storages(checkpoint: Checkpoint) -> Iterator[Storage]:
+    for tensor in checkpoint.all_tensors:
+        for part in tensor.strided_parts():
+            if part.storage is not None:
+                yield part.storage
+
+
+def _lost(found: Salvaged) -> Iterator[Loss]:
+    """What of the checkpoint is not whole."""
+    checkpoint = found.checkpoint
+    for state_dict in checkpoint.state_dicts:
+        for name, tensor in state_dict.tensors:
+            if not found.is_whole(tensor):
+                yield Loss(join_path(state_dict.path, name), "entry", "a tensor", _LOST)
+    for other in checkpoint.others:
+        gone = sum(not found.is_whole(tensor) for tensor in other.tensors)
+        if gone:
+            why = f"{gone} of its {len(other.tensors)} tensors are not whole"
+            yield Loss(other.path, "other", "an entry", why)
+
+
+def damage(source: Source) -> Iterator[Finding]:
+    """Yield which records of a damaged archive are not whole, and how many are."""
+    if not looks_like_zip(source):
+        return
+    try:
+        parts = parts_of(source)
+    except ReadError:
+        return
+    bad = [part for part in parts if part.state in _SAID]
+    for part in bad[:_MOST]:
+        rule: Rule = "truncated" if part.state == "cut" else "checksum"
+        yield Finding("error", _SAID[part.state], part.name, None, rule, part.record.start)
+    whole = sum(part.state == "whole" for part in parts)
+    unchecked = sum(part.state == "unchecked" for part in parts)
+    if whole + unchecked:
+        what = f"{whole} records are whole by their checksums"
+        more = f", {unchecked} have none" if unchecked else ""
+        yield Finding(
+            "note",
+            f"{what}{more}",
+            hint="'--salvage OUT' writes the tensors that are whole",
+            rule="damaged",
+        )

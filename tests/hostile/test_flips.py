@@ -1,0 +1,47 @@
+"""Any single flipped bit of an archive is found, or no reader reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from flipping import Flips, places
+from published import FILES
+from torch_checks import quiet, save
+
+
+def kinds(path: Path, bits: int, seed: int = 0) -> set[str]:
+    flips = Flips(path.read_bytes(), path)
+    return {flips.judge(place) for place in places(path.stat().st_size, bits, seed)}
+
+
+def test_every_kind_of_archive(tmp_path: Path) -> None:
+    value = {"model": {"a": torch.ones(3), "b": torch.arange(4)}, "epoch": 3}
+    assert kinds(save(value, tmp_path / "w.pth"), 1500) <= {"found", "harmless"}
+    with quiet():
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "s.pt"))
+    assert kinds(tmp_path / "s.pt", 500) == {"found"}
+
+
+def test_formats_without_checksums_are_unchecked(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(9)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert kinds(tmp_path / "w.pth", 300) <= {"found", "unchecked"}
+
+
+@pytest.mark.parametrize("name", [n for n, kind in FILES.items() if kind == "torch-zip"])
+def test_published_archives(name: str, shared_dir: Path) -> None:
+    assert kinds(shared_dir / "real" / name, 100) == {"found"}
+
+
+def test_a_flip_that_nobody_reads_is_told_from_one_that_was_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge itself: it says "missed" where `verify` keeps silent about other numbers."""
+    path = save({"a": torch.ones(50)}, tmp_path / "w.pth")
+    flips = Flips(path.read_bytes(), path)
+    monkeypatch.setattr(Flips, "_says_more", lambda *_: False)
+    in_numbers = flips.data.index(torch.ones(50).numpy().tobytes()) * 8 + 16
+    in_padding = flips.data.index(b"ZZZ") * 8
+    assert flips.judge(in_numbers) == "missed"
+    assert flips.judge(in_padding) == "harmless"
