@@ -33,7 +33,7 @@ class DType:
         return not self.bits
 
     def nbytes(self, numel: int) -> int:
-        """Bytes that `numel` elements take, packed types rounded up to a whole byte."""
+        """Return bytes that `numel` elements take, packed types rounded up to a whole byte."""
         if self.bits:
             return -(-numel * self.bits // 8)
         if self.elements_per_byte > 1:

@@ -34,14 +34,16 @@ class Piece:
 
 
 def unused_nbytes(checkpoint: Checkpoint) -> int:
-    """Bytes of the storages that no tensor uses."""
+    """Return bytes of the storages that no tensor uses."""
     pieces = find_pieces(checkpoint.all_tensors)
     storages = {piece.storage for piece in pieces}
     return sum(storage.nbytes for storage in storages) - sum(piece.nbytes for piece in pieces)
 
 
 def find_pieces(tensors: Iterable[Tensor]) -> list[Piece]:
-    """The runs of bytes that tensors use, per storage, in the order of the first tensor in each."""
+    """Return the runs of bytes that tensors use, per storage, in the
+    order of the first tensor in each.
+    """
     by_storage: dict[Storage, dict[int, Tensor]] = {}
     for tensor in tensors:
         for part in tensor.strided_parts():
@@ -66,7 +68,9 @@ def _pieces_of(storage: Storage, tensors: Iterable[Tensor]) -> Iterator[Piece]:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The first byte that a tensor touches, and the byte after the last; (0, 0) if it is empty."""
+    """Return the first byte that a tensor touches, and the byte after
+    the last; (0, 0) if it is empty.
+    """
     if not tensor.extent:
         return 0, 0
     dtype = tensor.dtype
@@ -86,7 +90,9 @@ def _piece(storage: Storage, start: int, end: int, group: list[Tensor]) -> Piece
 
 
 def in_own_storage(tensor: Tensor) -> Tensor:
-    """A strided tensor in a storage that nothing else views, of just its bytes if that can be."""
+    """Return a strided tensor in a storage that nothing else views, of
+    just its bytes if that can be.
+    """
     assert tensor.storage is not None  # noqa: S101  # what strided means
     (piece,) = _pieces_of(tensor.storage, [tensor])
     cut = _cut(piece) or [replace(tensor, storage=replace(tensor.storage))]
@@ -94,7 +100,7 @@ def in_own_storage(tensor: Tensor) -> Tensor:
 
 
 def compact(checkpoint: Checkpoint) -> Checkpoint:
-    """Every tensor in a storage of just the bytes that it, or those overlapping it, use."""
+    """Return every tensor in a storage of just the bytes that it, or those overlapping it, use."""
     moved = dict(checkpoint.moved)
     for piece in find_pieces(checkpoint.all_tensors):
         if piece.nbytes == piece.storage.nbytes and not piece.sparse:

@@ -147,7 +147,7 @@ class Tensor:
         return True
 
     def strided_parts(self) -> Iterator[Tensor]:
-        """The strided tensors that this one is made of, itself if it is one."""
+        """Yield the strided tensors that this one is made of, itself if it is one."""
         if self.storage is not None:
             yield self
         for part in self.parts:

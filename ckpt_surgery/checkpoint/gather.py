@@ -56,7 +56,7 @@ class Gathered:
         return self.data if self.data.crc32 else self.data.whole
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, at most `size` at a time and never a part of an element.
+        """Yield the bytes in order, at most `size` at a time and never a part of an element.
 
         Raises `ReadError` if they cannot be read.
         """
@@ -79,7 +79,7 @@ class _Axis(NamedTuple):
 
 
 def _reader(data: ByteSource) -> _Read:
-    """A function that gives so many bytes from a byte on."""
+    """Return a function that gives so many bytes from a byte on."""
     if isinstance(data, ByteRange):
         file_range = data
         return lambda offset, nbytes: file_range.slice(offset, nbytes).read()
@@ -88,7 +88,7 @@ def _reader(data: ByteSource) -> _Read:
 
 
 def _axes(shape: Sequence[int], stride: Sequence[int], words: int) -> list[_Axis]:
-    """The dimensions, outermost first, of elements that have so many `words`.
+    """Return the dimensions, outermost first, of elements that have so many `words`.
 
     Dimensions of one element are left out, neighbours that can be walked as one are joined.
     """
@@ -109,7 +109,7 @@ def _axes(shape: Sequence[int], stride: Sequence[int], words: int) -> list[_Axis
 
 
 def _blocks(axes: Sequence[_Axis], width: int, read: _Read) -> Iterator[memoryview]:
-    """The result, at most `_BLOCK` bytes at a time."""
+    """Yield the result, at most `_BLOCK` bytes at a time."""
     most = _BLOCK // width
     inner = len(axes)
     while inner and axes[inner - 1].target * axes[inner - 1].n <= most:
@@ -127,7 +127,7 @@ def _blocks(axes: Sequence[_Axis], width: int, read: _Read) -> Iterator[memoryvi
 
 
 def _block(axes: Sequence[_Axis], base: int, width: int, read: _Read) -> memoryview:
-    """The words of a part of the view that starts at the word `base`."""
+    """Return the words of a part of the view that starts at the word `base`."""
     words = prod(axis.n for axis in axes)
     if [axis.source for axis in axes] == [1]:
         return memoryview(read(base * width, words * width))
@@ -142,7 +142,7 @@ def _block(axes: Sequence[_Axis], base: int, width: int, read: _Read) -> memoryv
 
 
 def _pieces(axes: Sequence[_Axis], width: int) -> Iterator[tuple[_Axis, list[_Axis]]]:
-    """The parts to read at once: where each starts, in words, and its dimensions.
+    """Yield the parts to read at once: where each starts, in words, and its dimensions.
 
     Read as one is what is no longer than a block, and in which neighbours are near each other or
     most of what lies between them is wanted, too.
@@ -169,7 +169,7 @@ def _is_near(axis: _Axis, span: int, width: int) -> bool:
 def _parts(
     outer: Sequence[_Axis], together: list[_Axis], length: int
 ) -> Iterator[tuple[_Axis, list[_Axis]]]:
-    """Every index of the `outer` dimensions, the first of them taken `length` at a time."""
+    """Yield every index of the `outer` dimensions, the first of them taken `length` at a time."""
     steps = [length, *(1 for _ in outer[1:])]
     for index in product(
         *(range(0, axis.n, step) for axis, step in zip(outer, steps, strict=False))

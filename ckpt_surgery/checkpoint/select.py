@@ -31,7 +31,7 @@ class RuleCount:
 
 
 def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateDict]:
-    """The state dicts to edit: all, or those at the paths `at`.
+    """Return the state dicts to edit: all, or those at the paths `at`.
 
     Raises `UsageError` if there is none, or none at one of the paths.
     """
@@ -58,7 +58,9 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
 def select(
     state_dicts: Sequence[StateDict], selection: Selection
 ) -> tuple[list[Chosen], tuple[RuleCount, ...]]:
-    """What a selection takes of each state dict. Raises `UsageError` for a rule without match."""
+    """Return what a selection takes of each state dict. Raises
+    `UsageError` for a rule without match.
+    """
     chosen = [selection.choose(state_dict.names) for state_dict in state_dicts]
     counts: Counter[int] = Counter()
     for each in chosen:
@@ -69,12 +71,12 @@ def select(
 
 
 def all_names(state_dicts: Iterable[StateDict]) -> list[str]:
-    """Every name of the state dicts once, in order."""
+    """Return every name of the state dicts once, in order."""
     return list(dict.fromkeys(name for state_dict in state_dicts for name in state_dict.names))
 
 
 def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
-    """The state dict at `at`, or the only one. Raises `UsageError` if there are several."""
+    """Return the state dict at `at`, or the only one. Raises `UsageError` if there are several."""
     found = choose_state_dicts(checkpoint, at)
     if len(found) > 1:
         paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
@@ -87,7 +89,7 @@ def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
 
 
 def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
-    """A checkpoint of that state dict and nothing beside it."""
+    """Return a checkpoint of that state dict and nothing beside it."""
     return replace(
         checkpoint,
         dropped=(),

@@ -21,7 +21,7 @@ _PACKED_INTS: Final = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in
 
 
 def category(dtype: DType) -> Category:
-    """What can be done with elements of that type.
+    """Return what can be done with elements of that type.
 
     ``real`` and ``complex`` are merged by a method, ``integer`` (with bool) by a policy; ``opaque``
     (quantized, packed, bits, complex32) can only be compared.
@@ -37,7 +37,7 @@ def category(dtype: DType) -> Category:
 
 
 def torch_dtype(dtype: DType) -> torch.dtype:
-    """The object that torch has for an element type."""
+    """Return the object that torch has for an element type."""
     found: torch.dtype = getattr(torch, dtype.name)
     return found
 
@@ -52,14 +52,16 @@ def work_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """A complex tensor as one with a last dimension of real and imaginary part; others as is."""
+    """Return a complex tensor as one with a last dimension of real
+    and imaginary part; others as is.
+    """
     if not tensor.is_complex():
         return tensor
     return torch.view_as_real(tensor.resolve_conj())
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type of a complex type's parts; a real type as is."""
+    """Return the type of a complex type's parts; a real type as is."""
     return dtype.to_real() if dtype.is_complex else dtype
 
 
@@ -74,7 +76,7 @@ def round_to(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def before_rounding(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """What torch can convert to `dtype` with one rounding in effect: see `round_to`."""
+    """Return what torch can convert to `dtype` with one rounding in effect: see `round_to`."""
     narrow = values.dtype == torch.float64 and dtype.itemsize < 4
     return _round_to_odd(values) if narrow else values
 
@@ -99,7 +101,7 @@ def cast(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, CastCount]:
 
 
 def count_cast(before: Tensor, after: Tensor, *, zeros: bool = True) -> CastCount:
-    """What became of elements (`before`) in another type (`after`, of the same shape).
+    """Return what became of elements (`before`) in another type (`after`, of the same shape).
 
     A tensor can be counted in parts. `zeros` False leaves out, for the sake of speed, what became
     zero. A complex element is counted as two.

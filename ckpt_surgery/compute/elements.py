@@ -32,14 +32,15 @@ _STORED_AS = {
 
 
 def can_load(tensor: Tensor) -> bool:
-    """Whether `load_elements` can: the tensor is strided, its elements are whole bytes."""
+    """Return whether `load_elements` can: the tensor is strided, its elements are whole bytes."""
     dtype = tensor.dtype
     packed = dtype.elements_per_byte > 1 or _PACKED.fullmatch(dtype.name) is not None
     return tensor.storage is not None and not packed and dtype.in_torch
 
 
 def load_elements(tensor: Tensor) -> torch.Tensor | None:
-    """The elements of a strided tensor in row-major order, as a one-dimensional torch tensor.
+    """Return the elements of a strided tensor in row-major order,
+    as a one-dimensional torch tensor.
 
     None for a type whose elements are packed below a byte. Raises `LimitExceededError` if they
     repeat a few stored ones too often, and `MissingDependencyError` without torch.
@@ -75,7 +76,7 @@ def require_bounded(tensor: Tensor) -> None:
 
 
 def run_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
-    """A function that gives the elements from one position to another, row-major and flat.
+    """Return a function that gives the elements from one position to another, row-major and flat.
 
     Positions count real numbers, two of them for a complex element. Elements that lie in this
     order in a file are read when they are asked for, by whatever thread asks; any others are
@@ -132,7 +133,7 @@ def _loaded_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
 
 
 def _stored_bytes(tensor: Tensor, storage: Storage) -> bytearray:
-    """The bytes from the tensor's first element to its last, out of what may be far more."""
+    """Return the bytes from the tensor's first element to its last, out of what may be far more."""
     start, nbytes = tensor.dtype.nbytes(tensor.offset), tensor.dtype.nbytes(tensor.extent)
     if isinstance(storage.data, ByteRange):
         return bytearray(storage.data.slice(start, nbytes).read())

@@ -57,7 +57,7 @@ class Scheduler(Protocol):
     """What computes a job ahead of its reader (`scheduler.Stream`)."""
 
     def serves_this_thread(self) -> bool:
-        """Whether the calling thread is the one that the results are computed for."""
+        """Return whether the calling thread is the one that the results are computed for."""
 
     def runs(self, job: Job) -> Iterator[Tensor]:
         """Yield the result of a job, run by run."""
@@ -85,11 +85,11 @@ class Job(ABC):
 
     @abstractmethod
     def begin(self) -> Any:
-        """What every run needs: read once, in a thread."""
+        """Return what every run needs: read once, in a thread."""
 
     @abstractmethod
     def run(self, begun: Any, start: int, stop: int) -> Tensor:
-        """The elements from `start` to `stop`, flat; called from several threads."""
+        """Return the elements from `start` to `stop`, flat; called from several threads."""
 
     def runs(self) -> Iterator[Tensor]:
         """Yield the result, run by run: ahead if it is scheduled for this thread, else now."""
@@ -121,7 +121,7 @@ class JobBytes:
         return self.job.tally
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, computed now; raises whatever computing raises."""
+        """Yield the bytes in order, computed now; raises whatever computing raises."""
         import torch
 
         for run in self.job.runs():

@@ -34,7 +34,7 @@ class _LazyBytes:
         return None
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order; the tensor is held until the last chunk is taken."""
+        """Yield the bytes in order; the tensor is held until the last chunk is taken."""
         values = self.compute().detach().contiguous()
         if self.big_endian:
             values = _swapped(values)
@@ -65,7 +65,9 @@ def computed_tensor(
     big_endian: bool = False,
     tally: CastTally | None = None,
 ) -> Tensor:
-    """The description of a contiguous tensor of its own storage, whose elements `compute` makes."""
+    """Return the description of a contiguous tensor of its own storage,
+    whose elements `compute` makes.
+    """
     untyped = dtype.storage_class is None
     plain = Tensor(shape, dtype, contiguous_strides(shape))
     storage = Storage(

@@ -32,7 +32,7 @@ class _Started:
     futures: deque[Future[Tensor]] = field(default_factory=deque)
 
     def run_nbytes(self) -> int:
-        """Bytes that the next run will take."""
+        """Return bytes that the next run will take."""
         start, stop = self.spans[0]
         return (stop - start) * self.job.itemsize
 
@@ -72,11 +72,11 @@ class Stream:
         torch.set_num_threads(self._torch_threads)
 
     def serves_this_thread(self) -> bool:
-        """Whether the calling thread is the one that the results are computed for."""
+        """Return whether the calling thread is the one that the results are computed for."""
         return get_ident() == self._thread
 
     def runs(self, job: Job) -> Iterator[Tensor]:
-        """The result of a job, run by run."""
+        """Yield the result of a job, run by run."""
         current = self._started.pop(job, None) or self._start(job)
         try:
             while True:

@@ -118,7 +118,7 @@ def stream_output(
 
 
 def _resolve(name: str) -> tuple[Path, os.stat_result | None]:
-    """The file that `name` leads to through links, and its status if it exists."""
+    """Return the file that `name` leads to through links, and its status if it exists."""
     with reported(name):
         # Asked by its name first: what /dev/stdout leads to need not have another.
         try:

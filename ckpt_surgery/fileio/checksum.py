@@ -75,7 +75,7 @@ def _power(exponent: int) -> int:
 
 
 def _multiply(a: int, b: int) -> int:
-    """The product of two polynomials modulo the polynomial."""
+    """Return the product of two polynomials modulo the polynomial."""
     product, bit = 0, _ONE
     while bit:
         if a & bit:

@@ -67,7 +67,7 @@ class DirectorySource:
         return FileSource.open(os.path.join(self.name, relative))  # noqa: PTH118
 
     def _leads_inside(self, relative: str) -> bool:
-        """Whether the name is a link, or goes through some, to a file that lies inside."""
+        """Return whether the name is a link, or goes through some, to a file that lies inside."""
         target = os.path.realpath(os.path.join(self._root, relative))  # noqa: PTH118
         if not os.path.isfile(target):  # noqa: PTH113
             return False
@@ -138,7 +138,7 @@ def _size_of_blob(link: str, blobs: str | None) -> int | None:
 
 
 def _listed(root: str, name: str) -> dict[str, int]:
-    """The sizes of the regular files below `root` by relative name.
+    """Return the sizes of the regular files below `root` by relative name.
 
     Links are not followed, except those of a snapshot to the files of its repository.
     """

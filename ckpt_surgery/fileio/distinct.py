@@ -66,7 +66,9 @@ def require_distinct(outputs: Iterable[Role], inputs: Iterable[Role]) -> None:
 
 
 def _identities(place: PathLike | int | Source) -> list[object]:
-    """What two names of one file have in common: its inode; for a file to be, its real path."""
+    """Return what two names of one file have in common: its inode;
+    for a file to be, its real path.
+    """
     if not isinstance(place, str | os.PathLike | int):
         return [] if place.identity is None else [place.identity]
     try:

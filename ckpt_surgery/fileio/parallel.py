@@ -27,7 +27,7 @@ def _processors() -> int:
 def in_threads(
     work: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int | None = None
 ) -> Iterator[_Result]:
-    """The results of `work` for each item, in the order of the items.
+    """Yield the results of `work` for each item, in the order of the items.
 
     A few results are made ahead of the one that is taken. What `work` raises is raised here, and
     what has not been begun is then not done.

@@ -328,7 +328,7 @@ def _copied(stream: BinaryIO | io.RawIOBase, name: str) -> int:
 
 
 def cannot(what: str, error: Exception) -> str:
-    """The message for `error`, raised while `what` was tried, in our style."""
+    """Return the message for `error`, raised while `what` was tried, in our style."""
     reason = getattr(error, "strerror", None) or str(error)
     return f"cannot {what}: {reason.lower()}"
 

@@ -64,7 +64,7 @@ class _Entry(NamedTuple):
 
 
 def looks_like_zip(file: Source) -> bool:
-    """Whether the file starts as a zip archive does: with a local header, or empty."""
+    """Return whether the file starts as a zip archive does: with a local header, or empty."""
     return file.size >= END.size and file.read_at(0, 4) in (LOCAL_MAGIC, END_MAGIC)
 
 
@@ -154,7 +154,7 @@ def _no_end(file: Source) -> DamagedFileError:
 def _find_directory64(
     file: Source, locator: bytes, directory: _Directory
 ) -> tuple[int, _Directory]:
-    """Where the zip64 end record starts, and what it says about the directory."""
+    """Return where the zip64 end record starts, and what it says about the directory."""
     _, disk, end, disks = LOCATOR.unpack(locator)
     expected = file.size - END.size - LOCATOR.size - END64.size
     if disk or disks != 1 or end != expected or expected < 0:
@@ -246,7 +246,7 @@ def _widen(
 
 
 def _find_extra(file: Source, name: str, extra: bytes, where: str) -> bytes:
-    """The content of the only zip64 field in `extra`; empty if there is none."""
+    """Return the content of the only zip64 field in `extra`; empty if there is none."""
     found: list[bytes] = []
     while extra:
         kind, nbytes = struct.unpack_from("<HH", extra) if len(extra) >= 4 else (0, len(extra))
@@ -261,7 +261,9 @@ def _find_extra(file: Source, name: str, extra: bytes, where: str) -> bytes:
 
 
 def _check_names(file: Source, entries: list[_Entry]) -> str:
-    """The folder that everything is in; raises DamagedFileError for a name that is not to be."""
+    """Return the folder that everything is in; raises
+    DamagedFileError for a name that is not to be.
+    """
     if not entries:
         raise _damaged(file, "the archive has no records")
     root, slash, _ = entries[0].name.partition("/")
@@ -355,7 +357,9 @@ def _descriptor_nbytes(file: Source, entry: _Entry, data: bytes) -> int:
 
 
 def _check_disjoint(file: Source, spans: list[tuple[int, int, str]], limit: int) -> int:
-    """Bytes before the directory at `limit` that no record takes; records may not overlap."""
+    """Return bytes before the directory at `limit` that no record
+    takes; records may not overlap.
+    """
     unused = at = 0
     for start, end, name in sorted(spans):
         if start < at:

@@ -39,7 +39,7 @@ _DOWNLOADING = ("weights", "weights_backbone", "pretrained", "pretrained_backbon
 
 
 def torchvision_names() -> list[str]:
-    """Every name that ``torchvision:NAME`` takes."""
+    """Return every name that ``torchvision:NAME`` takes."""
     names: list[str] = import_torchvision().models.list_models()
     return names
 
@@ -58,7 +58,7 @@ def build_target(
 
 
 def build_module(spec: ModelSpec) -> nn.Module:
-    """The model with its parameters on the meta device and its settings applied.
+    """Return the model with its parameters on the meta device and its settings applied.
 
     Code that does not work there (it runs its network, or computes with values) is tried with its
     parameters alone there, then with fake tensors, then, if the spec permits, for real.
@@ -108,7 +108,7 @@ def run_factory(
 
 
 def find_factory(spec: ModelSpec) -> Callable[..., Any]:
-    """What to call with the arguments of `spec`; raises as `build_module` does."""
+    """Return what to call with the arguments of `spec`; raises as `build_module` does."""
     factory = _torchvision_builder(spec) if spec.is_torchvision else _import_callable(spec)
     try:
         signature = inspect.signature(factory)
@@ -161,7 +161,9 @@ def _import_callable(spec: ModelSpec) -> Callable[..., Any]:
 
 
 def _attribute(spec: ModelSpec, found: Any, part: str) -> Any:
-    """What a package has under a name; one that imports its parts when asked may raise anything."""
+    """Return what a package has under a name; one that imports its parts
+    when asked may raise anything.
+    """
     with _hospitality(spec):
         try:
             return beside_torchvision(lambda: getattr(found, part))
@@ -204,7 +206,7 @@ def _construction_error(spec: ModelSpec, error: BaseException) -> CkptError:
 
 
 def _meant_argument(spec: ModelSpec, error: BaseException) -> str | None:
-    """What an argument may have meant that a constructor below the factory does not take."""
+    """Return what an argument may have meant that a constructor below the factory does not take."""
     refused = _UNEXPECTED.match(str(error)) if isinstance(error, TypeError) else None
     trace = error.__traceback__
     if refused is None or refused["name"] not in spec.arguments or trace is None:
@@ -248,7 +250,9 @@ def _a(word: str) -> str:
 
 
 def describe(model: nn.Module, title: str) -> Target:
-    """The description of `model`; raises ConstructionError if it has parameters without a shape."""
+    """Return the description of `model`; raises ConstructionError if it
+    has parameters without a shape.
+    """
     state = read_state_dict(model, title)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     for name, tensor in tensors.items():
@@ -302,7 +306,7 @@ def _describe_module(name: str, module: nn.Module) -> ModuleSpec:
 
 
 def _layout(tensor: Any) -> str:
-    """How a tensor of a model keeps its elements, as `TensorSpec` calls it."""
+    """Return how a tensor of a model keeps its elements, as `TensorSpec` calls it."""
     if is_traceable_wrapper_subclass(tensor):
         return "dtensor" if type(tensor).__name__ == "DTensor" else "subclass"
     if tensor.is_quantized:

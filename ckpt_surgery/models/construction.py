@@ -61,7 +61,7 @@ class ParametersOnMeta:
         return self.keep is None or ordinal in self.keep
 
     def ordinal_of(self, tensor: torch.Tensor) -> int | None:
-        """The first registration of the kept parameter that `tensor` is, or is a view of."""
+        """Return the first registration of the kept parameter that `tensor` is, or is a view of."""
         return self._places.get(tensor.untyped_storage().data_ptr())
 
     def _on_meta(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -118,7 +118,7 @@ class _SeededOperations(TorchDispatchMode):
 
 
 def derive_seed(seed: int, label: str) -> int:
-    """A seed of 63 bits for the stream called `label`, the same on every machine."""
+    """Return a seed of 63 bits for the stream called `label`, the same on every machine."""
     digest = hashlib.sha256(f"{seed}:{label}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

@@ -124,7 +124,7 @@ def _rebuild(layer: nn.Module, path: str, changes: Sequence[Setting]) -> nn.Modu
 
 
 def _arguments(layer: nn.Module, path: str) -> dict[str, Any]:
-    """The arguments that `layer` was built with, read back from its attributes."""
+    """Return the arguments that `layer` was built with, read back from its attributes."""
     for kind, names in _ARGUMENTS:
         if isinstance(layer, kind):
             accepted = inspect.signature(type(layer)).parameters

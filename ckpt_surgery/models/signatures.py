@@ -41,7 +41,7 @@ class Head:
     rest: Shape
 
     def classes(self, shape: Shape) -> int | None:
-        """The number of classes of a tensor of `shape`; None if it is no such head."""
+        """Return the number of classes of a tensor of `shape`; None if it is no such head."""
         if not shape or tuple(shape[1:]) != self.rest:
             return None
         classes, odd = divmod(shape[0] - self.base, self.per_class)
@@ -131,7 +131,7 @@ class Recognition:
 def recognise(
     tensors: Iterable[tuple[str, Shape]], table: Sequence[Signature] | None = None
 ) -> Recognition | None:
-    """The architecture whose tensors these are, or the nearest; None if none is near.
+    """Return the architecture whose tensors these are, or the nearest; None if none is near.
 
     Near means that half of all tensors of either side agree, and that no other architecture is as
     near. Wrapper prefixes and old spellings are seen through.
@@ -217,7 +217,9 @@ def checksum(name: str, shape: Shape) -> int:
 
 
 def encode_table(signatures: Sequence[Signature], version: str) -> bytes:
-    """The content of ``signatures.bin``: magic, header length, compressed JSON, checksums."""
+    """Return the content of ``signatures.bin``: magic, header
+    length, compressed JSON, checksums.
+    """
     header = {
         "torchvision": version,
         "architectures": [
@@ -239,7 +241,7 @@ def encode_table(signatures: Sequence[Signature], version: str) -> bytes:
 
 
 def _decode_table(data: bytes) -> tuple[Signature, ...]:
-    """What `encode_table` was given; raises ValueError if `data` is nothing of the kind."""
+    """Return what `encode_table` was given; raises ValueError if `data` is nothing of the kind."""
     if data[: len(_MAGIC)] != _MAGIC:
         raise ValueError("this is no table of signatures")
     start = len(_MAGIC) + 4
@@ -267,7 +269,7 @@ def _decode_table(data: bytes) -> tuple[Signature, ...]:
 
 @cache
 def load_table() -> tuple[Signature, ...]:
-    """The table that comes with the package."""
+    """Return the table that comes with the package."""
     # importlib.resources imports tempfile, shutil and all compressions, for one small file
     from pkgutil import get_data
 

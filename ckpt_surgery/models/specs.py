@@ -77,7 +77,8 @@ class ModelSpec:
 
 
 def _parse_value(text: str) -> Value:
-    """The value of `text`: an int, a float, ``true``, ``false``, ``none``, a list or a string.
+    """Return the value of `text`: an int, a float, ``true``,
+    ``false``, ``none``, a list or a string.
 
     ``[...]``, ``(...)``, ``{...}`` and quoted strings are Python literals; anything else that is
     not a number or one of the words is a string. Raises UsageError for a malformed literal.
@@ -110,7 +111,9 @@ _PYTHON = {"true": "True", "false": "False", "null": "None"}
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Value]:
-    """The arguments of ``--model-arg k=v``; raises UsageError for a malformed or repeated one."""
+    """Return the arguments of ``--model-arg k=v``; raises UsageError
+    for a malformed or repeated one.
+    """
     arguments: dict[str, Value] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -126,7 +129,7 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Value]:
 
 
 def parse_settings(texts: Iterable[str]) -> tuple[Setting, ...]:
-    """The changed layers of ``--set MODULE.ATTRIBUTE=VALUE``.
+    """Return the changed layers of ``--set MODULE.ATTRIBUTE=VALUE``.
 
     Raises UsageError for a malformed one and for one attribute set twice.
     """

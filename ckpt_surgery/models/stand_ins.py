@@ -41,7 +41,7 @@ class StayingPut(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _converted(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The tensor of the element type that it is asked to have, where it is."""
+        """Return the tensor of the element type that it is asked to have, where it is."""
         tensor, *rest = args
         asked = [*rest, *kwargs.values()] if func is torch.Tensor.to else []
         dtypes = [a.dtype if isinstance(a, torch.Tensor) else a for a in asked]
@@ -79,7 +79,7 @@ def with_fakes() -> Iterator[None]:
 
 
 def _replace_tensors(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
-    """What ``Module._apply`` does, with new parameters in the place of the old ones."""
+    """Return what ``Module._apply`` does, with new parameters in the place of the old ones."""
     known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for each in module.modules() if recurse else [module]:
         for tensors in (each._parameters, each._buffers):  # noqa: SLF001 as in torch's own

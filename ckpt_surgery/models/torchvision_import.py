@@ -28,7 +28,7 @@ _declared: list[Any] = []  # the schemas live as long as their Library object
 
 
 def import_torchvision() -> ModuleType:
-    """The package ``torchvision``, imported; its compiled operators may be absent.
+    """Return the package ``torchvision``, imported; its compiled operators may be absent.
 
     Raises MissingDependencyError if torch or torchvision is not installed. Whatever else goes
     wrong during the import is raised as it is.

@@ -17,7 +17,7 @@ def rewrite_metadata(
     new_names: Sequence[str],
     rules: Sequence[RewriteRule],
 ) -> dict[str, str]:
-    """Which module path of ``_metadata`` becomes which, after keys were renamed.
+    """Return which module path of ``_metadata`` becomes which, after keys were renamed.
 
     A module goes where the keys below it went, if they all went one way. One that says nothing by
     itself (no keys below it, or keys that parted) follows its nearest ancestor that does, and
@@ -45,7 +45,7 @@ def rewrite_metadata(
 def strip_metadata(
     modules: Sequence[str], names_before: Sequence[str], names_after: Sequence[str]
 ) -> list[str]:
-    """The module paths of ``_metadata`` that remain after keys were removed, in order.
+    """Return the module paths of ``_metadata`` that remain after keys were removed, in order.
 
     A module goes if it, or a module around it, had keys below it and has none left. One that never
     had any (an activation) stays while what is around it does.
@@ -59,7 +59,7 @@ def strip_metadata(
 def _images(
     modules: set[str], old_names: Sequence[str], new_names: Sequence[str]
 ) -> dict[str, str | None]:
-    """Where the keys below each module went; None if they do not agree."""
+    """Return where the keys below each module went; None if they do not agree."""
     images: dict[str, str | None] = {}
     for old, new in zip(old_names, new_names, strict=True):
         for module in ancestors(old):
@@ -72,7 +72,7 @@ def _images(
 
 
 def _image(rest: str, new: str) -> str | None:
-    """The module above `rest` in `new`, if `new` ends with it."""
+    """Return the module above `rest` in `new`, if `new` ends with it."""
     if new == rest:
         return ""
     return new[: -len(rest) - 1] if new.endswith(f".{rest}") else None

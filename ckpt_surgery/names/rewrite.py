@@ -127,7 +127,8 @@ RewriteRule = StripPrefix | AddPrefix | Replace | Substitute | MapNames
 
 
 def parse_name_map(text: str, source: str, option: str = "--map") -> MapNames:
-    """The file `source` of ``--map``: TOML, or JSON if it starts with ``{``; old name = new name.
+    """Return the file `source` of ``--map``: TOML, or JSON if it starts
+    with ``{``; old name = new name.
 
     TOML reads ``conv1.weight = "x"`` as a table in a table; it is taken as the dotted name that
     it looks like. Raises `UsageError` if the text is neither, or holds anything but names.
@@ -185,7 +186,8 @@ class Rewritten:
 
 
 def rewrite(names: Sequence[str], rules: Sequence[RewriteRule]) -> Rewritten:
-    """Each rule in turn on what the one before it made. Collisions are for the caller to find.
+    """Return each rule in turn on what the one before it made.
+    Collisions are for the caller to find.
 
     Raises `UsageError` if a rule brings in what is no text: bytes of the command line that are not
     UTF-8 come as lone surrogates.

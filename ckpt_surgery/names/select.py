@@ -169,7 +169,8 @@ def selection(
     keep: bool = False,
     allow_unmatched: bool = False,
 ) -> Selection:
-    """A `Selection` from the texts of its rules: ``selection(pattern="fc", prefix=["layer4"])``.
+    """Return a `Selection` from the texts of its rules:
+    ``selection(pattern="fc", prefix=["layer4"])``.
 
     `keys` are exact names. Raises `UsageError` as `Rule` and `Selection` do.
     """
@@ -188,7 +189,7 @@ def selection(
 
 
 def parse_key_list(text: str) -> frozenset[str]:
-    """The names in a ``--keys-from`` file: one a line, as ``inspect --keys`` prints them."""
+    """Return the names in a ``--keys-from`` file: one a line, as ``inspect --keys`` prints them."""
     lines = (line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n"))
     return frozenset(line for line in lines if line.strip())
 

@@ -58,14 +58,16 @@ _SPELLINGS: Final[tuple[tuple[re.Pattern[str], _Replacement], ...]] = tuple(
 
 
 def modern_spelling(name: str, known: Container[str]) -> str | None:
-    """The name among `known` that `name` is an old spelling of; None if it is none or known."""
+    """Return the name among `known` that `name` is an old spelling
+    of; None if it is none or known.
+    """
     if name in known:
         return None
     return next((renamed for renamed in respellings(name) if renamed in known), None)
 
 
 def respellings(name: str) -> Iterator[str]:
-    """The names that `name` may be an old spelling of; an absurdly long one is none."""
+    """Yield the names that `name` may be an old spelling of; an absurdly long one is none."""
     if len(name) > _LONGEST:
         return
     for pattern, replacement in _SPELLINGS:

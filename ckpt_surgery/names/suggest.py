@@ -17,7 +17,9 @@ _ALIKE: Final = 0.6  # difflib's ratio: twice what is common over the characters
 
 
 def ancestors(path: str) -> Iterator[str]:
-    """Paths above a dotted path, from the root ``""`` down; none but the root if it is absurd."""
+    """Yield paths above a dotted path, from the root ``""`` down;
+    none but the root if it is absurd.
+    """
     if not path:
         return
     yield ""
@@ -52,7 +54,9 @@ def compile_regex(regex: str, option: str, *, hint: str | None = None) -> re.Pat
 
 
 def near(text: str, names: Iterable[str], most: int = 3) -> list[str]:
-    """Names, or dotted prefixes of names, that `text` may have meant; the likeliest first."""
+    """Return names, or dotted prefixes of names, that `text` may
+    have meant; the likeliest first.
+    """
     import difflib
     from itertools import islice
 
@@ -71,7 +75,7 @@ def near(text: str, names: Iterable[str], most: int = 3) -> list[str]:
 
 
 def _ending(wanted: str, names: Iterable[str]) -> list[str]:
-    """Names, and dotted prefixes of names, whose last segments are `wanted`."""
+    """Return names, and dotted prefixes of names, whose last segments are `wanted`."""
     tail = f".{wanted}"
     found: dict[str, None] = {}
     for name in names:
@@ -82,7 +86,7 @@ def _ending(wanted: str, names: Iterable[str]) -> list[str]:
 
 
 def _comparable(wanted: str, names: Iterable[str]) -> Iterator[str]:
-    """Names and dotted prefixes of names, none too long or too short to be alike `wanted`."""
+    """Yield names and dotted prefixes of names, none too long or too short to be alike `wanted`."""
     spread = 2 / _ALIKE - 1
     shortest, longest = len(wanted) / spread, int(len(wanted) * spread)
     left = _MOST_COMPARED // len(wanted)
@@ -99,7 +103,7 @@ def _comparable(wanted: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def _short_ancestors(name: str, longest: int) -> Iterator[str]:
-    """Paths above `name` that have no more characters than `longest`."""
+    """Yield paths above `name` that have no more characters than `longest`."""
     dot = name.find(".", 1, longest + 1)
     while dot != -1:
         yield name[:dot]

@@ -44,7 +44,7 @@ def emit(
     replaced: Mapping[int, Node] = NOTHING_REPLACED,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
-    """The pickle of `root`.
+    """Return the pickle of `root`.
 
     `persistent_id` gives the id to write each time that a `PersistentId` is come to; without it
     that is the node's own. `replaced` maps the identity of a node to one that is written in its
@@ -98,7 +98,7 @@ class _Writer:
         self.kept: list[Node] = []
 
     def write(self, root: Node) -> bytes:
-        """The pickle of `root`, PROTO to STOP; once only."""
+        """Return the pickle of `root`, PROTO to STOP; once only."""
         out, memo, replaced, limits = self.out, self.memo, self.replaced, self.limits
         left = limits.operations
         levels: list[tuple[Iterator[Node], bytes, Node, bytes, Iterator[_Batch]]] = []
@@ -294,7 +294,7 @@ def _iterated_batches(nodes: list[Node], width: int, one: bytes, many: bytes) ->
 
 
 def _bytes_call(data: bytes) -> Object:
-    """The call that makes `data`, for which protocol 2 has no opcode."""
+    """Return the call that makes `data`, for which protocol 2 has no opcode."""
     if not data:
         return Object("REDUCE", Global("__builtin__", "bytes"), ())
     args = (data.decode("latin-1"), _LATIN1)

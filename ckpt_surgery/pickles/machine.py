@@ -58,7 +58,7 @@ class Machine:
         self.protocol = 0
 
     def take(self, nbytes: int) -> bytes:
-        """The next `nbytes` bytes. Raises `TruncatedPickleError`."""
+        """Return the next `nbytes` bytes. Raises `TruncatedPickleError`."""
         end = self.pos + nbytes
         if end > len(self.data):
             raise TruncatedPickleError("the pickle is truncated")
@@ -70,7 +70,9 @@ class Machine:
         return int.from_bytes(self.take(nbytes), "little")
 
     def line(self) -> bytes:
-        """The bytes up to the next line feed, which is skipped. Raises `TruncatedPickleError`."""
+        """Return the bytes up to the next line feed, which is skipped.
+        Raises `TruncatedPickleError`.
+        """
         end = self.data.find(b"\n", self.pos)
         if end < 0:
             raise TruncatedPickleError("the pickle is truncated")
@@ -91,7 +93,7 @@ class Machine:
         self.memo[index] = self.stack[-1]
 
     def name(self, module: str, name: str) -> Global:
-        """A new `Global`. Raises `DamagedFileError` if no GLOBAL opcode could spell it."""
+        """Return a new `Global`. Raises `DamagedFileError` if no GLOBAL opcode could spell it."""
         for part in (module, name):
             if "\n" in part or part.count(".") > _MAX_DOTS or not _is_encodable(part):
                 raise DamagedFileError(f"no class or function can be named {part[:80]!a}")
@@ -100,7 +102,7 @@ class Machine:
         return made
 
     def builtin(self, name: str) -> Global:
-        """The one `Global` for a built-in type that an opcode implies rather than names."""
+        """Return the one `Global` for a built-in type that an opcode implies rather than names."""
         made = self.builtins.get(name)
         if made is None:
             made = self.builtins[name] = self.name("__builtin__", name)
@@ -130,7 +132,7 @@ def decode_text(data: bytes) -> str:
 
 
 def own_character(text: str) -> str:
-    """The one character of `text` as an object of its own, if it is ASCII.
+    """Return the one character of `text` as an object of its own, if it is ASCII.
 
     CPython shares the one-character strings that it decodes, but not all others: ``str(5)``, as
     torch names its storages, and interned names are different objects, which a pickler writes
@@ -187,7 +189,7 @@ def give_state(target: Node, state: Node, at: int) -> None:
 
 
 def lost_calls(root: Node, discarded: list[Node]) -> tuple[Object, ...]:
-    """The calls below `discarded` that are not below `root`."""
+    """Return the calls below `discarded` that are not below `root`."""
     calls = [node for node in _reachable(discarded) if isinstance(node, Object)]
     if not calls:
         return ()

@@ -188,7 +188,7 @@ def own_text(text: str) -> str:
 
 
 def children(node: Node) -> list[Node]:
-    """The nodes that `node` is made of, in the order in which a pickle writes them."""
+    """Return the nodes that `node` is made of, in the order in which a pickle writes them."""
     if isinstance(node, (tuple, list)):
         return list(node)
     if isinstance(node, Dict):

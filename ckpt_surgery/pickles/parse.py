@@ -278,7 +278,7 @@ def _run(machine: Machine) -> Node:
 
 
 def _explain(machine: Machine, error: Exception, at: int, pos: int) -> CkptError:
-    """What it means that the opcode at `at` failed with `error` when `pos` was reached."""
+    """Return what it means that the opcode at `at` failed with `error` when `pos` was reached."""
     data, entry = machine.data, f"byte {at}"
     no_more = isinstance(error, StructError) or pos >= len(data)
     if at >= len(data) or (no_more and data[at] != _STOP):

@@ -64,7 +64,7 @@ def _pop(machine: Machine) -> None:
 
 
 def _is_made_again(machine: Machine, popped: Object) -> bool:
-    """Whether the next opcode gets what `popped` is a second copy of.
+    """Return whether the next opcode gets what `popped` is a second copy of.
 
     So it is written if an object's arguments hold the object itself: the pickler finds it in the
     memo when it has written it a second time (CPython issue 12687).
@@ -137,7 +137,7 @@ def _long4(machine: Machine) -> None:
 
 
 def _size(machine: Machine) -> int:
-    """A signed length, of the opcodes of protocols 1 and 2."""
+    """Return a signed length, of the opcodes of protocols 1 and 2."""
     size = int.from_bytes(machine.take(4), "little", signed=True)
     if size < 0:
         raise DamagedFileError(f"a length is {size}")

@@ -57,7 +57,9 @@ _FIXED: Final = {**dict.fromkeys(b"Khq\x80\x82", 1), **dict.fromkeys(b"M\x83", 2
 
 
 def _table() -> bytes:
-    """How many bytes each opcode's argument takes, `_SPECIAL` if that is not known from it."""
+    """Return how many bytes each opcode's argument takes,
+    `_SPECIAL` if that is not known from it.
+    """
     sizes = bytearray(256)
     for opcode, size in _FIXED.items():
         sizes[opcode] = size
@@ -111,7 +113,9 @@ def require_memory(data: bytes, start: int, limits: Limits) -> None:
 
 
 def _cost(data: bytes, start: int) -> tuple[int, int]:
-    """How many bytes of memory the graph of a pickle takes, about, and where the pickle ends."""
+    """Return how many bytes of memory the graph of a pickle takes,
+    about, and where the pickle ends.
+    """
     costs = [_REFERENCE] * 256
     for opcodes, cost in _COSTS.items():
         for opcode in opcodes:
@@ -134,7 +138,9 @@ def _cost(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _next(data: bytes, at: int) -> int:
-    """Where the opcode after the one at `at` stands, beyond the data if that is truncated."""
+    """Return where the opcode after the one at `at` stands, beyond
+    the data if that is truncated.
+    """
     opcode = data[at]
     size = _SIZES[opcode]
     if size != _SPECIAL:

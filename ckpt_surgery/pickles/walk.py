@@ -20,7 +20,7 @@ def walk(
     limits: Limits = DEFAULT_LIMITS,
     replaced: Mapping[int, Node] = NOTHING_REPLACED,
 ) -> Iterator[Node]:
-    """Each node below `root` once, `root` first; those that are plain scalars are left out.
+    """Yield each node below `root` once, `root` first; those that are plain scalars are left out.
 
     The order is that in which `emit` first comes to them, with the same `replaced`. Hence a tuple
     or call that is part of itself is gone through again where it occurs inside, as the pickler
@@ -68,7 +68,9 @@ def walk(
 
 
 def _first_parts(node: Node) -> tuple[tuple[Node, ...] | list[Node], bool]:
-    """What is written of `node` first, and whether it can already be referred to before that."""
+    """Return what is written of `node` first, and whether it can
+    already be referred to before that.
+    """
     if isinstance(node, Object):
         return (node.callee, node.args), False
     if isinstance(node, tuple):
@@ -83,7 +85,7 @@ def _first_parts(node: Node) -> tuple[tuple[Node, ...] | list[Node], bool]:
 
 
 def _contents(node: Node) -> list[Node]:
-    """What is given to the object that the call `node` made."""
+    """Return what is given to the object that the call `node` made."""
     if not isinstance(node, Object):
         return []
     contents = [*(node.elements or ()), *(node.items or ())]

@@ -35,7 +35,7 @@ class AverageLayout:
         return name.removeprefix(self.wrapper) if name.startswith(self.wrapper) else None
 
     def fits(self, names: Collection[str]) -> bool:
-        """Whether these are the names of such an average: its counters, all else wrapped."""
+        """Return whether these are the names of such an average: its counters, all else wrapped."""
         if len(names) == len(self.counters):
             return False
         prefixes = (self.wrapper, self.beside) if self.beside else self.wrapper
@@ -69,14 +69,16 @@ def layout_of(names: Collection[str]) -> AverageLayout | None:
 
 
 def holds_average(names: Collection[str]) -> bool:
-    """Whether an average may be among the entries of these names, or be all of them."""
+    """Return whether an average may be among the entries of these names, or be all of them."""
     return layout_of(names) is not None or any(
         name.endswith(f"ema.{_DOTLESS_COUNT}") for name in names
     )
 
 
 def are_counters(names: Iterable[str]) -> bool:
-    """Whether entries only count the updates of an average that lies elsewhere (Lightning)."""
+    """Return whether entries only count the updates of an average
+    that lies elsewhere (Lightning).
+    """
     return set(names) <= _COUNTERS
 
 

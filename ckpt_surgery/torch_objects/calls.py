@@ -37,7 +37,9 @@ class Call:
 
     @classmethod
     def plain(cls, node: Object, least: int, most: int) -> Call:
-        """The call `node`, to whose result nothing is done, of `least` to `most` arguments."""
+        """Return the call `node`, to whose result nothing is done,
+        of `least` to `most` arguments.
+        """
         if node.state is not NO_STATE or node.items is not None or node.elements is not None:
             raise DamagedFileError(f"the result of '{node.name}' is given a state or items")
         args = node.args
@@ -47,7 +49,9 @@ class Call:
 
     @classmethod
     def of_state(cls, node: Object) -> Call:
-        """What the state of `node`, a tuple, says; `node` itself is called without arguments."""
+        """Return what the state of `node`, a tuple, says; `node`
+        itself is called without arguments.
+        """
         if node.args != () or node.items is not None or node.elements is not None:
             raise DamagedFileError(f"the result of '{node.name}' is given arguments or items")
         if not isinstance(node.state, tuple):
@@ -56,7 +60,7 @@ class Call:
 
     @classmethod
     def of_arguments_and_state(cls, node: Object) -> Call:
-        """What `node` is called with, and after that what its state, a tuple, says."""
+        """Return what `node` is called with, and after that what its state, a tuple, says."""
         if not isinstance(node.args, tuple) or not isinstance(node.state, tuple):
             raise wrong_form(node)
         if node.items is not None or node.elements is not None:
@@ -67,15 +71,17 @@ class Call:
         return len(self._args)
 
     def reference(self, index: int) -> Node:
-        """An argument of any form that is kept and not read: later changes reach it as well."""
+        """Return an argument of any form that is kept and not read:
+        later changes reach it as well.
+        """
         return self._args[index]
 
     def settled(self, index: int) -> Node:
-        """An argument of any form, with what tuples and lists in it hold."""
+        """Return an argument of any form, with what tuples and lists in it hold."""
         return self._settled(self._args[index])
 
     def all_settled(self) -> tuple[Node, ...]:
-        """All arguments, like `settled`."""
+        """Return all arguments, like `settled`."""
         self._settled(self._args)
         return self._args
 
@@ -87,7 +93,7 @@ class Call:
         return value
 
     def place(self) -> tuple[Node, int, tuple[int, ...], tuple[int, ...]]:
-        """The first four arguments as storage, offset (in elements), shape and stride."""
+        """Return the first four arguments as storage, offset (in elements), shape and stride."""
         storage, offset, shape, stride = self._args[:4]
         if type(offset) is not int or offset < 0:
             raise DamagedFileError("a tensor's storage offset is not a number")
@@ -98,12 +104,14 @@ class Call:
         return storage, offset, sizes(shape), sizes(stride)
 
     def sizes(self, index: int) -> tuple[int, ...]:
-        """A shape or stride: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
+        """Return a shape or stride: a tuple, list or ``torch.Size``
+        of integers from 0 to 2**63 - 1.
+        """
         node = self._args[index]
         return sizes(node if type(node) is tuple else self._settled(node))
 
     def dtype(self, index: int) -> DType:
-        """The element type that a global names."""
+        """Return the element type that a global names."""
         node = self._args[index]
         if isinstance(node, Global) and node.module == "torch" and node.name in BY_NAME:
             return BY_NAME[node.name]
@@ -111,7 +119,7 @@ class Call:
         raise DamagedFileError(f"unknown element type '{name}'")
 
     def device(self, index: int) -> str:
-        """A ``torch.device`` or its name; "unknown" for anything else."""
+        """Return a ``torch.device`` or its name; "unknown" for anything else."""
         node = self._args[index]
         if isinstance(node, Object) and node.name == "torch.device":
             parts = Call.plain(node, 1, 2).all_settled()
@@ -119,7 +127,7 @@ class Call:
         return (text(node) or "unknown")[:_LONGEST_DEVICE]
 
     def layout(self, index: int) -> str:
-        """The layout of a sparse tensor, without the module."""
+        """Return the layout of a sparse tensor, without the module."""
         node = self._args[index]
         if isinstance(node, Object) and node.name == "torch.serialization._get_layout":
             node = Call.plain(node, 1, 1).settled(0)
@@ -144,12 +152,12 @@ class Call:
 
 
 def wrong_form(node: Object) -> DamagedFileError:
-    """The error for a call of arguments that no version of torch writes."""
+    """Return the error for a call of arguments that no version of torch writes."""
     return DamagedFileError(f"'{node.name}' has arguments of the wrong form")
 
 
 def sizes(node: Node) -> tuple[int, ...]:
-    """A shape or stride: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
+    """Return a shape or stride: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
     if isinstance(node, Object) and node.name == "torch.Size":
         node = Call.plain(node, 1, 1).settled(0)
     if not isinstance(node, (tuple, list)) or len(node) > _MAX_DIMENSIONS:

@@ -71,7 +71,7 @@ def model_digest(tensors: Mapping[str, str]) -> str:
 
 
 def _encoded(name: str, tensor: Tensor) -> Iterator[bytes | ByteSource]:
-    """What is hashed of a tensor: bytes, and sources of its elements."""
+    """Yield what is hashed of a tensor: bytes, and sources of its elements."""
     yield _text(name)
     yield from _body(tensor)
 
@@ -91,7 +91,9 @@ def _body(tensor: Tensor) -> Iterator[bytes | ByteSource]:
 
 
 def _layout(tensor: Tensor) -> tuple[str, tuple[Tensor | tuple[bytes, ...], ...]]:
-    """How elements and parts make the tensor, and the parts: tensors, or what stands for one."""
+    """Return how elements and parts make the tensor, and the parts:
+    tensors, or what stands for one.
+    """
     if tensor.layout == _QUANTIZED:
         return _quantizer(tensor)
     if tensor.layout == "strided" and tensor.storage is not None:
@@ -105,7 +107,7 @@ def _layout(tensor: Tensor) -> tuple[str, tuple[Tensor | tuple[bytes, ...], ...]
 
 
 def _quantizer(tensor: Tensor) -> tuple[str, tuple[Tensor | tuple[bytes, ...], ...]]:
-    """The scheme of a quantized tensor, and its scales, zero points and axis as tensors."""
+    """Return the scheme of a quantized tensor, and its scales, zero points and axis as tensors."""
     node = tensor.node
     args = node.args if isinstance(node, Object) else None
     found = args[4] if isinstance(args, tuple) and len(args) > 4 else None
@@ -126,7 +128,7 @@ def _quantity(value: Node) -> Tensor | tuple[bytes, ...]:
 
 
 def _number(dtype: str, data: bytes) -> tuple[bytes, ...]:
-    """The body of a tensor that is one number."""
+    """Return the body of a tensor that is one number."""
     return (_text("strided"), _text(dtype), pack("<QQ", 0, len(data)), data)
 
 

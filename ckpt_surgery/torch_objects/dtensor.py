@@ -130,7 +130,7 @@ def _mesh_shape(
 
 
 def _size(axis: Node, at: int) -> int | None:
-    """The ranks along a dimension of a mesh: a number, several, or a layout of them."""
+    """Return the ranks along a dimension of a mesh: a number, several, or a layout of them."""
     if isinstance(axis, Object):
         axis = _fields(axis, at).get("shape")
     if type(axis) is int:
@@ -143,7 +143,7 @@ def _are_counts(node: Node) -> TypeGuard[Sequence[int]]:
 
 
 def _fields(node: Node, at: int) -> dict[str, Node]:
-    """The attributes of an object, or the items of a dictionary; none of anything else."""
+    """Return the attributes of an object, or the items of a dictionary; none of anything else."""
     state = node.state if isinstance(node, Object) else node
     for each in (node, state):
         if isinstance(each, _CHANGEABLE) and each.changed > at:

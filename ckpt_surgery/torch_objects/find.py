@@ -71,7 +71,7 @@ def metadata_of(node: Node) -> dict[str, Node] | None:
 
 
 def metadata_node(node: Node) -> Node | None:
-    """The graph node that is the ``_metadata`` attribute of the state dict `node`."""
+    """Return the graph node that is the ``_metadata`` attribute of the state dict `node`."""
     attributes = mapping_pairs(state_of(node)) if isinstance(node, Object) else None
     for key, value in attributes or ():
         if text(key) == "_metadata":
@@ -232,7 +232,9 @@ class _Survey:
         ]
 
     def _tensor(self, node: Node, place: _Place, name: str) -> Tensor | None:
-        """The tensor that `node` rebuilds, if any; an error about it tells that it is `name`."""
+        """Return the tensor that `node` rebuilds, if any; an error
+        about it tells that it is `name`.
+        """
         try:
             return self.tensors.describe(node)
         except CkptError as error:
@@ -313,7 +315,7 @@ class _Survey:
             self._mark_leading(place.parent)
 
     def _entries(self, place: _Place) -> tuple[Entry, ...] | None:
-        """The items of a mapping whose keys are all text; None for anything else."""
+        """Return the items of a mapping whose keys are all text; None for anything else."""
         pairs = mapping_pairs(place.node)
         if pairs is None:
             return None
@@ -371,7 +373,7 @@ class _Survey:
 
 
 def _optimizer_parts(root: Node, training: TrainingStates) -> list[Node]:
-    """What a file that is an optimizer consists of; nothing for other files."""
+    """Return what a file that is an optimizer consists of; nothing for other files."""
     if training.form(root) != "optimizer":
         return []
     if is_optimizer_state(root) or is_flattened_optimizer(root):
@@ -394,7 +396,9 @@ def _distinct(path: str, taken: dict[str, int]) -> str:
 
 
 def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
-    """What a container holds: name, node and key (or index) of items, elements, attributes."""
+    """Yield what a container holds: name, node and key (or index)
+    of items, elements, attributes.
+    """
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
             yield str(index), child, index
@@ -410,7 +414,9 @@ def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
 
 
 def _is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
-    """Whether a container holds nothing that could be a state dict: there may be millions."""
+    """Return whether a container holds nothing that could be a
+    state dict: there may be millions.
+    """
     if isinstance(node, Dict):
         return not node.items
     if not isinstance(node, Object):
@@ -420,7 +426,9 @@ def _is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
 
 
 def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:
-    """Whether a mapping is a state dict: it has metadata, or is mostly tensors and wraps none."""
+    """Return whether a mapping is a state dict: it has metadata, or is
+    mostly tensors and wraps none.
+    """
     if metadata_node(node) is not None:
         return True
     count = sum(entry.tensor is not None for entry in entries)

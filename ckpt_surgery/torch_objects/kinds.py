@@ -47,7 +47,9 @@ _SHOWN_TEXT = 200
 
 
 def entry_counts(node: Node) -> dict[str, int]:
-    """What can be counted in an entry: an optimizer's groups and states, a container's length."""
+    """Return what can be counted in an entry: an optimizer's groups
+    and states, a container's length.
+    """
     if isinstance(node, (list, tuple)):
         return {"entries": len(node)}
     length = mapping_length(node) or 0
@@ -71,7 +73,8 @@ def role_of(name: str, tensor: Tensor | None) -> Role:
 
 
 def are_statistics(entries: Sequence[Entry]) -> bool:
-    """Whether entries are statistics of data that a model is used with, not a model of its own.
+    """Return whether entries are statistics of data that a model is
+    used with, not a model of its own.
 
     Such a dictionary (of an input's ``mean`` and ``std``) does not take part in what is done to
     the model beside it.
@@ -92,7 +95,9 @@ def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:
 
 
 def type_name(node: Node) -> str:
-    """The qualified name of the class whose object `node` would be, as far as it can be told."""
+    """Return the qualified name of the class whose object `node`
+    would be, as far as it can be told.
+    """
     if isinstance(node, Dict):
         return "dict"
     if isinstance(node, Object):
@@ -116,7 +121,7 @@ def printed_key(key: Node) -> str:
 
 
 def plain_value(node: Node) -> str | int | float | bool | None:
-    """The value of a scalar or a short text; None for anything else."""
+    """Return the value of a scalar or a short text; None for anything else."""
     if isinstance(node, (bool, float)):
         return node
     if isinstance(node, int) and abs(node) < 2**63:

@@ -29,7 +29,7 @@ _CONTENT: Final = {
 
 
 def mapping_pairs(node: Node) -> list[tuple[Node, Node]] | None:
-    """The items of a dictionary or of an object that is one (an ``OrderedDict``); else None.
+    """Return the items of a dictionary or of an object that is one (an ``OrderedDict``); else None.
 
     Raises `DamagedFileError` if two of the keys are one to Python.
     """
@@ -47,7 +47,7 @@ def mapping_pairs(node: Node) -> list[tuple[Node, Node]] | None:
 
 
 def mapping_length(node: Node) -> int | None:
-    """The number of items of a dictionary, in whatever form; None if `node` is none."""
+    """Return the number of items of a dictionary, in whatever form; None if `node` is none."""
     if isinstance(node, Dict):
         return len(node.items) // 2
     if isinstance(node, Object) and node.items is not None and node.args == ():
@@ -57,7 +57,9 @@ def mapping_length(node: Node) -> int | None:
 
 
 def named_items(node: Node) -> dict[str, Node] | None:
-    """The items of a mapping whose keys are all text; else None. Raises like `mapping_pairs`."""
+    """Return the items of a mapping whose keys are all text; else
+    None. Raises like `mapping_pairs`.
+    """
     pairs = mapping_pairs(node)
     if pairs is None:
         return None
@@ -71,7 +73,8 @@ def named_items(node: Node) -> dict[str, Node] | None:
 
 
 def with_items(node: Node, items: list[Node], **attributes: Node) -> Node:
-    """A mapping like `node`, of the same class, that holds `items` (flat, as in `Dict`) instead.
+    """Return a mapping like `node`, of the same class, that holds
+    `items` (flat, as in `Dict`) instead.
 
     `attributes` may be a `state` to take the place of the old one.
     """
@@ -91,7 +94,7 @@ def with_items(node: Node, items: list[Node], **attributes: Node) -> Node:
 
 
 def state_of(node: Object) -> Node:
-    """The state that was given to `node`, `NO_STATE` if none was.
+    """Return the state that was given to `node`, `NO_STATE` if none was.
 
     It is taken over at that moment: raises `DamagedFileError` if it is changed afterwards.
     """
@@ -99,7 +102,7 @@ def state_of(node: Object) -> Node:
 
 
 def _content(node: Object) -> Sequence[tuple[Node, Node]] | None:
-    """What a mapping was called with, before items were set on it; None if it is none."""
+    """Return what a mapping was called with, before items were set on it; None if it is none."""
     where, allows_pairs = _CONTENT.get(node.name, (-1, False))
     if node.args == () and (node.items is not None or where >= 0):
         return ()
@@ -136,7 +139,8 @@ def _shown(key: Node) -> str:
 
 
 def _identity(key: Node) -> Hashable:
-    """A value that is equal for keys that are one to Python, of those that dictionaries have.
+    """Return a value that is equal for keys that are one to Python,
+    of those that dictionaries have.
 
     It is made of text, since Python's hashes of numbers are known: a file could choose many that
     have the same, and of tuples, whose hashes take long where they are nested.
@@ -170,7 +174,9 @@ def _is_value(node: Node) -> TypeGuard[Object]:
 
 
 def _value_of(node: Node) -> Node:
-    """The tuple, bytes or number that a call makes, if it is one of those that equal plain ones."""
+    """Return the tuple, bytes or number that a call makes, if it is one
+    of those that equal plain ones.
+    """
     if not isinstance(node, Object) or not isinstance(node.args, tuple):
         return node
     match node.name, node.args:

@@ -17,7 +17,9 @@ _COPY_REG: Final = frozenset({"copy_reg", "copyreg"})
 
 
 def is_module(node: Node) -> bool:
-    """Whether `node` would be a ``torch.nn.Module``: its state has parameters and modules."""
+    """Return whether `node` would be a ``torch.nn.Module``: its
+    state has parameters and modules.
+    """
     if not isinstance(node, Object):
         return False
     while node.name == COMPILED:
@@ -36,7 +38,7 @@ def is_module(node: Node) -> bool:
 
 
 def class_name_of(node: Object) -> str:
-    """The qualified name of the class whose instance `node` would be; ``""`` if it has none.
+    """Return the qualified name of the class whose instance `node` would be; ``""`` if it has none.
 
     The class may be the callee, the first argument of ``copyreg``'s helpers, what dill loads by
     the name of a built-in type, or, in files of the legacy container, the second part of a

@@ -126,7 +126,9 @@ class ModuleTree:
 
 
 def _detached(node: Object) -> Object:
-    """The node of ``tensor.detach()`` for the `node` of a tensor; the same one if that is it."""
+    """Return the node of ``tensor.detach()`` for the `node` of a
+    tensor; the same one if that is it.
+    """
     args = node.args
     if not isinstance(args, tuple):
         return node

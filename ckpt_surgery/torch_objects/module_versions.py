@@ -21,12 +21,14 @@ _MOVED: Final = (
 
 
 def version_of(class_name: str) -> int:
-    """The class's ``_version``, which ``state_dict()`` puts into ``_metadata``; 1 if unknown."""
+    """Return the class's ``_version``, which ``state_dict()`` puts
+    into ``_metadata``; 1 if unknown.
+    """
     return _VERSIONS.get(_current(class_name), _DEFAULT_VERSION)
 
 
 def saves_itself(class_name: str) -> bool:
-    """Whether the class replaces what ``torch.nn.Module`` would put into a state dict."""
+    """Return whether the class replaces what ``torch.nn.Module`` would put into a state dict."""
     return _current(class_name) in _SAVE_THEMSELVES
 
 

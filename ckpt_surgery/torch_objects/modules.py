@@ -56,7 +56,7 @@ def read_module(
     describe: Describe,
     limits: Limits = DEFAULT_LIMITS,
 ) -> ModuleReading:
-    """What ``state_dict()`` of the module `node` would return, found at `path` of the file.
+    """Return what ``state_dict()`` of the module `node` would return, found at `path` of the file.
 
     `describe` gives the tensor that a node rebuilds. The entries' nodes are detached tensors, as
     ``state_dict()`` gives them. Raises `UnreadableModuleError` if the module is not built like one,
@@ -120,14 +120,14 @@ class _Reader:
     def _items(
         self, fields: dict[str, Node], which: str, prefix: str
     ) -> Iterator[tuple[str, Node]]:
-        """The items of a module's dictionary that are not None; older files may lack it."""
+        """Return the items of a module's dictionary that are not None; older files may lack it."""
         items = named_items(fields[which]) if which in fields else {}
         if items is None:
             raise self._unreadable(f"a module's '{which}' is no mapping of names", prefix)
         return ((name, value) for name, value in items.items() if value is not None)
 
     def _transient(self, fields: dict[str, Node], prefix: str) -> set[str]:
-        """Names of the buffers that are not part of the state dict."""
+        """Return names of the buffers that are not part of the state dict."""
         node = fields.get("_non_persistent_buffers_set")
         if node is None:
             return set()
@@ -157,7 +157,7 @@ class _Reader:
 
 
 def _fields_of(node: Object) -> dict[str, Node]:
-    """The attributes of a module that have a name."""
+    """Return the attributes of a module that have a name."""
     if node.name == COMPILED:
         inner = Call(node, node.args if isinstance(node.args, tuple) else (), node.at).reference(0)
         return {"_parameters": Dict(), "_modules": Dict(["_orig_mod", inner])}
@@ -172,7 +172,7 @@ def _hooks(fields: dict[str, Node], which: str) -> list[Node]:
 
 
 def _local_metadata(class_name: str, fields: dict[str, Node]) -> Dict:
-    """What ``state_dict()`` and the hooks of ``spectral_norm`` put into ``_metadata``."""
+    """Return what ``state_dict()`` and the hooks of ``spectral_norm`` put into ``_metadata``."""
     versions: list[Node] = []
     for hook in _hooks(fields, "_state_dict_hooks"):
         name = _spectral_norm_name(hook)
@@ -183,7 +183,9 @@ def _local_metadata(class_name: str, fields: dict[str, Node]) -> Dict:
 
 
 def _spectral_norm_name(hook: Node) -> str | None:
-    """The parameter that a hook of ``torch.nn.utils.spectral_norm`` is about; None for others."""
+    """Return the parameter that a hook of
+    ``torch.nn.utils.spectral_norm`` is about; None for others.
+    """
     if not isinstance(hook, Object) or class_name_of(hook) != _SPECTRAL_NORM_HOOK:
         return None
     norm = (named_items(state_of(hook)) or {}).get("fn")
@@ -192,7 +194,7 @@ def _spectral_norm_name(hook: Node) -> str | None:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """The first few of `names`, in quotes, and how many more there are."""
+    """Return the first few of `names`, in quotes, and how many more there are."""
     names = list(names)
     shown = ", ".join(f"'{name[:SHOWN_NAME]}'" for name in names[:_SHOWN_NAMES])
     more = len(names) - _SHOWN_NAMES

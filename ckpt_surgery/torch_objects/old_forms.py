@@ -27,7 +27,7 @@ _TENSOR_MODULES: Final = frozenset(
 
 
 def is_old_variable(node: Object) -> bool:
-    """Whether `node` is a variable or parameter as torch 0.1 to 0.3 wrote one."""
+    """Return whether `node` is a variable or parameter as torch 0.1 to 0.3 wrote one."""
     if not isinstance(node.callee, Global) or node.callee.qualified not in _VARIABLES:
         return False
     state = node.state
@@ -37,7 +37,7 @@ def is_old_variable(node: Object) -> bool:
 
 
 def is_old_tensor(node: Object) -> bool:
-    """Whether `node` is an empty tensor that is given its place as its state."""
+    """Return whether `node` is an empty tensor that is given its place as its state."""
     callee = node.callee
     return (
         isinstance(callee, Global)
@@ -62,7 +62,7 @@ def read_variable(node: Object, describe: Callable[[Node], Tensor | None]) -> Te
 
 
 def has_gradient(node: Object) -> bool:
-    """Whether an old variable brings a gradient, which today's torch does not load."""
+    """Return whether an old variable brings a gradient, which today's torch does not load."""
     state = node.state
     return isinstance(state, tuple) and len(state) == 5 and state[1] is not None
 
@@ -80,7 +80,7 @@ def modern_variable(node: Object, tensor: Tensor) -> Node:
 
 
 def _parts(node: Object) -> tuple[Node, bool]:
-    """The data of an old variable, and whether it requires a gradient."""
+    """Return the data of an old variable, and whether it requires a gradient."""
     if isinstance(node.args, tuple) and node.args:
         call = Call.of_arguments_and_state(node)
         data, requires_grad, volatile, hooks = 0, 1, 2, 3

@@ -16,7 +16,8 @@ _SCALAR: Final = ("multiarray.scalar",)
 
 
 def modern_texts(root: Node) -> Iterator[tuple[int, Node]]:
-    """Each byte string of Python 2 below `root`, by its identity, with what is written for it.
+    """Yield each byte string of Python 2 below `root`, by its
+    identity, with what is written for it.
 
     Numbers of numpy are bytes. Everything else is text: in UTF-8 if it is that, as torch reads it,
     otherwise in Latin-1.
@@ -40,7 +41,7 @@ def modern_texts(root: Node) -> Iterator[tuple[int, Node]]:
 
 
 def _numbers(node: Object) -> tuple[Node, ...]:
-    """The bytes of an array's or scalar's numbers, as `numpy` pickles them."""
+    """Return the bytes of an array's or scalar's numbers, as `numpy` pickles them."""
     if node.name.endswith(_ARRAY) and isinstance(node.state, tuple):
         return node.state[-1:]
     if node.name.endswith(_SCALAR) and isinstance(node.args, tuple):
@@ -49,5 +50,5 @@ def _numbers(node: Object) -> tuple[Node, ...]:
 
 
 def _packed(node: Object) -> tuple[Node, ...]:
-    """The packed fields of a date or time, which Python 3 takes as Latin-1."""
+    """Return the packed fields of a date or time, which Python 3 takes as Latin-1."""
     return node.args if node.name.startswith("datetime.") and isinstance(node.args, tuple) else ()

@@ -37,7 +37,9 @@ class Lowered:
     replaced: Mapping[int, Node]
 
     def emit(self, keys: Mapping[Storage, str] | None = None) -> Pickled:
-        """The pickle; storages are numbered from 0 in the order of visiting unless `keys` say."""
+        """Return the pickle; storages are numbered from 0 in the order
+        of visiting unless `keys` say.
+        """
         naming = _StorageNaming(keys)
         data = emit(self.root, persistent_id=naming.persistent_id, replaced=self.replaced)
         return Pickled(data, naming.keys)
@@ -77,7 +79,7 @@ class _StorageNaming:
 
 
 def lower(checkpoint: Checkpoint) -> Lowered:
-    """The graph of an edited checkpoint: what it was read from, with the edits put in."""
+    """Return the graph of an edited checkpoint: what it was read from, with the edits put in."""
     replaced: dict[int, Node] = dict(checkpoint.replaced)
     if checkpoint.container is None:
         replaced.update(_classes_with_source(checkpoint.root))
@@ -98,7 +100,9 @@ def lower(checkpoint: Checkpoint) -> Lowered:
 
 
 def _without_graph(state_dicts: Sequence[StateDict]) -> Node:
-    """The state dict of a format without a graph, or several in a dictionary by their paths."""
+    """Return the state dict of a format without a graph, or several
+    in a dictionary by their paths.
+    """
     if len(state_dicts) == 1 and not state_dicts[0].path:
         return _lower_state_dict(state_dicts[0])
     items: list[Node] = []
@@ -108,7 +112,8 @@ def _without_graph(state_dicts: Sequence[StateDict]) -> Node:
 
 
 def _storage_id(node: Object, storage: Storage) -> Node:
-    """The id by which `node` refers to its storage, if one of the same kind can take it over.
+    """Return the id by which `node` refers to its storage, if one of
+    the same kind can take it over.
 
     What it is made of is then still the same objects, which a pickle writes once.
     """
@@ -121,7 +126,8 @@ def _storage_id(node: Object, storage: Storage) -> Node:
 
 
 def _classes_with_source(root: Node) -> Iterator[tuple[int, Node]]:
-    """The ids of the legacy container that name a class and quote its source; an archive has none.
+    """Yield the ids of the legacy container that name a class and quote
+    its source; an archive has none.
 
     torch uses the source only to warn if it has changed since.
     """
@@ -152,7 +158,7 @@ def _is_unchanged(state_dict: StateDict) -> bool:
 
 
 def _lower_state_dict(state_dict: StateDict) -> Node:
-    """The mapping to write for a state dict: of the class it was, or an ``OrderedDict``."""
+    """Return the mapping to write for a state dict: of the class it was, or an ``OrderedDict``."""
     items: list[Node] = []
     for entry in state_dict.entries:
         items += (_key(entry), _value(entry))
@@ -168,7 +174,9 @@ def _lower_state_dict(state_dict: StateDict) -> Node:
 
 
 def _state(node: Object, state_dict: StateDict) -> Node:
-    """The attributes of a mapping: `_metadata` as the state dict has it, the others as they are."""
+    """Return the attributes of a mapping: `_metadata` as the state dict
+    has it, the others as they are.
+    """
     old = metadata_node(node)
     if old is None and state_dict.metadata is None:
         return node.state

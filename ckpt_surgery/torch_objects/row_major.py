@@ -52,7 +52,7 @@ def _require_bounded(tensor: Tensor, storage: Storage) -> None:
 
 
 def _as_stored(tensor: Tensor, storage: Storage) -> ByteSource:
-    """The elements in row-major order, each with its bytes as they are."""
+    """Return the elements in row-major order, each with its bytes as they are."""
     dtype, data = tensor.dtype, storage.data
     packed = dtype.elements_per_byte
     if packed > 1 and (tensor.offset % packed or not tensor.is_contiguous):
@@ -88,7 +88,7 @@ class _Part:
         return None
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order; what comes before them is made and thrown away."""
+        """Yield the bytes in order; what comes before them is made and thrown away."""
         at, end = 0, self.start + self.nbytes
         for chunk in self.source.chunks(size):
             wanted = chunk[max(self.start - at, 0) : max(end - at, 0)]
@@ -116,7 +116,7 @@ class _Converted:
         return None
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """The bytes in order, at most `size` at a time and never a part of an element."""
+        """Yield the bytes in order, at most `size` at a time and never a part of an element."""
         size = max(size - size % self.itemsize, self.itemsize)
         rest = bytearray()
         for chunk in self.source.chunks(size):

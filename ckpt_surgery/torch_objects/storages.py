@@ -38,7 +38,7 @@ def text(node: Node) -> str | None:
 
 
 def parse_storage_id(pid: Node) -> StorageId | None:
-    """What `pid` says about a storage; None if it does not speak of one.
+    """Return what `pid` says about a storage; None if it does not speak of one.
 
     Raises `DamagedFileError` if it does but breaks the form, as `torch.load` would.
     """
@@ -59,7 +59,9 @@ def parse_storage_id(pid: Node) -> StorageId | None:
 
 
 def storage_dtype(storage_class: Node, key: str) -> tuple[DType, bool]:
-    """The element type that a storage class stands for, and whether it is untyped (bytes)."""
+    """Return the element type that a storage class stands for, and
+    whether it is untyped (bytes).
+    """
     if isinstance(storage_class, Global):
         name = storage_class.name.rpartition(".")[2]
         if name in _UNTYPED_CLASSES:

@@ -26,7 +26,9 @@ def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
 
 
 def build(storage: PersistentId, tensor: Tensor) -> Object:
-    """A new node that rebuilds `tensor`, as torch writes it: ``_rebuild_tensor_v2`` or ``_v3``."""
+    """Return a new node that rebuilds `tensor`, as torch writes it:
+    ``_rebuild_tensor_v2`` or ``_v3``.
+    """
     hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
     shape, stride = _own_sizes(tensor.shape), _own_sizes(tensor.stride)
     place = (storage, tensor.offset, shape, stride, tensor.requires_grad, hooks)

@@ -66,7 +66,7 @@ class TensorReader:
         """How many of these bring a gradient, which today's torch does not load."""
 
     def describe(self, node: Node) -> Tensor | None:
-        """The tensor that `node` rebuilds; None if it is none or not understood.
+        """Return the tensor that `node` rebuilds; None if it is none or not understood.
 
         Raises `DamagedFileError` if the tensor would lie outside its storage, or if its arguments
         are not those of the function that rebuilds it, `LimitExceededError` if the tensors are
@@ -97,7 +97,7 @@ class TensorReader:
             raise LimitExceededError("tensors are made of too many others")
 
     def below(self, node: Node, seen: set[int] | None = None) -> Iterator[Tensor]:
-        """The outermost tensors at or below `node`, each once, in the order of the pickle.
+        """Yield the outermost tensors at or below `node`, each once, in the order of the pickle.
 
         What is below a node in `seen` is left out; `seen` grows by what was visited.
         """
@@ -149,7 +149,7 @@ class TensorReader:
         return None
 
     def _old(self, node: Object) -> Tensor | None:
-        """The tensor of a node as torch 0.1 to 0.3 wrote one; None for any other.
+        """Return the tensor of a node as torch 0.1 to 0.3 wrote one; None for any other.
 
         What today's torch would write for it is put into `modern`.
         """
@@ -223,7 +223,7 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
 def _attributes(
     reader: TensorReader, tensor: Tensor, state: Node, node: Object
 ) -> tuple[Tensor, ...]:
-    """The tensors in the attributes of `tensor`, in `state`, that are not its parts already.
+    """Return the tensors in the attributes of `tensor`, in `state`, that are not its parts already.
 
     Raises `DamagedFileError` if torch would do more with an attribute than keep it.
     """
@@ -329,7 +329,7 @@ def _old_tensor(reader: TensorReader, node: Object) -> Tensor | None:
 
 
 def _strided(call: Call, requires_grad: bool, dtype: DType | None = None) -> Tensor:
-    """The view (storage, offset, size, stride) of a storage, checked to lie inside it.
+    """Return the view (storage, offset, size, stride) of a storage, checked to lie inside it.
 
     `dtype` None: the storage's own.
     """
@@ -361,13 +361,13 @@ def _strided(call: Call, requires_grad: bool, dtype: DType | None = None) -> Ten
 
 
 def _stored_dtype(storage: Storage, pid: Node) -> DType:
-    """The type of a storage's elements; of an empty one each reference may say another."""
+    """Return the type of a storage's elements; of an empty one each reference may say another."""
     said = parse_storage_id(pid) if storage.nbytes == 0 else None
     return storage.dtype if said is None else said.dtype
 
 
 def math_bits(tensor: Tensor) -> tuple[bool, bool]:
-    """Whether torch would read the stored elements as conjugated, and whether as negated."""
+    """Return whether torch would read the stored elements as conjugated, and whether as negated."""
     node = tensor.node
     if isinstance(node, Object) and node.name in _FROM_TYPE and isinstance(node.args, tuple):
         function, _, args, _ = node.args
@@ -381,7 +381,8 @@ def math_bits(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _math_bits(call: Call, index: int) -> tuple[bool, bool]:
-    """What the metadata of a tensor say, if there are any; torch asks for presence, not for value.
+    """Return what the metadata of a tensor say, if there are any; torch
+    asks for presence, not for value.
 
     Raises `DamagedFileError` if they are no dictionary of truth values.
     """

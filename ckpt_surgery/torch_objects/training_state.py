@@ -103,7 +103,7 @@ class TrainingStates:
         return "schedulers" if kinds == {"scheduler"} else None
 
     def holds_optimizers(self, node: Node) -> bool:
-        """Whether `node` is an optimizer by its form, or a small mapping that holds one."""
+        """Return whether `node` is an optimizer by its form, or a small mapping that holds one."""
         if self.form(node) in {"optimizer", "optimizers"}:
             return True
         if id(node) not in self._holders:
@@ -115,24 +115,28 @@ class TrainingStates:
 
 
 def _is_training_state(path: str, node: Node) -> bool:
-    """Whether an entry is needed to resume the training, and for nothing else."""
+    """Return whether an entry is needed to resume the training, and for nothing else."""
     return TrainingStates().kind(path, node) is not None
 
 
 def holds_optimizer(node: Node) -> bool:
-    """Whether `node` is an optimizer's state dict, or a list of them as Lightning keeps it."""
+    """Return whether `node` is an optimizer's state dict, or a list
+    of them as Lightning keeps it.
+    """
     return TrainingStates().form(node) in {"optimizer", "optimizers"}
 
 
 def is_optimizer_state(node: Node) -> bool:
-    """Whether `node` is the ``state`` of an optimizer alone: the moments of each parameter."""
+    """Return whether `node` is the ``state`` of an optimizer alone:
+    the moments of each parameter.
+    """
     first = _first_pairs(node)
     return bool(first) and all(_is_number(key) and _is_state(value) for key, value in first)
 
 
 def is_flattened_optimizer(node: Node) -> bool:
-    """Whether `node` is an optimizer in one level, as torch's ``flatten_optimizer_state_dict``
-    makes it: ``state.NAME.exp_avg``, ``param_groups.NAME.lr``.
+    """Return whether `node` is an optimizer in one level, as torch's
+    ``flatten_optimizer_state_dict`` makes it: ``state.NAME.exp_avg``, ``param_groups.NAME.lr``.
     """
     first = _first_pairs(node)
     return bool(first) and all(_is_flat_name(text(key) or "") for key, _ in first)
@@ -147,7 +151,9 @@ def training_names(node: Node) -> frozenset[str]:
 
 
 def last_part(path: str) -> str:
-    """The last part of a path in lower case; ``""`` if that is longer than any usual name."""
+    """Return the last part of a path in lower case; ``""`` if that
+    is longer than any usual name.
+    """
     name = path[-_LONGEST_NAME:].rpartition("/")[2].lower()
     return "" if len(name) == _LONGEST_NAME else name
 
@@ -169,7 +175,9 @@ def _form(node: Node) -> TrainingKind | None:
 
 
 def _first_pairs(node: Node) -> list[tuple[Node, Node]]:
-    """The first items of a mapping, of which there may be millions; empty for what is none."""
+    """Return the first items of a mapping, of which there may be
+    millions; empty for what is none.
+    """
     if isinstance(node, Dict) or (isinstance(node, Object) and node.items is not None):
         return list(islice(node.pairs(), _MOST_LOOKED_AT))
     return (mapping_pairs(node) or [])[:_MOST_LOOKED_AT]
@@ -188,12 +196,12 @@ def _is_number(key: Node) -> bool:
 
 
 def _is_state(node: Node) -> bool:
-    """Whether `node` is the state of one parameter; an empty one may be."""
+    """Return whether `node` is the state of one parameter; an empty one may be."""
     return mapping_length(node) == 0 or bool(training_names(node) & _STATE)
 
 
 def _is_setting(node: Node) -> bool:
-    """Whether `node` is a plain value, which tells of the training but is no state of it."""
+    """Return whether `node` is a plain value, which tells of the training but is no state of it."""
     return isinstance(node, (bool, int, float)) or text(node) is not None
 
 
@@ -202,7 +210,9 @@ def _anything(_: TrainingStates, node: Node) -> bool:
 
 
 def _is_scaler(_: TrainingStates, node: Node) -> bool:
-    """Whether `node` may be a gradient scaler: a disabled one, apex's, or one with other names."""
+    """Return whether `node` may be a gradient scaler: a disabled one,
+    apex's, or one with other names.
+    """
     if not mapping_length(node):
         return node is None or mapping_length(node) == 0
     return any("scale" in name or name.startswith("growth") for name in training_names(node))
