@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -130,14 +130,18 @@ class Sources:
                 same = [i for i, source in enumerate(self.inputs) if _is_same(source, base)]
                 self.base_place = same[0] if same else None
 
+    def require_numbers(self, numbers: Iterable[int]) -> None:
+        """Raise `UsageError` for the number of no file."""
+        last = self.first_number + len(self.inputs) - 1
+        for number in numbers:
+            if not 1 <= number <= last:
+                raise UsageError(f"there is no file {number} to rename: they are 1 to {last}")
+
     def open(
         self, stack: ExitStack, renames: Mapping[int, Sequence[RewriteRule]]
     ) -> tuple[MergeFile, list[MergeFile]]:
         """The base, and all inputs. Raises `UsageError` if a rename names no file."""
-        last = self.first_number + len(self.inputs) - 1
-        for number in renames:
-            if not 1 <= number <= last:
-                raise UsageError(f"there is no file {number} to rename: they are 1 to {last}")
+        self.require_numbers(renames)
         opened = []
         for number, source in enumerate(self.inputs, self.first_number):
             opened.append(_open_file(source, renames.get(number, ())))
