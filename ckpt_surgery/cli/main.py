@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "match": ("match", "match", "Say what load_state_dict would say."),
     "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
     "merge": ("merge", "merge", "Merge checkpoints into one."),
+    "apply": ("apply", "apply", "Carry out a recipe, or do again what a report says."),
     "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
     "verify": ("verify", "verify", "Say whether a file is whole and safe to load."),
     "hash": ("hash", "hash_", "Say what a model is by one digest."),

@@ -117,7 +117,11 @@ selection_options = all_of(
     click.option("--allow-unmatched", is_flag=True, help="A rule may match nothing."),
 )
 
-output_options = all_of(
+_in_place_option = click.option(
+    "-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."
+)
+
+new_file_options = all_of(
     click.option(
         "-o",
         "--output",
@@ -125,7 +129,6 @@ output_options = all_of(
         type=OutputFile(),
         help="Write to OUT; '-' is standard output, the default if that is no terminal.",
     ),
-    click.option("-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."),
     click.option("--force", is_flag=True, help="Replace an existing OUT."),
     click.option("--fsync", is_flag=True, help="Wait until the output is safe on the disk."),
     click.option(
@@ -171,6 +174,9 @@ output_options = all_of(
         help="Also write the report, with every edit, to the file LOG as JSON.",
     ),
 )
+"""What a command writes to another file than it reads."""
+
+output_options = all_of(new_file_options, _in_place_option)
 
 optimizer_option = click.option(
     "--optimizer",
@@ -250,7 +256,7 @@ def output_of(ctx: click.Context) -> Output:
     from ckpt_surgery.writing.output import Output
 
     given = ctx.params
-    path, in_place, dry_run = given["output"], given["in_place"], given["dry_run"]
+    path, in_place, dry_run = given["output"], given.get("in_place", False), given["dry_run"]
     to_stdout = path == "-" or (path is None and not in_place)
     if in_place and to_stdout:
         raise UsageError("'-o -' and '--in-place' contradict each other")
@@ -267,14 +273,14 @@ def output_of(ctx: click.Context) -> Output:
         allow_loss=given["allow_loss"],
         sidecar=given["sidecar"],
         options=LayoutOptions(
-            _metadata(given["metadata"]), given["duplicate_ties"], _size(given["max_shard_size"])
+            _metadata(given["metadata"]), given["duplicate_ties"], size_of(given["max_shard_size"])
         ),
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
         beside=() if record is None else (Role("'--record'", record),),
     )
 
 
-def _size(text: str | None) -> int | None:
+def size_of(text: str | None) -> int | None:
     """Return ``--max-shard-size`` in bytes. Raises `UsageError` if it is no size."""
     if text is None:
         return None
@@ -325,6 +331,10 @@ def _check_record(ctx: click.Context) -> None:
         raise UsageError(f"the directory of '--record {record}' does not exist")
     if Path(record).exists() and not ctx.params["force"]:
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
+    if ctx.params.get("in_place") and ctx.params.get("file") is not None:
+        from ckpt_surgery.cli.digests import remember_input
+
+        remember_input(ctx, ctx.params["file"])
 
 
 def _checkpoint_is_on_stdin() -> bool:

@@ -25,15 +25,21 @@ def finish_edit(ctx: click.Context, report: EditReport) -> int:
     return finish(ctx, report, edits.show)
 
 
-def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen], None]) -> int:
+def finish(
+    ctx: click.Context,
+    report: _Report,
+    show: Callable[[_Report, Screen], None],
+    stream: TextIO | None = None,
+) -> int:
     """Print and record a report, for people by `show`; its exit code.
 
-    It goes to standard output, or to standard error if standard output carries the checkpoint.
+    It goes to `stream`, by default standard output, or standard error if standard output carries
+    the checkpoint.
     """
     given = ctx.params
     if given["record"] is not None:
-        _record(report, given["record"], force=given["force"])
-    stream = _report_stream(ctx)
+        _record(ctx, report, given["record"], force=given["force"])
+    stream = stream or _report_stream(ctx)
     if given["quiet"] or stream is None:
         return report.exit_code
     if given["as_json"]:
@@ -43,12 +49,13 @@ def finish(ctx: click.Context, report: _Report, show: Callable[[_Report, Screen]
     return report.exit_code
 
 
-def _record(report: Report, path: str, *, force: bool) -> None:
+def _record(ctx: click.Context, report: Report, path: str, *, force: bool) -> None:
+    from ckpt_surgery.cli.digests import recorded
     from ckpt_surgery.fileio.atomic import atomic_output
 
     try:
         with atomic_output(path, force=force) as sink:
-            sink.write(to_json(report.to_dict()).encode() + b"\n")
+            sink.write(to_json(report.to_dict() | recorded(ctx, report)).encode() + b"\n")
     except WriteError as error:
         error.hint = "the checkpoint itself was written before"
         raise
@@ -57,7 +64,7 @@ def _record(report: Report, path: str, *, force: bool) -> None:
 def _report_stream(ctx: click.Context) -> TextIO | None:
     """Standard output unless the checkpoint goes there; None if it is closed."""
     given = ctx.params
-    to_file = given["in_place"] or given["output"] not in {None, "-"}
+    to_file = given.get("in_place") or given["output"] not in {None, "-"}
     return sys.stdout if to_file or given["dry_run"] else sys.stderr
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -193,13 +193,23 @@ def opened(request: TargetRequest) -> Iterator[Aim]:
 
     Raises what building a model or reading a file raises.
     """
-    if request.like is not None:
-        with read(request.like) as checkpoint:
-            yield aim_at_file(checkpoint)
-    elif request.model is not None:
-        settings = parse_settings(request.settings)
-        spec = ModelSpec(request.model, dict(request.model_args or {}), settings, request.build)
-        yield aim_at_model(spec)
+    if request.like is None:
+        yield find_target(request, read)
+        return
+    with read(request.like) as checkpoint:
+        yield aim_at_file(checkpoint)
+
+
+def find_target(request: TargetRequest, find: Callable[[str], Checkpoint]) -> Aim:
+    """Describe the target that was asked for; a file's checkpoint is found by its name.
+
+    Raises what building a model or finding a checkpoint raises.
+    """
+    if request.model is None:
+        return aim_at_file(find(str(request.like)))
+    settings = parse_settings(request.settings)
+    arguments = dict(request.model_args or {})
+    return aim_at_model(ModelSpec(request.model, arguments, settings, request.build))
 
 
 def aim_at_model(spec: ModelSpec) -> Aim:

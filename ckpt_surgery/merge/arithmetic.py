@@ -35,7 +35,7 @@ def merge_numbers(
         base, files = sources.open(stack, scope.renames or {})
         others = [file for file in files if file is not base]
         inputs = Inputs(named={file.label: file.original for file in reversed(others)})
-        edited, outcome = _prepare(recipe, scope, policies, base, files, inputs, output)
+        edited, outcome = prepare(recipe, scope, policies, base, files, inputs, output)
         written = write(edited.after, output, inputs=inputs.sources, computing=computing)
         from ckpt_surgery.merge.jobs import MergeJob, running_nbytes
 
@@ -47,7 +47,7 @@ def merge_numbers(
         return report_of(base, edited, outcome, written)
 
 
-def _prepare(
+def prepare(
     recipe: MergeRecipe,
     scope: MergeScope,
     policies: Policies,

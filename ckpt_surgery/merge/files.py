@@ -53,13 +53,13 @@ def _open_file(source: PathLike | Source, rules: Sequence[RewriteRule]) -> Merge
     original = read(source)
     try:
         with about_file(original.file.name):
-            return _merge_file(original, original.file.name, rules)
+            return merge_file(original, original.file.name, rules)
     except CkptError:
         original.close()
         raise
 
 
-def _merge_file(original: Checkpoint, label: str, rules: Sequence[RewriteRule]) -> MergeFile:
+def merge_file(original: Checkpoint, label: str, rules: Sequence[RewriteRule]) -> MergeFile:
     """Rename the entries of a checkpoint, which plans call `label`, on paper."""
     if not rules:
         return MergeFile(label, original, original, Plan(), (), {}, {})

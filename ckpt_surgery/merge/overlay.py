@@ -22,12 +22,12 @@ def merge_structure(request: MergeRequest, sources: Sources, output: Output) -> 
         base, files = sources.open(stack, request.scope.renames or {})
         others = [file for file in files if file is not base]
         inputs = Inputs(named={file.label: file.original for file in reversed(others)})
-        edited, outcome = _prepare(request, base, others, inputs, output)
+        edited, outcome = prepare(request, base, others, inputs, output)
         written = write(edited.after, output, inputs=inputs.sources)
         return report_of(base, edited, outcome, written)
 
 
-def _prepare(
+def prepare(
     request: MergeRequest,
     base: MergeFile,
     others: Sequence[MergeFile],

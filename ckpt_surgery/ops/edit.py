@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_dicts
@@ -31,33 +31,53 @@ _HINT = (
 )
 
 
-def edit(
-    source: PathLike | Source,
-    output: Output | PathLike,
-    rules: Sequence[ValueRule],
-    *,
-    at: Sequence[str] = (),
-    optimizer: EditOptimizer = "auto",
-) -> EditReport:
-    """Write `source` with its tensors edited by `rules`, one after the other.
+@dataclass(frozen=True, slots=True)
+class EditRequest:
+    """How tensors are edited: by `rules`, one after the other.
 
     Every state dict in the file is edited, or those at the paths `at`. An optimizer's moments
     follow where elements are only put elsewhere; where numbers change, or tensors are split or
     joined, `optimizer` says what becomes of their state.
 
-    Raises `UsageError` for a rule that matches nothing, `PlanError` for a shape that does not fit
-    and for an optimizer that cannot follow, and what `strip` raises.
+    Raises `UsageError` without rules.
     """
-    if not rules:
-        raise UsageError("no rule says what to edit", hint="see 'ckpt edit --help'")
-    require_torch()
 
-    def build(checkpoint: Checkpoint) -> Planned:
-        planned, lineage = _planned(checkpoint, rules, at)
-        return _with_optimizers(checkpoint, planned, lineage, optimizer)
+    rules: Sequence[ValueRule]
+    at: Sequence[str] = ()
+    optimizer: EditOptimizer = "auto"
 
-    target = output if isinstance(output, Output) else Output(output)
-    return run_edit("edit", source, target, build)
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise UsageError("no rule says what to edit", hint="see 'ckpt edit --help'")
+
+    def plan(self, checkpoint: Checkpoint) -> Planned:
+        """Plan it.
+
+        Raises `UsageError` for a rule that matches nothing, and `PlanError` for a shape that does
+        not fit and for an optimizer that cannot follow.
+        """
+        require_torch()
+        planned, lineage = _planned(checkpoint, self.rules, self.at)
+        return _with_optimizers(checkpoint, planned, lineage, self.optimizer)
+
+
+def edit(
+    source: PathLike | Source,
+    output: Output | PathLike,
+    request: EditRequest | Sequence[ValueRule],
+    **choices: Any,
+) -> EditReport:
+    """Write `source` with its tensors edited as `request` says.
+
+    ``edit(file, output, rules, at=["model"])`` is short for
+    ``edit(file, output, EditRequest(rules, at=["model"]))``. Raises what planning and `strip`
+    raise.
+    """
+    if not isinstance(request, EditRequest):
+        request = EditRequest(request, **choices)
+    elif choices:
+        raise TypeError("the request says it all; make another with dataclasses.replace")
+    return run_edit("edit", source, output, request.plan)
 
 
 @dataclass(slots=True)

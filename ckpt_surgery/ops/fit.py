@@ -71,7 +71,7 @@ def fit(
     with read(source) as checkpoint, opened(asked) as aim:
         target.refuse_inputs([*checkpoint.sources, *aim.sources])
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
-        fitting = _prepare(asked, for_output(checkpoint, target), aim, inputs)
+        fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
         if asked.emit_map is not None:
             _write_map(asked.emit_map, fitting.fitted, force=target.force)
         written = write(fitting.result, target, inputs=aim.sources)
@@ -108,7 +108,7 @@ class _Fitting:
     left_out: tuple[str, ...]
 
 
-def _prepare(
+def prepare(
     asked: FitRequest,
     checkpoint: Checkpoint,
     aim: Aim,

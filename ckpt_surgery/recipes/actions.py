@@ -115,12 +115,10 @@ class Fit:
 
     def plan(self, checkpoint: Checkpoint, work: Work) -> Planned:
         """Plan it. Raises what `fit` raises."""
-        from ckpt_surgery.matching.target_source import aim_at_file, aim_at_model
+        from ckpt_surgery.matching.target_source import find_target
         from ckpt_surgery.ops.fit import prepare
 
         request = self.request
-        if request.model is not None:
-            aim = aim_at_model(request.model, request.model_args, request.settings)
-            return prepare(request, checkpoint, aim, work.inputs).planned
-        name = str(request.like)
-        return prepare(request, checkpoint, aim_at_file(work[name]), work.inputs, name).planned
+        name = None if request.like is None else str(request.like)
+        aim = find_target(request, work.__getitem__)
+        return prepare(request, checkpoint, aim, work.inputs, name).planned

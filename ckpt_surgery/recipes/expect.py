@@ -133,12 +133,9 @@ def _not_finite(state_dict: StateDict) -> Iterator[str]:
 
 def _mismatch(state_dict: StateDict, target: TargetRequest, work: Work) -> Iterator[str]:
     """Say what keeps a state dict from loading strictly, if anything does."""
-    from ckpt_surgery.matching.target_source import aim_at_file, aim_at_model, describe
+    from ckpt_surgery.matching.target_source import describe, find_target
 
-    if target.model is not None:
-        aim = aim_at_model(target.model, target.model_args, target.settings)
-    else:
-        aim = aim_at_file(work[str(target.like)])
+    aim = find_target(target, work.__getitem__)
     found = aim.compare(describe(state_dict))
     if found.exit_code:
         wrong = [

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ckpt_surgery.compute.jobs import Computing
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.plan import Plan
-from ckpt_surgery.errors import CkptError, UsageError
+from ckpt_surgery.errors import CkptError, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.formats import read
@@ -68,10 +68,11 @@ def _about_step(number: int, step: Step) -> Iterator[None]:
 
 def _carry_out(step: Step, on: str, work: Work) -> StepReport:
     before = for_output(work[on], Output(dry_run=True))
-    planned = step.action.plan(before, work)
     name = step.name or on
-    if planned.plan.edits or name != on:
-        work.put(name, planned.plan.apply(before, work.inputs))
+    with about_file(before.file.name):
+        planned = step.action.plan(before, work)
+        if planned.plan.edits or name != on:
+            work.put(name, planned.plan.apply(before, work.inputs))
     return StepReport(
         step.action.verb,
         on,

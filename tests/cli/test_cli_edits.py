@@ -10,6 +10,7 @@ import click
 import pytest
 import torch
 
+from ckpt_surgery import __version__
 from ckpt_surgery.cli.commands.strip import strip
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import output_of
@@ -252,7 +253,13 @@ def test_output_equal_to_input_is_refused(folder, invoke, alias):
 def test_record_holds_the_edits(folder, invoke):
     options = ["--prefix", "fc", "-o", "out.pth", "--record", "log.json"]
     result = invoke("strip", "net.pth", *options, "--json")
-    assert json.loads((folder / "log.json").read_text()) == json.loads(result.stdout)
+    record = json.loads((folder / "log.json").read_text())
+    assert record.pop("version") == __version__
+    digests = record.pop("digests")
+    assert record == json.loads(result.stdout)
+    for which, name in (("inputs", "net.pth"), ("outputs", "out.pth")):
+        expected = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert digests[which] == {name: expected}
     again = invoke("strip", "net.pth", "--prefix", "fc", "-o", "two.pth", "--record", "log.json")
     assert again.exit_code == 2
     assert not (folder / "two.pth").exists()

@@ -33,6 +33,7 @@ def make(folder: Path) -> None:
     )
     torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
     _save_finetuned(folder)
+    (folder / "publish.toml").write_text(_PUBLISH, encoding="utf-8")
     (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
 
 
@@ -68,6 +69,27 @@ weight = 0.3
 [[for]]
 select = "prefix:fc"
 skip = true
+"""
+
+
+_PUBLISH = """\
+[inputs]
+training = "train.pth.tar"
+
+[variables]
+prefix = "backbone"
+
+[[steps]]
+strip = { training-state = true, ema = true, state-dict-only = true }
+
+[[steps]]
+rename = { strip-prefix = "module", add-prefix = "${prefix}" }
+
+[[steps]]
+expect = { count = 8, keys = "${prefix}.conv.weight", dtype = "float32", finite = true }
+
+[[outputs]]
+file = "net.pth"
 """
 
 

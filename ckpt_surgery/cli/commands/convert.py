@@ -55,10 +55,10 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert model.pth --format safetensors-index --max-shard-size 5GB -o DIR
     """
     output = replace(output_of(ctx), hash_name=hash_name)
-    report = verb.convert(source_of(ctx), output, _request_of(ctx))
+    report = verb.convert(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)
 
 
-def _request_of(ctx: click.Context) -> verb.ConvertRequest:
+def request_of(ctx: click.Context) -> verb.ConvertRequest:
     """Return what the line asks for."""
     return verb.ConvertRequest(ctx.params["at"], ctx.params["state_dict_only"])

@@ -21,7 +21,7 @@ from ckpt_surgery.cli.output import finish_edit
 from ckpt_surgery.cli.types import KeyName
 
 if TYPE_CHECKING:
-    from ckpt_surgery.ops.edit import EditOptimizer
+    from ckpt_surgery.ops.edit import EditRequest
 
 # Option: metavar, help. They are carried out in the order of the line.
 _RULES: Final[dict[str, tuple[str, str]]] = {
@@ -72,7 +72,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @output_options
 @report_options
 @click.pass_context
-def edit(ctx: click.Context, /, seed: int, optimizer: EditOptimizer, **_: Any) -> int:
+def edit(ctx: click.Context, /, **_: Any) -> int:
     r"""Edit what tensors hold.
 
     The rules apply one after the other, in the order given, to every state dict in FILE. SEL is a
@@ -90,10 +90,16 @@ def edit(ctx: click.Context, /, seed: int, optimizer: EditOptimizer, **_: Any) -
           --repeat '**.conv?.weight=2:3:mean' -o inflated.pth
       ckpt edit lm.pth --copy embed.weight=lm_head.weight -o untied.pth
     """
-    from ckpt_surgery.edits.value_rules import ValueRule
     from ckpt_surgery.ops.edit import edit as run
 
-    rules = [ValueRule(name, text, seed) for name, text in in_order(ctx, _RULES)]
-    output = output_of(ctx)
-    report = run(source_of(ctx), output, rules, at=ctx.params["at"], optimizer=optimizer)
-    return finish_edit(ctx, report)
+    return finish_edit(ctx, run(source_of(ctx), output_of(ctx), request_of(ctx)))
+
+
+def request_of(ctx: click.Context) -> EditRequest:
+    """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
+    from ckpt_surgery.edits.value_rules import ValueRule
+    from ckpt_surgery.ops.edit import EditRequest
+
+    given = ctx.params
+    rules = [ValueRule(name, text, given["seed"]) for name, text in in_order(ctx, _RULES)]
+    return EditRequest(rules, at=given["at"], optimizer=given["optimizer"])

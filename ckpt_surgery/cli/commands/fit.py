@@ -146,10 +146,10 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
     if given["emit_map"] == "-":
         raise UsageError("'--emit-map -' names no file")
     output = output_of(ctx)
-    return finish(ctx, run(source_of(ctx), output, _request_of(ctx)), _show)
+    return finish(ctx, run(source_of(ctx), output, request_of(ctx)), _show)
 
 
-def _request_of(ctx: click.Context) -> FitRequest:
+def request_of(ctx: click.Context) -> FitRequest:
     """Return what the line asks for. Raises `UsageError` for what cannot work."""
     from ckpt_surgery.fit.request import FitRequest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from ckpt_surgery.cli.options import (
 from ckpt_surgery.cli.target_options import target_of, target_options
 from ckpt_surgery.render.plain import write_json
 from ckpt_surgery.render.screen import paged
+
+if TYPE_CHECKING:
+    from ckpt_surgery.matching.request import MatchRequest
 
 
 @click.command(
@@ -44,11 +47,9 @@ def match(ctx: click.Context, /, **_: Any) -> int:
       ckpt match r.pth --model my_project.models:build --model-arg depth=18
       ckpt match train.pth --at state_dict --like init.pth --json
     """
-    from ckpt_surgery.matching.request import MatchRequest
     from ckpt_surgery.ops.match import match as run
 
-    request = MatchRequest(**target_of(ctx), at=ctx.params["at"])
-    report = run(source_of(ctx), request)
+    report = run(source_of(ctx), request_of(ctx))
     if not ctx.params["quiet"] and sys.stdout is not None:
         if ctx.params["as_json"]:
             write_json(report, sys.stdout)
@@ -58,3 +59,10 @@ def match(ctx: click.Context, /, **_: Any) -> int:
             with paged(sys.stdout, color=color_of(ctx), pager=not ctx.params["no_pager"]) as screen:
                 show_match(report, screen)
     return report.exit_code
+
+
+def request_of(ctx: click.Context) -> MatchRequest:
+    """Return what the line asks for. Raises `UsageError` for what cannot work."""
+    from ckpt_surgery.matching.request import MatchRequest
+
+    return MatchRequest(**target_of(ctx), at=ctx.params["at"])

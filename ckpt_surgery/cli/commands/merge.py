@@ -234,11 +234,11 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
         _require_alone(ctx)
         return finish(ctx, merge_recipe(recipe, output, **_common(ctx)), show)
     names, base = _chosen(ctx, files, ctx.params["method"] or "overlay")
-    request = _request_of(ctx, None if base is None else _source(base))
+    request = request_of(ctx, None if base is None else _source(base))
     return finish(ctx, merge_files([_source(name) for name in names], output, request), show)
 
 
-def _request_of(ctx: click.Context, base: PathLike | Source | None = None) -> MergeRequest:
+def request_of(ctx: click.Context, base: PathLike | Source | None = None) -> MergeRequest:
     """Return what the line asks of a merge. Raises `UsageError` for what cannot work."""
     given = ctx.params
     return MergeRequest(

@@ -117,11 +117,11 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
       ckpt rename train.pth --entry state_dict=model -o for_their_loader.pth
       ckpt rename weights.pth --wrap model -o wrapped.pth
     """
-    request = _request_of(ctx)
+    request = request_of(ctx)
     return finish_edit(ctx, verb.rename(source_of(ctx), output_of(ctx), request))
 
 
-def _request_of(ctx: click.Context) -> RenameRequest:
+def request_of(ctx: click.Context) -> RenameRequest:
     """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
     given = ctx.params
     return verb.RenameRequest(

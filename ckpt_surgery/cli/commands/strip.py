@@ -101,11 +101,11 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt strip wrapped.pth --unwrap -o model.pth
     """
     output = replace(output_of(ctx), hash_name=hash_name)
-    report = verb.strip(source_of(ctx), output, _request_of(ctx))
+    report = verb.strip(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)
 
 
-def _request_of(ctx: click.Context) -> StripRequest:
+def request_of(ctx: click.Context) -> StripRequest:
     """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
     given = ctx.params
     entries = given["entry"]
