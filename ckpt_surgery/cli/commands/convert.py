@@ -52,7 +52,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
-      ckpt convert model.pth --format safetensors-index --max-shard-size 5GB -o DIR
+      ckpt convert m.pth --format safetensors-index --max-shard-size 5GB -o DIR
     """
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.convert(source_of(ctx), output, request_of(ctx))
