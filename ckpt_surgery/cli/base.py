@@ -104,7 +104,7 @@ class Command(click.Command):
         raise CkptError(f"out of memory: {ctx.info_name} of {name} needs more than there is")
 
     def _with_open_option_closed(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """A line to complete, with empty values for the option being typed.
+        """Return a line to complete, with empty values for the option being typed.
 
         Without them Click's parser gives up before it comes to FILE, which the names to complete
         are read from.

@@ -82,7 +82,7 @@ def _explain(error: BaseException, *, show_traceback: bool, color: ColorChoice) 
 
 
 def _message(error: BaseException) -> tuple[str, str | None, int]:
-    """What to say, a hint, and the exit code."""
+    """Return what to say, a hint, and the exit code."""
     match error:
         case CkptError():
             return str(error), error.hint or _hint_at_files(error), REFUSED

@@ -56,7 +56,9 @@ def _what(parameter: click.Parameter) -> str:
 
 
 def _values(parameter: click.Parameter, value: Any) -> Iterator[PathLike | None]:
-    """The files that are given for a parameter; None for standard input in the place of FILE."""
+    """Yield the files that are given for a parameter; None for
+    standard input in the place of FILE.
+    """
     if isinstance(value, tuple):
         for each in value:
             yield from _values(parameter, each)

@@ -42,7 +42,7 @@ def _is_collection(name: str) -> bool:
 
 
 def sources_of(ctx: click.Context) -> list[PathLike | Source]:
-    """The inputs in order: files, those in directories, and standard input as an open file.
+    """Return the inputs in order: files, those in directories, and standard input as an open file.
 
     Raises `UsageError` if none is named and standard input is a terminal or closed, if it is named
     twice, and for a directory that holds no checkpoint.

@@ -39,7 +39,7 @@ def refuse_swallowed_options(
 
 
 def _open_option(word: str, known: Mapping[str, click.Option]) -> tuple[str, int]:
-    """The option that the following words are values of, and how many it lacks."""
+    """Return the option that the following words are values of, and how many it lacks."""
     if word.startswith("--"):
         spelling, equals, _ = word.partition("=")
         option = known.get(spelling)
@@ -55,7 +55,7 @@ def _open_option(word: str, known: Mapping[str, click.Option]) -> tuple[str, int
 
 
 def _values(option: click.Option | None) -> int:
-    """The number of words that `option` takes as its value."""
+    """Return the number of words that `option` takes as its value."""
     return 0 if option is None or option.is_flag or option.count else option.nargs
 
 

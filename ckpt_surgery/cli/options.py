@@ -51,7 +51,7 @@ _Decorator = Callable[[_Callback], _Callback]
 
 
 def all_of(*decorators: Callable[[Any], Any]) -> Callable[[_Callback], _Callback]:
-    """One decorator that does what several do, the first first."""
+    """Return one decorator that does what several do, the first first."""
 
     def decorate(callback: _Callback) -> _Callback:
         return functools.reduce(lambda f, add: add(f), reversed(decorators), callback)
@@ -200,7 +200,7 @@ pager_option = click.option(
 
 
 def source_of(ctx: click.Context) -> PathLike | Source:
-    """The input: a path, or what comes from standard input, as an open file.
+    """Return the input: a path, or what comes from standard input, as an open file.
 
     Raises `UsageError` if no file is named and standard input is a terminal or closed.
     """
@@ -233,7 +233,7 @@ def _no_pipe(stream: TextIO | None) -> str:
 
 
 def selection_of(ctx: click.Context, *, keeps_entries: bool = False) -> Selection:
-    """The rules in the order given. Raises `UsageError` for one that cannot work.
+    """Return the rules in the order given. Raises `UsageError` for one that cannot work.
 
     `keeps_entries` says that ``--keep`` has a meaning without a rule.
     """
@@ -249,7 +249,7 @@ def selection_of(ctx: click.Context, *, keeps_entries: bool = False) -> Selectio
 
 
 def output_of(ctx: click.Context) -> Output:
-    """Where the output goes. Raises `UsageError` if it would go to a terminal."""
+    """Return where the output goes. Raises `UsageError` if it would go to a terminal."""
     from ckpt_surgery.fileio.distinct import Role
     from ckpt_surgery.formats.base import LayoutOptions
     from ckpt_surgery.render.progress import progress_bar
@@ -344,7 +344,7 @@ def _checkpoint_is_on_stdin() -> bool:
 
 
 def read_text(path: str, option: str) -> str:
-    """A text file that `option` names ('-': standard input).
+    """Return a text file that `option` names ('-': standard input).
 
     Raises `ReadError`, and `UsageError` if the checkpoint comes from standard input as well.
     """

@@ -80,7 +80,7 @@ target_options = all_of(
 
 
 def target_of(ctx: click.Context) -> dict[str, Any]:
-    """What `ops` takes of these options. Raises `UsageError` for a malformed argument."""
+    """Return what `ops` takes of these options. Raises `UsageError` for a malformed argument."""
     from ckpt_surgery.models.specs import parse_arguments
 
     given = ctx.params
@@ -94,7 +94,7 @@ def target_of(ctx: click.Context) -> dict[str, Any]:
 
 
 def model_of(ctx: click.Context) -> ModelSpec | None:
-    """The model that `model_options` name, None if they name none. Raises `UsageError`."""
+    """Return the model that `model_options` name, None if they name none. Raises `UsageError`."""
     given = ctx.params
     if given["model"] is None:
         for name, option in (("model_arg", "--model-arg"), ("settings", "--set")):

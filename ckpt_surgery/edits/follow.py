@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def with_optimizers(
     checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
 ) -> Planned:
-    """The plan, extended so that optimizers stay in step with the models that it edits.
+    """Return the plan, extended so that optimizers stay in step with the models that it edits.
 
     Raises PlanError where it is not certain which state belongs to which parameter.
     """
@@ -54,7 +54,8 @@ def following(step: InStep) -> list[Edit]:
 
 
 def with_those_inside(checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice) -> Planned:
-    """The plan, which also drops optimizers among the weights, or must not touch their weights.
+    """Return the plan, which also drops optimizers among the weights,
+    or must not touch their weights.
 
     Raises PlanError if it does touch them and the choice is neither to drop nor to keep them.
     """

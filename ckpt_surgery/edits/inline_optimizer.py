@@ -17,17 +17,19 @@ Inside: TypeAlias = tuple[StateDict, Entry]
 
 
 def is_optimizer(entry: Entry) -> bool:
-    """Whether an entry of a state dict holds an optimizer, or several."""
+    """Return whether an entry of a state dict holds an optimizer, or several."""
     return entry.tensor is None and holds_optimizer(entry.node)
 
 
 def inside(state_dicts: Iterable[StateDict]) -> list[Inside]:
-    """The optimizers among the weights of these state dicts."""
+    """Return the optimizers among the weights of these state dicts."""
     return [(s, entry) for s in state_dicts for entry in s.entries if is_optimizer(entry)]
 
 
 def out_of_step(before: Sequence[StateDict], after: Sequence[StateDict]) -> list[Inside]:
-    """The optimizers of `before` that are in `after` among other names or shapes of weights."""
+    """Return the optimizers of `before` that are in `after` among
+    other names or shapes of weights.
+    """
     new = {state_dict.path: state_dict for state_dict in after}
     return [
         (state_dict, entry)
@@ -39,7 +41,7 @@ def out_of_step(before: Sequence[StateDict], after: Sequence[StateDict]) -> list
 
 
 def same(found: Sequence[Inside], checkpoint: Checkpoint) -> list[Inside]:
-    """The same optimizers where they are in `checkpoint`, perhaps under other names."""
+    """Return the same optimizers where they are in `checkpoint`, perhaps under other names."""
     nodes = {id(entry.node) for _, entry in found}
     return [each for each in inside(checkpoint.state_dicts) if id(each[1].node) in nodes]
 
@@ -59,7 +61,7 @@ def without(checkpoint: Checkpoint, found: Sequence[Inside]) -> Checkpoint:
 
 
 def refusal(found: Sequence[Inside], checkpoint: Checkpoint, hint: str) -> PlanError:
-    """The error for an optimizer that would be left out of step."""
+    """Return the error for an optimizer that would be left out of step."""
     state_dict, entry = found[0]
     return PlanError(
         f"the optimizer '{entry.name}' is among the weights and cannot follow them",

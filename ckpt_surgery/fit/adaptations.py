@@ -117,7 +117,9 @@ class Classes:
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
-    """One class a line; blank lines at the end do not count, blank ones between are an error."""
+    """Return one class a line; blank lines at the end do not count,
+    blank ones between are an error.
+    """
     lines = [line.strip() for line in text.removeprefix("\ufeff").rstrip().splitlines()]
     if "" in lines:
         raise UsageError(f"line {lines.index('') + 1} of the class list is blank")
@@ -125,7 +127,7 @@ def parse_classes(text: str) -> tuple[str, ...]:
 
 
 def parse_adaptations(texts: Iterable[str], grids: Grids | None = None) -> tuple[AdaptRule, ...]:
-    """The rules of ``--adapt squeeze``, ``channels=mean``, ``channels=mean:scaled``, …
+    """Return the rules of ``--adapt squeeze``, ``channels=mean``, ``channels=mean:scaled``, …
 
     ``channels`` alone is ``channels=repeat``, which is always scaled (timm's
     ``adapt_input_conv``). Raises UsageError for an unknown name, and for `grids` (``--grid``)
@@ -159,7 +161,7 @@ def _parse_adaptation(text: str) -> AdaptRule:
 
 
 def parse_channels(text: str, prefix: str = "") -> AdaptRule:
-    """The rule ``mean``, ``mean:scaled``, …; raises UsageError for an unknown method."""
+    """Return the rule ``mean``, ``mean:scaled``, …; raises UsageError for an unknown method."""
     name, colon, scaling = text.partition(":")
     method = next((method for method in CHANNEL_METHODS if method == name), None)
     if method is None or (colon and scaling != "scaled"):
@@ -171,7 +173,9 @@ def parse_channels(text: str, prefix: str = "") -> AdaptRule:
 
 
 def below(name: str, prefix: str) -> bool:
-    """Whether `name` is `prefix` or lies below it, by whole segments; the empty prefix has all."""
+    """Return whether `name` is `prefix` or lies below it, by whole
+    segments; the empty prefix has all.
+    """
     return not prefix or name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -182,7 +186,8 @@ def adaptation(
     rules: Sequence[AdaptRule],
     classes: Classes | None = None,
 ) -> Adaptation | None:
-    """The first adaptation that `rules` permit and that carries `source` into `target`, or None.
+    """Return the first adaptation that `rules` permit and that carries
+    `source` into `target`, or None.
 
     Rules confined to a prefix go before the others. Raises UsageError if `classes` do not
     describe the rows of a tensor that differs in its rows alone.
@@ -196,7 +201,7 @@ def adaptation(
 
 
 def may_lie_on_a_grid(name: str, source: Shape, target: Shape) -> bool:
-    """Whether these are positions that ``interpolate`` needs to be told the grids of."""
+    """Return whether these are positions that ``interpolate`` needs to be told the grids of."""
     if len(source) not in (2, 3) or "interpolate" in possible(name, source, target):
         return False
     named = _POSITION.search(name) or _RELATIVE_TABLE.search(name)
@@ -204,7 +209,9 @@ def may_lie_on_a_grid(name: str, source: Shape, target: Shape) -> bool:
 
 
 def possible(name: str, source: Shape, target: Shape) -> tuple[Kind, ...]:
-    """Every adaptation that would carry `source` into `target`, the one that keeps most first."""
+    """Return every adaptation that would carry `source` into `target`,
+    the one that keeps most first.
+    """
     rules = [AdaptRule(kind) for kind in KINDS]
     return tuple(r.kind for r in rules if _apply_rule(r, name, source, target, None) is not None)
 
@@ -232,12 +239,13 @@ def _apply_rule(
 
 
 def looks_transposed(source: Shape, target: Shape) -> bool:
-    """Whether the two shapes are different orders of the same sizes."""
+    """Return whether the two shapes are different orders of the same sizes."""
     return source != target and sorted(source) == sorted(target)
 
 
 def _is_flattened(convolution: Shape, linear: Shape) -> bool:
-    """Whether a linear layer's weight is that of a convolution over all of its input, flattened.
+    """Return whether a linear layer's weight is that of a convolution
+    over all of its input, flattened.
 
     A convolution's (out, in, *kernel) has the elements of each output in the order in which
     ``flatten`` puts those of its input, (in, *size).

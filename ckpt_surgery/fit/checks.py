@@ -76,7 +76,7 @@ def check_adaptations(items: Sequence[FitItem], rules: Sequence[AdaptRule]) -> N
 
 
 def _of_use(items: Sequence[FitItem]) -> str:
-    """What adapts the items that an adaptation did not."""
+    """Return what adapts the items that an adaptation did not."""
     misfits = [i for i in items if i.status == "initial" and i.source_shape not in (None, i.shape)]
     kinds = dict.fromkeys(kind for item in misfits for kind in item.would_adapt)
     if kinds:

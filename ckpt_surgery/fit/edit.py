@@ -188,7 +188,7 @@ class _Values:
         return Entry(item.name, tensor, spec.role)
 
     def _tally(self, item: FitItem) -> CastTally:
-        """What counts the conversion of stored values; drawn ones are only rounded."""
+        """Return what counts the conversion of stored values; drawn ones are only rounded."""
         stored = self._aim.entry(item.name) if _keeps_own_value(item) else None
         source = item.dtype if item.status == "initial" else item.source_dtype or item.dtype
         if stored is not None and stored.tensor is not None:
@@ -210,7 +210,7 @@ class _Values:
         return lambda item: initial_value(item, self._edit.seed, self._own)
 
     def _own(self, name: str) -> _Elements:
-        """The target's own value: of its file, or drawn as its constructor does."""
+        """Return the target's own value: of its file, or drawn as its constructor does."""
         entry = self._aim.entry(name)
         if entry is not None:
             return _load(entry)
@@ -237,7 +237,7 @@ def _takes_own_value(item: FitItem) -> bool:
 
 
 def _keeps_own_value(item: FitItem) -> bool:
-    """Whether the target's own value is all of it."""
+    """Return whether the target's own value is all of it."""
     return item.status == "initial" and _takes_own_value(item)
 
 

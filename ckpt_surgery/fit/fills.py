@@ -36,7 +36,7 @@ _TAKES_VALUE = ("constant", "normal", "uniform")
 
 
 def parse_fills(texts: Iterable[str]) -> tuple[tuple[Fill, ...], tuple[AdaptRule, ...]]:
-    """The fills of ``--fill [NAME=]HOW``, and those that are adaptations of input channels.
+    """Return the fills of ``--fill [NAME=]HOW``, and those that are adaptations of input channels.
 
     HOW is ``init`` (the target's own initialisation), ``zeros``, ``ones``, ``constant:V``,
     ``normal[:STD]``, ``uniform[:BOUND]``, ``kaiming`` or ``xavier``; with a name also a method of
@@ -100,7 +100,7 @@ def require_fillable(fill: Fill, name: str, shape: Shape, dtype: str) -> None:
 
 
 def _holds(dtype: str, value: float) -> bool:
-    """Whether a type that is no floating-point type has a number that is exactly `value`."""
+    """Return whether a type that is no floating-point type has a number that is exactly `value`."""
     described = BY_NAME[dtype]
     if described.kind == "bool":
         return value in (0, 1)

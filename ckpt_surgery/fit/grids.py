@@ -28,7 +28,8 @@ class Grids:
 
 
 def parse_grids(text: str) -> Grids:
-    """The grids of ``--grid 4x6`` (the target's) or ``14x14:4x6`` (the checkpoint's, the target's).
+    """Return the grids of ``--grid 4x6`` (the target's) or ``14x14:4x6``
+    (the checkpoint's, the target's).
 
     Raises UsageError for anything else.
     """
@@ -47,7 +48,7 @@ def parse_grids(text: str) -> Grids:
 def find_grids(
     old: int, new: int, extras: Sequence[int], wanted: Grids | None, *, distances: bool = False
 ) -> tuple[int, GridSize, GridSize] | None:
-    """How many of `old` and `new` positions are not on a grid, and the grids of the others.
+    """Return how many of `old` and `new` positions are not on a grid, and the grids of the others.
 
     The first of `extras` that leaves the wanted grids on both sides, else the one that leaves
     squares: never two do (tested). With `distances` the positions are those between the places of a
@@ -63,7 +64,9 @@ def find_grids(
 
 
 def _size(positions: int, wanted: GridSize | None, distances: bool) -> GridSize | None:
-    """The grid of so many positions, a square if none is `wanted`; None if they do not make it."""
+    """Return the grid of so many positions, a square if none is
+    `wanted`; None if they do not make it.
+    """
     if wanted is None:
         side = isqrt(max(positions, 0))
         return (side, side) if side and side * side == positions else None

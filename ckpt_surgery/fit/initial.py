@@ -46,7 +46,9 @@ class InitialValues:
         self._prepare()
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The initial value of `name`, on the CPU; raises KeyError if it is not one of `names`."""
+        """Return the initial value of `name`, on the CPU; raises
+        KeyError if it is not one of `names`.
+        """
         if name not in self._held:
             group = self._groups[name]
             self._held = {}

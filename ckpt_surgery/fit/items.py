@@ -101,7 +101,7 @@ class FitPlan:
         return sums | {"dropped": sum(spec.numel for spec in self.dropped)}
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of the JSON report of ``ckpt fit``."""
+        """Return the fields of the JSON report of ``ckpt fit``."""
         return {
             "copied": [item.name for item in self.having("copied")],
             "cast": [item.name for item in self.having("cast")],

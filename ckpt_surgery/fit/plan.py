@@ -132,7 +132,9 @@ class _Planner:
         )
 
     def _has_other_grid(self, want: TensorSpec) -> bool:
-        """Whether it is asked to be interpolated although the two grids have as many positions."""
+        """Return whether it is asked to be interpolated although the
+        two grids have as many positions.
+        """
         rules = [rule for rule in self.options.rules if rule.grids and rule.grids.old]
         found = adaptation(want.name, want.shape, want.shape, rules) if rules else None
         return found is not None and found.old_size != found.new_size
@@ -146,7 +148,8 @@ class _Planner:
         return None if name is None else self.source[name]
 
     def _source_of_tie(self, group: Sequence[str]) -> TensorSpec | None:
-        """The last source of a fitting shape, since ``load_state_dict`` copies one after another.
+        """Return the last source of a fitting shape, since
+        ``load_state_dict`` copies one after another.
 
         If none has such a shape, it is the first.
         """
@@ -166,7 +169,9 @@ class _Planner:
         return BY_NAME[chosen].name
 
     def _is_optional(self, want: TensorSpec) -> bool:
-        """Whether it is the counter of a batch norm that comes from before there were counters."""
+        """Return whether it is the counter of a batch norm that comes
+        from before there were counters.
+        """
         module, dot, leaf = want.name.rpartition(".")
         if leaf != "num_batches_tracked" or want.shape != ():
             return False
@@ -174,7 +179,7 @@ class _Planner:
         return mean is not None and lacks_counter(mean.rpartition(".")[0], self.metadata)
 
     def _fill(self, want: TensorSpec, dtype: str) -> Fill | None:
-        """The most confined fill for it; a buffer is filled only if it is named in full."""
+        """Return the most confined fill for it; a buffer is filled only if it is named in full."""
         fitting = [
             fill
             for fill in self.options.fills
@@ -187,7 +192,7 @@ class _Planner:
 
 
 def _adaptable(*dtypes: str) -> Sequence[Kind]:
-    """The adaptations that mean anything for these element types.
+    """Return the adaptations that mean anything for these element types.
 
     An integer is an index, a count or a code: part of one table in another gives neither.
     """
@@ -198,7 +203,9 @@ def _adaptable(*dtypes: str) -> Sequence[Kind]:
 
 
 def _may_be_filled(want: TensorSpec) -> bool:
-    """Whether it is a parameter as far as can be told: zeros would ruin a running variance."""
+    """Return whether it is a parameter as far as can be told: zeros
+    would ruin a running variance.
+    """
     leaf = want.name.rpartition(".")[2]
     return (
         want.role != "buffer"

@@ -32,7 +32,7 @@ def tie_notes(
 
 
 def mark_suspects(items: Sequence[FitItem]) -> list[FitItem]:
-    """The items, those marked that are square in one module with what looks transposed."""
+    """Return the items, those marked that are square in one module with what looks transposed."""
     containers = {c for item in items if item.looks_transposed for c in _containers(item.name)}
     return [replace(i, is_suspect=_is_suspect(i, containers)) if containers else i for i in items]
 
@@ -45,7 +45,9 @@ def _is_suspect(item: FitItem, containers: set[str]) -> bool:
 
 
 def _containers(name: str) -> tuple[str, str]:
-    """The module that owns a tensor, and the one above it, whose children are of one kind."""
+    """Return the module that owns a tensor, and the one above it,
+    whose children are of one kind.
+    """
     module = name.rpartition(".")[0]
     return module, module.rpartition(".")[0]
 

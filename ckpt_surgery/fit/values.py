@@ -27,7 +27,7 @@ def fitted(
     initial: Callable[[FitItem], Tensor],
     casts: Casts | None = None,
 ) -> Tensor:
-    """The value of one planned tensor, contiguous, of ``item.shape`` and ``item.dtype``.
+    """Return the value of one planned tensor, contiguous, of ``item.shape`` and ``item.dtype``.
 
     `load` reads a tensor of the checkpoint by its name there; `initial` makes an initial value
     and is called only if ``item.needs_initial``. For a tied tensor this is its leader's value.
@@ -46,7 +46,7 @@ def fitted(
 
 
 def initial_value(item: FitItem, seed: int, own: Callable[[str], Tensor]) -> Tensor:
-    """What `item` starts from: its fill, or else the target's `own` value of that name."""
+    """Return what `item` starts from: its fill, or else the target's `own` value of that name."""
     if item.fill is None or item.fill.kind == "init":
         return own(item.name)
     return _filled(item.fill, item.name, item.shape, getattr(torch, item.dtype), seed)
@@ -80,7 +80,7 @@ def _adapt(
 
 
 def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:
-    """A type that has the numbers of both."""
+    """Return a type that has the numbers of both."""
     if one == other:
         return one
     if one.is_complex or other.is_complex:
@@ -89,7 +89,8 @@ def _common(one: torch.dtype, other: torch.dtype) -> torch.dtype:
 
 
 def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float = 0.0) -> Tensor:
-    """A moment that an optimizer keeps of a parameter, carried into `shape` as the parameter is.
+    """Return a moment that an optimizer keeps of a parameter, carried
+    into `shape` as the parameter is.
 
     What is new has the value `beginning`, as before the first step. A moment without negative
     elements (an average of squares) gets none, which interpolation alone would not see to.
@@ -103,7 +104,7 @@ def adapt_moment(how: Adaptation, moment: Tensor, shape: Shape, beginning: float
 def _adapt_channels(
     weight: Tensor, channels: int, method: ChannelMethod, *, scaled: bool = False
 ) -> Tensor:
-    """A convolution's weight (out, in, ...) for another number of input channels.
+    """Return a convolution's weight (out, in, ...) for another number of input channels.
 
     ``repeat``  its channels over and over (the practice of timm's ``adapt_input_conv``, with
                 `scaled`; there one channel takes their sum, here too)
@@ -183,7 +184,7 @@ def _resample_table(values: Tensor, how: Adaptation) -> Tensor:
 
 
 def _filled(fill: Fill, name: str, shape: Shape, dtype: torch.dtype, seed: int) -> Tensor:
-    """A tensor filled as `fill` says, from a stream of `seed` that is `name`'s own.
+    """Return a tensor filled as `fill` says, from a stream of `seed` that is `name`'s own.
 
     ``kaiming`` is normal with fan out and the gain of ReLU (He et al., 2015), ``xavier`` uniform
     (Glorot and Bengio, 2010). Raises ValueError for ``init``, which only the model's own

@@ -36,7 +36,7 @@ def _starts_as_tar(source: Source) -> bool:
 
 
 def _ends_as_zip(source: Source) -> bool:
-    """Whether the file ends with the end record of a zip archive, whose comment fits."""
+    """Return whether the file ends with the end record of a zip archive, whose comment fits."""
     nbytes = min(source.size, END.size + _MOST_COMMENT)
     tail = source.read_at(source.size - nbytes, nbytes)
     at = tail.rfind(END_MAGIC)

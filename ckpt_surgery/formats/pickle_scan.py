@@ -62,7 +62,7 @@ def find_pickles(source: Source, limits: Limits = DEFAULT_LIMITS) -> Iterator[Fo
 
 
 def _growing(source: Source, limits: Limits) -> Iterator[FoundPickle]:
-    """The pickles at the start of a file, of which little more is read than they take."""
+    """Yield the pickles at the start of a file, of which little more is read than they take."""
     most = min(source.size, limits.pickle_bytes)
     nbytes = min(_FIRST_WINDOW, most)
     count = _OF_LEGACY if TorchLegacy().sniff(source) else _MOST_PICKLES
@@ -77,7 +77,9 @@ def _growing(source: Source, limits: Limits) -> Iterator[FoundPickle]:
 def _successive(
     entry: str, data: bytes, limits: Limits, most: int = 0
 ) -> tuple[list[FoundPickle], bool]:
-    """The pickles one after another at the start of `data`, and whether `data` ends inside one."""
+    """Return the pickles one after another at the start of `data`, and
+    whether `data` ends inside one.
+    """
     found: list[FoundPickle] = []
     if not _BINARY.match(data) and not _TEXTUAL.match(data):
         return found, False
@@ -147,7 +149,7 @@ def _behind_header(source: Source, limits: Limits) -> bytes:
 
 
 def _array_pickle(data: bytes) -> bytes:
-    """The pickle of an array of objects; nothing for one of numbers."""
+    """Return the pickle of an array of objects; nothing for one of numbers."""
     width = 2 if data[6:7] == b"\x01" else 4
     end = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     return data[end:] if _OBJECTS.search(data[:end]) else b""

@@ -61,7 +61,7 @@ class PickleSequence:
         *,
         restart: Callable[[], None] = _nothing,
     ) -> Parsed:
-        """The pickle at the current position, which moves behind it.
+        """Return the pickle at the current position, which moves behind it.
 
         `restart` is called before each attempt to parse: `persistent_load` must then forget what
         it was given so far. Raises `DamagedFileError` if the pickle is truncated or malformed,
@@ -96,7 +96,7 @@ class PickleSequence:
                 return parsed
 
     def not_in_graphs(self) -> str:
-        """What of the pickles is not in the graphs made of them; empty if nothing."""
+        """Return what of the pickles is not in the graphs made of them; empty if nothing."""
         if not self.lost:
             return ""
         return f"a pickle calls '{self.lost[0].name}' and throws the result away"
@@ -115,7 +115,9 @@ class PickleSequence:
         return struct.unpack(layout, data)
 
     def take(self, nbytes: int, entry: str) -> ByteRange:
-        """The next `nbytes` bytes as a range, unread. Raises `DamagedFileError` if truncated."""
+        """Return the next `nbytes` bytes as a range, unread. Raises
+        `DamagedFileError` if truncated.
+        """
         if nbytes > self.remaining:
             raise DamagedFileError(
                 f"needs {nbytes} bytes, but only {self.remaining} are left",

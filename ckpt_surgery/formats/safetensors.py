@@ -80,7 +80,9 @@ class Safetensors(Format):
 
 
 def _looks_like_safetensors(file: Source) -> bool:
-    """Whether the file begins with the size of a header that fits and with the brace of one."""
+    """Return whether the file begins with the size of a header that
+    fits and with the brace of one.
+    """
     if file.size <= _SIZE_BYTES:
         return False
     head = file.read_at(0, _SIZE_BYTES + 1)
@@ -183,7 +185,9 @@ def _parse_header(data: bytes) -> dict[str, Any]:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused if a name stands in it twice or if a string is no Unicode text."""
+    """Return a JSON object, refused if a name stands in it twice or
+    if a string is no Unicode text.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name stands twice in one object")
@@ -265,7 +269,7 @@ def _dtype(code: object, entry: str) -> DType:
 
 
 def _are_sizes(found: object) -> bool:
-    """Whether `found` is a list of integers from 0 to 2**63 - 1; true and 1.0 are none."""
+    """Return whether `found` is a list of integers from 0 to 2**63 - 1; true and 1.0 are none."""
     return isinstance(found, list) and all(
         type(n) is int and 0 <= n <= _MAX_DIMENSION for n in found
     )

@@ -69,7 +69,7 @@ class Salvaged:
     notes: tuple[str, ...] = ()
 
     def is_whole(self, tensor: Tensor) -> bool:
-        """Whether all bytes of a tensor are right."""
+        """Return whether all bytes of a tensor are right."""
         return all(
             part.dtype.nbytes(part.offset + part.extent) <= self.right_nbytes(part.storage)
             for part in tensor.strided_parts()
@@ -128,14 +128,16 @@ def _parts(source: Source, records: Sequence[FoundRecord]) -> Iterator[Part]:
 
 
 def _end(source: Source, record: FoundRecord) -> int | None:
-    """The byte at which the record's data ends; None if that is not known or not in the file."""
+    """Return the byte at which the record's data ends; None if that
+    is not known or not in the file.
+    """
     if record.stored_nbytes is None or record.start + record.stored_nbytes > source.size:
         return None
     return record.start + record.stored_nbytes
 
 
 def _inflated_crc32(source: Source, record: FoundRecord) -> int | None:
-    """The checksum of what a compressed record decodes to, None if it does not."""
+    """Return the checksum of what a compressed record decodes to, None if it does not."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     crc32 = 0
     for chunk in ByteRange(source, record.start, record.stored_nbytes or 0).chunks():
@@ -187,7 +189,9 @@ def _record(name: str, data: ByteRange) -> ZipRecord:
 
 
 def _pickle(source: Source, part: Part | None, limits: Limits) -> tuple[bytes, tuple[str, ...]]:
-    """The bytes of ``data.pkl``, and what is to be said of them. Raises `DamagedFileError`."""
+    """Return the bytes of ``data.pkl``, and what is to be said of
+    them. Raises `DamagedFileError`.
+    """
     if part is None:
         raise _nothing_left(source, "its pickle, which names the tensors, is missing")
     start, left = part.record.start, source.size - part.record.start
@@ -209,7 +213,7 @@ def _nothing_left(source: Source, why: str) -> DamagedFileError:
 
 
 def _needed_storages(pickle: bytes, limits: Limits) -> dict[str, StorageId]:
-    """What the pickle says of each storage, by its key."""
+    """Return what the pickle says of each storage, by its key."""
     needed: dict[str, StorageId] = {}
 
     def load(pid: Node) -> PersistentId:
@@ -223,12 +227,12 @@ def _needed_storages(pickle: bytes, limits: Limits) -> dict[str, StorageId]:
 
 
 def _start(source: Source, part: Part | None) -> int:
-    """The byte at which a storage begins; the end of the file for one that is lost."""
+    """Return the byte at which a storage begins; the end of the file for one that is lost."""
     return source.size if part is None else part.record.start
 
 
 def _right_nbytes(source: Source, part: Part | None, needed: StorageId) -> int:
-    """The bytes of a storage, from its start, that are there and not known to be wrong."""
+    """Return the bytes of a storage, from its start, that are there and not known to be wrong."""
     if part is None or part.state == "damaged":
         return 0
     stored = part.record.stored_nbytes
@@ -238,7 +242,7 @@ def _right_nbytes(source: Source, part: Part | None, needed: StorageId) -> int:
 
 
 def _byte_order(source: Source, part: Part | None) -> Iterator[ZipRecord]:
-    """The record of the byte order, where it says that numbers are turned round."""
+    """Yield the record of the byte order, where it says that numbers are turned round."""
     if part is not None and part.state in {"whole", "unchecked"}:
         data = source.read_at(part.record.start, part.record.stored_nbytes or 0)
         if data == b"big":
@@ -280,6 +284,6 @@ def _read_legacy(source: Source, limits: Limits) -> Salvaged:
 
 
 def _before(storage: Storage, size: int) -> int:
-    """The bytes of a storage that lie before byte `size` of the file."""
+    """Return the bytes of a storage that lie before byte `size` of the file."""
     start = storage.data.offset if isinstance(storage.data, ByteRange) else 0
     return min(max(size - start, 0), storage.nbytes)

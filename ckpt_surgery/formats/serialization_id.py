@@ -29,7 +29,8 @@ _BUCKET_COUNTS: Final = (
 
 
 def serialization_id(records: Sequence[tuple[str, int, int]]) -> bytes:
-    """The 40 digits for records of (name below the root, length in bytes, CRC-32), as written.
+    """Return the 40 digits for records of (name below the root, length
+    in bytes, CRC-32), as written.
 
     A record without bytes counts with its name only: torch writes no checksum after it.
     """
@@ -65,7 +66,7 @@ def _hash_name(name: str) -> int:
 
 
 def _visiting_order(hashes: list[int]) -> Iterable[int]:
-    """The order in which an `unordered_set` visits elements inserted in the order given.
+    """Return the order in which an `unordered_set` visits elements inserted in the order given.
 
     A node goes to the front of its bucket's run, and if the bucket is empty to the front of the
     list; growing re-inserts all nodes in the order of the list.

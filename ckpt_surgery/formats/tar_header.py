@@ -21,7 +21,7 @@ def is_tar_header(block: bytes) -> bool:
 
 
 def _number(field: bytes) -> int | None:
-    """A number in octal digits or in binary; None for anything else."""
+    """Return a number in octal digits or in binary; None for anything else."""
     if field[0] in _BINARY:
         value = int.from_bytes(field[1:], "big")
         return value if field[0] == _BINARY[0] else value - (1 << 8 * (len(field) - 1))

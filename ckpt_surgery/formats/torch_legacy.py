@@ -65,7 +65,9 @@ class TorchLegacy(Format):
 
 
 def _looks_like_legacy(file: Source) -> bool:
-    """Whether the file begins with a pickle of the magic number, in any protocol's spelling."""
+    """Return whether the file begins with a pickle of the magic
+    number, in any protocol's spelling.
+    """
     head = file.read_at(0, min(_LONGEST_MAGIC, file.size))
     try:
         root = parse(head).root
@@ -103,7 +105,7 @@ def _read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
 
 
 def _begun(file: Source, limits: Limits) -> PickleSequence:
-    """The pickles of a file, at that of its object. Raises `DamagedFileError`."""
+    """Return the pickles of a file, at that of its object. Raises `DamagedFileError`."""
     if file.size >= TAR_BLOCK and is_tar_header(file.read_at(0, TAR_BLOCK)):
         raise DamagedFileError(
             "its first block is a header of a tar archive as well, which torch would read instead"
@@ -139,7 +141,7 @@ def storage_places(file: Source, limits: Limits = DEFAULT_LIMITS) -> list[tuple[
 
 
 def _not_described(sequence: PickleSequence, parsed: Parsed) -> str:
-    """What the file has beside its object and storages, so that writing it would lose it."""
+    """Return what the file has beside its object and storages, so that writing it would lose it."""
     beside = len(sequence.globals) - len(parsed.globals)
     if beside:  # the system and the keys are numbers and text: nothing to call or import
         return "a pickle beside its object's names classes or functions"
@@ -149,7 +151,7 @@ def _not_described(sequence: PickleSequence, parsed: Parsed) -> str:
 
 
 def _storage_keys(sequence: PickleSequence) -> list[str]:
-    """The keys of the storages that follow, in the order of the file."""
+    """Return the keys of the storages that follow, in the order of the file."""
     nodes = sequence.pickle().root
     keys = [text(node) for node in nodes] if isinstance(nodes, list) else [None]
     found = [key for key in keys if key is not None]
@@ -161,7 +163,9 @@ def _storage_keys(sequence: PickleSequence) -> list[str]:
 def _find_storages(
     sequence: PickleSequence, keys: list[str], ids: Mapping[str, StorageId]
 ) -> dict[str, ByteRange]:
-    """Where the bytes of each storage lie: an element count (int64), then that many elements."""
+    """Return where the bytes of each storage lie: an element count
+    (int64), then that many elements.
+    """
     places: dict[str, ByteRange] = {}
     for key in keys:
         entry = _entry(key)
@@ -209,7 +213,9 @@ class _References:
         self._shifts: dict[int, tuple[PersistentId, _View]] = {}
 
     def load(self, pid: Node) -> PersistentId:
-        """The node for a persistent id: of a storage, or of a module's class with its source."""
+        """Return the node for a persistent id: of a storage, or of a
+        module's class with its source.
+        """
         node = PersistentId(pid)
         found = parse_storage_id(pid)
         if not isinstance(pid, tuple) or found is None:
@@ -227,7 +233,7 @@ class _References:
         return node
 
     def _view(self, metadata: Node, root: StorageId) -> _View | None:
-        """The view that ``(key, offset, size)`` describes, None for the whole storage."""
+        """Return the view that ``(key, offset, size)`` describes, None for the whole storage."""
         if metadata is None:
             return None
         entry = _entry(root.key)

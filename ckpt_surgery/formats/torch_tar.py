@@ -50,7 +50,7 @@ class TorchTar(Format):
 
 
 def _looks_like_tar(file: Source) -> bool:
-    """Whether the file begins like a tar archive whose first member is one of torch's."""
+    """Return whether the file begins like a tar archive whose first member is one of torch's."""
     try:
         return next(_members(file), None) is not None
     except ReadError:
@@ -105,7 +105,9 @@ def _read_tar(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
 
 
 def _not_described(sequence: PickleSequence) -> str:
-    """What a member has beside what was read of it, so that writing the rest would lose it."""
+    """Return what a member has beside what was read of it, so that
+    writing the rest would lose it.
+    """
     if sequence.remaining:
         return f"{sequence.remaining} bytes of a member have no meaning"
     return sequence.not_in_graphs()
@@ -187,12 +189,16 @@ class _Storages:
         return key in self._places
 
     def place(self, key: int) -> tuple[Storage, int, int]:
-        """The whole storage that `key` lies in, its first element there, and how many it has."""
+        """Return the whole storage that `key` lies in, its first
+        element there, and how many it has.
+        """
         whole, offset, numel = self._places[key]
         return self._wholes[whole], offset, numel
 
     def reference(self, key: int) -> PersistentId:
-        """A storage, or the part of one that a view is, that the pickle refers to by itself."""
+        """Return a storage, or the part of one that a view is, that
+        the pickle refers to by itself.
+        """
         whole, offset, numel = self._places[key]
         storage = self._wholes[whole]
         if numel < storage.numel:
@@ -241,7 +247,7 @@ class _Storages:
 
 
 def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Object]:
-    """The node that rebuilds each tensor, by the tensor's key.
+    """Return the node that rebuilds each tensor, by the tensor's key.
 
     After each pickle of (key, storage key, class) follow the number of dimensions (int32 and four
     unused bytes), the sizes, the strides and the offset (int64).
@@ -274,7 +280,7 @@ def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Ob
 
 
 def _storage_reference(storage: Storage) -> PersistentId:
-    """A reference to `storage` as a later ``torch.save`` would write it."""
+    """Return a reference to `storage` as a later ``torch.save`` would write it."""
     name = "UntypedStorage" if storage.untyped else storage.dtype.storage_class
     pid = ("storage", Global("torch", name or ""), storage.key, storage.device, storage.numel)
     return PersistentId(pid, storage)
@@ -288,7 +294,7 @@ def _count(sequence: PickleSequence, what: str) -> int:
 
 
 def _number(key: str | None) -> int | None:
-    """A key as the pickle spells it, in decimal digits; None for anything else."""
+    """Return a key as the pickle spells it, in decimal digits; None for anything else."""
     if key is None or not (key.isascii() and key.isdigit()) or len(key) > _LONGEST_KEY:
         return None
     return int(key)

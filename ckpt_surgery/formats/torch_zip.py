@@ -149,12 +149,12 @@ def forget_archive() -> None:
 
 
 def is_torchscript(archive: ZipArchive) -> bool:
-    """Whether ``torch.load`` would take the archive for TorchScript: it has constants."""
+    """Return whether ``torch.load`` would take the archive for TorchScript: it has constants."""
     return archive.get(CONSTANTS) is not None
 
 
 def _is_torch_zip(archive: ZipArchive) -> bool:
-    """Whether an archive holds a pickle where ``torch.load`` looks for it."""
+    """Return whether an archive holds a pickle where ``torch.load`` looks for it."""
     return archive.get(PICKLE) is not None
 
 
@@ -210,7 +210,7 @@ def _noting_unlisted(checkpoint: Checkpoint, storages: Iterable[Storage]) -> Che
 
 
 def not_in_graph(parsed: Parsed, nbytes: int) -> str:
-    """What of a pickle is not in its graph, so that writing it would lose it."""
+    """Return what of a pickle is not in its graph, so that writing it would lose it."""
     if parsed.lost:
         return f"its pickle calls '{parsed.lost[0].name}' and throws the result away"
     if parsed.end != nbytes:
@@ -229,7 +229,7 @@ class StorageRecords:
         self.big_endian = order is not None and order.read(_SMALL) == b"big"
 
     def load(self, pid: Node) -> PersistentId:
-        """A reference to the storage that `pid` names.
+        """Return a reference to the storage that `pid` names.
 
         Raises `DamagedFileError` if it names none, or one of another size or element type.
         """
@@ -317,5 +317,5 @@ def _container(archive: ZipArchive, storages: StorageRecords) -> Container:
 
 
 def content(source: ByteSource) -> bytes:
-    """All bytes of a small record."""
+    """Return all bytes of a small record."""
     return b"".join(source.chunks())

@@ -71,7 +71,7 @@ def check(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _promise(archive: ZipArchive) -> bool:
-    """Whether torch may compute where storages lie instead of asking the directory."""
+    """Return whether torch may compute where storages lie instead of asking the directory."""
     record = archive.get(_VERSION)
     return record is not None and record.read(_SMALL) != _WITHOUT_PROMISE
 
@@ -93,7 +93,7 @@ def _hidden(archive: ZipArchive, container: Container | None) -> Iterator[Findin
 
 
 def _torchs_layout(archive: ZipArchive) -> ZipLayout:
-    """Where torch would put the records that the archive has, in its order."""
+    """Return where torch would put the records that the archive has, in its order."""
     items: list[tuple[str, ByteSource]] = [(each.name, each.data) for each in archive.records]
     first = archive.file.read_at(archive.records[0].header_offset, LOCAL.size)
     alignment = archive.get(".storage_alignment")
@@ -107,7 +107,7 @@ def _torchs_layout(archive: ZipArchive) -> ZipLayout:
 
 
 def _is_laid_out(archive: ZipArchive, layout: ZipLayout) -> bool:
-    """Whether every record lies where torch would put it."""
+    """Return whether every record lies where torch would put it."""
     return layout.nbytes == archive.file.size and all(
         (found.header_offset, found.data.offset) == (placed.header_offset, placed.data_offset)
         for found, placed in zip(archive.records, layout.records, strict=True)
@@ -117,7 +117,7 @@ def _is_laid_out(archive: ZipArchive, layout: ZipLayout) -> bool:
 def _broken_promise(
     container: Container, checkpoint: Checkpoint, *, laid_out: bool
 ) -> Iterator[Finding]:
-    """What torch takes for granted when it computes where storages lie.
+    """Yield what torch takes for granted when it computes where storages lie.
 
     ``torch.load`` with ``map_location="meta"`` and ``calculate_storage_offsets`` does (torch 2.7
     and later): the storages are numbered in the order in which the pickle visits them, and lie in
@@ -142,7 +142,7 @@ def _broken_promise(
 
 
 def _visited(checkpoint: Checkpoint) -> Iterator[Storage]:
-    """The storages in the order in which the pickle refers to them first."""
+    """Yield the storages in the order in which the pickle refers to them first."""
     from ckpt_surgery.pickles import PersistentId, walk
 
     for node in walk(checkpoint.root):
@@ -151,7 +151,7 @@ def _visited(checkpoint: Checkpoint) -> Iterator[Storage]:
 
 
 def _differences(source: Source, archive: ZipArchive, layout: ZipLayout) -> Iterator[Finding]:
-    """Where headers, padding or the directory are not byte for byte what torch writes."""
+    """Yield where headers, padding or the directory are not byte for byte what torch writes."""
     places: list[tuple[int, str | None]] = []
     for offset, expected, name in layout.structure([each.crc32 for each in archive.records]):
         found = source.read_at(offset, len(expected))

@@ -62,7 +62,7 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
 
 
 def _lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
-    """Where every byte of the archive for `checkpoint` goes, before any is written.
+    """Return where every byte of the archive for `checkpoint` goes, before any is written.
 
     A file that was an archive keeps its root folder, its generation of records and whatever else
     it holds; every other one becomes what torch 2.13 would write.
@@ -78,7 +78,7 @@ def _lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
 
 
 def _keep_their_places(container: Container, pickled: Pickled) -> bool:
-    """Whether all storages stay, and in the order of visiting where torch relies on that."""
+    """Return whether all storages stay, and in the order of visiting where torch relies on that."""
     if container.promises_layout:
         return tuple(pickled.storages) == container.storages
     return set(pickled.storages) == set(container.storages)
@@ -89,7 +89,7 @@ def _own_keys(pickled: Pickled) -> dict[Storage, str]:
 
 
 def _same_storages(container: Container, pickled: Pickled) -> ZipLayout:
-    """All storages stay: every record stays where it is, under its name."""
+    """Return all storages stay: every record stays where it is, under its name."""
     old = container.find(PICKLE)
     unchanged = old is not None and content(old) == pickled.data
     records = [
@@ -100,7 +100,7 @@ def _same_storages(container: Container, pickled: Pickled) -> ZipLayout:
 
 
 def _new_storages(container: Container, pickled: Pickled) -> ZipLayout:
-    """The storages are numbered in the order in which the pickle visits them.
+    """Return the storages are numbered in the order in which the pickle visits them.
 
     torch relies on it where the archive has a ``.format_version``; before that it sorted them by
     their names as text.
@@ -116,7 +116,7 @@ def _new_storages(container: Container, pickled: Pickled) -> ZipLayout:
 
 
 def _is_open(name: str, data: ByteSource) -> bool:
-    """Whether it is the id of an archive that was not written yet, and so is not known."""
+    """Return whether it is the id of an archive that was not written yet, and so is not known."""
     return name == SERIALIZATION_ID and isinstance(data, Bytes)
 
 

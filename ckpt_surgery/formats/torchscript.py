@@ -112,7 +112,7 @@ def _read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Chec
 
 
 def _parse(archive: ZipArchive, name: str, limits: Limits) -> tuple[Node, str]:
-    """The graph of a pickle, and what of the pickle is not in it.
+    """Return the graph of a pickle, and what of the pickle is not in it.
 
     Its storages are the records in the folder of its name.
     """
@@ -134,7 +134,7 @@ class _Code:
         self._left = _MAX_CODE
 
     def declaration(self, cls: Global) -> Declaration | None:
-        """What is declared of a class; None if it is one of torch's own, written in C++.
+        """Return what is declared of a class; None if it is one of torch's own, written in C++.
 
         Raises `DamagedFileError` if the code does not declare it.
         """
@@ -179,7 +179,7 @@ class _Reader:
     notes: list[str] = field(default_factory=list)
 
     def declaration(self, node: Node) -> Declaration | None:
-        """What the code declares of the module that `node` is; None if it is no module."""
+        """Return what the code declares of the module that `node` is; None if it is no module."""
         if not isinstance(node, Object) or node.op != "NEWOBJ":
             return None
         declared = self.code.declaration(node.callee) if isinstance(node.callee, Global) else None

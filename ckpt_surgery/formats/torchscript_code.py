@@ -114,14 +114,16 @@ class _Class:
 
 
 def _is_type(text: str) -> bool:
-    """Whether a type has the printed form, in which a tensor is never ``torch.Tensor``."""
+    """Return whether a type has the printed form, in which a tensor is never ``torch.Tensor``."""
     if not _TYPE.fullmatch(text) or not _is_whole(text):
         return False
     return text == _TENSOR or not text.endswith(_TENSOR) or text.startswith(_MANGLED)
 
 
 def _is_whole(text: str) -> bool:
-    """Whether an expression ends where its line ends: no string or bracket goes on, no comment."""
+    """Return whether an expression ends where its line ends: no string
+    or bracket goes on, no comment.
+    """
     waiting: list[str] = []
     for character in _TEXT.sub('""', text).replace('""', "_"):
         if character in "\"'#\\":

@@ -85,7 +85,9 @@ class _Draft:
     warnings: list[PlanWarning] = field(default_factory=list)
 
     def select(self, selector: Selector) -> frozenset[str]:
-        """The names a selector takes; one that takes none is an error, or a warning if allowed."""
+        """Return the names a selector takes; one that takes none is an
+        error, or a warning if allowed.
+        """
         chosen = selector.select(self.inventory)
         if not chosen:
             message = f"'{selector.option}' matches no parameter"
@@ -99,7 +101,7 @@ class _Draft:
 
 
 def build(inventory: Inventory, recipe: FreezeRecipe, kind: type[_ScheduleT]) -> _ScheduleT:
-    """The plan that a recipe makes for these parameters, as an instance of `kind`.
+    """Return the plan that a recipe makes for these parameters, as an instance of `kind`.
 
     Raises UsageError if a rule takes nothing (unless allowed), an option is unknown or out of
     range, or options contradict each other.
@@ -129,7 +131,7 @@ def build(inventory: Inventory, recipe: FreezeRecipe, kind: type[_ScheduleT]) ->
 
 
 def parse_group(text: str) -> tuple[str, dict[str, OptionValue]]:
-    """The selector's text and the options of ``SELECTION:lr=1e-2,weight_decay=0``."""
+    """Return the selector's text and the options of ``SELECTION:lr=1e-2,weight_decay=0``."""
     selection, colon, options = text.rpartition(":")
     if not colon or not selection.strip():
         raise UsageError(
@@ -139,7 +141,7 @@ def parse_group(text: str) -> tuple[str, dict[str, OptionValue]]:
 
 
 def parse_stage(text: str) -> tuple[int, str]:
-    """The epoch and the selector's text of ``5: layer4``."""
+    """Return the epoch and the selector's text of ``5: layer4``."""
     epoch, colon, selection = text.partition(":")
     if not (colon and epoch.strip().isdecimal() and epoch.strip().isascii() and selection.strip()):
         raise UsageError(
@@ -170,7 +172,7 @@ def _check(inventory: Inventory, recipe: FreezeRecipe) -> None:
 
 
 def _decide(draft: _Draft, recipe: FreezeRecipe) -> dict[str, int | None]:
-    """The epoch from which each parameter trains, by its first name; None: never."""
+    """Return the epoch from which each parameter trains, by its first name; None: never."""
     rules = [(rule, draft.select(rule.selector)) for rule in recipe.rules]
     stages = [(stage, draft.select(stage.selector)) for stage in recipe.stages]
     begins_frozen = recipe.rules[0].action == "train" if recipe.rules else bool(recipe.stages)
@@ -212,7 +214,7 @@ class _Grouping:
     inventory: Inventory
 
     def group_of(self, parameter: Parameter, name: str) -> Group:
-        """The group that a parameter falls into if it goes by `name`."""
+        """Return the group that a parameter falls into if it goes by `name`."""
         matching = [rule for rule, names in self.rules if name in names]
         options: dict[str, OptionValue] = {}
         for rule in matching:
@@ -235,7 +237,7 @@ class _Grouping:
         return Group("_".join(labels) or _BASE, ordered, scale)
 
     def _scale(self, parameter: Parameter) -> tuple[float | None, list[str]]:
-        """What multiplies the base learning rate, and the words that name it."""
+        """Return what multiplies the base learning rate, and the words that name it."""
         layers = self.inventory.layers
         in_head = parameter.name in self.inventory.head
         scale, label = None, []
@@ -252,7 +254,9 @@ class _Grouping:
 def _group(
     draft: _Draft, recipe: FreezeRecipe, trains: set[str]
 ) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """The groups in the order of their first parameter, and the group's name by parameter."""
+    """Return the groups in the order of their first parameter, and
+    the group's name by parameter.
+    """
     grouping = _Grouping(
         recipe,
         tuple((rule, draft.select(rule.selector)) for rule in recipe.groups),
@@ -329,7 +333,7 @@ def _warn_about_result(draft: _Draft, parameters: Sequence[PlannedParameter]) ->
 def _frozen_statistics(
     parameters: Sequence[PlannedParameter], statistics: Sequence[str], epoch: int = 0
 ) -> list[str]:
-    """The modules with running statistics whose own parameters are all frozen at an epoch.
+    """Return the modules with running statistics whose own parameters are all frozen at an epoch.
 
     One without parameters goes by the nearest module above it that has any.
     """

@@ -70,7 +70,7 @@ def train_mode(model):
 
 
 def _to_json(plan: FreezeSchedule) -> str:
-    """The plan's document as JSON, one line a parameter."""
+    """Return the plan's document as JSON, one line a parameter."""
     document = plan.to_dict()
     lines = []
     for key, value in document.items():
@@ -83,7 +83,7 @@ def _to_json(plan: FreezeSchedule) -> str:
 
 
 def _to_toml(plan: FreezeSchedule) -> str:
-    """The plan's document as TOML; keys that are null are left out.
+    """Return the plan's document as TOML; keys that are null are left out.
 
     Raises UsageError for a name that is not valid Unicode (half of a surrogate pair).
     """
@@ -105,7 +105,7 @@ def _to_toml(plan: FreezeSchedule) -> str:
 
 
 def _to_python(plan: FreezeSchedule) -> str:
-    """A module with `parameter_groups(model, epoch=0)` and `train_mode(model)`.
+    """Return a module with `parameter_groups(model, epoch=0)` and `train_mode(model)`.
 
     The groups are those of `FreezePlan.apply`, in lists (an iterator would be empty when it is
     used again), and every name is looked up when the function is called, not when the optimizer
@@ -128,7 +128,7 @@ def _fate(parameter: PlannedParameter) -> tuple[int | None, str | None]:
 
 
 def _cover(plan: FreezeSchedule) -> dict[str, PlannedParameter]:
-    """The shortest paths below which all parameters share one fate, each with an example."""
+    """Return the shortest paths below which all parameters share one fate, each with an example."""
     fates: dict[str, set[tuple[int | None, str | None]]] = {}
     for parameter in plan.parameters:
         parts = parameter.name.split(".")

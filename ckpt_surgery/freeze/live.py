@@ -67,16 +67,16 @@ class FreezePlan(FreezeSchedule):
 
     @classmethod
     def build(cls, inventory: Inventory, recipe: FreezeRecipe) -> Self:
-        """The plan that a recipe makes (see `ckpt_surgery.freeze.build.build`)."""
+        """Return the plan that a recipe makes (see `ckpt_surgery.freeze.build.build`)."""
         return build(inventory, recipe, cls)
 
     @classmethod
     def for_model(cls, model: nn.Module, recipe: FreezeRecipe) -> Self:
-        """The plan that a recipe makes for a model; it may be on the meta device."""
+        """Return the plan that a recipe makes for a model; it may be on the meta device."""
         return build(inventory_of(model), recipe, cls)
 
     def check(self, model: nn.Module) -> PlanFit:
-        """What of the plan does not fit a model; changes nothing."""
+        """Return what of the plan does not fit a model; changes nothing."""
         names = _Names(self, model)
         found = list(names.parameters())
         met = {p.index for _, planned, _ in found for p in planned}
@@ -165,7 +165,9 @@ class FreezePlan(FreezeSchedule):
 
 
 def inventory_of(model: nn.Module) -> Inventory:
-    """The parameters, buffers and structure of a model, under the names of the unwrapped one."""
+    """Return the parameters, buffers and structure of a model, under
+    the names of the unwrapped one.
+    """
     hidden = _hidden(model)
     entries = [
         NamedEntry(
@@ -206,14 +208,16 @@ class _Names:
         self._planned = {written[name]: p for p in plan.parameters for name in p.names}
 
     def parameters(self) -> Iterator[tuple[list[str], list[PlannedParameter], nn.Parameter]]:
-        """Names in the model, what the plan says of them (several if it says them apart)."""
+        """Yield names in the model, what the plan says of them (several if it says them apart)."""
         for key, own in self._own.items():
             planned = {p.index: p for p in map(self._planned.get, own) if p is not None}
             yield own, list(planned.values()), self._live[key]
 
 
 def _hidden(model: nn.Module) -> frozenset[str]:
-    """Paths of modules that are wrapped: the last segment of each is the wrapper's, not a name."""
+    """Return paths of modules that are wrapped: the last segment of
+    each is the wrapper's, not a name.
+    """
     from torch.nn.parallel import DataParallel, DistributedDataParallel
     from torch.optim.swa_utils import AveragedModel
 
@@ -245,7 +249,9 @@ def _without_module(name: str) -> str:
 
 
 def _kind(module: nn.Module) -> ModuleKind:
-    """What a module is, by its class's name: that of every norm of torch, and of most others."""
+    """Return what a module is, by its class's name: that of every
+    norm of torch, and of most others.
+    """
     name = type(module).__name__.lower()
     if "dropout" in name:
         return "dropout"

@@ -47,12 +47,12 @@ KINDS: Final[dict[str, Literal["number", "flag", "pair"]]] = {
 
 
 def check_options(options: Mapping[str, object], where: str) -> dict[str, OptionValue]:
-    """The options, each known and of the right kind; UsageError names `where` otherwise."""
+    """Return the options, each known and of the right kind; UsageError names `where` otherwise."""
     return {name: _check(name, value, where) for name, value in options.items()}
 
 
 def parse_options(text: str, where: str) -> dict[str, OptionValue]:
-    """What ``lr=1e-2,weight_decay=0,betas=0.9/0.95,nesterov=true`` says."""
+    """Return what ``lr=1e-2,weight_decay=0,betas=0.9/0.95,nesterov=true`` says."""
     options: dict[str, OptionValue] = {}
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
@@ -68,7 +68,7 @@ def parse_options(text: str, where: str) -> dict[str, OptionValue]:
 
 
 def check_number(value: object, where: str) -> float:
-    """A finite number of at least 0, as given (an integer stays one)."""
+    """Return a finite number of at least 0, as given (an integer stays one)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UsageError(f"'{where}' is no number")
     if not math.isfinite(value) or value < 0:

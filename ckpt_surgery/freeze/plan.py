@@ -72,7 +72,7 @@ class PlannedParameter:
         return BY_NAME[self.dtype].nbytes(self.numel)
 
     def trains_at(self, epoch: int) -> bool:
-        """Whether it trains at an epoch, counted from 0."""
+        """Return whether it trains at an epoch, counted from 0."""
         return self.train_from is not None and self.train_from <= epoch
 
 
@@ -119,7 +119,7 @@ class Totals:
 
     @classmethod
     def of(cls, parameters: Iterable[PlannedParameter]) -> Totals:
-        """The sums over these parameters."""
+        """Return the sums over these parameters."""
         chosen = list(parameters)
         return cls(
             len(chosen),
@@ -159,7 +159,7 @@ class FreezeSchedule:
                 raise UsageError(f"'{parameter.name}' trains, but in no group of the plan")
 
     def frozen(self, parameter: PlannedParameter) -> bool:
-        """Whether a parameter is frozen at the plan's epoch."""
+        """Return whether a parameter is frozen at the plan's epoch."""
         return not parameter.trains_at(self.epoch)
 
     @property
@@ -181,13 +181,13 @@ class FreezeSchedule:
         )
 
     def at(self, epoch: int) -> Self:
-        """The same plan seen from an epoch, counted from 0."""
+        """Return the same plan seen from an epoch, counted from 0."""
         if epoch < 0:
             raise UsageError(f"epoch {epoch} is before the first one, which is 0")
         return replace(self, epoch=epoch)
 
     def to_dict(self) -> dict[str, Any]:
-        """The document that the module describes; plain lists, dictionaries and numbers."""
+        """Return the document that the module describes; plain lists, dictionaries and numbers."""
         trainable, frozen = self.totals
         elements = trainable.elements + frozen.elements
         counts = Counter(p.group for p in self.trainable)
@@ -227,7 +227,7 @@ class FreezeSchedule:
 
     @classmethod
     def from_dict(cls, document: object) -> Self:
-        """The plan that a document describes; UsageError says what is wrong with one."""
+        """Return the plan that a document describes; UsageError says what is wrong with one."""
         fields = _mapping(document, "the plan")
         if fields.get("kind") != _KIND:
             raise UsageError("this document is no freeze plan", hint=f"'kind' must be '{_KIND}'")

@@ -24,7 +24,7 @@ class Matcher(Protocol):
     """A rule on names, such as `ckpt_surgery.names.Rule`."""
 
     def matches(self, name: str, /) -> bool:
-        """Whether the rule takes this name."""
+        """Return whether the rule takes this name."""
         ...
 
 
@@ -42,7 +42,7 @@ class Selector(Protocol):
         ...
 
     def select(self, inventory: Inventory, /) -> frozenset[str]:
-        """The names it takes; empty if none. UsageError if the question makes no sense."""
+        """Return the names it takes; empty if none. UsageError if the question makes no sense."""
         ...
 
 
@@ -196,7 +196,7 @@ class Until:
 
 
 def parse_selector(text: str, option: str) -> Selector:
-    """The selector that ``--group`` and ``--stage`` spell in one word.
+    """Return the selector that ``--group`` and ``--stage`` spell in one word.
 
     ``all``; ``head``; ``pattern=RE``, ``prefix=P`` or ``glob=G``; otherwise a glob if it has one
     of ``*?[`` and a prefix if not. `option` is quoted in messages. Raises UsageError for a rule
@@ -249,7 +249,9 @@ def _span(inventory: Inventory, name: str, option: str) -> tuple[int, int]:
 
 
 def _place_of_module(inventory: Inventory, name: str) -> int | None:
-    """Where a module without parameters stands: before the first parameter defined after it."""
+    """Return where a module without parameters stands: before the
+    first parameter defined after it.
+    """
     modules = list(inventory.structure.modules) if inventory.structure is not None else []
     if name not in modules:
         return None

@@ -70,7 +70,7 @@ def _layers(tensors: Sequence[TensorSpec]) -> list[_Layer]:
 def _weights(
     ours: Sequence[_Layer], theirs: Sequence[_Layer], same: Callable[[str, str], bool]
 ) -> list[list[int]]:
-    """What aligning two layers is worth: tensors first, then names; 0 if shapes differ."""
+    """Return what aligning two layers is worth: tensors first, then names; 0 if shapes differ."""
     # no sum of names may outweigh one tensor
     tensor = 1 + sum(len(layer.tensors) for layer in ours)
     return [
@@ -121,7 +121,7 @@ def _refuse_ambiguous(
 
 
 def ambiguous(name: str, candidates: Sequence[str]) -> AmbiguousMatchError:
-    """The error that `name` could correspond to each of `candidates`."""
+    """Return the error that `name` could correspond to each of `candidates`."""
     shown = ", ".join(f"'{candidate}'" for candidate in candidates[:8])
     more = f" and {len(candidates) - 8} more" if len(candidates) > 8 else ""
     return AmbiguousMatchError(

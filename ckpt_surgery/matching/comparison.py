@@ -98,7 +98,7 @@ class Comparison:
         return 0 if self.fits else 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of the JSON report of ``ckpt match``."""
+        """Return the fields of the JSON report of ``ckpt match``."""
         return {
             "missing_keys": list(self.missing),
             "unexpected_keys": list(self.unexpected),
@@ -114,7 +114,9 @@ class Comparison:
         }
 
     def wording(self, class_name: str) -> str:
-        """The same in torch's own words: the message of its error, or that all keys matched."""
+        """Return the same in torch's own words: the message of its
+        error, or that all keys matched.
+        """
         lines = []
         if self.missing:
             lines.append(f"Missing key(s) in state_dict: {_quoted(self.missing)}. ")
@@ -184,7 +186,9 @@ def compare(
 
 
 def loads_into(checkpoint: Shape, model: Shape) -> bool:
-    """Whether torch loads the one shape into the other: equal, or torch 0.3's (1,) into ()."""
+    """Return whether torch loads the one shape into the other:
+    equal, or torch 0.3's (1,) into ().
+    """
     return checkpoint == model or (model == () and checkpoint == (1,))
 
 
@@ -192,7 +196,7 @@ _DENSE: Final = frozenset({"strided", "device"})
 
 
 def copies_into(have: TensorSpec, want: TensorSpec) -> bool:
-    """Whether torch copies a tensor into another one of its shape.
+    """Return whether torch copies a tensor into another one of its shape.
 
     Not from layout to layout (whether the class of a ``subclass`` permits it is not known), nor
     between types of which it has no conversion (torch 2.13).
@@ -254,7 +258,7 @@ def _defaults_to_zero(name: str, target: Target, metadata: Metadata | None) -> b
 
 
 def lacks_counter(module: str, metadata: Metadata | None) -> bool:
-    """Whether the batch norm at the path `module` was saved before it counted batches.
+    """Return whether the batch norm at the path `module` was saved before it counted batches.
 
     That is, before torch 0.4.1, or by something that leaves no ``_metadata``: torch then starts
     ``num_batches_tracked`` at the model's own value, as ``load_state_dict`` says nothing of it.

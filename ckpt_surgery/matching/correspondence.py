@@ -139,7 +139,7 @@ def _best_rewrite(
     level: Level,
     upgraded: Mapping[str, str],
 ) -> _Rewrite:
-    """The rewriting after which the most tensors have their name and shape in the target."""
+    """Return the rewriting after which the most tensors have their name and shape in the target."""
     shapes = {spec.name: spec.shape for spec in source}
     wanted = {spec.name: spec.shape for spec in target}
     exact = _exact(shapes, wanted, upgraded)
@@ -159,7 +159,7 @@ def _choose(
     *,
     preferred: int,
 ) -> _Rewrite:
-    """The best of `candidates`; the first `preferred` ones win over others that are as good.
+    """Return the best of `candidates`; the first `preferred` ones win over others that are as good.
 
     Raises AmbiguousMatchError if two of the others are best and disagree. One that explains less
     than half of the smaller side is a coincidence.
@@ -215,7 +215,7 @@ def _spelled_as(plain: Mapping[str, str]) -> Callable[[str], str | None]:
 
 
 def _prefixes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Iterator[_Rewrite]:
-    """One prefix removed, one added, and the prefixes that all names have exchanged."""
+    """Yield one prefix removed, one added, and the prefixes that all names have exchanged."""
     ours = {unwrapped(name): name for name in shapes}
     theirs = {unwrapped(name): name for name in wanted}
     if len(ours) < len(shapes) or len(theirs) < len(wanted):
@@ -251,7 +251,7 @@ def _one_to_one(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _subtrees(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
-    """Every dotted prefix with the rests of the names below it."""
+    """Yield every dotted prefix with the rests of the names below it."""
     below: dict[str, list[str]] = defaultdict(list)
     for name in names:
         position = name.find(".")
@@ -264,13 +264,13 @@ def _subtrees(names: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _common_prefixes(names: Mapping[str, str]) -> list[str]:
-    """The dotted prefixes that all names have, the shortest first."""
+    """Return the dotted prefixes that all names have, the shortest first."""
     count = len(names)
     return [prefix for prefix, rest in _subtrees(names) if len(rest) == count]
 
 
 def _infixes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Iterator[_Rewrite]:
-    """One segment removed from all names of one side, wherever it occurs."""
+    """Yield one segment removed from all names of one side, wherever it occurs."""
     for segment in _segments(shapes):
         pairs = ((name, _without(segment, name)) for name in shapes)
         found = ((old, new) for old, new in pairs if new in wanted)
@@ -297,7 +297,8 @@ def _without(segment: str, name: str) -> str:
 
 
 def _by_suffix(source: Sequence[TensorSpec], target: Sequence[TensorSpec]) -> list[tuple[str, str]]:
-    """Each target tensor with the one of equal shape with which it has the longest dotted suffix.
+    """Return each target tensor with the one of equal shape with which it
+    has the longest dotted suffix.
 
     A suffix has two segments at least, or is the whole of one name. Raises AmbiguousMatchError if
     two have equally long ones.

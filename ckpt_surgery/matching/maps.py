@@ -59,7 +59,7 @@ def check_map(renames: Mapping[str, str], source: Iterable[str], target: Iterabl
 
 
 def format_proposal(correspondence: Correspondence, form: MapFormat = "toml") -> str:
-    """The map of a correspondence, for review; in TOML with how its names were found."""
+    """Return the map of a correspondence, for review; in TOML with how its names were found."""
     ways = Counter(pair.how for pair in correspondence.pairs)
     lines = ["old = new", *(f"found by {how}: {count}" for how, count in ways.items())]
     lines += [f"not used: {name}" for name in correspondence.unmatched_source]

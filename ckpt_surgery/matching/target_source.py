@@ -35,7 +35,7 @@ class Described:
 
 
 def describe(state_dict: StateDict) -> Described:
-    """Names, shapes and types of a state dict, and which of its names are one tensor."""
+    """Return names, shapes and types of a state dict, and which of its names are one tensor."""
     return Described(
         specs=tuple(
             TensorSpec(
@@ -57,12 +57,12 @@ def describe(state_dict: StateDict) -> Described:
 
 
 def _layout(tensor: Tensor) -> str:
-    """How its elements are kept; on the meta device there are none to copy."""
+    """Return how its elements are kept; on the meta device there are none to copy."""
     return "meta" if tensor.device == "meta" else tensor.layout
 
 
 def _plain(node: Node) -> dict[str, object]:
-    """The entries of a module's record that are plain values: its ``version``."""
+    """Return the entries of a module's record that are plain values: its ``version``."""
     items = named_items(node) or {}
     return {k: v for k, v in items.items() if v is None or isinstance(v, bool | int | float | str)}
 
@@ -96,11 +96,11 @@ class Aim:
         return () if self.checkpoint is None else (self.checkpoint.file.name,)
 
     def entry(self, name: str) -> Entry | None:
-        """The entry of the file called `name`; None for a model."""
+        """Return the entry of the file called `name`; None for a model."""
         return self._entries.get(name)
 
     def compare(self, source: Described) -> Comparison:
-        """What ``load_state_dict`` would say; with a model, torch itself says it."""
+        """Return what ``load_state_dict`` would say; with a model, torch itself says it."""
         if self.module is None:
             return compare(
                 source.specs,
@@ -137,7 +137,7 @@ class Aim:
 
 
 def _node(value: object, depth: int = 0) -> Node:
-    """A plain value as a node. Raises `LossyEditError` for anything else."""
+    """Return a plain value as a node. Raises `LossyEditError` for anything else."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     if depth < _MOST_NESTED and isinstance(value, list | tuple):

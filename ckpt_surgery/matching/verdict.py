@@ -77,7 +77,7 @@ def judge(
 def upgraded_names(
     model: nn.Module, source: Sequence[TensorSpec], metadata: Metadata | None = None
 ) -> dict[str, str]:
-    """The old names that the model's own loading code renames, each with its new one.
+    """Return the old names that the model's own loading code renames, each with its new one.
 
     None are known if that code raises (MNASNet's does, for a state dict without ``_metadata``).
     """
@@ -102,14 +102,18 @@ def upgraded_names(
 
 
 def _probe(model: nn.Module) -> nn.Module:
-    """A copy to load into, which may change a model (MNASNet's does), with all buffers on meta."""
+    """Return a copy to load into, which may change a model (MNASNet's
+    does), with all buffers on meta.
+    """
     return copy.deepcopy(model).to("meta")
 
 
 def _shapes_only(
     source: Sequence[TensorSpec], metadata: Metadata | None
 ) -> OrderedDict[str, torch.Tensor]:
-    """Tensors without values, all of one element type: names and shapes are what is asked about."""
+    """Return tensors without values, all of one element type: names and
+    shapes are what is asked about.
+    """
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
     for spec in source:
         try:

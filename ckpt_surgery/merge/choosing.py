@@ -52,7 +52,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def last(files: Sequence[str], count: int) -> list[str]:
-    """The `count` files with the highest numbers in their names, in ascending order.
+    """Return the `count` files with the highest numbers in their names, in ascending order.
 
     Files without a number (``checkpoint_best.pt``) are left out. Raises `UsageError` if there are
     not as many, or if their names differ in more than the numbers.
@@ -74,7 +74,7 @@ def last(files: Sequence[str], count: int) -> list[str]:
 
 
 def best(files: Sequence[str], count: int, metric: str, *, higher: bool) -> list[str]:
-    """The `count` files with the best value at `metric` inside them, the best one first.
+    """Return the `count` files with the best value at `metric` inside them, the best one first.
 
     Raises `UsageError` if a file has no number there, or there are not as many files.
     """
@@ -88,7 +88,7 @@ def best(files: Sequence[str], count: int, metric: str, *, higher: bool) -> list
 
 
 def _metric_of(checkpoint: Checkpoint, metric: str) -> float:
-    """The number at the path `metric`, a plain one or a tensor of one element.
+    """Return the number at the path `metric`, a plain one or a tensor of one element.
 
     Raises `UsageError` if there is none, or if it is no finite number.
     """

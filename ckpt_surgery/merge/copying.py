@@ -45,7 +45,8 @@ def plan_structure(
     only_existing: bool,
     same_shape: bool,
 ) -> Taking:
-    """What the base's `state_dicts` take from `others`, of which later ones win, unless `fill`.
+    """Return what the base's `state_dicts` take from `others`, of which
+    later ones win, unless `fill`.
 
     `selection` narrows the names that are taken, `only_existing` to those that the base has,
     `same_shape` to tensors of the shape that the base's has.
@@ -165,7 +166,7 @@ def _modules(
     sources: Mapping[int, StateDict],
     chosen: Mapping[str, tuple[int, Entry]],
 ) -> Iterator[TakeModule]:
-    """The records of ``_metadata`` that come along: of modules whose own entries were taken.
+    """Yield the records of ``_metadata`` that come along: of modules whose own entries were taken.
 
     A module that the base does not have comes along with whatever is below it.
     """
@@ -190,7 +191,7 @@ def _modules(
 
 
 def _big_endian(tensors: Iterator[Tensor | None] | Sequence[Tensor | None]) -> bool | None:
-    """Whether the tensors' numbers are stored in that order; None if they do not tell."""
+    """Return whether the tensors' numbers are stored in that order; None if they do not tell."""
     for tensor in tensors:
         if tensor is not None and tensor.storage is not None and tensor.dtype.itemsize > 1:
             return tensor.storage.big_endian
@@ -198,7 +199,7 @@ def _big_endian(tensors: Iterator[Tensor | None] | Sequence[Tensor | None]) -> b
 
 
 def broken_ties(before: Checkpoint, after: Checkpoint) -> list[str]:
-    """What to say about tensors that shared their elements before and do no longer.
+    """Return what to say about tensors that shared their elements before and do no longer.
 
     Tied ones were the same elements in the same shape; others were views of each other.
     """
@@ -229,7 +230,8 @@ def broken_ties(before: Checkpoint, after: Checkpoint) -> list[str]:
 
 
 def _views(placed: Sequence[tuple[str, Tensor]]) -> Iterator[tuple[str, str]]:
-    """Names of contiguous tensors of a storage, and of those that lie in them, wholly or partly.
+    """Yield names of contiguous tensors of a storage, and of those that
+    lie in them, wholly or partly.
 
     Each is named once, with the one that reaches furthest of those that begin before it.
     """

@@ -31,7 +31,7 @@ def uniform(key: str, stream: int, start: int, stop: int) -> Tensor:
 
 
 def _shifted(state: Tensor, bits: int) -> Tensor:
-    """A right shift that fills with zeros; torch's fills with the sign."""
+    """Return a right shift that fills with zeros; torch's fills with the sign."""
     return (state >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 

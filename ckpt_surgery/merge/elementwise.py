@@ -72,7 +72,7 @@ def mean(tensors: Sequence[Tensor], work: torch.dtype) -> Tensor:
 
 
 def _to_add(tensors: Sequence[Tensor], *, clamps: bool) -> list[Tensor]:
-    """The values of each element from the smallest to the largest.
+    """Return the values of each element from the smallest to the largest.
 
     The first two may change places unless the sum `clamps` between the first and the last: they are
     added to each other. Of two, and the two smaller of three, neither need be known.
@@ -87,7 +87,7 @@ def _to_add(tensors: Sequence[Tensor], *, clamps: bool) -> list[Tensor]:
 
 
 def _spare_bits(tensors: Sequence[Tensor], work: torch.dtype) -> float:
-    """How often the largest stored number goes into the largest number of the working type.
+    """Return how often the largest stored number goes into the largest number of the working type.
 
     0 if a tensor is stored in the working type itself.
     """
@@ -99,7 +99,7 @@ def _spare_bits(tensors: Sequence[Tensor], work: torch.dtype) -> float:
 
 
 def median(tensors: Sequence[Tensor], work: torch.dtype) -> Tensor:
-    """The middle of each element's values; of an even number, the mean of the middle two."""
+    """Return the middle of each element's values; of an even number, the mean of the middle two."""
     ordered = _ascending(tensors)
     half = len(ordered) // 2
     odd = len(ordered) % 2
@@ -107,7 +107,7 @@ def median(tensors: Sequence[Tensor], work: torch.dtype) -> Tensor:
 
 
 def _ascending(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The values of each element in ascending order: the first tensor holds the smallest."""
+    """Return the values of each element in ascending order: the first tensor holds the smallest."""
     lanes = list(tensors)
     for low, high in _network(len(lanes)):
         lanes[low], lanes[high] = (

@@ -84,7 +84,7 @@ def merge_file(original: Checkpoint, label: str, rules: Sequence[RewriteRule]) -
 
 
 def partner(wanted: StateDict, file: MergeFile) -> StateDict:
-    """The state dict of a file that belongs to `wanted` of the base.
+    """Return the state dict of a file that belongs to `wanted` of the base.
 
     It is the one at the same path, or the only one, or the only one of that kind (a model's, or a
     moving average). Raises `UsageError` if that leaves none or several.
@@ -140,7 +140,7 @@ class Sources:
     def open(
         self, stack: ExitStack, renames: Mapping[int, Sequence[RewriteRule]]
     ) -> tuple[MergeFile, list[MergeFile]]:
-        """The base, and all inputs. Raises `UsageError` if a rename names no file."""
+        """Return the base, and all inputs. Raises `UsageError` if a rename names no file."""
         self.require_numbers(renames)
         opened = []
         for number, source in enumerate(self.inputs, self.first_number):

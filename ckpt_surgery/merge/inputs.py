@@ -84,7 +84,8 @@ class Inputs:
         return f"{self.seed}:{self.name}"
 
     def raw(self, which: int, start: int, stop: int, *, check: bool = True) -> Tensor:
-        """Elements of one input (-1: the base) as they are stored, those of 8 bits as float32.
+        """Return elements of one input (-1: the base) as they are
+        stored, those of 8 bits as float32.
 
         Raises `NonFiniteError` at NaN or infinity, unless they are allowed or `check` is false.
         """
@@ -96,15 +97,15 @@ class Inputs:
         return tensor
 
     def one(self, which: int, start: int, stop: int) -> Tensor:
-        """Elements of one input (-1: the base) in the working element type."""
+        """Return elements of one input (-1: the base) in the working element type."""
         return self.raw(which, start, stop).to(self.work)
 
     def delta(self, which: int, start: int, stop: int) -> Tensor:
-        """What input `which` adds to the base."""
+        """Return what input `which` adds to the base."""
         return self.one(which, start, stop) - self.one(-1, start, stop)
 
     def piece(self, start: int, stop: int, measured: Any = None, *, check: bool = True) -> Piece:
-        """All inputs from `start` to `stop`."""
+        """Return all inputs from `start` to `stop`."""
         return Piece(
             raw=tuple(self.raw(which, start, stop, check=check) for which in range(self.count)),
             raw_base=self.raw(-1, start, stop, check=check) if self.has_base else None,
@@ -116,12 +117,12 @@ class Inputs:
         )
 
     def pieces(self) -> Iterator[Piece]:
-        """The whole tensors, piece by piece."""
+        """Yield the whole tensors, piece by piece."""
         for start, stop in self.spans():
             yield self.piece(start, stop)
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """Where each piece of the whole tensors begins and ends."""
+        """Return where each piece of the whole tensors begins and ends."""
         return spans(0, self.numel)
 
 
@@ -177,7 +178,7 @@ def of_tensors(
 
 
 def steady_sum(values: Tensor) -> float:
-    """The sum of a flat tensor in float64, the same with any number of threads.
+    """Return the sum of a flat tensor in float64, the same with any number of threads.
 
     torch splits a long sum between its threads; sums of short rows it does not.
     """

@@ -81,7 +81,7 @@ def _merge_bools(tensors: Sequence[Tensor], policy: IntegerPolicy) -> Tensor:
 
 
 def _merge_unsigned(name: str, tensors: Sequence[Tensor], policy: IntegerPolicy) -> Tensor:
-    """The maximum of 64 bits unsigned, for which torch has no arithmetic."""
+    """Return the maximum of 64 bits unsigned, for which torch has no arithmetic."""
     if policy != "max" or any(tensor.dtype != torch.uint64 for tensor in tensors):
         raise UsageError(
             f"the uint64 tensor '{name}' has no {policy} here",

@@ -168,7 +168,7 @@ class IntegerJob(_WholeJob):
 
 
 def _load(tensor: Tensor) -> Elements:
-    """A strided tensor of a type that is not packed, in memory, in its own shape."""
+    """Return a strided tensor of a type that is not packed, in memory, in its own shape."""
     loaded = elements.load_elements(tensor)
     if loaded is None:
         raise TypeError(tensor.dtype)
@@ -183,7 +183,7 @@ def require_equal_integers(name: str, tensors: Sequence[Tensor], labels: Sequenc
 
 
 def are_equal(left: Tensor, right: Tensor) -> bool:
-    """Whether two tensors that have no arithmetic hold the same stored elements."""
+    """Return whether two tensors that have no arithmetic hold the same stored elements."""
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     if left.storage is None or right.storage is None:
@@ -198,5 +198,7 @@ def are_equal(left: Tensor, right: Tensor) -> bool:
 
 
 def running_nbytes(inputs: int, threads: int) -> int:
-    """Bytes that the threads take beside results that wait: pieces of inputs, runs of results."""
+    """Return bytes that the threads take beside results that wait:
+    pieces of inputs, runs of results.
+    """
     return threads * (RUN * 4 + PIECE * _WORKING * (2 * inputs + 6))

@@ -36,7 +36,7 @@ _WITHOUT_EFFECT: Final = frozenset({"int8_mask", "density", "rescale"})
 
 
 def parse(text: str) -> MergeRecipe:
-    """The recipe in a mergekit configuration.
+    """Return the recipe in a mergekit configuration.
 
     Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong or assembles layers,
     and `MissingDependencyError` without PyYAML.
@@ -45,7 +45,7 @@ def parse(text: str) -> MergeRecipe:
 
 
 def _from_config(loaded: object) -> MergeRecipe:
-    """The recipe in a mergekit configuration that has been parsed to mappings and lists.
+    """Return the recipe in a mergekit configuration that has been parsed to mappings and lists.
 
     Raises `UsageError` as `parse` does.
     """
@@ -106,7 +106,7 @@ def _method(name: str) -> Method:
 
 
 def _file(value: object) -> str:
-    """A path, written as a text or as ``{path: …}`` or ``{model: {path: …}}``."""
+    """Return a path, written as a text or as ``{path: …}`` or ``{model: {path: …}}``."""
     while isinstance(value, dict) and len(value) == 1:
         (value,) = value.values()
     if not isinstance(value, str) or not value:
@@ -122,7 +122,9 @@ def _model(entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 def _ordered(
     chosen: Method, models: list[tuple[str, dict[str, Any]]], base: str | None
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The models in our order: without the base where it stands apart, else, of two, it first."""
+    """Return the models in our order: without the base where it stands
+    apart, else, of two, it first.
+    """
     others = [model for model in models if model[0] != base]
     if chosen.needs_base or base is None:
         return others
@@ -140,7 +142,7 @@ def _idle(chosen: Method) -> frozenset[str]:
 
 
 def _prepare(chosen: Method, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that have an effect, in our spelling."""
+    """Return the parameters that have an effect, in our spelling."""
     idle = _idle(chosen)
     prepared = {}
     for name, value in values.items():
@@ -178,7 +180,7 @@ def _conditional(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _overrides(values: Mapping[str, Any], place: int | None, count: int) -> Iterator[Override]:
-    """What `values` say, for the input at `place` or (None) for all of them."""
+    """Yield what `values` say, for the input at `place` or (None) for all of them."""
     for name, value in values.items():
         for condition in value if _is_conditional(value) else [{"value": value}]:
             given = condition["value"]
@@ -211,7 +213,7 @@ def _require_weights(recipe: MergeRecipe) -> None:
 def _notes(
     config: Mapping[str, object], chosen: Method, settings: Sequence[Mapping[str, object]]
 ) -> tuple[str, ...]:
-    """What is in the file and was not used."""
+    """Return what is in the file and was not used."""
     beside = [f"'{key}' concerns no tensor and is not used" for key in _BESIDE if key in config]
     given = dict.fromkeys(name for values in settings for name in values)
     idle = _idle(chosen)

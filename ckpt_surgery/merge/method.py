@@ -117,22 +117,23 @@ class Method(ABC):
         """Raise `UsageError` if choices that are right one by one contradict each other."""
 
     def remarks(self, settings: Settings) -> tuple[str, ...]:  # noqa: ARG002 - overridden
-        """What the report should say about these choices."""
+        """Return what the report should say about these choices."""
         return ()
 
     def scope(self, settings: Settings) -> Scope:  # noqa: ARG002 - overridden
-        """How much of a tensor must have been seen before its first element can be made."""
+        """Return how much of a tensor must have been seen before its first element can be made."""
         return self.needs
 
     def shows_nonfinite(self, settings: Settings) -> bool:  # noqa: ARG002 - overridden
-        """Whether NaN or infinity in an input makes the same element of the result one of them.
+        """Return whether NaN or infinity in an input makes the same
+        element of the result one of them.
 
         The inputs need not be searched then unless the result has one.
         """
         return False
 
     def working_nbytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        """Bytes that ``Scope.TENSOR`` needs at a time for `inputs` tensors of that shape.
+        """Return bytes that ``Scope.TENSOR`` needs at a time for `inputs` tensors of that shape.
 
         In float64, they are the magnitudes of one, and twice as much for torch to find the limit
         among them; of every input a mask stays.
@@ -140,12 +141,12 @@ class Method(ABC):
         return (3 * 8 + inputs) * prod(shape)
 
     def measure(self, inputs: Inputs) -> Any:  # noqa: ARG002 - overridden
-        """What `combine` must know about the whole tensors: nothing, unless overridden."""
+        """Return what `combine` must know about the whole tensors: nothing, unless overridden."""
         return None
 
     @abstractmethod
     def combine(self, piece: Piece) -> Tensor:
-        """The elements of the result for a piece of the inputs, in the working element type.
+        """Return the elements of the result for a piece of the inputs, in the working element type.
 
         Each element depends on its own position only, and is the same however the tensor is cut:
         no fused multiply-add (``alpha=``, ``addcmul``, ``lerp``), which torch rounds differently
@@ -154,7 +155,7 @@ class Method(ABC):
 
 
 def catalogue() -> dict[str, Method]:
-    """Every method by name, in the order of their modules."""
+    """Return every method by name, in the order of their modules."""
     from ckpt_surgery.merge import methods
 
     methods.load()
@@ -162,7 +163,7 @@ def catalogue() -> dict[str, Method]:
 
 
 def find(name: str) -> Method:
-    """The method of that name, written with hyphens or underscores.
+    """Return the method of that name, written with hyphens or underscores.
 
     Raises `UsageError` with near names.
     """

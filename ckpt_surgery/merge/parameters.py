@@ -110,12 +110,12 @@ class Settings:
         return cast("str", self.values[name])
 
     def each(self, name: str) -> tuple[float, ...]:
-        """The values of a number that is `per_input`, in the order of the inputs."""
+        """Return the values of a number that is `per_input`, in the order of the inputs."""
         return cast("tuple[float, ...]", self.values[name])
 
 
 def check_weights(weights: Sequence[object] | None, inputs: int) -> tuple[float, ...]:
-    """One finite weight for each of `inputs` files; 1 each if none is given.
+    """Return one finite weight for each of `inputs` files; 1 each if none is given.
 
     Raises `UsageError` when the numbers do not fit or a weight is no finite number.
     """
@@ -136,7 +136,7 @@ def check_weights(weights: Sequence[object] | None, inputs: int) -> tuple[float,
 def check_values(
     parameters: Sequence[MethodParameter], given: Mapping[str, object], inputs: int, method: str
 ) -> dict[str, Value | tuple[Value, ...]]:
-    """A value for each of `parameters`: as given, or its default.
+    """Return a value for each of `parameters`: as given, or its default.
 
     Raises `UsageError` for an unknown name, a missing value, one out of range, or a list whose
     length is not `inputs`.

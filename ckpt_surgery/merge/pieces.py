@@ -29,7 +29,7 @@ def _merged_runs(
     tally: CastTally | None = None,
     threads: int = 1,
 ) -> Iterator[Tensor]:
-    """The result of merging, run by run in order, flat, in `dtype`.
+    """Yield the result of merging, run by run in order, flat, in `dtype`.
 
     Each run has `RUN` elements, the last one fewer. Memory: `threads` + 2 runs, beside what the
     method keeps if its scope is ``Scope.TENSOR``. With more than one thread, ``inputs.read`` is
@@ -71,7 +71,9 @@ def merge_run(
     measured: Any,
     tally: CastTally | None,
 ) -> Tensor:
-    """The elements of one run (begin and end), made piece by piece; raises as `_merged_runs`."""
+    """Return the elements of one run (begin and end), made piece by
+    piece; raises as `_merged_runs`.
+    """
     start, stop = span
     result = torch.empty(stop - start, dtype=dtype)
     count = CastCount()
@@ -106,7 +108,7 @@ def merge_tensor(
     tally: CastTally | None = None,
     threads: int = 1,
 ) -> Tensor:
-    """The merged tensor: contiguous, of the inputs' shape, in `dtype`.
+    """Return the merged tensor: contiguous, of the inputs' shape, in `dtype`.
 
     `tensors` (and `base`) have one shape and floating or complex element types, complex ones being
     merged as real and imaginary parts. `dtype` is by default the base's, or the first tensor's

@@ -106,7 +106,7 @@ class NumberPlanner:
         return [self._base, *(file for file in self._inputs if file is not self._base)]
 
     def plan(self, state_dicts: Sequence[StateDict], selection: Selection) -> Numbers:
-        """What becomes of each entry of `state_dicts`.
+        """Return what becomes of each entry of `state_dicts`.
 
         Raises `UsageError` if names differ under the policy ``strict`` or none is common,
         `MismatchError` for shapes, types or integers that differ, and whatever reading raises.
@@ -148,7 +148,7 @@ class NumberPlanner:
             self._take_missing(state_dict, tables)
 
     def _source(self, file: MergeFile, path: str, theirs: str, name: str) -> MergeSource:
-        """Where the entry `name` of the base's state dict at `path` is in a file."""
+        """Return where the entry `name` of the base's state dict at `path` is in a file."""
         if file is self._base:
             return MergeSource()
         old = file.old_name(theirs, name)
@@ -241,7 +241,9 @@ class NumberPlanner:
             self._plan_tensors(name, which, overrides, region)
 
     def _overrides(self, name: str) -> tuple[tuple[int, ...], list[Override]]:
-        """The overrides that choose a name, and their places, which its settings follow from."""
+        """Return the overrides that choose a name, and their places,
+        which its settings follow from.
+        """
         which = tuple(
             place for place, rule in enumerate(self._rules) if rule is None or rule.matches(name)
         )
@@ -342,7 +344,7 @@ class NumberPlanner:
 
 
 def _rule(override: Override) -> Rule | None:
-    """What an override selects; None for everything."""
+    """Return what an override selects; None for everything."""
     return None if override.kind == "all" else Rule(cast("RuleKind", override.kind), override.text)
 
 

@@ -36,7 +36,7 @@ class Region:
 def agree(
     name: str, shapes: Sequence[Shape], policy: ShapePolicy = "error", labels: Sequence[str] = ()
 ) -> Region:
-    """What to merge of tensors with these shapes, the base's first.
+    """Return what to merge of tensors with these shapes, the base's first.
 
     Tensors of different rank have no overlap; under ``overlap`` they, and blocks without elements,
     come from the base. Raises `MismatchError` if the shapes differ and the policy is ``error``.
@@ -61,5 +61,5 @@ def agree(
 
 
 def leading(shape: Shape) -> tuple[slice, ...]:
-    """The index of the leading block of that shape; for a scalar the empty index."""
+    """Return the index of the leading block of that shape; for a scalar the empty index."""
     return tuple(slice(0, size) for size in shape)

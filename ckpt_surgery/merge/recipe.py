@@ -119,7 +119,7 @@ class MergeRecipe:
         return self.method.needs_base and self.base is not None
 
     def settings(self, matching: Sequence[Override] = ()) -> Settings:
-        """The numbers for a tensor, given the overrides that choose it, in their order."""
+        """Return the numbers for a tensor, given the overrides that choose it, in their order."""
         count = len(self.inputs)
         layers: list[Mapping[str, object]] = [override.values for override in matching]
         layers.append(_by_input([entry.values for entry in self.inputs]))
@@ -138,7 +138,7 @@ class MergeRecipe:
         )
 
     def _complete(self, weights: object) -> Sequence[object]:
-        """A weight for each input, where each must have one if any has."""
+        """Return a weight for each input, where each must have one if any has."""
         count = len(self.inputs)
         each = list(weights) if isinstance(weights, list | tuple) else [weights] * count
         for entry, weight in zip(self.inputs, each, strict=False):
@@ -151,13 +151,13 @@ class MergeRecipe:
 
 
 def _by_input(values: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """One mapping of tuples from a mapping for each input."""
+    """Return one mapping of tuples from a mapping for each input."""
     names = dict.fromkeys(name for mapping in values for name in mapping)
     return {name: tuple(mapping.get(name) for mapping in values) for name in names}
 
 
 def _resolve(settings: Sequence[object], count: int) -> object:
-    """The value that wins, input by input if any setting speaks of single inputs."""
+    """Return the value that wins, input by input if any setting speaks of single inputs."""
     chosen: list[object] = [None] * count
     for setting in settings:
         if not isinstance(setting, list | tuple):
@@ -175,7 +175,8 @@ def _resolve(settings: Sequence[object], count: int) -> object:
 
 
 def read_recipe(path: PathLike) -> MergeRecipe:
-    """The recipe in a file: mergekit's YAML if its name ends in ``.yaml`` or ``.yml``, else TOML.
+    """Return the recipe in a file: mergekit's YAML if its name ends in
+    ``.yaml`` or ``.yml``, else TOML.
 
     Raises `ReadError` if it cannot be read or parsed, `UsageError` if what it says is wrong, and
     `MissingDependencyError` for YAML without PyYAML.
@@ -208,7 +209,7 @@ def _read_text(source: Path) -> str:
 
 
 def _parse_toml(text: str) -> MergeRecipe:
-    """The recipe in a TOML text.
+    """Return the recipe in a TOML text.
 
     Raises `ReadError` if it is no TOML and `UsageError` if what it says is wrong.
     """
@@ -270,7 +271,8 @@ def _parse_selector(selector: str) -> tuple[SelectorKind, str]:
 
 
 def parse_weight_for(option: str) -> Override:
-    """What ``--weight-for 'prefix:layer4=0.3,0.7'`` says: weights for the tensors of a selection.
+    """Return what ``--weight-for 'prefix:layer4=0.3,0.7'`` says: weights
+    for the tensors of a selection.
 
     Raises `UsageError` if it does not have that form.
     """
@@ -309,7 +311,7 @@ def tables(value: object, what: str) -> list[dict[str, Any]]:
 
 
 def text_of(table: Mapping[str, object], key: str) -> str:
-    """A text that must be there, or `UsageError`."""
+    """Return a text that must be there, or `UsageError`."""
     value = table.get(key)
     if not isinstance(value, str) or not value:
         raise UsageError(f"'{key}' must be a text" if key in table else f"'{key}' is missing")
@@ -317,5 +319,5 @@ def text_of(table: Mapping[str, object], key: str) -> str:
 
 
 def optional_text(table: Mapping[str, object], key: str) -> str | None:
-    """A text that may be missing, or `UsageError`."""
+    """Return a text that may be missing, or `UsageError`."""
     return text_of(table, key) if table.get(key) is not None else None

@@ -23,7 +23,7 @@ class Kept(ABC):
 
     @abstractmethod
     def factor(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """The factors from `start` to `stop`, in the element type of `like`."""
+        """Return the factors from `start` to `stop`, in the element type of `like`."""
 
 
 class KeptAll(Kept):
@@ -81,7 +81,9 @@ def _magnitudes(inputs: Inputs, which: int) -> Tensor:
 
 
 def largest(values: Tensor, count: int) -> Tensor:
-    """A mask of the `count` largest values of a flat tensor; of equal ones the first are taken."""
+    """Return a mask of the `count` largest values of a flat tensor; of
+    equal ones the first are taken.
+    """
     n = values.numel()
     if count <= 0 or count >= n:
         return values.new_full((n,), count >= n).bool()
@@ -90,7 +92,9 @@ def largest(values: Tensor, count: int) -> Tensor:
 
 
 def _smallest(values: Tensor, count: int) -> Tensor:
-    """A mask of the `count` smallest values of a flat tensor; of equal ones the first are taken."""
+    """Return a mask of the `count` smallest values of a flat tensor; of
+    equal ones the first are taken.
+    """
     n = values.numel()
     if count <= 0 or count >= n:
         return values.new_full((n,), count >= n).bool()
@@ -106,13 +110,15 @@ def _fill(mask: Tensor, equal: Tensor, count: int) -> Tensor:
 
 
 def trimmed(inputs: Inputs, which: int, density: float) -> Tensor:
-    """A mask of the share `density` of the largest magnitudes: ``max(1, ⌊density·n⌋)`` elements."""
+    """Return a mask of the share `density` of the largest magnitudes:
+    ``max(1, ⌊density·n⌋)`` elements.
+    """
     count = max(1, int(density * inputs.numel)) if density > 0 else 0
     return largest(_magnitudes(inputs, which), count)
 
 
 def between_tails(inputs: Inputs, which: int, density: float, gamma: float) -> Tensor:
-    """A mask of ``⌊density·n⌋`` elements below the ``⌊gamma·n⌋`` largest magnitudes.
+    """Return a mask of ``⌊density·n⌋`` elements below the ``⌊gamma·n⌋`` largest magnitudes.
 
     Fewer outliers are left out if `density` would not be reached otherwise.
     """
@@ -124,7 +130,9 @@ def between_tails(inputs: Inputs, which: int, density: float, gamma: float) -> T
 
 
 def ranking_nbytes(numel: int, shape: tuple[int, ...]) -> int:
-    """Bytes that `chances_by_rank` needs to rank the rows that it ranks at once: five copies."""
+    """Return bytes that `chances_by_rank` needs to rank the rows that
+    it ranks at once: five copies.
+    """
     width = numel // shape[0] if len(shape) > 1 and numel else numel
     return 5 * 8 * min(numel, max(width, _ROWS_AT_ONCE))
 
@@ -132,7 +140,7 @@ def ranking_nbytes(numel: int, shape: tuple[int, ...]) -> int:
 def chances_by_rank(
     inputs: Inputs, which: int, density: float, epsilon: float, *, inverse: bool
 ) -> Tensor:
-    """Which elements stay if the chance grows with the rank of the magnitude in its row.
+    """Return which elements stay if the chance grows with the rank of the magnitude in its row.
 
     The chance goes from ``density - epsilon`` for the smallest of a row to ``density + epsilon``
     for the largest. A row is what lies below the first dimension, and a tensor of fewer than two
@@ -155,7 +163,9 @@ def chances_by_rank(
 
 
 def _ranks(rows: Tensor) -> Tensor:
-    """The rank of each value in its row, from 0 for the smallest to 1 (float64); ½ if alone."""
+    """Return the rank of each value in its row, from 0 for the
+    smallest to 1 (float64); ½ if alone.
+    """
     width = rows.shape[1]
     if width == 1:
         return rows.double().fill_(0.5)

@@ -168,7 +168,7 @@ def _in_step(
     target: Target,
     choice: FitOptimizer,
 ) -> InStep:
-    """The result with its optimizers following the fit."""
+    """Return the result with its optimizers following the fit."""
     items = {each.path: {item.name: item for item in each.plan.items} for each in fitted}
     sources = {
         path: {name: None if i.status == "initial" else i.source for name, i in own.items()}
@@ -202,7 +202,9 @@ def _in_step(
 
 
 def _parameters(target: Target) -> Sequence[Parameter]:
-    """The target's parameters, of which the file may have two in one tensor, and two of one."""
+    """Return the target's parameters, of which the file may have
+    two in one tensor, and two of one.
+    """
     leaders = {name: group[0] for group in target.ties for name in group}
     return Inventory.of(
         NamedEntry(spec.name, spec.shape, spec.dtype, spec.role, leaders.get(spec.name))
@@ -211,7 +213,7 @@ def _parameters(target: Target) -> Sequence[Parameter]:
 
 
 def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
-    """What is among the weights without being a tensor, and not in the result."""
+    """Yield what is among the weights without being a tensor, and not in the result."""
     fitted = {state_dict.path: state_dict for state_dict in result.state_dicts}
     for state_dict in chosen:
         kept = set(fitted[state_dict.path].names)

@@ -35,7 +35,9 @@ class FreezePlanReport:
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan's document, which `FreezePlan.from_dict` reads, with what every report has."""
+        """Return the plan's document, which `FreezePlan.from_dict`
+        reads, with what every report has.
+        """
         document = self.plan.to_dict()
         return {
             "schema": document.pop("schema"),
@@ -55,7 +57,8 @@ def freeze_plan(
     at: str | None = None,
     epoch: int = 0,
 ) -> FreezePlanReport:
-    """The plan that `recipe` makes for the checkpoint in `source`, or for `model`, or for both.
+    """Return the plan that `recipe` makes for the checkpoint in
+    `source`, or for `model`, or for both.
 
     With a model the plan is the model's: its structure is known, and nothing is guessed; a file
     beside it is compared with it. Without one, `at` says which state dict of the file is meant if
@@ -82,7 +85,7 @@ def freeze_plan(
 
 
 def _the_model(found: Sequence[StateDict]) -> StateDict:
-    """The one state dict to plan for: averages have their model's names."""
+    """Return the one state dict to plan for: averages have their model's names."""
     models = usual_models(found)
     if len(models) > 1:
         paths = ", ".join(f"'{state_dict.path}'" for state_dict in models)
@@ -108,7 +111,7 @@ def _plan_for_model(
 
 
 def _compare(model: Inventory, file: Inventory, title: str) -> list[PlanWarning]:
-    """How the parameters of a file differ from the model's, wrappers' prefixes aside."""
+    """Return how the parameters of a file differ from the model's, wrappers' prefixes aside."""
     wanted = _shapes(model)
     found = _shapes(file)
     if not wanted.keys() & found.keys():

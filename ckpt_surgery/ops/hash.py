@@ -142,7 +142,7 @@ def _model(
 def _tensor_digests(
     wanted: Mapping[str, tuple[str, Tensor]], threads: int | None, progress: ProgressBar | None
 ) -> dict[str, str]:
-    """The digests of tensors by a key of their own; each is hashed under its name."""
+    """Return the digests of tensors by a key of their own; each is hashed under its name."""
     total = sum(tensor.nbytes for _, tensor in wanted.values())
     with shown(progress, total) as tally:
 
@@ -191,7 +191,7 @@ def _hash_files(
 
 
 def _size(source: PathLike | Source) -> int:
-    """Bytes of a source, as far as they are known before it is opened."""
+    """Return bytes of a source, as far as they are known before it is opened."""
     if not isinstance(source, str | os.PathLike):
         return source.size
     try:
@@ -248,7 +248,7 @@ def _parse_list(text: str, list_name: str) -> Iterator[_Line]:
 
 
 def _split(address: str) -> tuple[str, str | None]:
-    """The file of an address, and the part after ``#``: names of files may hold one, too."""
+    """Return the file of an address, and the part after ``#``: names of files may hold one, too."""
     if os.path.exists(address) or "#" not in address:  # noqa: PTH110
         return address, None
     places = [at for at, character in enumerate(address) if character == "#"]
@@ -260,7 +260,7 @@ def _split(address: str) -> tuple[str, str | None]:
 def _find_digests(
     file: str, lines: Sequence[_Line], threads: int | None, progress: ProgressBar | None
 ) -> Iterator[tuple[_Line, str | Failure]]:
-    """What each line of one file should have said, or why that is not known."""
+    """Yield what each line of one file should have said, or why that is not known."""
     try:
         whole = [line for line in lines if not line.digest.startswith(PREFIX)]
         if whole:
@@ -304,7 +304,7 @@ def _find_models(
 
 
 def _target(checkpoint: Checkpoint, part: str | None, names: Collection[str]) -> StateDict | str:
-    """The state dict that a line is about, or the ``path/name`` of its tensor."""
+    """Return the state dict that a line is about, or the ``path/name`` of its tensor."""
     by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
     if part is None and len(by_path) == 1:
         return checkpoint.state_dicts[0]

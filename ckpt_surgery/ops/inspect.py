@@ -91,7 +91,8 @@ def _shard_notes(checkpoint: Checkpoint) -> Iterator[str]:
 def _training(
     checkpoint: Checkpoint,
 ) -> tuple[Mapping[str, TrainingFacts], tuple[AverageFacts, ...], tuple[str, ...]]:
-    """What is known of training state and of averages, and a note if it is too much to look at.
+    """Return what is known of training state and of averages, and a
+    note if it is too much to look at.
 
     A file of bare weights has neither.
     """
@@ -108,7 +109,7 @@ def _training(
 
 
 def _averaged(averages: Iterable[AverageFacts]) -> dict[str, int]:
-    """How many models each moving average has taken in, where it says so, by its path."""
+    """Return how many models each moving average has taken in, where it says so, by its path."""
     counts = ((each.path, each.counters.get(AVERAGED_MODEL_COUNT)) for each in averages)
     return {path: count for path, count in counts if isinstance(count, int)}
 
@@ -177,7 +178,7 @@ def _stats(checkpoint: Checkpoint, progress: ProgressBar | None) -> dict[str, Te
 
 
 def _places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
-    """The place of every entry of whole state dicts, by ``path/name``."""
+    """Return the place of every entry of whole state dicts, by ``path/name``."""
     found: dict[str, Place] = {}
     for state_dict in state_dicts:
         numbers = count()

@@ -55,7 +55,7 @@ def match(
 
 
 def _spelled_otherwise(source: Described, aim: Aim, compared: Comparison) -> str | None:
-    """What `fit` would pair, of the names that ``load_state_dict`` does not know."""
+    """Return what `fit` would pair, of the names that ``load_state_dict`` does not know."""
     lost = set(compared.missing)
     if not lost or not compared.unexpected:
         return None

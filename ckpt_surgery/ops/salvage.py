@@ -65,7 +65,7 @@ def _storages(checkpoint: Checkpoint) -> Iterator[Storage]:
 
 
 def _lost(found: Salvaged) -> Iterator[Loss]:
-    """What of the checkpoint is not whole."""
+    """Yield what of the checkpoint is not whole."""
     checkpoint = found.checkpoint
     for state_dict in checkpoint.state_dicts:
         for name, tensor in state_dict.tensors:

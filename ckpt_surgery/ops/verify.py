@@ -133,7 +133,7 @@ class _Inspection:
         )
 
     def _described(self) -> tuple[Format | None, Checkpoint | None, UnknownFormatError | None]:
-        """The file as it is read, if it can be; why not is among the findings."""
+        """Return the file as it is read, if it can be; why not is among the findings."""
         try:
             format_ = find_format(self.file)
             with collector_paused():
@@ -148,7 +148,9 @@ class _Inspection:
             forget_archive()
 
     def _pickles(self, members: Sequence[_Member], *, readable: bool) -> Iterator[FoundPickle]:
-        """The pickles of the file and its members; of one that cannot be read any there may be."""
+        """Yield the pickles of the file and its members; of one that
+        cannot be read any there may be.
+        """
         if not readable and not source_is_directory(self.file):
             yield from find_pickles(self.file)
         for member in members:
@@ -156,7 +158,7 @@ class _Inspection:
                 yield from find_pickles(member.checkpoint.file)
 
     def _risks(self, checkpoint: Checkpoint | None, pickles: Sequence[FoundPickle]) -> list[Risk]:
-        """What the file names, the dangerous and unknown ones among the findings."""
+        """Return what the file names, the dangerous and unknown ones among the findings."""
         if checkpoint is not None and checkpoint.format == "torchscript":
             return []  # its names are of classes in it, and its pickles are not read by Python
         risks = classify_all(name for each in pickles for name in each.looked.names)
@@ -175,7 +177,7 @@ class _Inspection:
     def _weights_only(
         self, members: Sequence[_Member], pickles: Sequence[FoundPickle]
     ) -> WeightsOnly | None:
-        """Whether torch loads it safely; a warning among the findings if it does not."""
+        """Return whether torch loads it safely; a warning among the findings if it does not."""
         reasons = [_WITHOUT_WEIGHTS_ONLY.get(member.format.name) for member in members]
         read = [each for each in pickles if each.entry in {"", PICKLE}]
         if not any(reasons) and not read:
@@ -295,7 +297,7 @@ class _Inspection:
             self._find("note", what, name, rule="values")
 
     def _digests(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """The digests that were asked for, and a finding if none of them is wanted."""
+        """Return the digests that were asked for, and a finding if none of them is wanted."""
         wanted = [digest.lower().removeprefix(_SHA256) for digest in self.checks.digests]
         if not wanted:
             return ()
@@ -338,7 +340,7 @@ _Place = tuple[int, int]
 
 
 def _owners(checkpoint: Checkpoint) -> dict[_Place, list[str]]:
-    """The names of the tensors in each storage, by the place at which it starts."""
+    """Return the names of the tensors in each storage, by the place at which it starts."""
     found: dict[_Place, list[str]] = {}
     for name, tensor in checkpoint.tensors:
         for part in tensor.strided_parts():
@@ -360,7 +362,7 @@ class _Member(NamedTuple):
 
 
 def _members(format_: Format, checkpoint: Checkpoint) -> Iterator[_Member]:
-    """The files that can be checked one by one; the whole if they cannot be read so."""
+    """Yield the files that can be checked one by one; the whole if they cannot be read so."""
     members: list[_Member] = []
     for source in checkpoint.sources[1:]:
         try:

@@ -63,7 +63,7 @@ def _lines(report: EditReport, most: int) -> Iterator[str]:
 
 
 def _said(edit: Mapping[str, Any]) -> str:
-    """What is said of an edit that the lists do not show."""
+    """Return what is said of an edit that the lists do not show."""
     match edit:
         case {"edit": "compact", "unused_nbytes": unused}:
             return f"compacted: {nbytes(int(unused))} that no tensor uses"
@@ -85,7 +85,7 @@ def _said(edit: Mapping[str, Any]) -> str:
 
 
 def _option(rule: Mapping[str, Any]) -> str:
-    """A rule as it was given: ``--pattern fc``, ``--replace .net ''``."""
+    """Return a rule as it was given: ``--pattern fc``, ``--replace .net ''``."""
     if "kind" in rule:
         name = {"keys": "keys-from"}.get(rule["kind"], rule["kind"])
         return f"--{name} {rule['text']}"

@@ -115,7 +115,7 @@ def _runs(plan: FreezeSchedule) -> Iterator[_Run]:
 
 
 def _paths(name: str) -> Iterator[str]:
-    """The modules that a name lies in, the outermost first, and the name itself."""
+    """Yield the modules that a name lies in, the outermost first, and the name itself."""
     end = name.find(".")
     while end != -1:
         yield name[:end]

@@ -18,7 +18,7 @@ _DEEPEST: Final = 64  # levels of a tree; what lies below stays one name
 
 
 def in_sequence(report: InspectReport, sort: Sort) -> InspectReport:
-    """The report with the entries of each state dict by name, or largest first, or as is."""
+    """Return the report with the entries of each state dict by name, or largest first, or as is."""
     if sort == "file":
         return report
     return replace(
@@ -44,7 +44,7 @@ class Folded:
 
 
 def fold(entries: Sequence[Entry]) -> list[Folded]:
-    """Entries of one shape and type whose names differ in a number between dots, as one."""
+    """Return entries of one shape and type whose names differ in a number between dots, as one."""
     folds = fold_names((entry.name, _kind(entry)) for entry in entries)
     return [Folded(f.pattern, tuple(entries[index] for index in f.indices)) for f in folds]
 
@@ -79,7 +79,7 @@ class Subtree:
 
 
 def tree(state_dict: StateDict, depth: int | None = None) -> Subtree:
-    """The entries as a tree of their dotted names, `depth` levels deep (None: all)."""
+    """Return the entries as a tree of their dotted names, `depth` levels deep (None: all)."""
     levels = _DEEPEST if depth is None else min(depth, _DEEPEST)
     root = Subtree(state_dict.path)
     for entry in state_dict.entries:

@@ -44,7 +44,7 @@ class _Bar:
 def progress_bar(
     *, color: ColorChoice = "auto"
 ) -> Callable[[int], AbstractContextManager[Callable[[int], object]]] | None:
-    """A bar on standard error for a known number of bytes; None if that is no terminal."""
+    """Return a bar on standard error for a known number of bytes; None if that is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
 

@@ -90,5 +90,7 @@ def _result(finding: Finding, index: int, file: str) -> dict[str, Any]:
 
 
 def _uri(file: str) -> str:
-    """The name of a file as a reference: relative if it is, and with nothing that is no URI."""
+    """Return the name of a file as a reference: relative if it is,
+    and with nothing that is no URI.
+    """
     return quote(file.encode("utf-8", "surrogateescape"), safe="/")

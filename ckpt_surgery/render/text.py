@@ -36,7 +36,7 @@ def printable(text: str, longest: int = LONGEST) -> str:
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """A shape as Python writes it: ``(64, 3, 7, 7)``, ``(10,)``, ``()``."""
+    """Return a shape as Python writes it: ``(64, 3, 7, 7)``, ``(10,)``, ``()``."""
     inside = ", ".join(map(str, sizes))
     return f"({inside},)" if len(sizes) == 1 else f"({inside})"
 
@@ -47,7 +47,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def nbytes(number: int) -> str:
-    """Bytes for people: ``512 bytes``, ``83.2 MiB``."""
+    """Return bytes for people: ``512 bytes``, ``83.2 MiB``."""
     if abs(number) < 1024:
         return count(number, "byte")
     size = float(number)

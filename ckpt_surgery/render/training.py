@@ -36,7 +36,9 @@ _KINDS: Final = {
 
 
 def training_lines(facts: TrainingFacts, most: int = _MOST) -> Iterator[str]:
-    """The facts, to be joined by commas, at most `most` of a kind; the kind if there are none."""
+    """Yield the facts, to be joined by commas, at most `most` of a
+    kind; the kind if there are none.
+    """
     lines = list(_lines(facts, most))
     yield from lines or ([_KINDS[facts.kind]] if facts.kind in _KINDS else [])
 
@@ -54,7 +56,7 @@ def _lines(facts: TrainingFacts, most: int) -> Iterator[str]:
 
 
 def average_line(facts: AverageFacts) -> str:
-    """Which weights are averaged where, who writes it so, and how often it was updated."""
+    """Return which weights are averaged where, who writes it so, and how often it was updated."""
     where = printable(facts.path) or "(top level)"
     model = None if facts.model is None else printable(facts.model) or "(top level)"
     if facts.swapped:
@@ -72,14 +74,16 @@ def average_line(facts: AverageFacts) -> str:
 
 
 def optimizer_lines(changes: Iterable[OptimizerChange]) -> Iterator[str]:
-    """What became of the optimizers that follow their model; the others are in the warnings."""
+    """Yield what became of the optimizers that follow their model;
+    the others are in the warnings.
+    """
     for change in changes:
         if change.action == "updated":
             yield f"optimizer in '{printable(change.path)}' kept in step: {_change(change)}"
 
 
 def _change(change: OptimizerChange) -> str:
-    """What happened to the state of parameters: ``2 states removed, 60 names changed``."""
+    """Return what happened to the state of parameters: ``2 states removed, 60 names changed``."""
     facts = [
         f"{count(len(names), 'parameter')} {what}"
         for what, names in (

@@ -41,7 +41,7 @@ def _answer(verdict: Verdict) -> str:
 
 
 def _listed(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Each finding as a line and its style; of many of one kind only the first ones."""
+    """Yield each finding as a line and its style; of many of one kind only the first ones."""
     order = {"error": 0, "warning": 1, "note": 2}
     findings = sorted(verdict.findings, key=lambda f: (order[f.severity], f.rule))
     for (severity, rule), group in groupby(findings, key=lambda f: (f.severity, f.rule)):
@@ -60,7 +60,7 @@ def _line(finding: Finding) -> str:
 
 
 def _facts(verdict: Verdict) -> Iterator[str]:
-    """What was looked at and is as it should be."""
+    """Yield what was looked at and is as it should be."""
     sums = verdict.checksums
     if sums.checked:
         records = count(sums.checked, "record")

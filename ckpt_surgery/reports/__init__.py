@@ -28,7 +28,7 @@ class Report(Protocol):
         """0 done; 1 the answer is no."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document of the report."""
+        """Return the JSON document of the report."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class MatchReport:
         return max((each.comparison.exit_code for each in self.matched), default=0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Where several state dicts were compared, every name is ``path/name``."""
+        """Return where several state dicts were compared, every name is ``path/name``."""
         fields: dict[str, Any] = {}
         for each in self.matched:
             for key, value in each.comparison.to_dict().items():
@@ -71,7 +71,7 @@ class MatchReport:
 
 
 def _qualified(path: str, entry: Any) -> Any:
-    """A name, or a list that begins with one, as ``path/name``."""
+    """Return a name, or a list that begins with one, as ``path/name``."""
     if isinstance(entry, str):
         return join_path(path, entry)
     return [join_path(path, entry[0]), *entry[1:]]
@@ -129,7 +129,7 @@ class FitReport:
         return join_path(each.path, name) if len(self.fitted) > 1 else name
 
     def to_dict(self) -> dict[str, Any]:
-        """Where several state dicts were fitted, every name is ``path/name``."""
+        """Return where several state dicts were fitted, every name is ``path/name``."""
         sums = [each.plan.elements for each in self.fitted]
         return {
             "schema": SCHEMA,

@@ -84,7 +84,9 @@ class MergeReport:
         return next(each.file for each in self.inputs if each.base)
 
     def to_dict(self) -> dict[str, Any]:
-        """The document; a structural merge names its inputs, an arithmetic one weighs them."""
+        """Return the document; a structural merge names its inputs,
+        an arithmetic one weighs them.
+        """
         found: dict[str, Any] = {
             "schema": SCHEMA,
             "command": "merge",

@@ -64,7 +64,7 @@ class Verdict:
         return sum(finding.severity == severity for finding in self.findings)
 
     def fails(self, *, strict: bool) -> bool:
-        """Whether the answer is no: an error, or with `strict` a warning, too."""
+        """Return whether the answer is no: an error, or with `strict` a warning, too."""
         return bool(self.count("error") or (strict and self.count("warning")))
 
     def to_dict(self, *, strict: bool) -> dict[str, Any]:

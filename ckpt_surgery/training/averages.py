@@ -113,7 +113,7 @@ def _swapped(checkpoint: Checkpoint) -> Iterator[Average]:
 
 
 def _separate(checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> Iterator[Average]:
-    """The averages that are state dicts of their own, each with every model that it fits."""
+    """Yield the averages that are state dicts of their own, each with every model that it fits."""
     averages = [s for s in state_dicts if s.kind == "ema"]
     models = [s for s in state_dicts if s.kind == "model"]
     if len(averages) * len(models) > _MOST_PAIRS:
@@ -149,7 +149,7 @@ def _own(average: StateDict, layout: AverageLayout | None) -> tuple[str, ...]:
 
 
 def _companions(checkpoint: Checkpoint, path: str) -> tuple[str, ...]:
-    """Entries that count the updates of an average beside it: ultralytics' ``updates``."""
+    """Return entries that count the updates of an average beside it: ultralytics' ``updates``."""
     counter = join_path(path.rpartition("/")[0], "updates")
     found = next((other for other in checkpoint.others if other.path == counter), None)
     return (counter,) if found is not None and isinstance(found.value, int) else ()
@@ -165,7 +165,7 @@ def _by_bare_name(state_dict: StateDict, layout: AverageLayout | None) -> dict[s
 
 
 def _pairs(averaged: Mapping[str, Entry], own: Mapping[str, Entry]) -> dict[str, str] | None:
-    """The model's names to the average's; None if it is no average of it.
+    """Return the model's names to the average's; None if it is no average of it.
 
     Names and shapes must agree, wrappers aside. An average may lack buffers.
     """
@@ -184,7 +184,7 @@ def _shape(entry: Entry) -> tuple[int, ...] | None:
 
 
 def _inside(state_dict: StateDict) -> Iterator[Average]:
-    """An average among the weights of its model: ema_pytorch's, or latent diffusion's."""
+    """Yield an average among the weights of its model: ema_pytorch's, or latent diffusion's."""
     layout = layout_of(state_dict.names)
     if layout is not None and layout.beside:
         held = set(state_dict.names)
@@ -221,7 +221,7 @@ def _beside(checkpoint: Checkpoint) -> Iterator[Average]:
 
 
 def _held(other: Other) -> Iterator[tuple[str, Node, Literal["list", "entry"]]]:
-    """The averages that an entry holds, at itself or one level below."""
+    """Yield the averages that an entry holds, at itself or one level below."""
     fields = _fields(other.node)
     if isinstance(fields.get("shadow_params"), list):
         yield other.path, other.node, "list"
@@ -235,7 +235,7 @@ _MOST_FIELDS: Final = 200
 
 
 def _fields(node: Node) -> dict[str, Node]:
-    """The items of a small mapping that have a text for a key; empty for anything else."""
+    """Return the items of a small mapping that have a text for a key; empty for anything else."""
     if not isinstance(node, (Dict, Object)) or (mapping_length(node) or 0) > _MOST_FIELDS:
         return {}
     return {name: v for key, v in mapping_pairs(node) or () if (name := text(key)) is not None}
@@ -244,7 +244,7 @@ def _fields(node: Node) -> dict[str, Node]:
 def _listed(
     checkpoint: Checkpoint, path: str, node: Node, reader: TensorReader
 ) -> Iterator[Average]:
-    """A list of tensors, one for each parameter in their order (torch_ema, diffusers)."""
+    """Yield a list of tensors, one for each parameter in their order (torch_ema, diffusers)."""
     shadows = _fields(node)["shadow_params"]
     tensors = [reader.describe(item) for item in shadows] if isinstance(shadows, list) else []
     shapes = [tensor.shape for tensor in tensors if tensor is not None]
@@ -274,7 +274,7 @@ def _listed(
 
 
 def _owners(shapes: Sequence[tuple[int, ...]], model: StateDict) -> StateOwners:
-    """Which parameter of a model each tensor of a list is, as for an optimizer's states."""
+    """Return which parameter of a model each tensor of a list is, as for an optimizer's states."""
     states: dict[Key, ParameterState] = {
         key: ParameterState(key, None, (Moment("", None, shape, 0),), frozenset(), None, 0, True)
         for key, shape in enumerate(shapes)
@@ -287,7 +287,7 @@ def _owners(shapes: Sequence[tuple[int, ...]], model: StateDict) -> StateOwners:
 def _nested(
     checkpoint: Checkpoint, path: str, node: Node, reader: TensorReader
 ) -> Iterator[Average]:
-    """The average in the state of Lightning's StochasticWeightAveraging."""
+    """Yield the average in the state of Lightning's StochasticWeightAveraging."""
     items = named_items(node) or {}
     entries = {
         name: Entry(name, reader.describe(value), "unknown", value) for name, value in items.items()

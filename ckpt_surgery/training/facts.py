@@ -29,7 +29,7 @@ _MOST_VALUES = 64  # of a list of learning rates
 
 
 def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
-    """What is known of the training state in the other entries, by their paths.
+    """Return what is known of the training state in the other entries, by their paths.
 
     Of tensors only step counts, learning rates and scales of one element are read.
     """
@@ -67,7 +67,7 @@ def training_facts(checkpoint: Checkpoint) -> dict[str, TrainingFacts]:
 
 
 def average_facts(checkpoint: Checkpoint) -> tuple[AverageFacts, ...]:
-    """What is known of the moving averages; of tensors only their counters are read."""
+    """Return what is known of the moving averages; of tensors only their counters are read."""
     reader = TensorReader()
     return tuple(
         AverageFacts(
@@ -88,7 +88,7 @@ def average_facts(checkpoint: Checkpoint) -> tuple[AverageFacts, ...]:
 def _counters(
     checkpoint: Checkpoint, average: Average, reader: TensorReader
 ) -> Iterator[tuple[str, int | float | None]]:
-    """The numbers that an average keeps of itself, wherever they lie."""
+    """Yield the numbers that an average keeps of itself, wherever they lie."""
     place = average.model if average.swapped else average.path
     for state_dict in checkpoint.state_dicts:
         for entry in state_dict.entries if state_dict.path == place else ():
@@ -132,7 +132,7 @@ def _optimizer(found: FoundOptimizer, reader: TensorReader) -> OptimizerFacts:
 
 
 def _options(group: ParameterGroup, reader: TensorReader) -> Mapping[str, Any]:
-    """The options of a group that are plain, a pair, or a tensor of one element."""
+    """Return the options of a group that are plain, a pair, or a tensor of one element."""
     options: dict[str, Any] = dict(group.options)
     for name, value in group.fields.items():
         if name in options:
@@ -167,7 +167,9 @@ def _number(node: Node, reader: TensorReader) -> int | float | None:
 
 
 def _numbers(nodes: list[Node] | tuple[Node, ...], reader: TensorReader) -> tuple[float, ...]:
-    """The numbers in a list; nothing if it holds anything else, or more than anybody would."""
+    """Return the numbers in a list; nothing if it holds anything
+    else, or more than anybody would.
+    """
     if len(nodes) > _MOST_VALUES:
         return ()
     values = [_number(node, reader) for node in nodes]

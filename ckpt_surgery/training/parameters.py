@@ -134,7 +134,7 @@ class Inventory:
 
     @classmethod
     def of_state_dict(cls, state_dict: StateDict, structure: Structure | None = None) -> Inventory:
-        """The inventory of a state dict as it was read from a file."""
+        """Return the inventory of a state dict as it was read from a file."""
         return cls.of(_entries(state_dict), structure)
 
     @property
@@ -199,7 +199,7 @@ class Inventory:
         )
 
     def is_norm(self, parameter: Parameter) -> bool:
-        """Whether it belongs to a normalisation: by the module's kind, else one-dimensional.
+        """Return whether it belongs to a normalisation: by the module's kind, else one-dimensional.
 
         Without a model every parameter of at most one dimension that is no bias counts, which is
         timm's rule for what is spared from weight decay; a norm's bias counts as its weight does.
@@ -254,7 +254,9 @@ def _auxiliary_root(module: str) -> str | None:
 
 
 def _layer_keys(parameters: tuple[Parameter, ...]) -> list[str]:
-    """What names a parameter's layer: its block, the stem before the first block, its module."""
+    """Return what names a parameter's layer: its block, the stem
+    before the first block, its module.
+    """
     siblings: dict[tuple[str, ...], set[str]] = {}
     for parts in (tuple(p.name.split(".")) for p in parameters):
         for depth in range(1, len(parts) - 1):
@@ -281,7 +283,7 @@ def _layer_keys(parameters: tuple[Parameter, ...]) -> list[str]:
 def _block(
     path: tuple[str, ...], inner: set[tuple[str, ...]], lists: set[tuple[str, ...]]
 ) -> str | None:
-    """The path up to the end of its first run of numbered segments.
+    """Return the path up to the end of its first run of numbered segments.
 
     A bare number always counts (``features.3``). A name that ends in one counts if it has modules
     below it (``layer1``, not ``conv1``) and, within a run, if its siblings differ in nothing

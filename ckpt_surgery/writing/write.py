@@ -245,13 +245,13 @@ def _path_of(file: Source, output: Output) -> PathLike:
 
 
 def left_out(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
-    """The paths of the other entries that `after` does not have."""
+    """Return the paths of the other entries that `after` does not have."""
     kept = {other.path for other in after.others}
     return tuple(other.path for other in before.others if other.path not in kept)
 
 
 def _destination(checkpoint: Checkpoint, output: Output) -> str | None:
-    """The output's name for a report; None if nothing is written."""
+    """Return the output's name for a report; None if nothing is written."""
     if output.dry_run:
         return None
     if output.stream is not None:

@@ -170,7 +170,7 @@ def _show(report: FitReport, screen: Screen) -> None:
 
 
 def _texts(given: dict[str, Any]) -> dict[str, Any]:
-    """What the map and the lists of classes say."""
+    """Return what the map and the lists of classes say."""
     renames, classes = given["rename_map"], given["classes"]
     return {
         "renames": None

@@ -216,7 +216,7 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
 
 
 def _form(ctx: click.Context) -> str:
-    """What to emit: as asked for, else as the output's name says. Raises `UsageError`."""
+    """Return what to emit: as asked for, else as the output's name says. Raises `UsageError`."""
     given = ctx.params
     emit, output = given["emit"], given["output"]
     if output == "-":

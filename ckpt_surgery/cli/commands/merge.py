@@ -277,7 +277,7 @@ def _common(ctx: click.Context) -> dict[str, Any]:
 
 
 def _chosen(ctx: click.Context, names: Sequence[str], method: str) -> tuple[list[str], str | None]:
-    """The files that are meant, and the base if it is not the first of them."""
+    """Return the files that are meant, and the base if it is not the first of them."""
     given = ctx.params
     base: str | None = given["base"]
     last_count, best_count, metric = given["last"], given["best"], given["metric"]

@@ -83,7 +83,7 @@ class Sce(Method, name="sce"):
 
 
 def _most_varied(inputs: Inputs, share: float) -> Tensor:
-    """A mask of the elements whose task vectors vary most between the inputs."""
+    """Return a mask of the elements whose task vectors vary most between the inputs."""
     whole = inputs.one(0, 0, min(1, inputs.numel)).new_empty(inputs.numel)
     for piece in inputs.pieces():
         deltas = [tensor - piece.origin for tensor in piece.tensors]

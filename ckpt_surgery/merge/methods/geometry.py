@@ -98,7 +98,7 @@ class Karcher(Method, name="karcher"):
 def _centre_of_mass(
     matrix: Matrix, weights: Sequence[float], max_iter: int, tol: float
 ) -> list[float]:
-    """The Karcher mean's coefficients, from the Gram matrix of the vectors."""
+    """Return the Karcher mean's coefficients, from the Gram matrix of the vectors."""
     n = len(matrix)
     norms = [math.sqrt(matrix[i][i]) for i in range(n)]
     valid = [i for i in range(n) if norms[i] > 0 and weights[i] > 0]
@@ -128,7 +128,7 @@ def _centre_of_mass(
 def _logarithm(
     cosines: Matrix, alphas: Sequence[float], point: Sequence[float], tol: float
 ) -> list[float]:
-    """The mean of the tangents at `point` that lead to the unit vectors, as coefficients."""
+    """Return the mean of the tangents at `point` that lead to the unit vectors, as coefficients."""
     step = [0.0] * len(point)
     for i, alpha in enumerate(alphas):
         cosine = max(-1.0, min(1.0, product(cosines, unit(len(point), i), point)))
@@ -183,7 +183,7 @@ class GeometricMedian(Method, name="geometric-median"):
 def _least_distance(
     matrix: Matrix, weights: Sequence[float], max_iter: int, tol: float, epsilon: float
 ) -> list[float]:
-    """The geometric median's coefficients, from a Gram matrix about any origin."""
+    """Return the geometric median's coefficients, from a Gram matrix about any origin."""
     n = len(matrix)
     between = [_distances(matrix, unit(n, i)) for i in range(n)]
     spread = max(max(row) for row in between)
@@ -215,7 +215,7 @@ def _distances(matrix: Matrix, point: Sequence[float]) -> list[float]:
 def _is_optimal(
     matrix: Matrix, weights: Sequence[float], between: list[list[float]], k: int
 ) -> bool:
-    """Whether vector k is the geometric median: the others pull less than its own weight."""
+    """Return whether vector k is the geometric median: the others pull less than its own weight."""
     n = len(matrix)
     pull, own = [0.0] * n, 0.0
     for i in range(n):

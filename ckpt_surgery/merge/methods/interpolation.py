@@ -62,7 +62,9 @@ class Slerp(Method, name="slerp"):
 
 
 def _arc(matrix: list[list[float]], t: float) -> tuple[float, float]:
-    """The coefficients of two vectors, by their Gram matrix, at `t` on the arc between them."""
+    """Return the coefficients of two vectors, by their Gram matrix,
+    at `t` on the arc between them.
+    """
     first, second = (math.sqrt(matrix[i][i]) for i in range(2))
     first = first if first > _TINY_NORM else 1.0
     second = second if second > _TINY_NORM else 1.0

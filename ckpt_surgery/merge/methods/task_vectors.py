@@ -79,7 +79,7 @@ class TaskVectors(Method):
 
 
 def _elected(piece: Piece, factors: list[Tensor]) -> list[Tensor]:
-    """The factors of the vectors that agree with the sign of the sum, 0 for the others."""
+    """Return the factors of the vectors that agree with the sign of the sum, 0 for the others."""
     parts = [
         (tensor - piece.origin).mul_(factor)
         for tensor, factor in zip(piece.tensors, factors, strict=True)
@@ -104,10 +104,10 @@ class ThinnedTaskVectors(TaskVectors):
 
     @abstractmethod
     def thin(self, inputs: Inputs, which: int, density: float) -> Kept:
-        """What stays of input `which`, without the rescaling by the sum of magnitudes."""
+        """Return what stays of input `which`, without the rescaling by the sum of magnitudes."""
 
     def thins(self, settings: Settings) -> bool:
-        """Whether anything is dropped at all."""
+        """Return whether anything is dropped at all."""
         return min(settings.each("density")) < 1
 
     def remarks(self, settings: Settings) -> tuple[str, ...]:
@@ -226,7 +226,7 @@ class DellaBase(ThinnedTaskVectors):
                 )
 
     def working_nbytes(self, shape: tuple[int, ...], inputs: int) -> int:
-        """A factor for each element of every input, and what ranks the rows of one."""
+        """Return a factor for each element of every input, and what ranks the rows of one."""
         numel = prod(shape)
         return 8 * inputs * numel + sparsify.ranking_nbytes(numel, shape)
 

@@ -54,7 +54,7 @@ class StateOwners:
         return self.certainty in {"stored", "order"}
 
     def key_of(self, name: str) -> Key | None:
-        """The parameter that is certainly `name`; None if none is."""
+        """Return the parameter that is certainly `name`; None if none is."""
         return self._keys.get(name)
 
     @cached_property
@@ -62,13 +62,13 @@ class StateOwners:
         return {name: key for key, name in self.names.items()}
 
     def candidates(self, key: Key) -> tuple[str, ...]:
-        """The names that a parameter may have; empty if nothing is claimed of it."""
+        """Return the names that a parameter may have; empty if nothing is claimed of it."""
         if key in self.names:
             return (self.names[key],)
         return tuple(self._names[position] for position in self._open.get(key, ()))
 
     def holds(self, key: Key, names: Collection[str]) -> bool | None:
-        """Whether a parameter is one of `names`; None if that is not certain."""
+        """Return whether a parameter is one of `names`; None if that is not certain."""
         candidates = self.candidates(key)
         inside = sum(name in names for name in candidates)
         if not candidates or 0 < inside < len(candidates):
@@ -109,7 +109,7 @@ def correspond(
 
 
 def bare_name(name: str) -> str:
-    """A name without what DataParallel, torch.compile and the like add to it."""
+    """Return a name without what DataParallel, torch.compile and the like add to it."""
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
     while len(parts) > 1 and parts[0] == "module":
         del parts[0]
@@ -185,7 +185,9 @@ class _Search:
         self.taken: dict[int, Key] = {}
 
     def run(self) -> dict[Key, tuple[int, ...]]:
-        """The positions that each key may have. Raises `_Contradiction` if some key has none."""
+        """Return the positions that each key may have. Raises
+        `_Contradiction` if some key has none.
+        """
         for _ in range(max(_LEAST_ROUNDS, min(_MAX_ROUNDS, _MAX_STEPS // (1 + len(self.keys))))):
             before = (sum(self.low.values()), sum(self.high.values()))
             for keys in self.groups:

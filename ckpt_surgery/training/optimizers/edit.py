@@ -211,7 +211,7 @@ class _Alignment:
         return tuple(map(tuple, self._members))
 
     def _span(self, key: Key) -> tuple[int, int] | None:
-        """The first and the last target that a key may be; None if it leaves."""
+        """Return the first and the last target that a key may be; None if it leaves."""
         candidates = self.correspondence.candidates(key)
         places = [self.place[name] for name in candidates if name in self.place]
         if candidates and not places:
@@ -267,7 +267,7 @@ class _Alignment:
         return added
 
     def _homes(self) -> list[int | None]:
-        """The group of each target, None of what is in none, -1 if that is not certain."""
+        """Return the group of each target, None of what is in none, -1 if that is not certain."""
         homes: list[int | None] = [None] * len(self.targets)
         for i, spans in enumerate(self._spans):
             for first, last in spans:
@@ -290,7 +290,7 @@ class _Neighbours:
         self._old_homes = {homes[i] for i in self._old}
 
     def home_of(self, position: int) -> int | None:
-        """The group of the new parameter there, None if it is in none."""
+        """Return the group of the new parameter there, None if it is in none."""
         if self._old_homes and len(self._old_homes) == 1 and -1 not in self._old_homes:
             return next(iter(self._old_homes))  # everything is treated alike
         if not self._old and self._groups == 1:
@@ -348,7 +348,7 @@ def _refuse_doubt(correspondence: StateOwners, key: Key) -> NoReturn:
 
 
 def _stored(optimizer: OptimizerState) -> dict[Key, str]:
-    """The names that the optimizer itself has, as it spells them."""
+    """Return the names that the optimizer itself has, as it spells them."""
     names: dict[Key, str] = {key: key for key in optimizer.keys if isinstance(key, str)}
     for group in optimizer.groups:
         names.update(zip(group.keys, group.names or (), strict=False))
@@ -409,7 +409,9 @@ def _named(member: Member, stored: Mapping[Key, str]) -> Member:
 
 
 def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[Member]]) -> list[list[Key]]:
-    """Names where the keys are names, else numbers from 0 on where they were, else as they were."""
+    """Return names where the keys are names, else numbers from 0 on
+    where they were, else as they were.
+    """
     if any(isinstance(key, str) for key in optimizer.keys):
         return [[member.name or "" for member in members] for members in groups]
     if optimizer.keys == tuple(range(len(optimizer.keys))):
@@ -425,7 +427,9 @@ def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[Member]]) -> 
 def _rebuild_states(
     optimizer: OptimizerState, groups: Sequence[Sequence[Member]], keys: Sequence[Sequence[Key]]
 ) -> Node:
-    """The states under their new keys, in the order of the file, the orphans among them kept."""
+    """Return the states under their new keys, in the order of the
+    file, the orphans among them kept.
+    """
     old = dict(_pairs_of(optimizer.node))["state"]
     place = {
         member.key: (member, key)
@@ -462,7 +466,7 @@ def _pairs_of(node: Node) -> list[tuple[str, Node]]:
 
 
 def _with_fields(node: Node, fields: Mapping[str, Node]) -> Node:
-    """The mapping with other values for some of its keys; the same object without any."""
+    """Return the mapping with other values for some of its keys; the same object without any."""
     if not fields:
         return node
     items: list[Node] = []

@@ -129,7 +129,7 @@ def keep_in_step(
 
 
 def _same_entries(before: Checkpoint, after: Checkpoint) -> bool:
-    """Whether no state dict changed, which is cheap to see."""
+    """Return whether no state dict changed, which is cheap to see."""
     return len(before.state_dicts) == len(after.state_dicts) and all(
         map(_is_untouched, before.state_dicts, after.state_dicts)
     )
@@ -140,7 +140,9 @@ def _is_untouched(old: StateDict, new: StateDict) -> bool:
 
 
 def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint) -> bool:
-    """Whether anything in a model that an optimizer may train is another tensor than before."""
+    """Return whether anything in a model that an optimizer may
+    train is another tensor than before.
+    """
     own = () if optimizer.model is None else optimizer.model.state_dicts
     paths = {model.path for model in (*own, *optimizer.rivals)}
     now = {state_dict.path: state_dict for state_dict in after.state_dicts}
@@ -154,7 +156,7 @@ def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint
 def _difference(
     optimizer: FoundOptimizer, known: _Differences, choice: OptimizerChoice
 ) -> _Difference | None:
-    """What happened to the model of an optimizer; None if nothing that concerns it."""
+    """Return what happened to the model of an optimizer; None if nothing that concerns it."""
     possible: list[tuple[StateDict, ...]] = [(rival,) for rival in optimizer.rivals]
     if optimizer.model is not None:
         possible.insert(0, optimizer.model.state_dicts)
@@ -176,7 +178,7 @@ def _difference(
 
 
 def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
-    """Whether an optimizer that is left as it is is certainly in step nevertheless."""
+    """Return whether an optimizer that is left as it is is certainly in step nevertheless."""
     try:
         difference = _difference(optimizer, known, "auto")
         if difference is None:
@@ -187,7 +189,7 @@ def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
 
 
 def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChange]) -> set[str]:
-    """The entries to leave out for the optimizers that are dropped."""
+    """Return the entries to leave out for the optimizers that are dropped."""
     dropped = {change.path for change in changes if change.action == "dropped"}
     entries = dropped - {optimizer.path for optimizer in found}
     sources: dict[str, set[int]] = {}
@@ -289,7 +291,7 @@ class _Differences:
         self._known: dict[tuple[int, ...], _Difference] = {}
 
     def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
-        """The difference of these state dicts, which must be those from before the edit."""
+        """Return the difference of these state dicts, which must be those from before the edit."""
         key = tuple(map(id, state_dicts))
         if key not in self._known:
             self._known[key] = _Difference.of(state_dicts, self._after, *self._given)
@@ -318,7 +320,7 @@ class _Lineage:
         self._given: set[str] = set()
 
     def of(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
-        """The old parameter, and whether the new one begins anew nevertheless."""
+        """Return the old parameter, and whether the new one begins anew nevertheless."""
         source, anew = self._find(parameter)
         if source is None or source.name in self._given:
             return None, False
@@ -343,7 +345,7 @@ class _Lineage:
 
 
 def _update(optimizer: FoundOptimizer, difference: _Difference) -> tuple[Edited, OptimizerChange]:
-    """The edited optimizer, and what changed."""
+    """Return the edited optimizer, and what changed."""
     reader = TensorReader()
     try:
         edited, resized = _edit(optimizer, difference, reader)
@@ -384,7 +386,9 @@ def _edit(
 def _with_moments(
     optimizer: FoundOptimizer, difference: _Difference, reader: TensorReader
 ) -> tuple[list[Target], list[str]]:
-    """The targets, those of a new shape with moments that have it too, as far as that goes."""
+    """Return the targets, those of a new shape with moments that
+    have it too, as far as that goes.
+    """
     targets: list[Target] = []
     resized: list[str] = []
     for target in difference.targets:
@@ -431,7 +435,7 @@ def _stores_names(optimizer: FoundOptimizer) -> bool:
 
 
 def _count_renamed(optimizer: FoundOptimizer, edited: Edited, reader: TensorReader) -> int:
-    """How many stored names are not those that were there before."""
+    """Return how many stored names are not those that were there before."""
 
     def names(node: Node) -> list[str]:
         state = read_optimizer(node, reader.describe)

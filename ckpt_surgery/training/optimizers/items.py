@@ -25,7 +25,7 @@ class Items:
         self._left = _MOST_REPEATED
 
     def pairs(self, node: Node) -> list[tuple[Node, Node]] | None:
-        """The items of a mapping; None for what is none."""
+        """Return the items of a mapping; None for what is none."""
         self._count(node, mapping_length(node) or 0)
         return mapping_pairs(node)
 
@@ -35,7 +35,7 @@ class Items:
         return {name: value for key, value in pairs if (name := text(key)) is not None}
 
     def listed(self, node: list[Node] | tuple[Node, ...]) -> Sequence[Node]:
-        """The elements of a list."""
+        """Return the elements of a list."""
         self._count(node, len(node))
         return node
 

@@ -136,7 +136,9 @@ class OptimizerState:
         return any({"func_evals", "n_iter"} <= state.names for state in self.states.values())
 
     def beginning(self, key: Key, moment: str) -> float | None:
-        """What the elements of a new moment are before the first step; None if it is not known."""
+        """Return what the elements of a new moment are before the first
+        step; None if it is not known.
+        """
         if moment in _FROM_ZERO:
             return 0.0
         options = next(group.options for group in self.groups if key in group.keys)
@@ -175,7 +177,7 @@ class OptimizerState:
 def read_optimizer(
     node: Node, describe: Describe, items: Items | None = None
 ) -> OptimizerState | None:
-    """The optimizer that a node is the state dict of; None if it has not that form.
+    """Return the optimizer that a node is the state dict of; None if it has not that form.
 
     None also for forms that cannot be edited: a parameter in two groups, groups without a list
     of indices or names, states that are no mappings. Raises LimitExceededError if the same parts
@@ -209,7 +211,7 @@ def read_optimizer(
 def find_optimizers(
     root: Node, describe: Describe, items: Items | None = None, seen: set[int] | None = None
 ) -> Iterator[tuple[str, OptimizerState]]:
-    """Every optimizer at or below a node, with its path (keys and positions joined by ``/``).
+    """Yield every optimizer at or below a node, with its path (keys and positions joined by ``/``).
 
     Nothing below a node in `seen` is looked at; `seen` grows by what was.
     """
@@ -268,7 +270,9 @@ def _state(key: Key, node: Node, describe: Describe, items: Items) -> ParameterS
 
 
 def parse_key(node: Node) -> Key | None:
-    """The parameter that a key of ``state`` or an item of ``params`` stands for; None if none."""
+    """Return the parameter that a key of ``state`` or an item of
+    ``params`` stands for; None if none.
+    """
     if isinstance(node, int) and not isinstance(node, bool):
         return node
     return text(node)
@@ -283,7 +287,7 @@ def _plain(node: Node) -> str | int | float | bool | None:
 
 
 def _children(node: Node) -> list[tuple[str, Node]]:
-    """The containers in a container; scalars lead nowhere, and there may be millions."""
+    """Return the containers in a container; scalars lead nowhere, and there may be millions."""
     if isinstance(node, (list, tuple)):
         return [(str(i), child) for i, child in enumerate(node) if isinstance(child, _CONTAINERS)]
     return [

@@ -24,7 +24,8 @@ _CODES: Final = {
 
 
 def scalar(node: Node, tensor: Tensor | None = None) -> int | float | None:
-    """The number that a node is, or that its one-element `tensor` holds; None if it is neither.
+    """Return the number that a node is, or that its one-element
+    `tensor` holds; None if it is neither.
 
     Reads at most eight bytes of the file. An integral value is an int, whatever its type.
     """

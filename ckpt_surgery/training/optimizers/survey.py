@@ -39,7 +39,7 @@ class TrainedModel:
 
     @classmethod
     def of(cls, state_dicts: Sequence[StateDict]) -> TrainedModel:
-        """The parameters of these state dicts, one after the other."""
+        """Return the parameters of these state dicts, one after the other."""
         parameters = [
             (qualified(state_dicts, state_dict, parameter.name), parameter.shape)
             for state_dict in state_dicts
@@ -66,8 +66,8 @@ class FoundOptimizer:
 
 
 def find(checkpoint: Checkpoint, items: Items | None = None) -> list[FoundOptimizer]:
-    """Every optimizer beside the state dicts, in the order of the file; one that stands in two
-    places is found in the first.
+    """Return every optimizer beside the state dicts, in the order of the file; one that stands in
+    two places is found in the first.
     """
     reader = TensorReader()
     items, seen = items or Items(), set[int]()
@@ -108,7 +108,7 @@ def at_paths(checkpoint: Checkpoint, paths: Collection[str]) -> dict[str, FoundO
 
 
 def unknown_optimizers(checkpoint: Checkpoint, found: Sequence[FoundOptimizer]) -> list[str]:
-    """Paths of entries that are called optimizers, but hold none whose form is known."""
+    """Return paths of entries that are called optimizers, but hold none whose form is known."""
     known = {optimizer.other.path for optimizer in found}
     return [
         other.path
@@ -122,7 +122,7 @@ def unknown_optimizers(checkpoint: Checkpoint, found: Sequence[FoundOptimizer]) 
 
 
 def is_called_optimizer(path: str) -> bool:
-    """Whether an entry is called as one calls optimizers, whatever its form."""
+    """Return whether an entry is called as one calls optimizers, whatever its form."""
     return _OPTIMIZER_NAME.search(path.rpartition("/")[2].lower()) is not None
 
 
@@ -141,7 +141,9 @@ class _Models:
         self._left = _MOST_COMPARED
 
     def nearest(self, path: str) -> list[StateDict]:
-        """The state dicts that lie closest to an entry; averages only if there is nothing else."""
+        """Return the state dicts that lie closest to an entry; averages
+        only if there is nothing else.
+        """
         if len(self._candidates) > _MOST_MODELS:
             return self._candidates
         depth = [_common(s.path, path) for s in self._candidates]
@@ -150,7 +152,7 @@ class _Models:
     def compare(
         self, state: OptimizerState, state_dicts: Sequence[StateDict]
     ) -> tuple[TrainedModel, StateOwners]:
-        """An optimizer matched with the parameters of these state dicts."""
+        """Return an optimizer matched with the parameters of these state dicts."""
         key = tuple(map(id, state_dicts))
         if key not in self._known:
             self._known[key] = TrainedModel.of(state_dicts)
@@ -164,7 +166,7 @@ class _Models:
 def _placed(
     path: str, other: Other, source: Node, state: OptimizerState, models: _Models
 ) -> FoundOptimizer:
-    """The optimizer with the state dict that it fits best."""
+    """Return the optimizer with the state dict that it fits best."""
     near = models.nearest(path)
 
     def unplaced(reason: str) -> FoundOptimizer:
@@ -200,7 +202,7 @@ def _rank(correspondence: StateOwners) -> tuple[bool, int, int]:
 
 
 def _common(one: str, other: str) -> int:
-    """How many leading keys the places of two entries share."""
+    """Return how many leading keys the places of two entries share."""
     count = 0
     for a, b in zip(one.split("/")[:-1], other.split("/")[:-1], strict=False):
         if a != b:
