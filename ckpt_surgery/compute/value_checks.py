@@ -82,7 +82,7 @@ def count_values(
 
 
 def _work(tensor: Tensor, advance: Advance | None) -> list[Callable[[], ValueCounts]]:
-    """What counts each run of a tensor."""
+    """Return what counts each run of a tensor."""
     import torch
 
     require_bounded(tensor)

@@ -69,7 +69,7 @@ class Tally:
 def shown(
     progress: Callable[[int], AbstractContextManager[Callable[[int], object]]] | None, total: int
 ) -> Iterator[Tally]:
-    """A tally of `total` bytes of work, shown by a progress bar if there is one."""
+    """Yield a tally of `total` bytes of work, shown by a progress bar if there is one."""
     if progress is None:
         yield Tally(None)
         return

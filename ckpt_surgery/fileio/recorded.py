@@ -42,7 +42,7 @@ class Recording(Unreading):
         self._append(source)
 
     def reserve(self, nbytes: int) -> None:
-        """A recording takes no space."""
+        """Do nothing: a recording takes no space."""
 
     def _append(self, source: ByteSource) -> None:
         self._pieces.append((self._nbytes, source))

@@ -83,7 +83,7 @@ def find_records(source: Source) -> list[FoundRecord]:
 
 
 def _signatures(source: Source) -> Iterator[int]:
-    """The places of all signatures of records, read once from start to end."""
+    """Yield the places of all signatures of records, read once from start to end."""
     count = 0
     overlap = b""
     for start in range(0, source.size, CHUNK):
@@ -103,7 +103,7 @@ def _signatures(source: Source) -> Iterator[int]:
 
 
 def _descriptor(source: Source, at: int) -> Iterator[_Mark]:
-    """What a descriptor says, read as each of its two forms; it lies just behind its data."""
+    """Yield what a descriptor says, read as each of its two forms; it lies just behind its data."""
     for layout in (_DESCRIPTOR64, _DESCRIPTOR):
         if at + layout.size <= source.size:
             _, crc32, stored, nbytes = layout.unpack(source.read_at(at, layout.size))
@@ -128,7 +128,7 @@ def _entry(source: Source, at: int) -> _Mark | None:
 
 
 def _wide(extra: bytes) -> list[int]:
-    """The 64-bit values of the first zip64 field."""
+    """Return the 64-bit values of the first zip64 field."""
     while len(extra) >= 4:
         kind, nbytes = struct.unpack_from("<HH", extra)
         if kind == ZIP64_EXTRA:
@@ -141,7 +141,9 @@ def _wide(extra: bytes) -> list[int]:
 def _record(
     source: Source, at: int, entry: _Mark | None, descriptors: dict[int, _Mark]
 ) -> FoundRecord | None:
-    """The record whose local header starts at byte `at`, by whatever says something about it."""
+    """Return the record whose local header starts at byte `at`, by
+    whatever says something about it.
+    """
     if at + LOCAL.size > source.size:
         return None
     fields = LOCAL.unpack(source.read_at(at, LOCAL.size))
@@ -167,5 +169,5 @@ def _record(
 
 
 def _says(mark: _Mark) -> bool:
-    """Whether a mark says something: a local header with zeros waits for its descriptor."""
+    """Return whether a mark says something: a local header with zeros waits for its descriptor."""
     return bool(mark.stored_nbytes or mark.nbytes or mark.crc32)

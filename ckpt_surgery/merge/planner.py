@@ -199,7 +199,7 @@ class NumberPlanner:
         )
 
     def _plan_lonely(self, path: str, name: str) -> None:
-        """A name of the base that not all files have."""
+        """Plan a name of the base that not all files have."""
         if self._policies.keys == "union":
             self.result.copied.append((join_path(path, name), "not in every file"))
         else:

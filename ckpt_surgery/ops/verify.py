@@ -194,7 +194,7 @@ class _Inspection:
         return WeightsOnly(reason is None, reason)
 
     def _look_around(self, checkpoint: Checkpoint, members: Sequence[_Member]) -> None:
-        """What is odd about the structure, and what no reader of the format sees."""
+        """Find what is odd about the structure, and what no reader of the format sees."""
         for member in members:
             for found in member.format.check(member.checkpoint):
                 entry = member.prefix + (found.entry or "")

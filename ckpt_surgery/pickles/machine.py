@@ -145,7 +145,7 @@ def own_character(text: str) -> str:
 
 
 def add_elements(target: Node, elements: list[Node], at: int) -> None:
-    """What APPEND and APPENDS at `at` do to `target`. Raises `DamagedFileError`."""
+    """Do what APPEND and APPENDS at `at` do to `target`. Raises `DamagedFileError`."""
     if isinstance(target, List):
         target += elements
     elif isinstance(target, Object):
@@ -161,7 +161,7 @@ def add_elements(target: Node, elements: list[Node], at: int) -> None:
 
 
 def add_items(target: Node, items: list[Node], at: int) -> None:
-    """What SETITEM and SETITEMS at `at` do to `target`. Raises `DamagedFileError`."""
+    """Do what SETITEM and SETITEMS at `at` do to `target`. Raises `DamagedFileError`."""
     if len(items) % 2:
         raise DamagedFileError("a key without a value is set on a dictionary")
     if isinstance(target, Dict):
@@ -179,7 +179,7 @@ def add_items(target: Node, items: list[Node], at: int) -> None:
 
 
 def give_state(target: Node, state: Node, at: int) -> None:
-    """What BUILD at `at` does to `target`. Raises `DamagedFileError`."""
+    """Do what BUILD at `at` does to `target`. Raises `DamagedFileError`."""
     if not isinstance(target, Object):
         raise DamagedFileError("a state is given to something that is no object")
     if target.state is not NO_STATE:

@@ -70,7 +70,7 @@ def opcodes(data: bytes, start: int = 0) -> Iterator[int]:
 
 
 def _after(data: bytes, at: int, layout: str) -> int:
-    """The offset behind an argument of no fixed length."""
+    """Return the offset behind an argument of no fixed length."""
     kind, _, width = layout.partition(" ")
     if kind == "length":
         nbytes = int(width)

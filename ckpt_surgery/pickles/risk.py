@@ -67,14 +67,14 @@ def classify_all(names: Iterable[Global]) -> list[Risk]:
 
 
 def _behind(name: str) -> Iterator[str]:
-    """What a dotted name leads to: ``os.system`` of ``serialization.os.system``."""
+    """Yield what a dotted name leads to: ``os.system`` of ``serialization.os.system``."""
     while "." in name:
         yield name
         name = name.partition(".")[2]
 
 
 def _look_up(path: str, qualified: str) -> Risk | None:
-    """The entry of the longest pattern that fits a qualified name."""
+    """Return the entry of the longest pattern that fits a qualified name."""
     table = _patterns()
     prefix = qualified
     entry = table.get(qualified)

@@ -27,7 +27,7 @@ _FATE: Final = (
 
 
 def show(report: FreezePlanReport, screen: Screen, *, folded: bool = False) -> None:
-    """The table, the groups, the totals and the warnings."""
+    """Write the table, the groups, the totals and the warnings."""
     plan = report.plan
     groups = {group.name: group for group in plan.groups}
     screen.grid(_folded_grid(plan, groups) if folded else _grid(plan, groups))

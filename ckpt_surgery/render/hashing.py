@@ -15,7 +15,7 @@ _SAID: Final = {"ok": "OK", "differs": "FAILED", "unreadable": "FAILED to read"}
 
 
 def write_digests(report: HashReport, stream: TextIO) -> None:
-    """One line a digest: of files, of models, or of their tensors; a list for ``--check``."""
+    """Write one line a digest: of files, of models, or of their tensors; a list for ``--check``."""
     stream.writelines(_line(file.digest, file.file) for file in report.files)
     for model in report.models:
         lines = {model.address: model.digest}
@@ -34,7 +34,7 @@ def _line(digest: str, address: str) -> str:
 
 
 def write_checked(report: CheckReport, stream: TextIO) -> None:
-    """What became of each line, then how many are not as they should be."""
+    """Write what became of each line, then how many are not as they should be."""
     for each in report.checked:
         safe = escaped(each.address)
         address = each.address if safe is None else "\\" + safe

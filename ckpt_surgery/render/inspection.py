@@ -49,7 +49,7 @@ class View:
 
 
 def show(report: InspectReport, view: View, screen: Screen) -> None:
-    """Every state dict under its path, then the footer."""
+    """Write every state dict under its path, then the footer."""
     for state_dict in report.state_dicts:
         if len(report.state_dicts) > 1 or state_dict.path:
             screen.line(_heading(report, state_dict), "bold")

@@ -29,7 +29,7 @@ def write_keys(report: InspectReport, stream: TextIO) -> None:
 
 
 def write_csv(report: InspectReport, stream: TextIO) -> None:
-    """One line an entry, with a head; a shape is a JSON list, what does not apply is empty."""
+    """Write a head and one line an entry; shapes are JSON lists, what does not apply is empty."""
     import csv
 
     table = csv.writer(stream, lineterminator="\n")
@@ -62,7 +62,7 @@ def _cells(entry: Entry) -> Iterator[object]:
 
 
 def write_json(report: Report, stream: TextIO) -> None:
-    """The report's document, ASCII only."""
+    """Write the report's document, ASCII only."""
     stream.write(to_json(report.to_dict()) + "\n")
 
 

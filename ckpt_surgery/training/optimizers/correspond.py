@@ -248,7 +248,7 @@ class _Search:
                     raise _Contradiction("two of its states can only be the same parameter")
 
     def _take_hidden_singles(self) -> None:
-        """Where there are as many keys as parameters, a place that one key can have is its own."""
+        """Give a place that only one key can have to it, if keys and parameters are as many."""
         open_ = [key for key in self.keys if self.low[key] < self.high[key]]
         able: dict[int, list[Key]] = {}
         for key in open_:
