@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 _MOVES = (torch.Tensor.to, torch.Tensor.cuda, torch.Tensor.cpu)
 
 
-class StayingPut(TorchFunctionMode):
+class _StayingPut(TorchFunctionMode):
     """Keeps tensors that stand for others on the device `home`, wherever code moves or makes them.
 
     A tensor on the meta device cannot be moved, and a machine without a GPU has none to move to;
@@ -56,7 +56,7 @@ def _stands_in(tensor: torch.Tensor) -> bool:
 @contextlib.contextmanager
 def on_meta_device() -> Iterator[None]:
     """Make every tensor on the meta device, and leave it there."""
-    with torch.device("meta"), StayingPut("meta"):
+    with torch.device("meta"), _StayingPut("meta"):
         yield
 
 
@@ -72,7 +72,7 @@ def with_fakes() -> Iterator[None]:
     own = module._apply  # noqa: SLF001 it swaps tensors, which crashes with fakes (torch 2.13)
     module._apply = _replace_tensors  # noqa: SLF001 as above
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), StayingPut("cpu"):
+        with FakeTensorMode(allow_non_fake_inputs=True), _StayingPut("cpu"):
             yield
     finally:
         module._apply = own  # noqa: SLF001 as above

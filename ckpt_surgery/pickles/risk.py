@@ -36,7 +36,7 @@ class Risk:
     what: str | None = None
 
 
-def classify(found: Global) -> Risk:
+def _classify(found: Global) -> Risk:
     """Return what is known of a class or function.
 
     A dotted name is a walk through attributes, ``torch`` and ``os.system``: wherever it could lead
@@ -57,12 +57,12 @@ def classify(found: Global) -> Risk:
 def classify_path(path: str) -> Risk:
     """Return what is known of a name of which it is not known where its module ends."""
     module, _, name = path.rpartition(".")
-    return classify(Global(module, name))
+    return _classify(Global(module, name))
 
 
 def classify_all(names: Iterable[Global]) -> list[Risk]:
     """Return the risks of names, each once, the most dangerous first."""
-    found = {risk.name: risk for risk in map(classify, names)}
+    found = {risk.name: risk for risk in map(_classify, names)}
     return sorted(found.values(), key=lambda risk: LEVELS.index(risk.level))
 
 

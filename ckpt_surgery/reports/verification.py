@@ -73,7 +73,7 @@ class Verdict:
             "size": self.size,
             "format": self.format,
             "ok": not self.fails(strict=strict),
-            "findings": [finding_dict(finding) for finding in self.findings],
+            "findings": [_finding_dict(finding) for finding in self.findings],
             "checksums": self.checksums.to_dict(),
             "globals": [
                 {"name": risk.name, "level": risk.level, "what": risk.what} for risk in self.globals
@@ -84,7 +84,7 @@ class Verdict:
         }
 
 
-def finding_dict(finding: Finding) -> dict[str, Any]:
+def _finding_dict(finding: Finding) -> dict[str, Any]:
     """Return a finding as JSON has it."""
     return {
         "rule": finding.rule,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ckpt_surgery.pickles import Global
-from ckpt_surgery.pickles.risk import classify, classify_all, classify_path
+from ckpt_surgery.pickles.risk import _classify, classify_all, classify_path
 from ckpt_surgery.pickles.risk_table import DANGEROUS, DOUBTFUL, HARMLESS
 
 
@@ -47,7 +47,7 @@ from ckpt_surgery.pickles.risk_table import DANGEROUS, DOUBTFUL, HARMLESS
     ],
 )
 def test_levels(module: str, name: str, level: str) -> None:
-    risk = classify(Global(module, name))
+    risk = _classify(Global(module, name))
     assert (risk.name, risk.level) == (f"{module}.{name}", level)
     assert (risk.what is None) is (level in {"harmless", "unknown"})
 
