@@ -10,6 +10,7 @@ from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
 from ckpt_surgery.fit.fills import parse_fills
 from ckpt_surgery.fit.grids import parse_grids
+from ckpt_surgery.fit.groups import GroupRule, parse_group_rules
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.matching.correspondence import LEVELS, Level
 from ckpt_surgery.matching.target_source import TargetRequest
@@ -34,7 +35,8 @@ class FitRequest(TargetRequest):
 
     An optimizer follows its model: what is left out leaves it, and what is initial begins anew. The
     moments of an adapted tensor are adapted the same way (``"resize"``) or begin anew
-    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out. With
+    (``"reset"``); ``"keep"`` leaves the optimizer as it is, ``"drop"`` leaves it out.
+    `optimizer_group` says which of its groups new parameters join (``"head=1"``). With
     `state_dict_only` nothing is written beside the state dict.
 
     Raises `UsageError` for what is no adaptation, fill, grid, level or type.
@@ -52,6 +54,7 @@ class FitRequest(TargetRequest):
     seed: int = 0
     at: Sequence[str] = ()
     optimizer: FitOptimizer = "resize"
+    optimizer_group: Sequence[str] = ()
     state_dict_only: bool = False
 
     def __post_init__(self) -> None:
@@ -61,7 +64,12 @@ class FitRequest(TargetRequest):
                 f"'optimizer {self.optimizer}' is none of {', '.join(_OPTIMIZERS)}",
                 fields=("optimizer",),
             )
-        _ = self.level, self.options
+        if self.optimizer_group and self.optimizer in ("keep", "drop"):
+            raise UsageError(
+                f"'optimizer_group' has no meaning with 'optimizer {self.optimizer}'",
+                fields=("optimizer_group", "optimizer"),
+            )
+        _ = self.level, self.options, self.groups
 
     @property
     def level(self) -> Level:
@@ -72,6 +80,11 @@ class FitRequest(TargetRequest):
         raise UsageError(
             f"'{self.match}' is no way to match names", hint=f"there are {', '.join(LEVELS)}"
         )
+
+    @property
+    def groups(self) -> tuple[GroupRule, ...]:
+        """Which groups of an optimizer new parameters join."""
+        return parse_group_rules(self.optimizer_group)
 
     @property
     def options(self) -> FitOptions:

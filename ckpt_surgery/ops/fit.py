@@ -24,10 +24,11 @@ from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
+from ckpt_surgery.fit.groups import group_of, require_used
 from ckpt_surgery.fit.moments import AdaptMoment
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
-from ckpt_surgery.fit.request import FitOptimizer, FitRequest
+from ckpt_surgery.fit.request import FitRequest
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.correspondence import Correspondence, correspond
 from ckpt_surgery.matching.maps import check_map, format_proposal
@@ -136,7 +137,7 @@ def prepare(
     result = fits.apply(checkpoint, inputs)
     # what lies beside weights that are written alone need not follow them
     beside = replace(checkpoint, others=()) if asked.state_dict_only else checkpoint
-    step = _in_step(beside, result, fitted, aim.target, asked.optimizer)
+    step = _in_step(beside, result, fitted, aim.target, asked)
     result = Plan(tuple(following(step))).apply(result)
     left = tuple(_left_out(chosen, result))
     alone = _alone(checkpoint, asked)
@@ -166,9 +167,10 @@ def _in_step(
     after: Checkpoint,
     fitted: Sequence[Fitted],
     target: Target,
-    choice: FitOptimizer,
+    asked: FitRequest,
 ) -> InStep:
     """Return the result with its optimizers following the fit."""
+    choice, rules = asked.optimizer, asked.groups
     items = {each.path: {item.name: item for item in each.plan.items} for each in fitted}
     sources = {
         path: {name: None if i.status == "initial" else i.source for name, i in own.items()}
@@ -188,6 +190,7 @@ def _in_step(
         raise refusal(held, before, "--optimizer drop leaves it out")
     dropped = tuple(OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held)
     if not before.others:  # bare weights: nothing that could be an optimizer
+        require_used(rules, ())
         return InStep(after, dropped)
     with about_file(before.file.name):
         step = keep_in_step(
@@ -197,7 +200,10 @@ def _in_step(
             sources=sources,
             moments=moments if choice == "resize" else None,
             parameters=dict.fromkeys(items, _parameters(target)),
+            homes=lambda name: group_of(name, rules),
         )
+        added = [name.rpartition("/")[2] for c in step.changes for name in c.added]
+        require_used(rules, added)
     return replace(step, changes=dropped + step.changes)
 
 

@@ -96,6 +96,10 @@ def _change(change: OptimizerChange) -> str:
     ]
     if change.renamed:
         facts.append(f"{count(change.renamed, 'stored name')} changed")
+    groups = sorted(set(change.added_groups))
+    if groups:
+        joined = count(len(groups), "group").partition(" ")[2]
+        facts.append(f"new ones in {joined} {' and '.join(map(str, groups))}")
     return ", ".join(facts) or "reordered"
 
 

@@ -179,8 +179,9 @@ class OptimizerChange:
 
     `action`: ``updated``, ``kept`` (as it is, out of step), ``dropped``, ``unknown`` (a layout
     that cannot be told: carried over as it is). Names are the parameters': those `removed` with
-    their state, `added` without any, `reset` and `resized`; `renamed` counts stored names.
-    `emptied` are positions of groups that have no parameter left.
+    their state, `added` without any, to the groups at the positions `added_groups`, `reset` and
+    `resized`; `renamed` counts stored names. `emptied` are positions of groups that have no
+    parameter left.
     """
 
     path: str
@@ -188,6 +189,7 @@ class OptimizerChange:
     certainty: str = "none"
     removed: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    added_groups: tuple[int, ...] = ()
     reset: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     renamed: int = 0
@@ -223,6 +225,7 @@ class OptimizerChange:
                 "certainty": self.certainty,
                 "removed": list(self.removed),
                 "added": list(self.added),
+                "added_groups": list(self.added_groups),
                 "reset": list(self.reset),
                 "resized": list(self.resized),
                 "renamed": self.renamed,

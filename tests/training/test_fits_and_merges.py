@@ -72,6 +72,101 @@ def test_training_goes_on_after_a_fit(
     assert_equal(changed, parameters(whole))
 
 
+class Grown(nn.Module):
+    """A layer, perhaps another one, and a head."""
+
+    def __init__(self, grown: bool) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        if grown:
+            self.b = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+
+
+def _by_axes(model: nn.Module) -> list[dict[str, Any]]:
+    own = list(model.parameters())
+    vectors, matrices = ([p for p in own if (p.ndim > 1) is large] for large in (False, True))
+    return [{"params": vectors, "weight_decay": 0.0}, {"params": matrices}]
+
+
+def _by_module(model: nn.Module) -> list[dict[str, Any]]:
+    own = [p for name, p in model.named_parameters() if not name.startswith("head")]
+    return [{"params": own}, {"params": list(model.head.parameters())}]  # type: ignore[union-attr]
+
+
+def _grow(groups: Any, folder: Path, **options: Any) -> tuple[Any, nn.Module]:
+    """The report of a fit to a model with a layer more, and that model."""
+    torch.manual_seed(0)
+    small, grown = Grown(grown=False), Grown(grown=True)
+    optimizer = torch.optim.AdamW(groups(small))
+    sum(p.square().sum() for p in small.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    saved = {"model": small.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(saved, folder / "small.pth")
+    torch.save(grown.state_dict(), folder / "grown.pth")
+    out = ckpt.Output(folder / "out.pth", force=True)
+    report = ckpt.fit(folder / "small.pth", out, like=folder / "grown.pth", **options)
+    grown.load_state_dict(torch.load(folder / "out.pth")["model"])
+    return report, grown
+
+
+def _state_of(model: nn.Module, groups: Any, folder: Path) -> dict[str, Any]:
+    """What an optimizer with these groups has of each parameter of `model` after loading."""
+    optimizer = torch.optim.AdamW(groups(model))
+    optimizer.load_state_dict(torch.load(folder / "out.pth")["optimizer"])
+    return {name: optimizer.state.get(p, {}) for name, p in model.named_parameters()}
+
+
+def test_a_new_layer_joins_the_groups_that_are_split_by_axes(tmp_path: Path) -> None:
+    """It was refused: the layers beside it are in two groups."""
+    report, model = _grow(_by_axes, tmp_path)
+    (change,) = report.optimizers
+    assert dict(zip(change.added, change.added_groups, strict=True)) == {"b.weight": 1, "b.bias": 0}
+    saved = torch.load(tmp_path / "small.pth")["optimizer"]["state"]
+    state = _state_of(model, _by_axes, tmp_path)
+    assert not state["b.weight"]
+    for name, key in (("a.bias", 0), ("head.bias", 1), ("a.weight", 2), ("head.weight", 3)):
+        assert torch.equal(state[name]["exp_avg"], saved[key]["exp_avg"])
+
+
+def test_a_new_layer_between_two_groups_joins_the_one_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ckpt.PlanError, match=r"'b\.weight' belongs to is not certain") as raised:
+        _grow(_by_module, tmp_path)
+    assert "--optimizer-group b.weight=K" in str(raised.value.hint)
+    report, model = _grow(_by_module, tmp_path, optimizer_group=["b=0"])
+    assert report.optimizers[0].added_groups == (0, 0)
+    assert _state_of(model, _by_module, tmp_path)["head.weight"]
+    report, _ = _grow(_by_module, tmp_path, optimizer_group=["b=1", "b.bias=0"])
+    assert report.optimizers[0].added_groups == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["b=2"], "there is no group 2 for 'b.weight': the optimizer has 2"),
+        (["b=0", "hed=1"], "'optimizer_group hed=1' applies to nothing"),
+        (["b=0", "head=1"], "'optimizer_group head=1' applies to nothing"),
+        (["b"], "'optimizer_group b' names no group"),
+        (["b=-1"], "names no group"),
+        (["b=0", "b=1"], "gives 'b' two groups"),
+    ],
+)
+def test_a_group_that_cannot_be_is_an_error(rules: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ckpt.CkptError, match=message):
+        _grow(_by_module, tmp_path, optimizer_group=rules)
+
+
+def test_a_group_for_an_optimizer_that_is_left_alone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ckpt.UsageError, match="no meaning with 'optimizer drop'"):
+        _grow(_by_axes, tmp_path, optimizer="drop", optimizer_group=["b=0"])
+    torch.save(Grown(grown=False).state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ckpt.UsageError, match="applies to nothing"):
+        ckpt.fit(
+            tmp_path / "bare.pth", tmp_path / "o.pth", like=tmp_path / "grown.pth",
+            optimizer_group=["b=0"],
+        )  # fmt: skip
+
+
 def test_a_squared_average_stays_positive_when_it_is_interpolated() -> None:
     moment = torch.zeros(9, 1)  # the embeddings of a grid of three by three
     moment[4] = 1.0

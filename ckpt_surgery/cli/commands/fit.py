@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NOTHING = "none"
 _PLAIN = (
     *("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimizer"),
-    "state_dict_only",
+    *("optimizer_group", "state_dict_only"),
 )
 
 
@@ -40,7 +40,8 @@ _PLAIN = (
     headings={
         "Target": ("model", "model_arg", "settings", "build", "like"),
         "Which name is which": ("match", "rename_map", "emit_map"),
-        "Values": ("adapt", "grid", "classes", "fill", "initial", "dtype", "seed", "optimizer"),
+        "Values": ("adapt", "grid", "classes", "fill", "initial", "dtype", "seed"),
+        "Optimizer": ("optimizer", "optimizer_group"),
     },
 )
 @input_argument
@@ -115,6 +116,13 @@ _PLAIN = (
     "--state-dict-only",
     is_flag=True,
     help="Write the state dict alone, without what lies beside it.",
+)
+@click.option(
+    "--optimizer-group",
+    multiple=True,
+    metavar="NAME=K",
+    help="New parameters at or below NAME join group K of the optimizer, counted from 0. "
+    "Repeatable.",
 )
 @at_option
 @output_options

@@ -8,7 +8,6 @@ of groups must agree too, and a scheduler keeps one learning rate for each.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -20,6 +19,7 @@ from ckpt_surgery.pickles import Node, own_text
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, with_items
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.correspond import StateOwners
+from ckpt_surgery.training.optimizers.homes import UNCERTAIN, Homes
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, parse_key
 
 HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
@@ -41,7 +41,8 @@ class Target:
 
     `source` is its name in the checkpoint, None if it is new. Its state is carried over, or with
     `reset` left out (an optimizer begins anew with such a parameter), or has the tensors of
-    `moments` put in, by their name (``exp_avg``), which `change` made.
+    `moments` put in, by their name (``exp_avg``), which `change` made. `ndim` counts its axes; a
+    new one joins the group `home`, if that is said.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Target:
     reset: bool = False
     moments: Mapping[str, Node] = field(default_factory=dict)
     change: MomentChange | None = None
+    ndim: int = 1
+    home: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,16 @@ class Edited:
     """An edited optimizer. `node` is the old one, the same object, if nothing changed.
 
     `groups`: its parameters by now, group by group, from which `rebuild` makes the node.
-    `removed`: names of parameters that left; `added`: names that came, without state; `reset`:
-    names whose state was left out; `emptied`: positions of groups that lost their last
-    parameter.
+    `removed`: names of parameters that left; `added`: names that came, without state, into the
+    groups at the positions `homes`; `reset`: names whose state was left out; `emptied`: positions
+    of groups that lost their last parameter.
     """
 
     node: Node
     groups: Groups
     removed: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
+    homes: tuple[int, ...] = ()
     reset: tuple[str, ...] = ()
     emptied: tuple[int, ...] = ()
 
@@ -173,6 +177,7 @@ def align(
         groups,
         removed=tuple(alignment.removed),
         added=tuple(added),
+        homes=tuple(added.values()),
         reset=tuple(alignment.reset),
         emptied=_emptied(optimizer, groups),
     )
@@ -246,19 +251,24 @@ class _Alignment:
             self._spans[i] = [span for span, _ in pairs]
             self._members[i] = [member for _, member in pairs]
 
-    def add(self) -> list[str]:
-        """Put the new parameters into the groups where they belong; their names."""
+    def add(self) -> dict[str, int]:
+        """Put the new parameters into the groups where they belong; these by their names."""
         if all(target.source is not None for target in self.targets):
-            return []
-        home_of = _Neighbours(self.targets, self._homes(), len(self._members)).home_of
+            return {}
+        homes = Homes(
+            self._homes(),
+            [target.source is None for target in self.targets],
+            [target.ndim for target in self.targets],
+            len(self._members),
+        )
         new: list[list[tuple[int, Member]]] = [[] for _ in self._members]
-        added: list[str] = []
+        added: dict[str, int] = {}
         for position, target in enumerate(self.targets):
-            home = home_of(position) if target.source is None else None
+            home = self._home(target, homes, position) if target.source is None else None
             if home is not None:
                 member = Member(None, target.name if self.stored else None)
                 new[home].append((position, member))
-                added.append(target.name)
+                added[target.name] = home
         for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
             # neighbours are certain, so what is in doubt stands before or after them
             certain = accumulate((-1 if first < last else first for first, last in spans), max)
@@ -266,8 +276,20 @@ class _Alignment:
             self._members[i] = [member for _, member in sorted(placed, key=lambda pair: pair[0])]
         return added
 
+    def _home(self, target: Target, homes: Homes, position: int) -> int | None:
+        home = homes.of(position) if target.home is None else target.home
+        if home == UNCERTAIN:
+            _refuse_home(target.name)
+        if home is not None and home >= len(self._members):
+            groups = len(self._members)
+            raise PlanError(
+                f"there is no group {home} for '{target.name}': the optimizer has {groups}",
+                hint=f"its groups are 0 to {groups - 1}",
+            )
+        return home
+
     def _homes(self) -> list[int | None]:
-        """Return the group of each target, None of what is in none, -1 if that is not certain."""
+        """Return the group of each target, None of what is in none, or `UNCERTAIN`."""
         homes: list[int | None] = [None] * len(self.targets)
         for i, spans in enumerate(self._spans):
             for first, last in spans:
@@ -277,34 +299,15 @@ class _Alignment:
             candidates = self.correspondence.candidates(key)
             for name in candidates if len(candidates) > 1 else ():
                 if name in self.place:
-                    homes[self.place[name]] = -1
+                    homes[self.place[name]] = UNCERTAIN
         return homes
 
 
-class _Neighbours:
-    """Where new parameters belong: to the group that the nearest old ones on both sides are in."""
-
-    def __init__(self, targets: Sequence[Target], homes: Sequence[int | None], groups: int) -> None:
-        self._targets, self._homes, self._groups = targets, homes, groups
-        self._old = [i for i, target in enumerate(targets) if target.source is not None]
-        self._old_homes = {homes[i] for i in self._old}
-
-    def home_of(self, position: int) -> int | None:
-        """Return the group of the new parameter there, None if it is in none."""
-        if self._old_homes and len(self._old_homes) == 1 and -1 not in self._old_homes:
-            return next(iter(self._old_homes))  # everything is treated alike
-        if not self._old and self._groups == 1:
-            return 0
-        index = bisect_left(self._old, position)
-        sides = self._old[max(index - 1, 0) : index + 1]
-        homes = {self._homes[i] for i in sides}
-        if not 0 < index < len(self._old) or len(homes) != 1 or -1 in homes:
-            _refuse_home(self._targets[position].name)
-        return homes.pop()
-
-
 def _refuse_home(name: str) -> NoReturn:
-    raise PlanError(f"which group the new parameter '{name}' belongs to is not certain", hint=HINT)
+    raise PlanError(
+        f"which group the new parameter '{name}' belongs to is not certain",
+        hint=f"'--optimizer-group {name}=K' of 'ckpt fit' says it; {HINT}",
+    )
 
 
 def _require_model_order(

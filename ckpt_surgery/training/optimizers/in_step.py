@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Final, Literal, TypeAlias
@@ -45,6 +45,9 @@ Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
 Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
 """By the path of a state dict, the parameters of the model that is to load it, in its order."""
 
+ChosenGroups: TypeAlias = Callable[[str], int | None]
+"""By the name of a parameter, the position of the group that it joins if it is new."""
+
 MomentChanges: TypeAlias = Mapping[str, Mapping[str, MomentChange]]
 """By the path of a state dict and a parameter's new name there, what is done to its moments."""
 
@@ -76,13 +79,15 @@ def keep_in_step(
     sources: Sources | None = None,
     moments: MomentChanges | None = None,
     parameters: Parameters | None = None,
+    homes: ChosenGroups | None = None,
 ) -> InStep:
     """`after` with its optimizers following what was done to the models of `before`.
 
     A parameter that an edit took over is known by its node, else by its name; `sources` says it
     where neither does. `parameters` are those of the edited models, where more is known than
     their entries show. State whose parameter changed its shape goes through what `moments` say of
-    it, and is left out without. An optimizer whose model did not change stays the same; one whose
+    it, and is left out without. New parameters join the groups that `homes` say, or those of what
+    they stand beside. An optimizer whose model did not change stays the same; one whose
     model only has other values by now is dropped if that is the choice.
 
     Raises PlanError, with a hint at the choices, if it is not certain which state belongs to
@@ -92,7 +97,7 @@ def keep_in_step(
         return InStep(after)
     found = find(before)
     present = {other.path for other in after.others}
-    differences = _Differences(after, sources or {}, parameters or {}, moments or {})
+    differences = _Differences(after, sources or {}, parameters or {}, moments or {}, homes)
     changes: list[OptimizerChange] = []
     edited: list[tuple[FoundOptimizer, Edited]] = []
     for optimizer in found:
@@ -236,6 +241,7 @@ class _Difference:
         sources: Sources,
         parameters: Parameters,
         moments: MomentChanges,
+        homes: ChosenGroups | None,
     ) -> _Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
@@ -256,7 +262,9 @@ class _Difference:
                 change = moments.get(old_dict.path, {}).get(parameter.name)
                 reshaped = source is not None and source.shape != parameter.shape
                 other = reshaped or (source is not None and change is not None)
-                targets.append(Target(name, origin, reset=anew or other))
+                home = homes(parameter.name) if homes is not None and source is None else None
+                axes = len((source or parameter).shape)
+                targets.append(Target(name, origin, reset=anew or other, ndim=axes, home=home))
                 if change is not None and other and not anew:
                     changed[name] = change
         kept = [target.source for target in targets if target.source is not None]
@@ -285,9 +293,14 @@ class _Differences:
     """What an edit did to each model, looked at once for all the optimizers that may train it."""
 
     def __init__(
-        self, after: Checkpoint, sources: Sources, parameters: Parameters, moments: MomentChanges
+        self,
+        after: Checkpoint,
+        sources: Sources,
+        parameters: Parameters,
+        moments: MomentChanges,
+        homes: ChosenGroups | None,
     ) -> None:
-        self._after, self._given = after, (sources, parameters, moments)
+        self._after, self._given = after, (sources, parameters, moments, homes)
         self._known: dict[tuple[int, ...], _Difference] = {}
 
     def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
@@ -363,6 +376,7 @@ def _update(optimizer: FoundOptimizer, difference: _Difference) -> tuple[Edited,
         reset=tuple(name for name in edited.reset if name not in resized),
         resized=tuple(resized),
         renamed=_count_renamed(optimizer, edited, reader) if _stores_names(optimizer) else 0,
+        added_groups=edited.homes,
         emptied=edited.emptied,
     )
     return edited, change
