@@ -1,42 +1,33 @@
-"""Moving averages of a model's weights (EMA, SWA): finding them, and putting them in its place."""
+"""Moving averages of a model's weights (EMA, SWA): put in its place, dropped, kept in step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar
 
-from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
 from ckpt_surgery.edits.base import BatchEdit, Edit
 from ckpt_surgery.edits.inputs import Inputs
-from ckpt_surgery.edits.places import not_there, with_state_dicts
-from ckpt_surgery.edits.plan import Plan
-from ckpt_surgery.errors import LimitExceededError, LossyEditError, PlanError, UsageError
-from ckpt_surgery.pickles import walk
-from ckpt_surgery.torch_objects.kinds import COUNT
-from ckpt_surgery.torch_objects.mappings import mapping_pairs
-from ckpt_surgery.training.optimizers.correspond import bare_name
+from ckpt_surgery.edits.places import not_there, state_dict_at, with_state_dicts
+from ckpt_surgery.errors import LossyEditError, PlanError
+from ckpt_surgery.names.metadata import rewrite_metadata, strip_metadata
+from ckpt_surgery.pickles import Node, walk
+from ckpt_surgery.torch_objects.find import metadata_of
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items
+from ckpt_surgery.torch_objects.rebuild import lower_state_dict
+from ckpt_surgery.torch_objects.tensors import TensorReader
 
-_MOST_PAIRS: Final = 4096
-
-
-def _find_averages(checkpoint: Checkpoint) -> list[tuple[StateDict, StateDict]]:
-    """Pairs of a model and an average of it: the same names and shapes, wrappers aside.
-
-    An average may lack buffers. Raises LimitExceededError if there are thousands to compare.
-    """
-    averages = [s for s in checkpoint.state_dicts if s.kind == "ema"]
-    models = [s for s in checkpoint.state_dicts if s.kind == "model"]
-    if len(averages) * len(models) > _MOST_PAIRS:
-        raise LimitExceededError(
-            f"there are {len(averages)} moving averages for {len(models)} models"
-        )
-    return [(m, average) for average in averages for m in models if _is_average_of(average, m)]
+if TYPE_CHECKING:
+    from ckpt_surgery.training.averages import Average
 
 
 @dataclass(frozen=True, slots=True)
 class TakeWeights(Edit):
-    """Give the state dict `state_dict` the values that the state dict `old` has for its names."""
+    """Give the state dict `state_dict` the values that the average at the path `old` has for them.
+
+    An average among the weights of its model has the path of their state dict.
+    """
 
     kind: ClassVar[str] = "take-weights"
     state_dict: str
@@ -45,23 +36,135 @@ class TakeWeights(Edit):
     def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:  # noqa: ARG002
         """Return the checkpoint with the average's values under the model's own names.
 
-        Buffers that the average lacks stay. Raises `PlanError` if it is no average of that model.
+        Entries that the average lacks stay. Raises `PlanError` if it is no average of that model.
         """
-        known = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
-        model, average = known.get(self.state_dict), known.get(self.old)
-        if model is None or average is None or not _is_average_of(average, model):
+        from ckpt_surgery.training.averages import find_averages
+
+        model = state_dict_at(checkpoint, self.state_dict)
+        average = next(
+            (
+                average
+                for average in find_averages(checkpoint)
+                if (average.model, average.path) == (self.state_dict, self.old) and average.names
+            ),
+            None,
+        )
+        if average is None:
             raise PlanError(
                 f"'{self.old}' is no average of the weights in '{self.state_dict}'",
                 path=checkpoint.file.name,
             )
-        values = _by_bare_name(average)
+        values = _values(checkpoint, average)
         entries = tuple(
-            replace(entry, tensor=value.tensor, node=value.node)
-            if (value := values.get(bare_name(entry.name))) is not None
+            _with_value(entry, values[average.names[entry.name]])
+            if entry.name in average.names
             else entry
             for entry in model.entries
         )
         return with_state_dicts(checkpoint, {self.state_dict: replace(model, entries=entries)})
+
+
+def _with_value(entry: Entry, value: Entry) -> Entry:
+    if value.tensor is None or entry.tensor is None:
+        return replace(entry, tensor=value.tensor, node=value.node)
+    tensor = replace(value.tensor, is_parameter=entry.tensor.is_parameter)
+    return replace(entry, tensor=tensor, node=value.node)
+
+
+def _values(checkpoint: Checkpoint, average: Average) -> dict[str, Entry]:
+    """The entries of an average by the names that `Average.names` has for them."""
+    if average.place in {"state dict", "inside"}:
+        entries = state_dict_at(checkpoint, average.path).entries
+        return {entry.name: entry for entry in entries}
+    reader = TensorReader()
+    return {
+        name: Entry(name, reader.describe(node), node=node)
+        for name, node in _items(average).items()
+    }
+
+
+def _items(average: Average) -> dict[str, Node]:
+    """What an average that is no state dict holds: by position of a list, by name of a mapping."""
+    from ckpt_surgery.training.averages import SHADOWS
+
+    if average.place == "entry":
+        return named_items(average.node) or {}
+    shadows = (named_items(average.node) or {}).get(SHADOWS)
+    return {str(i): node for i, node in enumerate(shadows if isinstance(shadows, list) else ())}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAverage(Edit):
+    """Let the average at `path`, which is no state dict, follow what was done to its model.
+
+    `names` are its entries (positions of a list) by now, in their order: what each was called
+    before. An entry that is not in it is removed.
+    """
+
+    kind: ClassVar[str] = "update-average"
+    path: str
+    names: Mapping[str, str]
+
+    def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:  # noqa: ARG002
+        """Return the checkpoint with this average updated."""
+        for other in checkpoint.others:
+            if self.path == other.path or self.path.startswith(f"{other.path}/"):
+                return self._updated(checkpoint, other)
+        raise not_there(checkpoint, self.path)
+
+    def _updated(self, checkpoint: Checkpoint, other: Other) -> Checkpoint:
+        from ckpt_surgery.training.averages import find_averages
+
+        known = {average.path: average for average in find_averages(checkpoint)}
+        average = known.get(self.path)
+        if average is None:
+            raise not_there(checkpoint, self.path)
+        items = _items(average)
+        missing = next((old for old in self.names.values() if old not in items), None)
+        if missing is not None:
+            raise not_there(checkpoint, f"{self.path}/{missing}")
+        replaced = (
+            _renamed_mapping(average.node, self.names)
+            if average.place == "entry"
+            else _shortened_lists(average.node, len(items), [int(i) for i in self.names.values()])
+        )
+        return _with_replaced(checkpoint, other, replaced)
+
+
+def _renamed_mapping(node: Node, names: Mapping[str, str]) -> dict[int, Node]:
+    """The mapping with other names for what is left of it; ``_metadata`` follows."""
+    held = named_items(node) or {}
+    entries = tuple(Entry(new, None, node=held[old]) for new, old in names.items())
+    metadata = metadata_of(node)
+    if metadata is not None:
+        kept = strip_metadata(list(metadata), list(held), list(names.values()))
+        moved = rewrite_metadata(kept, list(names.values()), list(names), ())
+        metadata = {moved[module]: metadata[module] for module in kept if module in moved}
+    return {id(node): lower_state_dict(StateDict("", "ema", entries, metadata, node))}
+
+
+def _shortened_lists(node: Node, length: int, kept: Sequence[int]) -> dict[int, Node]:
+    """The lists of one tensor a parameter, shorter: the average's, and torch_ema's copy."""
+    lists = (value for value in (named_items(node) or {}).values() if isinstance(value, list))
+    return {id(each): [each[i] for i in kept] for each in lists if len(each) == length}
+
+
+def _with_replaced(
+    checkpoint: Checkpoint, other: Other, replaced: Mapping[int, Node]
+) -> Checkpoint:
+    """The checkpoint with other nodes below an entry, whose tensors are those that are left."""
+    every = {**checkpoint.replaced, **replaced}
+    left = {id(node) for node in walk(other.node, replaced=every)}
+    tensors = tuple(t for t in other.tensors if _outermost(t, left))
+    others = tuple(
+        replace(each, tensors=tensors) if each.path == other.path else each
+        for each in checkpoint.others
+    )
+    return replace(checkpoint, others=others, replaced=every)
+
+
+def _outermost(tensor: Tensor, left: set[int]) -> bool:
+    return id(tensor.node) in left
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +173,6 @@ class DropStateDict(BatchEdit):
 
     kind: ClassVar[str] = "drop-state-dict"
     path: str
-
-    def path_after(self, path: str) -> str | None:
-        """Return None for that state dict."""
-        return None if path == self.path else path
 
     @classmethod
     def apply_all(
@@ -112,52 +211,3 @@ def _places(checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> dict[st
         if not wanted:
             break
     return places
-
-
-def _by_bare_name(state_dict: StateDict) -> dict[str, Entry]:
-    return {bare_name(e.name): e for e in state_dict.entries if e.name != COUNT}
-
-
-def _is_average_of(average: StateDict, model: StateDict) -> bool:
-    own, averaged = _by_bare_name(model), _by_bare_name(average)
-    if not averaged or not averaged.keys() <= own.keys():
-        return False
-    shapes_agree = all(_shape(entry) == _shape(own[name]) for name, entry in averaged.items())
-    return shapes_agree and all(
-        name in averaged or entry.role == "buffer" or entry.tensor is None
-        for name, entry in own.items()
-    )
-
-
-def _shape(entry: Entry) -> tuple[int, ...] | None:
-    return None if entry.tensor is None else entry.tensor.shape
-
-
-def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Plan:
-    """Leave out the moving averages of models that are there too; `publish` them in their place.
-
-    Raises UsageError if there is none to publish, or if one model has several.
-    """
-    pairs = _find_averages(checkpoint)
-    edits: list[Edit] = []
-    if publish:
-        if not pairs:
-            raise UsageError(
-                "'ema': there is no moving average of a model's weights",
-                fields=("ema",),
-                path=checkpoint.file.name,
-                hint="'ckpt inspect' shows the state dicts of a file and their kinds",
-            )
-        models = [model.path for model, _ in pairs]
-        twice = next((path for path in models if models.count(path) > 1), None)
-        if twice is not None:
-            averages = ", ".join(f"'{a.path}'" for m, a in pairs if m.path == twice)
-            raise UsageError(
-                f"'ema': the model in '{twice}' has several averages: {averages}",
-                fields=("ema",),
-                path=checkpoint.file.name,
-                hint="ckpt convert --at PATH writes one of them alone",
-            )
-        edits += (TakeWeights(model.path, average.path) for model, average in pairs)
-    edits += (DropStateDict(path) for path in dict.fromkeys(a.path for _, a in pairs))
-    return Plan(tuple(edits))

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from ckpt_surgery.training.optimizers import InStep, OptimizerChoice
 
 
+def with_all_in_step(
+    checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
+) -> Planned:
+    """The plan, extended so that averages and optimizers stay in step with the models it edits.
+
+    Raises PlanError as `with_optimizers` does.
+    """
+    if checkpoint.others:  # otherwise bare weights
+        from ckpt_surgery.edits.averages_plan import with_averages
+
+        planned = with_averages(checkpoint, planned)
+    return with_optimizers(checkpoint, planned, choice)
+
+
 def with_optimizers(
     checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
 ) -> Planned:

@@ -18,6 +18,7 @@ KINDS: Final[dict[str, str]] = {
     "take": "ckpt_surgery.edits.take:Take",
     "take-module": "ckpt_surgery.edits.take:TakeModule",
     "take-weights": "ckpt_surgery.edits.averages:TakeWeights",
+    "update-average": "ckpt_surgery.edits.averages:UpdateAverage",
     "drop-state-dict": "ckpt_surgery.edits.averages:DropStateDict",
     "only-state-dict": "ckpt_surgery.edits.narrow:OnlyStateDict",
     "update-optimizer": "ckpt_surgery.edits.optimizer:UpdateOptimizer",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
-from ckpt_surgery.checkpoint.select import RuleCount, choose_state_dicts
+from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.edits.views import views, with_dotless_average
 from ckpt_surgery.errors import NameCollisionError, UsageError
 from ckpt_surgery.names.metadata import rewrite_metadata
 from ckpt_surgery.names.rewrite import (
@@ -33,16 +34,22 @@ def plan_rename(
             "no rule says what to rename",
             hint="give --strip-prefix, --add-prefix, --replace, --sub or --map",
         )
-    state_dicts = choose_state_dicts(checkpoint, at)
-    rewritten = [rewrite(state_dict.names, rules) for state_dict in state_dicts]
-    require_changes(rules, rewritten)
+    seen = views(checkpoint, at)
+    plain = [rewrite(view.state_dict.names, rules) for view in seen]
+    require_changes(rules, plain)
+    rewritten: list[Rewritten] = []
+    warnings: list[str] = []
+    for view, each in zip(seen, plain, strict=True):
+        followed, left = with_dotless_average(view.state_dict, each)
+        rewritten.append(followed)
+        warnings += left
     edits: list[Edit] = []
     modules: list[Edit] = []
-    warnings: list[str] = []
-    for state_dict, each in zip(state_dicts, rewritten, strict=True):
+    for view, each in zip(seen, rewritten, strict=True):
+        state_dict = view.state_dict
         _require_good_names(state_dict, each)
-        edits += _renames(state_dict, each)
-        modules += _modules(state_dict, each, rules)
+        edits += view.translated(_renames(state_dict, each))
+        modules += view.translated(_modules(state_dict, each, rules))
         if not any(each.changed) and state_dict.entries:
             warnings.append(
                 f"no name in '{state_dict.path}' changes, so it is out of step with the others"

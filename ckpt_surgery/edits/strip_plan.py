@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from ckpt_surgery.checkpoint.compact import unused_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
-from ckpt_surgery.checkpoint.select import RuleCount, choose_state_dicts, select
+from ckpt_surgery.checkpoint.select import RuleCount, select
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.compact import Compact
 from ckpt_surgery.edits.drop import Drop, DropOther
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import RenameModule
+from ckpt_surgery.edits.views import views, with_averages_inside
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.names import Chosen, Selection
+from ckpt_surgery.names import Selection
 from ckpt_surgery.names.metadata import strip_metadata
 from ckpt_surgery.pickles import Node
+
+NO_TRAINING_STATE: Final = "there is no training state to remove"
 
 
 def plan_strip(
@@ -41,15 +44,20 @@ def plan_strip(
     counts: tuple[RuleCount, ...] = ()
     warnings: list[str] = []
     if selection.rules:
-        state_dicts = choose_state_dicts(checkpoint, at)
-        chosen, counts = select(state_dicts, selection)
-        pairs = list(zip(state_dicts, chosen, strict=True))
-        for state_dict, each in pairs:
-            edits += (Drop(state_dict.path, n) for n in state_dict.names if n in each.chosen)
-        for state_dict, each in pairs:
-            edits += _modules(state_dict, each.chosen)
+        seen = views(checkpoint, at)
+        state_dicts = [view.state_dict for view in seen]
+        picked, counts = select(state_dicts, selection)
+        chosen = [
+            with_averages_inside(state_dict, each.chosen, keep=selection.keep)
+            for state_dict, each in zip(state_dicts, picked, strict=True)
+        ]
+        pairs = list(zip(seen, chosen, strict=True))
+        for view, names in pairs:
+            edits += view.translated(Drop("", n) for n in view.state_dict.names if n in names)
+        for view, names in pairs:
+            edits += view.translated(_modules(view.state_dict, names))
         warnings += _left_whole(state_dicts, chosen)
-        _require_remainder(checkpoint, edits)
+        _require_remainder(checkpoint, state_dicts, chosen)
     if training_state is not None:
         _require_more_than(checkpoint, training_state)
         beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
@@ -63,7 +71,7 @@ def plan_strip(
         known = set(edits)
         edits += (edit for edit in among if edit not in known)
         if not beside and not among:
-            warnings.append("there is no training state to remove")
+            warnings.append(NO_TRAINING_STATE)
     if compact:
         edits.append(Compact(unused_nbytes(checkpoint)))
     if not selection.rules and training_state is None and not compact and not or_nothing:
@@ -83,9 +91,9 @@ def _modules(state_dict: StateDict, chosen: frozenset[str]) -> Iterator[RenameMo
     return (RenameModule(state_dict.path, m, None) for m in modules if m not in kept)
 
 
-def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[Chosen]) -> list[str]:
+def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[frozenset[str]]) -> list[str]:
     """State dicts that a selection leaves whole although it takes something of others."""
-    touched = [bool(each.chosen) for each in chosen]
+    touched = [bool(names) for names in chosen]
     if all(touched) or not any(touched):
         return []
     return [
@@ -106,10 +114,11 @@ def _require_more_than(
         )
 
 
-def _require_remainder(checkpoint: Checkpoint, edits: Sequence[Edit]) -> None:
-    dropped = Counter(edit.state_dict for edit in edits if isinstance(edit, Drop))
-    for state_dict in checkpoint.state_dicts:
-        if state_dict.entries and dropped[state_dict.path] == len(state_dict.entries):
+def _require_remainder(
+    checkpoint: Checkpoint, state_dicts: Sequence[StateDict], chosen: Sequence[frozenset[str]]
+) -> None:
+    for state_dict, names in zip(state_dicts, chosen, strict=True):
+        if state_dict.entries and len(names) == len(state_dict.entries):
             where = f" of '{state_dict.path}'" if state_dict.path else ""
             raise UsageError(
                 f"every entry{where} would be removed",

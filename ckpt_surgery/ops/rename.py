@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.entries import Wrap
 from ckpt_surgery.edits.entry_plan import plan_entry_renames
-from ckpt_surgery.edits.follow import with_optimizers
+from ckpt_surgery.edits.follow import with_all_in_step
 from ckpt_surgery.edits.narrow_plan import narrowed
 from ckpt_surgery.edits.plan import Plan, Planned, followed_by
 from ckpt_surgery.edits.rename_plan import plan_rename
@@ -64,7 +64,7 @@ class RenameRequest:
         if self.state_dict_only:
             planned = narrowed(checkpoint, planned, self.at, self.optimizer)
         else:
-            planned = with_optimizers(checkpoint, planned, self.optimizer)
+            planned = with_all_in_step(checkpoint, planned, self.optimizer)
             planned = followed_by(planned, plan_entry_renames(checkpoint, self.entries))
         return planned if self.wrap is None else followed_by(planned, [Wrap(self.wrap)])
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.edits.averages import plan_averages
 from ckpt_surgery.edits.entry_plan import plan_entry_drops, split_by_depth, unwrapping
-from ckpt_surgery.edits.follow import with_optimizers
+from ckpt_surgery.edits.follow import with_all_in_step
 from ckpt_surgery.edits.narrow_plan import narrowed
 from ckpt_surgery.edits.plan import Plan, Planned, followed_by
-from ckpt_surgery.edits.strip_plan import plan_strip
+from ckpt_surgery.edits.strip_plan import NO_TRAINING_STATE, plan_strip
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names import Selection
@@ -85,11 +84,13 @@ class StripRequest:
         )
         drops, parts = split_by_depth(checkpoint, drops)
         beside = Plan(tuple(drops)).apply(checkpoint)
-        averages = Plan()
+        averages = Planned(Plan())
         if self.training_state:
+            from ckpt_surgery.edits.averages_plan import plan_averages
+
             averages = plan_averages(beside, publish=self.ema)
         planned = plan_strip(
-            averages.apply(beside),
+            averages.plan.apply(beside),
             self.selection,
             at=self.at,
             training_state=TrainingStates().kind if self.training_state else None,
@@ -98,13 +99,19 @@ class StripRequest:
         )
         planned = replace(
             planned,
-            plan=Plan((*drops, *averages.edits, *planned.plan.edits)),
+            plan=Plan((*drops, *averages.plan.edits, *planned.plan.edits)),
             rules=(*planned.rules, *counts),
+            warnings=(*averages.warnings, *_true_still(planned.warnings, averages.plan)),
         )
         if self.state_dict_only:
             return narrowed(checkpoint, planned, self.at, self.optimizer)
-        planned = followed_by(with_optimizers(checkpoint, planned, self.optimizer), parts)
+        planned = followed_by(with_all_in_step(checkpoint, planned, self.optimizer), parts)
         return followed_by(planned, unwrapping(checkpoint, planned) if self.unwrap else ())
+
+
+def _true_still(warnings: Iterable[str], averages: Plan) -> Iterator[str]:
+    """Yield the warnings that are true where averages go as well."""
+    return (text for text in warnings if text != NO_TRAINING_STATE or not averages.edits)
 
 
 def strip(

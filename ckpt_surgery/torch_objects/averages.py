@@ -159,6 +159,22 @@ class DotlessAverage:
         """Return what the average calls an entry of the model; None if it would not have it."""
         return self.prefix + _dotless(name, self.model) if name.startswith(self.model) else None
 
+    def renamed(self, new: Mapping[str, str], prefix: str) -> dict[str, str] | None:
+        """Return the average's new names by its old ones, of the model's new ones.
+
+        `prefix` is where the average lies by then. None if a name of the model does not lie where
+        the average of that place looks for it, and the model as a whole was not moved either.
+        """
+        rest = {name: name.removeprefix(self.model) for name in self.names}
+        roots = {new[name].removesuffix(below) for name, below in rest.items()}
+        moved_whole = all(new[name].endswith(below) for name, below in rest.items())
+        for model in roots if moved_whole and len(roots) == 1 else _models_beside(prefix):
+            moved = DotlessAverage(prefix, model, {})
+            names = {flat: moved.average_name(new[name]) for name, flat in self.names.items()}
+            if None not in names.values():
+                return {old: name for old, name in names.items() if name is not None}
+        return None
+
 
 def dotless_average(names: Iterable[str]) -> DotlessAverage | None:
     """Return the average of latent diffusion that entries of these names hold; None without.
@@ -171,13 +187,20 @@ def dotless_average(names: Iterable[str]) -> DotlessAverage | None:
         return None
     prefix = count.removesuffix(_DOTLESS_COUNT)
     held = {name for name in known if name.startswith(prefix)} - {count, f"{prefix}decay"}
-    above = prefix.removesuffix(".").rpartition(".")[0]
-    for model in (prefix.removesuffix("_ema.") + ".", f"{above}." if above else ""):
+    for model in _models_beside(prefix):
         own = [n for n in known if n.startswith(model) and not n.startswith(prefix)]
         pairs = {n: flat for n in own if (flat := prefix + _dotless(n, model)) in held}
         if pairs and len(pairs) == len(held) and set(pairs.values()) == held:
             return DotlessAverage(prefix, model, pairs)
     return None
+
+
+def _models_beside(prefix: str) -> tuple[str, str]:
+    """Where the model of an average below `prefix` may lie: ``model.`` of ``model_ema.``, or all
+    that is beside it.
+    """
+    above = prefix.removesuffix(".").rpartition(".")[0]
+    return prefix.removesuffix("_ema.") + ".", f"{above}." if above else ""
 
 
 def _dotless(name: str, model: str) -> str:

@@ -94,7 +94,7 @@ def lower(checkpoint: Checkpoint) -> Lowered:
         return Lowered(_without_graph(checkpoint.state_dicts), replaced)
     for state_dict in checkpoint.state_dicts:
         if not _is_unchanged(state_dict):
-            replaced[id(state_dict.node)] = _lower_state_dict(state_dict)
+            replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced)
 
@@ -104,10 +104,10 @@ def _without_graph(state_dicts: Sequence[StateDict]) -> Node:
     in a dictionary by their paths.
     """
     if len(state_dicts) == 1 and not state_dicts[0].path:
-        return _lower_state_dict(state_dicts[0])
+        return lower_state_dict(state_dicts[0])
     items: list[Node] = []
     for state_dict in state_dicts:
-        items += (state_dict.path, _lower_state_dict(state_dict))
+        items += (state_dict.path, lower_state_dict(state_dict))
     return Dict(items)
 
 
@@ -157,7 +157,7 @@ def _is_unchanged(state_dict: StateDict) -> bool:
     )
 
 
-def _lower_state_dict(state_dict: StateDict) -> Node:
+def lower_state_dict(state_dict: StateDict) -> Node:
     """Return the mapping to write for a state dict: of the class it was, or an ``OrderedDict``."""
     items: list[Node] = []
     for entry in state_dict.entries:

@@ -34,6 +34,8 @@ from ckpt_surgery.training.optimizers.recognise import (
 from ckpt_surgery.training.parameters import Inventory
 
 _MOST_PAIRS: Final = 4096
+SHADOWS: Final = "shadow_params"
+"""What torch_ema and diffusers call their list of averaged parameters."""
 _NO_MODEL: Final = "no model in the file has its names and shapes"
 _MOST_LISTS: Final = 64  # averages beside the state dicts, in one file
 
@@ -76,7 +78,7 @@ def find_averages(checkpoint: Checkpoint) -> list[Average]:
     taken = {path for average in found for path in (average.path, average.model)}
     found += _separate(checkpoint, [s for s in checkpoint.state_dicts if s.path not in taken])
     for state_dict in checkpoint.state_dicts:
-        found += _inside(state_dict)
+        found += averages_inside(state_dict)
     return [*found, *_beside(checkpoint)]
 
 
@@ -183,7 +185,7 @@ def _shape(entry: Entry) -> tuple[int, ...] | None:
     return None if entry.tensor is None else entry.tensor.shape
 
 
-def _inside(state_dict: StateDict) -> Iterator[Average]:
+def averages_inside(state_dict: StateDict) -> Iterator[Average]:
     """Yield an average among the weights of its model: ema_pytorch's, or latent diffusion's."""
     layout = layout_of(state_dict.names)
     if layout is not None and layout.beside:
@@ -223,7 +225,7 @@ def _beside(checkpoint: Checkpoint) -> Iterator[Average]:
 def _held(other: Other) -> Iterator[tuple[str, Node, Literal["list", "entry"]]]:
     """Yield the averages that an entry holds, at itself or one level below."""
     fields = _fields(other.node)
-    if isinstance(fields.get("shadow_params"), list):
+    if isinstance(fields.get(SHADOWS), list):
         yield other.path, other.node, "list"
     for name, value in fields.items():
         average = _fields(value).get("average_model_state")
@@ -245,12 +247,12 @@ def _listed(
     checkpoint: Checkpoint, path: str, node: Node, reader: TensorReader
 ) -> Iterator[Average]:
     """Yield a list of tensors, one for each parameter in their order (torch_ema, diffusers)."""
-    shadows = _fields(node)["shadow_params"]
+    shadows = _fields(node)[SHADOWS]
     tensors = [reader.describe(item) for item in shadows] if isinstance(shadows, list) else []
     shapes = [tensor.shape for tensor in tensors if tensor is not None]
     if not tensors or len(shapes) < len(tensors):
         return
-    counters = tuple(name for name in _fields(node) if name != "shadow_params")
+    counters = tuple(name for name in _fields(node) if name != SHADOWS)
     best: tuple[StateDict, StateOwners] | None = None
     for model in [s for s in checkpoint.state_dicts if s.kind == "model"][:_MOST_LISTS]:
         owners = _owners(shapes, model)

@@ -35,7 +35,7 @@ from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.fileio import Bytes, FileSource
 from ckpt_surgery.formats.torch_zip import MODERN, Container
 from ckpt_surgery.pickles import ByteString, Dict, Global, Object, PersistentId, parse
-from ckpt_surgery.torch_objects.rebuild import Lowered, _lower_state_dict, lower
+from ckpt_surgery.torch_objects.rebuild import Lowered, lower, lower_state_dict
 from ckpt_surgery.writing.write import write
 
 
@@ -186,7 +186,7 @@ def test_keys_keep_their_form(tmp_path: Path) -> None:
     with read(path) as checkpoint:
         (state_dict,) = checkpoint.state_dicts
         entries = (state_dict.entries[0], replace(state_dict.entries[1], name="new"))
-        node = _lower_state_dict(replace(state_dict, entries=entries))
+        node = lower_state_dict(replace(state_dict, entries=entries))
     assert isinstance(node, Dict)
     assert isinstance(node.items[0], ByteString)
     assert node.items[2] == "new"

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from averages_as_written import (
+    LatentDiffusion,
+    LitEma,
+    averaged_model,
+    ema_pytorch_state,
+    lightning_checkpoint,
+    mmengine_checkpoint,
+    net,
+    shadows,
+    swa_state,
+    wrapped,
+)
 from frameworks import framework
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -19,10 +30,6 @@ import ckpt_surgery
 from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.torch_objects.averages import dotless_average, layout_of
 from ckpt_surgery.training.averages import Average, find_averages
-
-
-def net() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
 
 
 def found(value: Any, folder: Path) -> list[Average]:
@@ -40,12 +47,6 @@ def kinds(value: Any, folder: Path) -> dict[str, str]:
     return {state_dict.path: state_dict.kind for state_dict in report.state_dicts}
 
 
-def averaged_model(model: nn.Module) -> dict[str, Any]:
-    average = AveragedModel(model)
-    average.update_parameters(model)
-    return average.state_dict()
-
-
 def test_averaged_model_of_torch(tmp_path: Path) -> None:
     model = net()
     average = the({"model": model.state_dict(), "ema": averaged_model(model)}, tmp_path)
@@ -61,15 +62,6 @@ def test_an_average_without_its_model_is_none_of_another(tmp_path: Path) -> None
     assert average.reason == "no model in the file has its names and shapes"
     (alone,) = ckpt_surgery.inspect(save(averaged_model(net()), tmp_path / "a.pt")).averages
     assert (alone.path, alone.model, alone.counters) == ("", None, {"n_averaged": 1})
-
-
-def mmengine_checkpoint(model: nn.Module, average: dict[str, Any]) -> dict[str, Any]:
-    """What mmengine's EMAHook leaves: it swaps the values of the two."""
-    own = model.state_dict()
-    ema = OrderedDict(steps=torch.tensor(5))
-    for name, value in average.items():
-        ema[f"module.{name}"], own[name] = own[name], value
-    return {"meta": {"epoch": 1}, "state_dict": own, "message_hub": {}, "ema_state_dict": ema}
 
 
 def check_mmengine(value: dict[str, Any], model: nn.Module, folder: Path) -> None:
@@ -120,16 +112,6 @@ def test_an_average_called_as_mmengine_calls_it_is_not_swapped(tmp_path: Path) -
     assert not the(value, tmp_path).swapped
 
 
-def lightning_checkpoint(model: nn.Module, average: dict[str, Any]) -> dict[str, Any]:
-    """What Lightning's WeightAveraging and EMAWeightAveraging leave."""
-    return {
-        "epoch": 1,
-        "state_dict": average,
-        "current_model_state": model.state_dict(),
-        "averaging_state": {"n_averaged": torch.tensor(4)},
-    }
-
-
 def check_lightning(value: dict[str, Any], model: nn.Module, folder: Path) -> None:
     assert kinds(value, folder) == {"state_dict": "ema", "current_model_state": "model"}
     average = the(value, folder)
@@ -156,12 +138,6 @@ def test_lightning_itself_writes_what_the_table_says(kind: str, tmp_path: Path) 
     check_lightning(checkpoint, model, tmp_path)
 
 
-def swa_state(average: Any) -> dict[str, Any]:
-    """The state of Lightning's StochasticWeightAveraging."""
-    return {"n_averaged": 2, "latest_update_epoch": 3, "scheduler_state": None,
-            "average_model_state": average}  # fmt: skip
-
-
 def test_lightning_keeps_swa_among_the_callbacks(tmp_path: Path) -> None:
     model = net()
     callbacks = {
@@ -186,12 +162,6 @@ def test_lightning_itself_keeps_swa_so(tmp_path: Path) -> None:
     callback._average_model = copy.deepcopy(model)
     value = {"state_dict": model.state_dict(), "callbacks": {"SWA": callback.state_dict()}}
     assert the(value, tmp_path).path == "callbacks/SWA/average_model_state"
-
-
-def shadows(model: nn.Module) -> dict[str, Any]:
-    """The state of torch_ema's ExponentialMovingAverage."""
-    params = [p.detach().clone() for p in model.parameters()]
-    return {"decay": 0.9, "num_updates": 2, "shadow_params": params, "collected_params": None}
 
 
 def check_list(state: dict[str, Any], model: nn.Module, folder: Path) -> Average:
@@ -232,20 +202,6 @@ def test_a_list_of_other_shapes_follows_no_model(tmp_path: Path) -> None:
     assert (alone.model, alone.reason) == (None, "")
 
 
-def wrapped(prefix: str, model: nn.Module) -> dict[str, torch.Tensor]:
-    return {f"{prefix}{name}": value for name, value in model.state_dict().items()}
-
-
-def ema_pytorch_state(model: nn.Module, *, online: bool = True) -> dict[str, Any]:
-    """The state dict of ema_pytorch's EMA."""
-    return {
-        **(wrapped("online_model.", model) if online else {}),
-        **wrapped("ema_model.", model),
-        "initted": torch.tensor(True),
-        "step": torch.tensor(3),
-    }
-
-
 def test_ema_pytorch_keeps_both_in_one_state_dict(tmp_path: Path) -> None:
     average = the(ema_pytorch_state(net()), tmp_path)
     assert (average.place, average.path, average.model) == ("inside", "", "")
@@ -272,26 +228,6 @@ def test_ema_pytorch_itself_writes_what_the_table_says(online: bool, tmp_path: P
         assert the(state, tmp_path).names == {
             f"online_model.{name}": f"ema_model.{name}" for name in model.state_dict()
         }
-
-
-class LitEma(nn.Module):
-    """The average of latent diffusion: its buffers' names are the parameters' without dots."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.register_buffer("decay", torch.tensor(0.9999))
-        self.register_buffer("num_updates", torch.tensor(7))
-        for name, parameter in model.named_parameters():
-            self.register_buffer(name.replace(".", ""), parameter.detach().clone())
-
-
-class LatentDiffusion(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = nn.Module()
-        self.model.diffusion_model = net()
-        self.first_stage_model = nn.Linear(2, 2)
-        self.model_ema = LitEma(self.model)
 
 
 def test_latent_diffusion_keeps_names_without_dots(tmp_path: Path) -> None:

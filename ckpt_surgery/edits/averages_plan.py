@@ -1,0 +1,159 @@
+"""Planning what becomes of moving averages: published, left out, or kept in step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.edits.averages import DropStateDict, TakeWeights, UpdateAverage
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.compact import Compact
+from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.errors import UsageError
+from ckpt_surgery.names.metadata import strip_metadata
+from ckpt_surgery.training.averages import Average, find_averages
+
+
+def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Planned:
+    """Leave out the moving averages of models that are there too; `publish` them in their place.
+
+    Where saving has swapped the two, the model's place holds the average already, and the weights
+    in training go: they are what only resuming needs. Raises `UsageError` if there is none to
+    publish, or if one model has several.
+    """
+    found = [average for average in find_averages(checkpoint) if average.model is not None]
+    if publish:
+        _require_one_each(checkpoint, found)
+    edits: list[Edit] = [
+        TakeWeights(average.model, average.path)
+        for average in found
+        if publish and average.model is not None and not average.swapped
+    ]
+    warnings: list[str] = []
+    known = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
+    dropped = dict.fromkeys(
+        average.model if average.swapped else average.path
+        for average in found
+        if average.place == "state dict"
+    )
+    for average in found:
+        if average.place == "inside":
+            edits += _drop_inside(known[average.path], average)
+        if average.swapped and not publish:
+            warnings.append(
+                f"the weights in '{average.path}' are the average, as {average.title} saves it; "
+                f"those in training, '{average.model}', go"
+            )
+    edits += (DropStateDict(path) for path in dropped if path is not None)
+    others = {other.path for other in checkpoint.others}
+    beside = dict.fromkeys(path for average in found for path in _beside(average))
+    edits += (DropOther(path) for path in beside if path in others)
+    return Planned(Plan(tuple(edits)), warnings=tuple(warnings))
+
+
+def _require_one_each(checkpoint: Checkpoint, found: Sequence[Average]) -> None:
+    usable = [average for average in found if average.names]
+    if not usable:
+        reason = next((average.reason for average in found), "")
+        raise UsageError(
+            "'ema': there is no moving average of a model's weights"
+            + (f" of which it is certain which is which: {reason}" if reason else ""),
+            fields=("ema",),
+            path=checkpoint.file.name,
+            hint="'ckpt inspect' shows the state dicts of a file and their kinds",
+        )
+    models = [average.model for average in usable]
+    twice = next((path for path in models if models.count(path) > 1), None)
+    if twice is not None:
+        averages = ", ".join(f"'{a.path}'" for a in usable if a.model == twice)
+        raise UsageError(
+            f"'ema': the model in '{twice}' has several averages: {averages}",
+            fields=("ema",),
+            path=checkpoint.file.name,
+            hint="ckpt convert --at PATH writes one of them alone",
+        )
+
+
+def _drop_inside(state_dict: StateDict, average: Average) -> list[Edit]:
+    """Edits that leave an average out which lies among the weights of its model."""
+    prefixes = (average.wrapper,)
+    gone = [
+        name for name in state_dict.names if name.startswith(prefixes) or name in average.counters
+    ]
+    left = [name for name in state_dict.names if name not in set(gone)]
+    modules = list(state_dict.metadata or ())
+    kept = set(strip_metadata(modules, state_dict.names, left))
+    path = state_dict.path
+    return [
+        *(Drop(path, name) for name in gone),
+        *(RenameModule(path, module, None) for module in modules if module not in kept),
+    ]
+
+
+def _beside(average: Average) -> tuple[str, ...]:
+    """The paths of what goes with an average: its counters elsewhere, the entry that is one."""
+    return (*average.beside, average.path) if average.place == "list" else average.beside
+
+
+def with_averages(checkpoint: Checkpoint, planned: Planned) -> Planned:
+    """Return the plan, extended so that averages which are no state dicts stay in step.
+
+    Of one that cannot a warning says so.
+    """
+    edits: list[Edit] = []
+    warnings: list[str] = []
+    after = None
+    dropped = {edit.path for edit in planned.plan.edits if isinstance(edit, DropOther)}
+    for average in find_averages(checkpoint):
+        if average.place not in {"list", "entry"} or average.model is None:
+            continue
+        if any(average.path == path or average.path.startswith(f"{path}/") for path in dropped):
+            continue
+        if after is None:
+            after = {s.path: s for s in planned.plan.apply(checkpoint).state_dicts}
+        before = next(s for s in checkpoint.state_dicts if s.path == average.model)
+        names = _new_names(planned.plan, average.model)
+        change = _followed(average, before, after.get(average.model), names)
+        if change is not None and average.names:
+            edits.append(UpdateAverage(average.path, change))
+        elif change is not None:
+            warnings.append(
+                f"the average in '{average.path}' stays as it is, out of step with its model: "
+                f"{average.reason}"
+            )
+    last = [edit for edit in planned.plan.edits if isinstance(edit, Compact)]
+    first = [edit for edit in planned.plan.edits if not isinstance(edit, Compact)]
+    return replace(
+        planned,
+        plan=Plan((*first, *edits, *last)),
+        warnings=(*planned.warnings, *warnings),
+    )
+
+
+def _new_names(plan: Plan, path: str) -> dict[str, str]:
+    renames = (edit for edit in plan.edits if isinstance(edit, Rename) and edit.state_dict == path)
+    return {edit.old: edit.new for edit in renames}
+
+
+def _followed(
+    average: Average, before: StateDict, after: StateDict | None, names: dict[str, str]
+) -> dict[str, str] | None:
+    """What is left of an average, by new names; None if nothing of it changes."""
+    gone = set(before.names) if after is None else set()
+    if after is not None:
+        left = set(after.names)
+        gone = {name for name in before.names if names.get(name, name) not in left}
+    change: dict[str, str] = {}
+    for name in average.names:
+        if name not in gone:
+            old = average.names[name]
+            new = names.get(name, name) if average.place == "entry" else str(len(change))
+            change[new] = old
+    same = all(new == old for new, old in change.items()) and len(change) == len(average.names)
+    if average.names:
+        return None if same else change
+    touched = bool(gone) or (bool(names) and average.place == "entry")
+    return {} if touched else None

@@ -1,0 +1,150 @@
+"""Averages as edits of their model see them: by the model's names, without wrapper and counter.
+
+A rule for names is meant for the model's. An average whose names are wrapped (``module.`` of
+torch's ``AveragedModel``) keeps its wrapper, and its counter is no entry of the model. So a plan is
+made for views of the state dicts, and its edits are translated to what the file has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
+from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.drop import Drop
+from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.names.rewrite import Rewritten
+from ckpt_surgery.torch_objects.averages import dotless_average, holds_average, layout_of
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A state dict to plan for. In the file it lies at `path`, and `prefix` is before its names."""
+
+    state_dict: StateDict
+    path: str
+    prefix: str = ""
+
+    def translated(self, edits: Iterable[Edit]) -> Iterator[Edit]:
+        """Yield edits of the view as edits of the state dict in the file."""
+        for edit in edits:
+            match edit:
+                case Drop(name=name):
+                    yield Drop(self.path, self.prefix + name)
+                case Rename(old=old, new=new):
+                    yield Rename(self.path, self.prefix + old, self.prefix + new)
+                case RenameModule(old=old, new=moved):
+                    module = None if moved is None else self._module(moved)
+                    yield RenameModule(self.path, self._module(old), module)
+                case _:
+                    raise TypeError(edit)
+
+    def _module(self, path: str) -> str:
+        return self.prefix + path if path else self.prefix.removesuffix(".")
+
+
+def views(checkpoint: Checkpoint, at: Sequence[str]) -> list[View]:
+    """Return the state dicts to edit: all, or those at the paths `at`.
+
+    One that is an average is seen by its model's names if the model is edited as well. Raises
+    `UsageError` if there is none, or none at one of the paths.
+    """
+    chosen = choose_state_dicts(checkpoint, at)
+    models = _models_of_wrapped(checkpoint, chosen)
+    edited = {state_dict.path for state_dict in chosen}
+    found: list[View] = []
+    for state_dict in chosen:
+        layout = (
+            layout_of(state_dict.names) if models.get(state_dict.path, set()) & edited else None
+        )
+        if layout is None:
+            found.append(View(state_dict, state_dict.path))
+        elif layout.beside and any(n.startswith(layout.beside) for n in state_dict.names):
+            for prefix in (layout.beside, layout.wrapper):
+                path = join_path(state_dict.path, prefix.removesuffix("."))
+                found.append(_view(state_dict, path, prefix))
+        else:
+            found.append(_view(state_dict, state_dict.path, layout.wrapper))
+    return found
+
+
+def _models_of_wrapped(checkpoint: Checkpoint, chosen: Sequence[StateDict]) -> dict[str, set[str]]:
+    """The models that each wrapped average is one of, by its path; its partner, if swapped."""
+    if not any(layout_of(state_dict.names) for state_dict in chosen):
+        return {}
+    from ckpt_surgery.training.averages import find_averages
+
+    models: dict[str, set[str]] = {}
+    for average in find_averages(checkpoint):
+        if average.place == "state dict" and average.model is not None:
+            wrapped, other = average.path, average.model
+            if average.swapped:
+                wrapped, other = other, wrapped
+            models.setdefault(wrapped, set()).add(other)
+    return models
+
+
+def _view(state_dict: StateDict, path: str, prefix: str) -> View:
+    entries = tuple(
+        replace(entry, name=entry.name.removeprefix(prefix))
+        for entry in state_dict.entries
+        if entry.name.startswith(prefix)
+    )
+    root = prefix.removesuffix(".")
+    metadata = None
+    if state_dict.metadata is not None:
+        metadata = {
+            module.removeprefix(root).removeprefix("."): value
+            for module, value in state_dict.metadata.items()
+            if module == root or module.startswith(prefix)
+        }
+    return View(
+        replace(state_dict, path=path, entries=entries, metadata=metadata), state_dict.path, prefix
+    )
+
+
+def with_averages_inside(
+    state_dict: StateDict, chosen: frozenset[str], *, keep: bool
+) -> frozenset[str]:
+    """Return `chosen`, names to be removed, with what that means for averages among the weights.
+
+    What averages a removed entry goes as well; with `keep` (what remains was chosen), what averages
+    an entry that remains stays, and so do the counters of an average that is left.
+    """
+    if not holds_average(state_dict.names):
+        return chosen
+    from ckpt_surgery.training.averages import averages_inside
+
+    names = set(chosen)
+    for average in averages_inside(state_dict):
+        for model, averaged in average.names.items():
+            if model in chosen:
+                names.add(averaged)
+            elif keep:
+                names.discard(averaged)
+        if keep and not names.issuperset(average.names.values()):
+            names.difference_update(average.counters)
+    return frozenset(names)
+
+
+def with_dotless_average(
+    state_dict: StateDict, rewritten: Rewritten
+) -> tuple[Rewritten, list[str]]:
+    """Return new names, of which those of an average without dots are made of its model's.
+
+    And a warning, if the average cannot have such names.
+    """
+    average = dotless_average(state_dict.names)
+    if average is None:
+        return rewritten, []
+    new = dict(zip(state_dict.names, rewritten.names, strict=True))
+    count = average.counters[1]
+    prefix = new[count].removesuffix(count.removeprefix(average.prefix))
+    renamed = average.renamed(new, prefix) if prefix != new[count] else None
+    if renamed is None:
+        where = join_path(state_dict.path, average.prefix)
+        return rewritten, [f"the average below '{where}' cannot follow: its model lies elsewhere"]
+    names = tuple(renamed.get(name, new[name]) for name in state_dict.names)
+    return replace(rewritten, names=names), []
