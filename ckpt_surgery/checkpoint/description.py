@@ -156,13 +156,17 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A name in a state dict. `tensor` is None for a value that is no tensor (an extra state)."""
+    """A name in a state dict. `tensor` is None for a value that is no tensor (an extra state).
+
+    `tensors` are those below such a value: an optimizer's among the weights of a flat file.
+    """
 
     name: str
     tensor: Tensor | None
     role: Role = "unknown"
     node: object = field(default=None, compare=False, repr=False)
     key_node: object = field(default=None, compare=False, repr=False)
+    tensors: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,9 +262,10 @@ class Checkpoint:
 
     @property
     def all_tensors(self) -> Iterator[Tensor]:
-        """Every tensor of the file, those outside its state dicts (an optimizer's) included."""
-        for _, tensor in self.tensors:
-            yield tensor
+        """Every tensor of the file, an optimizer's beside or among the weights included."""
+        for state_dict in self.state_dicts:
+            for entry in state_dict.entries:
+                yield from entry.tensors if entry.tensor is None else (entry.tensor,)
         for other in self.others:
             yield from other.tensors
 

@@ -206,6 +206,8 @@ def _footer(report: InspectReport, screen: Screen) -> Iterator[str]:
         yield f"unused: {_exact_bytes(totals.unused_nbytes)} of storages that no tensor uses"
     others = [_other(report, other, screen) for other in report.others]
     yield from _section("other entries:", others, most)
+    inner = (e for s in report.state_dicts for e in s.entries if e.tensor is None and e.tensors)
+    yield from _section("tensors below entries that are none:", list(map(_hidden, inner)), most)
     averages = [average_line(each) for each in report.averages if each.title or each.counters]
     yield from _section("averages:", averages, most)
     yield from _section("ties:", [_tie(names, screen) for names in report.ties], most)
@@ -241,6 +243,12 @@ def _other(report: InspectReport, other: Other, screen: Screen) -> str:
         facts.append(nbytes(sum(tensor.nbytes for tensor in other.tensors)))
     type_name = printable(other.type)
     return f"{path}: {', '.join(facts)}" + (f" ({type_name})" if facts else type_name)
+
+
+def _hidden(entry: Entry) -> str:
+    """``optimizer: 18 tensors, 400 bytes``, of an entry among the weights."""
+    size = nbytes(sum(tensor.nbytes for tensor in entry.tensors))
+    return f"{printable(entry.name)}: {count(len(entry.tensors), 'tensor')}, {size}"
 
 
 def _value(value: object, longest: int) -> str:

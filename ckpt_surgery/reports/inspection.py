@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, Tensor, join_path
 from ckpt_surgery.reports import SCHEMA, once
+from ckpt_surgery.torch_objects.kinds import plain_value, type_name
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats
@@ -113,6 +114,9 @@ class InspectReport:
             found["n_averaged"] = self.averaged[state_dict.path]
         if state_dict.path in self.architectures:
             found["architecture"] = dict(self.architectures[state_dict.path])
+        inner = [_no_tensor(entry) for entry in state_dict.entries if entry.tensor is None]
+        if inner:
+            found["other"] = inner
         return found | {
             "tensors": [
                 self._tensor(state_dict, entry, entry.tensor)
@@ -154,3 +158,15 @@ class InspectReport:
         if other.path in self.training:
             found["training"] = self.training[other.path].to_dict()
         return found
+
+
+def _no_tensor(entry: Entry) -> dict[str, Any]:
+    """What is said of an entry among the weights that is no tensor."""
+    found: dict[str, Any] = {"name": entry.name, "type": type_name(entry.node)}
+    value = plain_value(entry.node)
+    if value is not None:
+        found["value"] = value
+    if entry.tensors:
+        found["tensors"] = len(entry.tensors)
+        found["nbytes"] = sum(tensor.nbytes for tensor in entry.tensors)
+    return found

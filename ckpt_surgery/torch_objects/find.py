@@ -199,6 +199,20 @@ class _Survey:
                     error.entry = place.shown or None
                 raise
         self._take_statistics()
+        self.state_dicts = [self._with_hidden_tensors(s) for s in self.state_dicts]
+
+    def _with_hidden_tensors(self, state_dict: StateDict) -> StateDict:
+        """The state dict with the tensors below entries that are none, each counted once."""
+        if all(entry.tensor is not None for entry in state_dict.entries):
+            return state_dict
+        self._counted.update(self._found)
+
+        def hidden(entry: Entry) -> Entry:
+            if entry.tensor is not None:
+                return entry
+            return replace(entry, tensors=tuple(self.tensors.below(entry.node, self._counted)))
+
+        return replace(state_dict, entries=tuple(map(hidden, state_dict.entries)))
 
     def _visit(self, place: _Place, seen: set[int]) -> list[_Place]:
         """Take what lies at `place`; the places below it that are still to be visited."""

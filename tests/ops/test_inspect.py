@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
 from torch_checks import save
 
 from ckpt_surgery import UsageError, inspect, selection
+from ckpt_surgery.cli.main import cli
 
 
 def value() -> dict[str, Any]:
@@ -145,3 +147,37 @@ def test_places_count_parameters_as_torch_does(path: Path) -> None:
     assert places["model/2.weight"].parameter == 0  # tied to the first
     assert places["model/2.bias"].parameter == 4
     assert places["model/2.bias"].index == len(value()["model"]) - 1
+
+
+def test_entries_that_are_no_tensors_are_listed_and_counted(tmp_path: Path) -> None:
+    """An optimizer among the weights of a flat file was in no total, and not in the JSON."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    flat = {**model.state_dict(), "s": torch.ones(1), "optimizer": optimizer.state_dict()}
+    flat["epoch"] = 3
+    report = inspect(save(flat, tmp_path / "flat.pth"))
+    (document,) = report.to_dict()["state_dicts"]
+    assert document["other"] == [
+        {"name": "optimizer", "type": "dict", "tensors": 2, "nbytes": 24},
+        {"name": "epoch", "type": "int", "value": 3},
+    ]
+    listed = {each["name"] for key in ("tensors", "other") for each in document[key]}
+    assert listed == set(flat)
+    assert not report.notes
+    shown = CliRunner().invoke(cli, ["inspect", str(tmp_path / "flat.pth")]).output
+    assert "tensors below entries that are none:\n  optimizer: 2 tensors, 24 bytes" in shown
+
+
+def test_tensors_below_such_entries_are_counted_once(tmp_path: Path) -> None:
+    tensor = torch.ones(4)
+    flat: dict[str, Any] = {name: torch.ones(1) for name in "abcd"}
+    flat |= {"x": [tensor], "y": [tensor]}
+    report = inspect(save(flat, tmp_path / "flat.pth"))
+    x, y = report.to_dict()["state_dicts"][0]["other"]
+    assert (x.get("tensors"), y.get("tensors")) == (1, None)
+    nested = flat | {"x": {"w": tensor}, "y": 3}
+    report = inspect(save(nested, tmp_path / "nested.pth"))
+    assert [s.path for s in report.state_dicts] == ["", "x"]
+    assert "tensors" not in report.to_dict()["state_dicts"][0]["other"][0]
