@@ -476,3 +476,33 @@ def _plain(node: Any) -> Any:
     if isinstance(node, Dict):
         return [(key, _plain(value)) for key, value in node.pairs()]
     return [_plain(item) for item in node] if isinstance(node, list) else node
+
+
+def test_numbers_that_dcp_wrote_as_texts_are_numbers(tmp_path: Path) -> None:
+    """`dcp_to_torch_save` writes ``'0'``: "kept in step", it was said, and no state was removed."""
+    model = net(4, 5, 6)
+    state = stepped(model).state_dict()
+    moments = {key: dict(value) for key, value in state["state"].items()}
+    state["state"] = {str(key): value for key, value in moments.items()}
+    path = save(tmp_path / "t.pth", model=model.state_dict(), optimizer=state)
+    report = ckpt.strip(path, tmp_path / "out.pth", prefixed("0"))
+    assert report.optimizers[0].removed == ("0.weight", "0.bias")
+    left = torch.load(tmp_path / "out.pth")["optimizer"]
+    assert left["param_groups"][0]["params"] == [0, 1]
+    assert list(left["state"]) == ["0", "1"]
+    for key, old in (("0", 2), ("1", 3)):
+        for name, value in moments[old].items():
+            assert torch.equal(left["state"][key][name], value)
+
+
+def test_a_number_that_stands_as_text_and_as_number_is_no_optimizer(tmp_path: Path) -> None:
+    model = net(4, 5, 6)
+    state = stepped(model).state_dict()
+    state["state"]["0"] = state["state"][0]
+    path = save(tmp_path / "t.pth", model=model.state_dict(), optimizer=state)
+    report = ckpt.strip(path, tmp_path / "out.pth", prefixed("1"))
+    assert any("a layout that ckpt does not know" in warning for warning in report.warnings)
+    for text in ("٣", "01", "1" * 40):  # no such numbers
+        state["state"] = {text: {}}
+        path = save(tmp_path / "odd.pth", model=model.state_dict(), optimizer=state)
+        assert ckpt.inspect(path).training["optimizer"].optimizers[0].states == 0

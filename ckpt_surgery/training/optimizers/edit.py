@@ -20,7 +20,7 @@ from ckpt_surgery.torch_objects.mappings import mapping_pairs, with_items
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.correspond import StateOwners
 from ckpt_surgery.training.optimizers.homes import UNCERTAIN, Homes
-from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, parse_key
+from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, state_key
 
 HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
 
@@ -442,16 +442,19 @@ def _rebuild_states(
     }
     known = set(optimizer.keys)
     taken = {key for own in keys for key in own}
+    numbered = any(isinstance(key, int) for key in known)
     items: list[Node] = []
     for key_node, value in mapping_pairs(old) or []:
-        key = parse_key(key_node)
+        key = state_key(key_node, numbered=numbered)
         if key is None or key not in known:
             if key in taken:
                 raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=HINT)
             items += (key_node, value)
         elif key in place and not place[key][0].reset:
             member, new_key = place[key]
-            items += (key_node if new_key == key else new_key, _with_fields(value, member.moments))
+            if new_key != key:  # a text of a number stays one
+                key_node = new_key if isinstance(key_node, int) else str(new_key)  # noqa: PLW2901
+            items += (key_node, _with_fields(value, member.moments))
     return with_items(old, items)
 
 

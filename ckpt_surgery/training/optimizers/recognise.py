@@ -43,6 +43,7 @@ _FROM_ZERO: Final = frozenset(
 _TELLING: Final = {"ns_steps": "Muon", "history_size": "LBFGS", "beta2_decay": "Adafactor"}
 # What only one optimizer of torch has among its group's options, for those without state yet.
 _OPTIONS: Final = {"dampening": "SGD", "betas": "Adam", "alpha": "RMSprop", "rho": "Adadelta"}
+_LONGEST_NUMBER: Final = 18  # digits; no optimizer has as many parameters
 _CONTAINERS: Final = (list, tuple, Dict, Object)
 
 
@@ -198,8 +199,9 @@ def read_optimizer(
         return None
     known = set(keys)
     found: dict[Key, ParameterState] = {}
+    numbered = bool(keys) and isinstance(keys[0], int)
     for key_node, value in states:
-        key = parse_key(key_node)
+        key = state_key(key_node, numbered=numbered)
         if key is None or key not in known:
             continue  # torch keeps state that belongs to no parameter; so do we
         if mapping_length(value) is None or key in found:
@@ -276,6 +278,19 @@ def parse_key(node: Node) -> Key | None:
     if isinstance(node, int) and not isinstance(node, bool):
         return node
     return text(node)
+
+
+def state_key(node: Node, *, numbered: bool) -> Key | None:
+    """Return the parameter that a key of ``state`` stands for; None if it stands for none.
+
+    torch's ``dcp_to_torch_save`` makes texts of the numbers: where the groups list parameters by
+    number, ``'0'`` is the number 0.
+    """
+    key = parse_key(node)
+    plain = numbered and isinstance(key, str) and key.isascii() and key.isdecimal()
+    if not plain or len(str(key)) > _LONGEST_NUMBER or str(int(key or 0)) != key:
+        return key
+    return int(key)
 
 
 def _is_plain(node: Node) -> bool:
