@@ -21,6 +21,7 @@ KINDS: Final[dict[str, str]] = {
     "update-average": "ckpt_surgery.edits.averages:UpdateAverage",
     "drop-state-dict": "ckpt_surgery.edits.averages:DropStateDict",
     "only-state-dict": "ckpt_surgery.edits.narrow:OnlyStateDict",
+    "only-tensors": "ckpt_surgery.edits.bare:OnlyTensors",
     "update-optimizer": "ckpt_surgery.edits.optimizer:UpdateOptimizer",
     "compact": "ckpt_surgery.edits.compact:Compact",
     "convert": "ckpt_surgery.edits.convert:Convert",

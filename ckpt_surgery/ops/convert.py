@@ -24,17 +24,23 @@ from ckpt_surgery.writing.write import Written, write
 class ConvertRequest:
     """What is written in another format: all of it, or one state dict alone.
 
-    The latter with `state_dict_only`, or with `at`, which says which if there are several.
+    The latter with `state_dict_only`, or with `at`, which says which if there are several. With
+    `tensors_only` it is no more than the tensors of the state dict, each of them rebuilt.
     """
 
     at: str | None = None
     state_dict_only: bool = False
+    tensors_only: bool = False
 
     def plan(self, checkpoint: Checkpoint) -> Planned:
         """Plan it. Raises `UsageError` if there is no state dict, or several to choose from."""
-        if not self.state_dict_only and self.at is None:
+        if not self.state_dict_only and not self.tensors_only and self.at is None:
             return Planned(Plan())
         chosen = the_state_dict(checkpoint, [] if self.at is None else [self.at])
+        if self.tensors_only:
+            from ckpt_surgery.edits.bare import OnlyTensors
+
+            return Planned(Plan((OnlyTensors(chosen.path),)))
         return Planned(Plan((OnlyStateDict(chosen.path),)))
 
 
@@ -78,7 +84,7 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
         plan=tuple(Plan((*narrowed.edits, conversion, *texts)).to_dict()),
         rules=(),
         kept=tuple(join_path(s.path, entry.name) for s in after.state_dicts for entry in s.entries),
-        removed=written.removed,
+        removed=(*_no_tensors(before, narrowed), *written.removed),
         renamed=(),
         carried=tuple(other.path for other in after.others),
         dropped=left_out(before, narrowed, after),
@@ -86,4 +92,17 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
         warnings=(*before.notes, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,
+    )
+
+
+def _no_tensors(before: Checkpoint, narrowed: Plan) -> tuple[str, ...]:
+    """The entries that are no tensors, where only tensors are written."""
+    from ckpt_surgery.edits.bare import OnlyTensors
+
+    paths = [edit.path for edit in narrowed.edits if isinstance(edit, OnlyTensors)]
+    return tuple(
+        join_path(state_dict.path, entry.name)
+        for state_dict in before.state_dicts
+        for entry in state_dict.entries
+        if state_dict.path in paths and entry.tensor is None
     )

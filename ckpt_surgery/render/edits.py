@@ -67,6 +67,8 @@ def _said(edit: Mapping[str, Any]) -> str:
     match edit:
         case {"edit": "compact", "unused_nbytes": unused}:
             return f"compacted: {nbytes(int(unused))} that no tensor uses"
+        case {"edit": "only-tensors"}:
+            return "tensors only: each is rebuilt; metadata, attributes and all else are gone"
         case {"edit": "convert"}:
             return f"converted: {edit['from']} -> {edit['to']}"
         case {"edit": "set-metadata", "values": values}:

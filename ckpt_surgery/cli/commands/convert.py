@@ -29,6 +29,11 @@ from ckpt_surgery.cli.types import StateDictPath
     help="Write the state dict alone, without what lies beside it.",
 )
 @click.option(
+    "--tensors-only",
+    is_flag=True,
+    help="Write the tensors of the state dict and nothing else, each rebuilt.",
+)
+@click.option(
     "--at",
     metavar="PATH",
     type=StateDictPath(),
@@ -49,6 +54,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     Examples:
       ckpt convert model.pkl -o weights.pth
       ckpt convert train.pth.tar --state-dict-only -o weights.pth
+      ckpt convert untrusted.pth --tensors-only -o weights.pth
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
@@ -61,4 +67,6 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
 
 def request_of(ctx: click.Context) -> verb.ConvertRequest:
     """Return what the line asks for."""
-    return verb.ConvertRequest(ctx.params["at"], ctx.params["state_dict_only"])
+    return verb.ConvertRequest(
+        ctx.params["at"], ctx.params["state_dict_only"], ctx.params["tensors_only"]
+    )
