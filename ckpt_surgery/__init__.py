@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.names import Rule, Selection, selection
     from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
     from ckpt_surgery.ops.convert import ConvertRequest, convert
+    from ckpt_surgery.ops.diff import DiffRequest, diff
     from ckpt_surgery.ops.fit import fit
     from ckpt_surgery.ops.freeze_plan import freeze_plan
     from ckpt_surgery.ops.hash import check_digests, digest
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.verify import Checks, verify
     from ckpt_surgery.ops.verify_policy import Policy, parse_policy
     from ckpt_surgery.pickles import Limits
+    from ckpt_surgery.reports.difference import DiffReport
     from ckpt_surgery.reports.edits import EditReport
     from ckpt_surgery.reports.fitting import FitReport, MatchReport
     from ckpt_surgery.reports.hashing import CheckReport, HashReport
@@ -150,6 +152,11 @@ _HOMES = {
         "VerifyReport",
     ),
     "ckpt_surgery.checkpoint.findings": ("Finding",),
+    "ckpt_surgery.ops.diff": (
+        "DiffRequest",
+        "diff",
+    ),
+    "ckpt_surgery.reports.difference": ("DiffReport",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -162,6 +169,8 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "ConstructionError",
     "ConvertRequest",
     "DamagedFileError",
+    "DiffReport",
+    "DiffRequest",
     "EditReport",
     "Entry",
     "Finding",
@@ -213,6 +222,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "apply",
     "check_digests",
     "convert",
+    "diff",
     "digest",
     "fit",
     "freeze_plan",

@@ -30,6 +30,7 @@ COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "apply": ("apply", "apply", "Carry out a recipe, or do again what a report says."),
     "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
     "verify": ("verify", "verify", "Say whether a file is whole and safe to load."),
+    "diff": ("diff", "diff", "Say what differs between two checkpoints."),
     "hash": ("hash", "hash_", "Say what a model is by one digest."),
     "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
 }

@@ -40,6 +40,7 @@ def run_without(forbidden, args, environment):
         ["convert", "net.pth", "-o", "c.pth"],
         ["hash", "net.pth", "train.pth.tar"],
         ["verify", "net.pth", "train.pth.tar"],
+        ["diff", "net.pth", "net.pth"],
         ["freeze-plan", "net.pth", "--train", "head", "--lr", "0.1", "--emit", "python"],
         ["strip", "--help"],
     ],
