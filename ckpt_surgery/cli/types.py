@@ -15,6 +15,7 @@ from click.shell_completion import CompletionItem
 from ckpt_surgery.checkpoint.description import Checkpoint
 
 _MOST: Final = 1000  # candidates
+_PLAIN: Final = frozenset("_.-/:@%+,=")  # characters that no shell acts on within a word
 
 
 if TYPE_CHECKING:
@@ -158,6 +159,14 @@ def _next_segments(names: Iterable[str], incomplete: str) -> Iterator[str]:
 
 
 def _items(values: Iterable[str]) -> list[CompletionItem]:
-    # a shell would take a line break or an escape sequence in a name for its own
-    harmless = (value for value in values if value and value.isprintable())
+    harmless = (value for value in values if _is_harmless(value))
     return [CompletionItem(value) for value in list(dict.fromkeys(harmless))[:_MOST]]
+
+
+def _is_harmless(value: str) -> bool:
+    """Whether every shell takes `value` for itself: no substitution, pattern, end of a command.
+
+    Nor may it begin like an option, a home directory or a job.
+    """
+    begins = value[:1].isalnum() or value[:1] in {"_", ".", "/"}
+    return begins and all(c.isalnum() or c in _PLAIN for c in value)

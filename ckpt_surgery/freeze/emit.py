@@ -8,6 +8,7 @@ from typing import Final
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freeze.plan import FreezeSchedule, PlannedParameter
+from ckpt_surgery.names.literals import toml_string
 
 _BARE_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
@@ -153,15 +154,14 @@ def _is_tables(value: object) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if key and _BARE_KEY.issuperset(key) else json.dumps(key)
+    return key if key and _BARE_KEY.issuperset(key) else toml_string(key)
 
 
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # JSON's escapes are TOML's, but for a pair of surrogates and for the delete character
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        return toml_string(value)
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.matching.correspondence import Correspondence
+from ckpt_surgery.names.literals import json_string, toml_string
 from ckpt_surgery.names.suggest import near_hint
 
 MapFormat = Literal["toml", "json"]
@@ -23,15 +24,11 @@ def _format_map(renames: Mapping[str, str], form: MapFormat = "toml", *, comment
         if not _is_text(name):
             raise UsageError(f"the name {name!a} is no valid Unicode, so no map can hold it")
     if form == "json":
-        return json.dumps(dict(renames), indent=1, ensure_ascii=False) + "\n"
+        pairs = (f" {json_string(old)}: {json_string(new)}" for old, new in renames.items())
+        return "{\n" + ",\n".join(pairs) + "\n}\n" if renames else "{}\n"
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
-    lines += [f"{_toml_string(old)} = {_toml_string(new)}" for old, new in renames.items()]
+    lines += [f"{toml_string(old)} = {toml_string(new)}" for old, new in renames.items()]
     return "".join(f"{line}\n" for line in lines)
-
-
-def _toml_string(text: str) -> str:
-    # JSON's escapes are TOML's too, but TOML wants DEL escaped as well
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _is_text(name: str) -> bool:

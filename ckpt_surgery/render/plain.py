@@ -18,6 +18,7 @@ _COLUMNS: Final = (
     *("state_dict", "index", "parameter_index", "name", "shape", "dtype", "role"),
     *("numel", "nbytes", "device"),
 )
+_FORMULAS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001 (wide ones as well)
 _STATS: Final = ("min", "max", "mean", "std", "nan", "inf", "zeros")
 
 
@@ -29,7 +30,10 @@ def write_keys(report: InspectReport, stream: TextIO) -> None:
 
 
 def write_csv(report: InspectReport, stream: TextIO) -> None:
-    """Write a head and one line an entry; shapes are JSON lists, what does not apply is empty."""
+    """Write a head and one line an entry; a shape is a JSON list, what does not apply is empty.
+
+    A text that a spreadsheet would take for a formula has an apostrophe in front.
+    """
     import csv
 
     table = csv.writer(stream, lineterminator="\n")
@@ -39,7 +43,7 @@ def write_csv(report: InspectReport, stream: TextIO) -> None:
             key = join_path(state_dict.path, entry.name)
             place = report.places[key]
             parameter = "" if place.parameter is None else place.parameter
-            row = [visible(state_dict.path), place.index, parameter, *_cells(entry)]
+            row = [_cell(state_dict.path), place.index, parameter, *_cells(entry)]
             if report.stats:
                 stats = report.stats.get(key)
                 facts = {} if stats is None else stats.to_dict()
@@ -49,7 +53,7 @@ def write_csv(report: InspectReport, stream: TextIO) -> None:
 
 def _cells(entry: Entry) -> Iterator[object]:
     tensor = entry.tensor
-    yield visible(entry.name)
+    yield _cell(entry.name)
     if tensor is None:
         yield from ("", "", entry.role, "", "", "")
         return
@@ -58,7 +62,13 @@ def _cells(entry: Entry) -> Iterator[object]:
     yield entry.role
     yield tensor.numel
     yield tensor.nbytes
-    yield visible(tensor.device)
+    yield _cell(tensor.device)
+
+
+def _cell(text: str) -> str:
+    """`text`, which comes from a file, as a cell that no spreadsheet computes."""
+    shown = visible(text)
+    return f"'{shown}" if shown.startswith(_FORMULAS) else shown
 
 
 def write_json(report: Report, stream: TextIO) -> None:
