@@ -164,7 +164,8 @@ def _items(values: Iterable[str]) -> list[CompletionItem]:
 
 
 def _is_harmless(value: str) -> bool:
-    """Whether every shell takes `value` for itself: no substitution, pattern, end of a command.
+    """Return whether every shell takes `value` for itself: no substitution, pattern, end of a
+    command.
 
     Nor may it begin like an option, a home directory or a job.
     """

@@ -123,7 +123,7 @@ def _are_comparable(a: Tensor, b: Tensor) -> bool:
 def _work(
     a: Tensor, b: Tensor, rtol: float, atol: float, advance: Advance | None
 ) -> list[Callable[[], Distance]]:
-    """What measures each run of a pair."""
+    """Return what measures each run of a pair."""
     for tensor in (a, b):
         require_bounded(tensor)
     readers = run_reader(a), run_reader(b)
@@ -168,7 +168,7 @@ def _measured(a: torch.Tensor, b: torch.Tensor, rtol: float, atol: float) -> Dis
 
 
 def _differ(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Where integers differ; torch compares all of those types only as bytes."""
+    """Return where integers differ; torch compares all of those types only as bytes."""
     import torch
 
     width = a.element_size()
@@ -179,7 +179,7 @@ def _differ(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _sizes(
     size: torch.Tensor, a: torch.Tensor, b: torch.Tensor, rtol: float, atol: float
 ) -> dict[str, Any]:
-    """What the differences `size` of finite numbers come to."""
+    """Return what the differences `size` of finite numbers come to."""
     import torch
 
     larger = torch.maximum(a.abs(), b.abs())

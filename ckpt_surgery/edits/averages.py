@@ -72,7 +72,7 @@ def _with_value(entry: Entry, value: Entry) -> Entry:
 
 
 def _values(checkpoint: Checkpoint, average: Average) -> dict[str, Entry]:
-    """The entries of an average by the names that `Average.names` has for them."""
+    """Return the entries of an average by the names that `Average.names` has for them."""
     if average.place in {"state dict", "inside"}:
         entries = state_dict_at(checkpoint, average.path).entries
         return {entry.name: entry for entry in entries}
@@ -84,7 +84,9 @@ def _values(checkpoint: Checkpoint, average: Average) -> dict[str, Entry]:
 
 
 def _items(average: Average) -> dict[str, Node]:
-    """What an average that is no state dict holds: by position of a list, by name of a mapping."""
+    """Return what an average that is no state dict holds: by position of a list, by name of a
+    mapping.
+    """
     from ckpt_surgery.training.averages import SHADOWS
 
     if average.place == "entry":
@@ -132,7 +134,7 @@ class UpdateAverage(Edit):
 
 
 def _renamed_mapping(node: Node, names: Mapping[str, str]) -> dict[int, Node]:
-    """The mapping with other names for what is left of it; ``_metadata`` follows."""
+    """Return the mapping with other names for what is left of it; ``_metadata`` follows."""
     held = named_items(node) or {}
     entries = tuple(Entry(new, None, node=held[old]) for new, old in names.items())
     metadata = metadata_of(node)
@@ -144,7 +146,7 @@ def _renamed_mapping(node: Node, names: Mapping[str, str]) -> dict[int, Node]:
 
 
 def _shortened_lists(node: Node, length: int, kept: Sequence[int]) -> dict[int, Node]:
-    """The lists of one tensor a parameter, shorter: the average's, and torch_ema's copy."""
+    """Return the lists of one tensor a parameter, shorter: the average's, and torch_ema's copy."""
     lists = (value for value in (named_items(node) or {}).values() if isinstance(value, list))
     return {id(each): [each[i] for i in kept] for each in lists if len(each) == length}
 
@@ -152,7 +154,9 @@ def _shortened_lists(node: Node, length: int, kept: Sequence[int]) -> dict[int, 
 def _with_replaced(
     checkpoint: Checkpoint, other: Other, replaced: Mapping[int, Node]
 ) -> Checkpoint:
-    """The checkpoint with other nodes below an entry, whose tensors are those that are left."""
+    """Return the checkpoint with other nodes below an entry, whose tensors are those that are
+    left.
+    """
     every = {**checkpoint.replaced, **replaced}
     left = {id(node) for node in walk(other.node, replaced=every)}
     tensors = tuple(t for t in other.tensors if _outermost(t, left))

@@ -94,7 +94,9 @@ def _drop_inside(state_dict: StateDict, average: Average) -> list[Edit]:
 
 
 def _beside(average: Average) -> tuple[str, ...]:
-    """The paths of what goes with an average: its counters elsewhere, the entry that is one."""
+    """Return the paths of what goes with an average: its counters elsewhere, the entry that is
+    one.
+    """
     return (*average.beside, average.path) if average.place == "list" else average.beside
 
 
@@ -141,7 +143,7 @@ def _new_names(plan: Plan, path: str) -> dict[str, str]:
 def _followed(
     average: Average, before: StateDict, after: StateDict | None, names: dict[str, str]
 ) -> dict[str, str] | None:
-    """What is left of an average, by new names; None if nothing of it changes."""
+    """Return what is left of an average, by new names; None if nothing of it changes."""
     gone = set(before.names) if after is None else set()
     if after is not None:
         left = set(after.names)

@@ -54,7 +54,7 @@ class OnlyTensors(Edit):
 
 
 def _bare(name: str, tensor: Tensor, moved: dict[Hashable, Storage]) -> Tensor:
-    """A tensor without its node: what is written for it is made anew."""
+    """Return a tensor without its node: what is written for it is made anew."""
     if tensor.storage is None or tensor.layout != "strided":
         raise LossyEditError(
             f"a tensor of layout '{tensor.layout}' has more to it than numbers",
@@ -73,7 +73,9 @@ def _bare(name: str, tensor: Tensor, moved: dict[Hashable, Storage]) -> Tensor:
 
 
 def _as_shown(tensor: Tensor, bare: Tensor, moved: dict[Hashable, Storage]) -> Tensor:
-    """The tensor in a storage of the numbers that torch shows, which tensors tied to it share."""
+    """Return the tensor in a storage of the numbers that torch shows, which tensors tied to it
+    share.
+    """
     stride: list[int] = []
     step = 1
     for n in reversed(tensor.shape):

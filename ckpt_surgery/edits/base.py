@@ -38,6 +38,14 @@ class Edit(ABC):
         return path
 
     @classmethod
+    def paths_after(cls, run: Sequence[Self], paths: Sequence[str | None]) -> list[str | None]:
+        """Return where what was at each of `paths` lies after several edits of this kind."""
+        found = list(paths)
+        for edit in run:
+            found = [None if path is None else edit.path_after(path) for path in found]
+        return found
+
+    @classmethod
     def apply_all(cls, run: Sequence[Self], checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
         """Return the checkpoint after several edits of this kind that follow each other."""
         return reduce(lambda done, edit: edit.apply(done, inputs), run, checkpoint)

@@ -64,6 +64,21 @@ class DropOther(BatchEdit):
         return None if path == self.path or path.startswith(f"{self.path}/") else path
 
     @classmethod
+    def paths_after(cls, run: Sequence[DropOther], paths: Sequence[str | None]) -> list[str | None]:
+        """Return the paths that no entry of the run is at or above, None for the others."""
+        gone = {edit.path for edit in run}
+
+        def left(path: str | None) -> str | None:
+            above = path
+            while above:
+                if above in gone:
+                    return None
+                above = above.rpartition("/")[0]
+            return None if path == "" and "" in gone else path
+
+        return list(map(left, paths))
+
+    @classmethod
     def apply_all(
         cls,
         run: Sequence[DropOther],

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 def with_all_in_step(
     checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
 ) -> Planned:
-    """The plan, extended so that averages and optimizers stay in step with the models it edits.
+    """Return the plan, extended so that averages and optimizers stay in step with the models it
+    edits.
 
-    Raises PlanError as `with_optimizers` does.
+    Raises PlanError as `_with_optimizers` does.
     """
     if checkpoint.others:  # otherwise bare weights
         from ckpt_surgery.edits.averages_plan import with_averages
 
         planned = with_averages(checkpoint, planned)
-    return with_optimizers(checkpoint, planned, choice)
+    return _with_optimizers(checkpoint, planned, choice)
 
 
-def with_optimizers(
+def _with_optimizers(
     checkpoint: Checkpoint, planned: Planned, choice: OptimizerChoice = "auto"
 ) -> Planned:
     """Return the plan, extended so that optimizers stay in step with the models that it edits.
@@ -101,7 +102,7 @@ def follow_base(
     """Return the edits that let the base's optimizers follow a merge, and what they change.
 
     `original` is the base before any edit, `renamed` what the other edits apply to, `merged` what
-    they give. Raises PlanError as `with_optimizers` does.
+    they give. Raises PlanError as `_with_optimizers` does.
     """
     held = out_of_step(original.state_dicts, merged.state_dicts) if choice != "keep" else []
     if held and choice != "drop":

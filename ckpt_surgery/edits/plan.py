@@ -51,6 +51,15 @@ class Plan:
             found = edit.path_after(found)
         return found
 
+    def paths_after(self, paths: Iterable[str]) -> list[str | None]:
+        """Return `path_after` of each of `paths`, in time that does not grow with their product."""
+        found: list[str | None] = list(paths)
+        moving = (e for e in self.edits if type(e).path_after is not Edit.path_after)
+        for _, run in groupby(moving, type):
+            alike = list(run)
+            found = type(alike[0]).paths_after(alike, found)
+        return found
+
     def to_dict(self) -> list[dict[str, Any]]:
         """Return the edits as JSON has them: ``{"edit": "rename", "from": …, "to": …}``."""
         return [edit.to_dict() for edit in self.edits]

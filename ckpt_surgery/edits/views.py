@@ -71,7 +71,9 @@ def views(checkpoint: Checkpoint, at: Sequence[str]) -> list[View]:
 
 
 def _models_of_wrapped(checkpoint: Checkpoint, chosen: Sequence[StateDict]) -> dict[str, set[str]]:
-    """The models that each wrapped average is one of, by its path; its partner, if swapped."""
+    """Return the models that each wrapped average is one of, by its path; its partner, if
+    swapped.
+    """
     if not any(layout_of(state_dict.names) for state_dict in chosen):
         return {}
     from ckpt_surgery.training.averages import find_averages

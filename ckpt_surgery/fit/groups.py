@@ -26,7 +26,7 @@ class GroupRule:
 
 
 def parse_group_rules(texts: Iterable[str]) -> tuple[GroupRule, ...]:
-    """The rules of ``--optimizer-group NAME=K``; raises UsageError for anything else."""
+    """Return the rules of ``--optimizer-group NAME=K``; raises UsageError for anything else."""
     rules: dict[str, GroupRule] = {}
     for text in texts:
         found = _RULE.fullmatch(text.strip())
@@ -45,7 +45,7 @@ def parse_group_rules(texts: Iterable[str]) -> tuple[GroupRule, ...]:
 
 
 def group_of(name: str, rules: Sequence[GroupRule]) -> int | None:
-    """The group that the most confined rule for `name` says; None without any."""
+    """Return the group that the most confined rule for `name` says; None without any."""
     fitting = [rule for rule in rules if below(name, rule.prefix)]
     return max(fitting, key=lambda rule: len(rule.prefix)).group if fitting else None
 

@@ -9,7 +9,7 @@ from typing import IO, Any, BinaryIO, Final, cast
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, MissingDependencyError
-from ckpt_surgery.fileio import FileSource, Source
+from ckpt_surgery.fileio import FileSource, MemorySource, Source
 from ckpt_surgery.formats.base import Format
 from ckpt_surgery.pickles import Limits
 
@@ -20,6 +20,7 @@ _KINDS: Final = {
     b"\xfd7zXZ": ("xz", "lzma"),
     b"\x28\xb5\x2f\xfd": ("zstd", "zstandard"),
 }
+_IN_MEMORY: Final = 32 << 20  # bytes; a larger content goes to a temporary file
 _ALWAYS: Final = 1 << 30  # bytes that any stream may become
 _MOST_TIMES: Final = 100  # and a larger one this many times its own; weights hardly shrink at all
 
@@ -43,9 +44,7 @@ class Compressed(Format):
         """
         from ckpt_surgery.formats.detect import find_format
 
-        inner = FileSource.from_stream(
-            cast("BinaryIO", _Decompressed(source, limits)), name=source.name
-        )
+        inner = _decompressed(_Decompressed(source, limits), source)
         try:
             checkpoint = find_format(inner).read(inner, limits)
         except BaseException:
@@ -53,6 +52,34 @@ class Compressed(Format):
             raise
         source.close()
         return checkpoint
+
+
+def _decompressed(stream: _Decompressed, source: Source) -> Source:
+    """Return what a stream holds: in memory if it is small, else in a temporary file."""
+    start = io.BufferedReader(stream, 1 << 20)
+    data = start.read(_IN_MEMORY)
+    if len(data) < _IN_MEMORY:
+        return MemorySource(data, name=source.name, origin=source)
+    rest = cast("IO[bytes]", start)
+    return FileSource.from_stream(cast("BinaryIO", _Continued(data, rest)), name=source.name)
+
+
+class _Continued(io.RawIOBase):
+    """Bytes, and then what is left of a stream."""
+
+    def __init__(self, data: bytes, rest: IO[bytes]) -> None:
+        self._parts: list[IO[bytes]] = [io.BytesIO(data), rest]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        data = b""
+        while self._parts and not (data := self._parts[0].read(len(view))):
+            del self._parts[0]
+        view[: len(data)] = data
+        return len(data)
 
 
 def _kind(source: Source) -> tuple[str, str] | None:

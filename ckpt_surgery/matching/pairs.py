@@ -17,7 +17,7 @@ class Seen:
     without_wrappers: bool = False
 
     def name(self, name: str) -> str:
-        """The name that `name` is compared by."""
+        """Return the name that `name` is compared by."""
         return (unwrapped(name) if self.without_wrappers else name).removeprefix(self.prefix)
 
 
@@ -86,7 +86,7 @@ def _seen_through(
 
 
 def _common(a: Sequence[str], b: Sequence[str], seen_a: Seen, seen_b: Seen) -> int:
-    """The number of names that are in both; 0 if two names of one would become the same."""
+    """Return the number of names that are in both; 0 if two names of one would become the same."""
     read_a, read_b = {seen_a.name(name) for name in a}, {seen_b.name(name) for name in b}
     if len(read_a) < len(a) or len(read_b) < len(b):
         return 0
@@ -94,7 +94,7 @@ def _common(a: Sequence[str], b: Sequence[str], seen_a: Seen, seen_b: Seen) -> i
 
 
 def _ways(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[Seen, Seen]]:
-    """The ways to read names that are tried, the plainest first."""
+    """Yield the ways to read names that are tried, the plainest first."""
     for prefix in _prefixes(a):
         yield Seen(prefix), Seen()
     for prefix in _prefixes(b):
@@ -107,7 +107,9 @@ def _ways(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[Seen, Seen]]:
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """The segments that all names begin with, as prefixes with their dot, the shortest first."""
+    """Return the segments that all names begin with, as prefixes with their dot, the shortest
+    first.
+    """
     if not names:
         return []
     split = [name.split(".")[:-1] for name in (min(names), max(names))]

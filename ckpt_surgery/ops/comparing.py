@@ -203,7 +203,7 @@ class Comparer:
     def _entries(
         self, entries_a: Mapping[str, Entry], entries_b: Mapping[str, Entry]
     ) -> Iterator[TreeChange]:
-        """The differences of entries that are no tensors, or in one of the files are none."""
+        """Yield the differences of entries that are no tensors, or in one of the files are none."""
         trees: list[dict[str, Leaf | Tensor]] = [{}, {}]
         for name in dict.fromkeys((*entries_a, *entries_b)):
             both = [entries.get(name) for entries in (entries_a, entries_b)]
@@ -221,7 +221,9 @@ class Comparer:
         added: Mapping[str, Entry],
         renamed: Sequence[tuple[str, str]],
     ) -> Iterator[TreeChange]:
-        """The differences of ``_metadata``, without those that follow from entries that differ."""
+        """Yield the differences of ``_metadata``, without those that follow from entries that
+        differ.
+        """
         if pair.a is None or pair.b is None or None in (pair.a.metadata, pair.b.metadata):
             return
         a, b = _modules(pair.a, pair.seen_a), _modules(pair.b, pair.seen_b)
@@ -268,7 +270,9 @@ class Comparer:
 
 
 def _is_top(old: Leaf | Tensor | None, new: Leaf | Tensor | None) -> bool:
-    """Whether what is below goes without saying: in one file only, or of another container."""
+    """Return whether what is below goes without saying: in one file only, or of another
+    container.
+    """
     if old is None or new is None:
         return True
     kinds = [isinstance(each, Leaf) and each.value is None for each in (old, new)]
@@ -285,7 +289,9 @@ def _is_below_one(path: str, tops: set[str]) -> bool:
 
 
 def _shown(leaf: Leaf | Tensor | None) -> Plain:
-    """A value for a report: a plain one, or the type of what is none; of a tensor its form."""
+    """Return a value for a report: a plain one, or the type of what is none; of a tensor its
+    form.
+    """
     if leaf is None:
         return None
     if isinstance(leaf, Tensor):
@@ -294,7 +300,7 @@ def _shown(leaf: Leaf | Tensor | None) -> Plain:
 
 
 def _matched(pair: Paired) -> Iterator[_Compared]:
-    """The tensors that both have under one name."""
+    """Yield the tensors that both have under one name."""
     entries_a, entries_b = pair.entries()
     for name, entry in entries_a.items():
         other = entries_b.get(name)
@@ -321,7 +327,7 @@ def _facts(tensor: Tensor) -> Facts:
 
 
 def _change(each: _Compared, *, attributes: bool, structure: bool) -> TensorChange | None:
-    """What differs of two tensors of one name; None if nothing does.
+    """Return what differs of two tensors of one name; None if nothing does.
 
     `attributes` says that both files hold more than names and numbers.
     """
@@ -358,7 +364,7 @@ def _ties(entries: Mapping[str, Entry], others: Mapping[str, Entry]) -> set[tupl
 
 
 def _modules(state_dict: StateDict, seen: Seen) -> dict[str, Node]:
-    """The paths of ``_metadata`` as names are read: without prefix and wrappers."""
+    """Return the paths of ``_metadata`` as names are read: without prefix and wrappers."""
     found: dict[str, Node] = {}
     for path, node in (state_dict.metadata or {}).items():
         if not seen.prefix or f"{path}.".startswith(seen.prefix):
@@ -367,7 +373,7 @@ def _modules(state_dict: StateDict, seen: Seen) -> dict[str, Node]:
 
 
 def _follow(a: dict[str, Node], b: Mapping[str, Node], old: str, new: str) -> dict[str, Node]:
-    """The modules of the first file, renamed as the entry `old` of one of them is."""
+    """Return the modules of the first file, renamed as the entry `old` of one of them is."""
     before, after = old.split("."), new.split(".")
     while before and after and before[-1] == after[-1]:
         before.pop()
@@ -386,5 +392,5 @@ def _follow(a: dict[str, Node], b: Mapping[str, Node], old: str, new: str) -> di
 
 
 def _emptied(gone: Iterable[str], kept: Iterable[str]) -> set[str]:
-    """The modules above names that are in one file only, and above no other."""
+    """Return the modules above names that are in one file only, and above no other."""
     return {m for name in gone for m in ancestors(name)} - {m for n in kept for m in ancestors(n)}

@@ -96,7 +96,7 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
 
 
 def _no_tensors(before: Checkpoint, narrowed: Plan) -> tuple[str, ...]:
-    """The entries that are no tensors, where only tensors are written."""
+    """Return the entries that are no tensors, where only tensors are written."""
     from ckpt_surgery.edits.bare import OnlyTensors
 
     paths = [edit.path for edit in narrowed.edits if isinstance(edit, OnlyTensors)]

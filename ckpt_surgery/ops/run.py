@@ -82,6 +82,11 @@ def left_out(before: Checkpoint, plan: Plan, after: Checkpoint) -> tuple[str, ..
     """Return the paths of the entries and state dicts of `before` that `after` does not have."""
     kept = {other.path for other in after.others}
     weights = {state_dict.path for state_dict in after.state_dicts}
-    gone = [other.path for other in before.others if plan.path_after(other.path) not in kept]
-    gone += (s.path for s in before.state_dicts if plan.path_after(s.path) not in weights)
+    gone: list[str] = []
+    for paths, left in (
+        ([other.path for other in before.others], kept),
+        ([state_dict.path for state_dict in before.state_dicts], weights),
+    ):
+        after_all = plan.paths_after(paths)
+        gone += (old for old, new in zip(paths, after_all, strict=True) if new not in left)
     return tuple(gone)

@@ -48,7 +48,7 @@ class Work:
         return self._items[name].edited
 
     def is_settled(self, name: str) -> bool:
-        """Whether nothing was done to the checkpoint since it was read, or settled."""
+        """Return whether nothing was done to the checkpoint since it was read, or settled."""
         return self._items[name].settled is not None
 
     def __contains__(self, name: str) -> bool:

@@ -38,7 +38,7 @@ class DiffView:
 
 
 def write_names(report: DiffReport, stream: TextIO) -> None:
-    """Every name that differs, one a line; a line break within one is escaped."""
+    """Return every name that differs, one a line; a line break within one is escaped."""
     stream.writelines(f"{visible(name)}\n" for name in report.names)
 
 
@@ -210,7 +210,7 @@ def _value(value: object) -> str:
 
 
 def _show_bars(found: StateDictDiff, view: DiffView, screen: Screen) -> None:
-    """How much of its norm each layer has changed by, as bars."""
+    """Return how much of its norm each layer has changed by, as bars."""
     layers = list(_layers(found.changed))
     if not layers:
         return
@@ -225,7 +225,9 @@ def _show_bars(found: StateDictDiff, view: DiffView, screen: Screen) -> None:
 
 
 def _layers(changes: Iterable[TensorChange]) -> Iterator[tuple[str, float]]:
-    """Each module whose own tensors were measured, and its change as a share of the larger norm."""
+    """Yield each module whose own tensors were measured, and its change as a share of the
+    larger norm.
+    """
     sums: dict[str, list[float]] = {}
     for change in changes:
         if change.distance is not None:

@@ -161,7 +161,7 @@ class InspectReport:
 
 
 def _no_tensor(entry: Entry) -> dict[str, Any]:
-    """What is said of an entry among the weights that is no tensor."""
+    """Return what is said of an entry among the weights that is no tensor."""
     found: dict[str, Any] = {"name": entry.name, "type": type_name(entry.node)}
     value = plain_value(entry.node)
     if value is not None:

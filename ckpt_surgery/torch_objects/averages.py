@@ -196,7 +196,8 @@ def dotless_average(names: Iterable[str]) -> DotlessAverage | None:
 
 
 def _models_beside(prefix: str) -> tuple[str, str]:
-    """Where the model of an average below `prefix` may lie: ``model.`` of ``model_ema.``, or all
+    """Return where the model of an average below `prefix` may lie: ``model.`` of ``model_ema.``,
+    or all
     that is beside it.
     """
     above = prefix.removesuffix(".").rpartition(".")[0]

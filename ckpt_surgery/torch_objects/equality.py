@@ -61,7 +61,7 @@ def equal_bytes(a: Tensor, b: Tensor, advance: Advance) -> bool:
 
 
 def _blocks(source: ByteSource) -> Iterator[bytes | memoryview]:
-    """The bytes in blocks of one size, however they come."""
+    """Yield the bytes in blocks of one size, however they come."""
     rest = b""
     for chunk in source.chunks(_BLOCK):
         if not rest and len(chunk) == _BLOCK:

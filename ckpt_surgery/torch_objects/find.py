@@ -202,7 +202,7 @@ class _Survey:
         self.state_dicts = [self._with_hidden_tensors(s) for s in self.state_dicts]
 
     def _with_hidden_tensors(self, state_dict: StateDict) -> StateDict:
-        """The state dict with the tensors below entries that are none, each counted once."""
+        """Return the state dict with the tensors below entries that are none, each counted once."""
         if all(entry.tensor is not None for entry in state_dict.entries):
             return state_dict
         self._counted.update(self._found)

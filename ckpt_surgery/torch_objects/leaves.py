@@ -90,7 +90,7 @@ def leaves(node: Node, path: str, limits: Limits = DEFAULT_LIMITS) -> dict[str, 
 
 
 def _below(node: Node) -> Iterator[tuple[str, Node]]:
-    """What a container holds, with the last part of its path."""
+    """Yield what a container holds, with the last part of its path."""
     if isinstance(node, tuple | list):
         yield from ((f"[{index}]", child) for index, child in enumerate(node))
         return
@@ -112,7 +112,7 @@ def _below(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _parts(node: Object) -> Iterator[tuple[str, Node]]:
-    """What an object was made of that is no mapping."""
+    """Yield what an object was made of that is no mapping."""
     if node.args != ():
         yield _ARGUMENTS, node.args
     yield from ((f"[{index}]", child) for index, child in enumerate(node.elements or ()))

@@ -33,8 +33,10 @@ def zstd(data: bytes) -> bytes:
     return pytest.importorskip("zstandard").ZstdCompressor().compress(data)
 
 
+@pytest.mark.parametrize("in_memory", [0, 1 << 20])
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
-def test_stream_is_read_as_what_it_holds(compress, tmp_path):
+def test_stream_is_read_as_what_it_holds(compress, in_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(compressed, "_IN_MEMORY", in_memory)
     plain, packed = tmp_path / "w.pth", tmp_path / "w.pth.packed"
     torch.save(STATE, plain)
     packed.write_bytes(compress(plain.read_bytes()))

@@ -528,7 +528,11 @@ def _bad(tmp_path):
         ({"model": "resnet18"}, ckpt.UsageError, "does not name a model"),
         ({}, ckpt.UsageError, "there is no target"),
         ({"model": "a:b", "like": "x"}, ckpt.UsageError, "contradict"),
-        ({"like": "w.pth", "settings": ["a.b=1"]}, ckpt.UsageError, "'model_args' and 'settings'"),
+        (
+            {"like": "w.pth", "settings": ["a.b=1"]},
+            ckpt.UsageError,
+            "'model_args', 'settings' and 'build'",
+        ),
         ({"model": "model_factories_for_ops:raises"}, ckpt.ConstructionError, "ZeroDivisionError"),
         (
             {"model": "model_factories_for_ops:no_module"},

@@ -27,7 +27,7 @@ class Homes:
     groups: int
 
     def of(self, position: int) -> int | None:
-        """The group of the new parameter there, None if it is in none, or `UNCERTAIN`.
+        """Return the group of the new parameter there, None if it is in none, or `UNCERTAIN`.
 
         It is that of all old ones, or of those with as many axes, where groups are split so, or of
         the nearest old ones on both sides.

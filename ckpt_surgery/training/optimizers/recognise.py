@@ -237,7 +237,7 @@ def _group(node: Node, items: Items) -> ParameterGroup | None:
     params = fields.get("params")
     if not isinstance(params, list):
         return None
-    keys = [parse_key(item) for item in items.listed(params)]
+    keys = [_parse_key(item) for item in items.listed(params)]
     names = fields.get("param_names")
     stored = [text(name) for name in items.listed(names)] if isinstance(names, list) else None
     if None in keys or (stored is not None and (None in stored or len(stored) != len(keys))):
@@ -271,7 +271,7 @@ def _state(key: Key, node: Node, describe: Describe, items: Items) -> ParameterS
     return ParameterState(key, node, tuple(moments), filled, fields.get("step"), nbytes, understood)
 
 
-def parse_key(node: Node) -> Key | None:
+def _parse_key(node: Node) -> Key | None:
     """Return the parameter that a key of ``state`` or an item of
     ``params`` stands for; None if none.
     """
@@ -286,7 +286,7 @@ def state_key(node: Node, *, numbered: bool) -> Key | None:
     torch's ``dcp_to_torch_save`` makes texts of the numbers: where the groups list parameters by
     number, ``'0'`` is the number 0.
     """
-    key = parse_key(node)
+    key = _parse_key(node)
     plain = numbered and isinstance(key, str) and key.isascii() and key.isdecimal()
     if not plain or len(str(key)) > _LONGEST_NUMBER or str(int(key or 0)) != key:
         return key
