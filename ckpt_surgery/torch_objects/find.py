@@ -19,7 +19,6 @@ from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
-    NO_STATE,
     Dict,
     Global,
     Limits,
@@ -33,12 +32,12 @@ from ckpt_surgery.torch_objects.kinds import (
     are_statistics,
     kind_of,
     plain_value,
-    printed_key,
     role_of,
     type_name,
 )
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs, state_of
-from ckpt_surgery.torch_objects.module_nodes import SETS, is_module
+from ckpt_surgery.torch_objects.module_nodes import is_module
+from ckpt_surgery.torch_objects.places import SHOWN_PATH, Place, children, distinct, is_empty
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.torch_objects.training_state import (
@@ -57,7 +56,6 @@ _WRAPPERS = frozenset(
     }
 )  # fmt: skip
 _METHODS = frozenset(dir(OrderedDict))
-_SHOWN_PATH = 200  # characters
 _PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
 
 
@@ -124,48 +122,6 @@ def assemble(
 
 
 @dataclass(slots=True)
-class _Place:
-    """A node on the way: its key's text, and the places that lead to it.
-
-    Its path is made only where it is needed: a file can nest long keys, and have any number of
-    objects below them. `path_length` counts its characters.
-    """
-
-    name: str
-    node: Node
-    parent: _Place | None
-    depth: int = 0
-    path_length: int = 0
-
-    def child(self, name: str, node: Node) -> _Place:
-        return _Place(name, node, self, self.depth + 1, self.path_length + len(name) + 1)
-
-    @property
-    def path(self) -> str:
-        return "/".join(self._names())
-
-    @property
-    def shown(self) -> str:
-        """The start of the path, for messages; nothing longer is made."""
-        start = ""
-        for name in self._names():
-            start = join_path(start, name[:_SHOWN_PATH])[:_SHOWN_PATH]
-            if len(start) == _SHOWN_PATH:
-                break
-        return start
-
-    def _names(self) -> list[str]:
-        names: list[str] = []
-        place = self
-        while place.parent is not None:
-            names.append(place.name)
-            place = place.parent
-        while names and not names[-1]:  # what `join_path` does with the empty path
-            names.pop()
-        return names[::-1]
-
-
-@dataclass(slots=True)
 class _Survey:
     """One search through a graph. State dicts come in the order in which the pickle has them."""
 
@@ -177,7 +133,7 @@ class _Survey:
     training: TrainingStates = field(default_factory=TrainingStates)
     _found: dict[int, str] = field(default_factory=dict)
     _leading: set[int] = field(default_factory=set)  # nodes above state dicts, training state
-    _statistics: list[tuple[_Place, tuple[Entry, ...]]] = field(default_factory=list)
+    _statistics: list[tuple[Place, tuple[Entry, ...]]] = field(default_factory=list)
     _counted: set[int] = field(default_factory=set)  # nodes below other entries
     _paths: dict[str, int] = field(default_factory=dict)  # of the state dicts: times it occurred
     _characters: int = 0  # of the paths made
@@ -189,7 +145,7 @@ class _Survey:
         trainer's own dictionary that has the model in it.
         """
         seen: set[int] = set(map(id, _optimizer_parts(root, self.training)))
-        waiting = [_Place("", root, None)]
+        waiting = [Place("", root, None)]
         while waiting:
             place = waiting.pop()
             try:
@@ -214,10 +170,10 @@ class _Survey:
 
         return replace(state_dict, entries=tuple(map(hidden, state_dict.entries)))
 
-    def _visit(self, place: _Place, seen: set[int]) -> list[_Place]:
+    def _visit(self, place: Place, seen: set[int]) -> list[Place]:
         """Take what lies at `place`; the places below it that are still to be visited."""
         node = place.node
-        if not isinstance(node, (Dict, Object, list, tuple)) or _is_empty(node):
+        if not isinstance(node, (Dict, Object, list, tuple)) or is_empty(node):
             return []
         if id(node) in self._found:
             first = self._found[id(node)]
@@ -241,11 +197,11 @@ class _Survey:
             return []  # its parameters' dictionaries are no state dicts of their own
         return [
             place.child(name, child)
-            for name, child, _ in _below(node)
+            for name, child, _ in children(node)
             if self._tensor(child, place, name) is None
         ]
 
-    def _tensor(self, node: Node, place: _Place, name: str) -> Tensor | None:
+    def _tensor(self, node: Node, place: Place, name: str) -> Tensor | None:
         """Return the tensor that `node` rebuilds, if any; an error
         about it tells that it is `name`.
         """
@@ -253,7 +209,7 @@ class _Survey:
             return self.tensors.describe(node)
         except CkptError as error:
             if error.entry is None:
-                error.entry = join_path(place.shown, name)[:_SHOWN_PATH]
+                error.entry = join_path(place.shown, name)[:SHOWN_PATH]
             raise
 
     def _spend(self, characters: int) -> None:
@@ -261,11 +217,11 @@ class _Survey:
         if self._characters > self.limits.operations // _PATH_SHARE:
             raise LimitExceededError("the names of what it holds are too long")
 
-    def _path(self, place: _Place) -> str:
+    def _path(self, place: Place) -> str:
         self._spend(place.path_length + place.depth)
         return place.path
 
-    def _is_no_model(self, place: _Place) -> bool:
+    def _is_no_model(self, place: Place) -> bool:
         name = last_part(place.name)
         if place.parent is None or name in _WRAPPERS:
             return False
@@ -273,7 +229,7 @@ class _Survey:
             return True
         return self.training.kind(place.name, place.node) is not None
 
-    def _take(self, place: _Place) -> str | None:
+    def _take(self, place: Place) -> str | None:
         """Record the state dict at `place`, if there is one, and return its path."""
         node = place.node
         if is_module(node) and isinstance(node, Object):
@@ -288,7 +244,7 @@ class _Survey:
             return None
         return self._take_entries(place, entries)
 
-    def _take_module(self, place: _Place, node: Object) -> str | None:
+    def _take_module(self, place: Place, node: Object) -> str | None:
         """Record the state dict of a module; None if the module cannot be read, or has no entry.
 
         The first is an error only where it is the whole file, and does not hide what is beside it;
@@ -307,14 +263,14 @@ class _Survey:
         self.notes.extend(reading.approximate)
         if not reading.state_dict.entries and place.parent is not None:
             return None
-        path = _distinct(path, self._paths)
+        path = distinct(path, self._paths)
         kind = kind_of(path, reading.state_dict.names)
         self.state_dicts.append(replace(reading.state_dict, path=path, kind=kind))
         self.found_module = True
         return path
 
-    def _take_entries(self, place: _Place, entries: tuple[Entry, ...]) -> str:
-        path = _distinct(self._path(place), self._paths)
+    def _take_entries(self, place: Place, entries: tuple[Entry, ...]) -> str:
+        path = distinct(self._path(place), self._paths)
         self._spend(len(path) * len(entries) + sum(len(entry.name) for entry in entries))
         kind = kind_of(path, [entry.name for entry in entries])
         _require_own_methods(place.node)
@@ -328,7 +284,7 @@ class _Survey:
             self._found[id(place.node)] = self._take_entries(place, entries)
             self._mark_leading(place.parent)
 
-    def _entries(self, place: _Place) -> tuple[Entry, ...] | None:
+    def _entries(self, place: Place) -> tuple[Entry, ...] | None:
         """Return the items of a mapping whose keys are all text; None for anything else."""
         pairs = mapping_pairs(place.node)
         if pairs is None:
@@ -343,14 +299,14 @@ class _Survey:
             entries.append(Entry(name, tensor, role_of(name, tensor), node, key))
         return tuple(entries)
 
-    def _mark_mapping(self, place: _Place | None) -> None:
+    def _mark_mapping(self, place: Place | None) -> None:
         """Let an entry of a mapping be one of its own, which can then be dropped alone."""
         if place is None or id(place.node) in self._leading:
             return
         if mapping_length(place.node) is not None:
             self._mark_leading(place)
 
-    def _mark_leading(self, place: _Place | None) -> None:
+    def _mark_leading(self, place: Place | None) -> None:
         while place is not None and id(place.node) not in self._leading:
             self._leading.add(id(place.node))
             place = place.parent
@@ -369,13 +325,13 @@ class _Survey:
                 continue
             seen.add(id(node))
             inner: list[tuple[str, Node]] = []
-            for name, child, key in _below(node):
+            for name, child, key in children(node):
                 below = join_path(path, name)
                 self._spend(len(below))
                 if id(child) in self._leading:
                     inner.append((below, child))
                 elif id(child) not in self._found:
-                    place = _distinct(below, paths)
+                    place = distinct(below, paths)
                     yield replace(self._other(place, child), parent=node, key_node=key)
             waiting.extend(reversed(inner))
 
@@ -393,50 +349,6 @@ def _optimizer_parts(root: Node, training: TrainingStates) -> list[Node]:
     if is_optimizer_state(root) or is_flattened_optimizer(root):
         return [root]
     return [v for k, v in mapping_pairs(root) or () if text(k) in OPTIMIZER_PARTS]
-
-
-def _distinct(path: str, taken: dict[str, int]) -> str:
-    """`path`, numbered if it is taken: keys may hold a slash, or look alike (``1`` and ``"1"``).
-
-    `taken` counts how often each occurred, and learns what is returned.
-    """
-    candidate, number = path, taken.get(path, 0)
-    while candidate in taken:
-        number += 1
-        candidate = f"{path}#{number}"
-    taken[path] = number or 1
-    taken.setdefault(candidate, 1)
-    return candidate
-
-
-def _below(node: Node) -> Iterator[tuple[str, Node, Node]]:
-    """Yield what a container holds: name, node and key (or index)
-    of items, elements, attributes.
-    """
-    if isinstance(node, (list, tuple)):
-        for index, child in enumerate(node):
-            yield str(index), child, index
-        return
-    for key, child in mapping_pairs(node) or ():
-        yield printed_key(key), child, key
-    if isinstance(node, Object):
-        for index, child in enumerate(node.elements or ()):
-            yield str(index), child, index
-        for key, child in mapping_pairs(state_of(node)) or ():
-            if text(key) != "_metadata":
-                yield printed_key(key), child, key
-
-
-def _is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
-    """Return whether a container holds nothing that could be a
-    state dict: there may be millions.
-    """
-    if isinstance(node, Dict):
-        return not node.items
-    if not isinstance(node, Object):
-        return not node
-    is_given = node.items is not None or node.elements is not None or node.state is not NO_STATE
-    return not is_given and (node.args == () or node.name in SETS)
 
 
 def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:

@@ -26,7 +26,7 @@ from ckpt_surgery.training.optimizers import (
     remove,
     rename,
 )
-from ckpt_surgery.training.optimizers.edit import _members_of
+from ckpt_surgery.training.optimizers.members import members_of
 
 Make = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, Make] = {
@@ -244,7 +244,7 @@ def test_without_a_change_the_node_is_the_same_object() -> None:
     nameless = understood(state())
     assert rename(nameless, found, {"a.weight": "x"}).node is nameless.node
     same = [Target(name, name) for name, _ in shapes(small())]
-    assert align(read, found, same) == Edited(read.node, _members_of(read))
+    assert align(read, found, same) == Edited(read.node, members_of(read))
 
 
 def test_states_that_stay_are_the_same_objects() -> None:

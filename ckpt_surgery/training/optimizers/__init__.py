@@ -7,25 +7,21 @@ made from `named_parameters()` (torch 2.6 and later).
 """
 
 from ckpt_surgery.training.optimizers.correspond import Certainty, StateOwners, correspond
-from ckpt_surgery.training.optimizers.edit import (
+from ckpt_surgery.training.optimizers.differences import MomentChanges, Sources
+from ckpt_surgery.training.optimizers.edit import align, remove, rename
+from ckpt_surgery.training.optimizers.in_step import (
+    InStep,
+    OptimizerChoice,
+    changed_moments,
+    keep_in_step,
+    with_nodes,
+)
+from ckpt_surgery.training.optimizers.members import (
     Edited,
     Groups,
     Member,
     MomentChange,
     Target,
-    align,
-    rebuild,
-    remove,
-    rename,
-)
-from ckpt_surgery.training.optimizers.in_step import (
-    InStep,
-    MomentChanges,
-    OptimizerChoice,
-    Sources,
-    changed_moments,
-    keep_in_step,
-    with_nodes,
 )
 from ckpt_surgery.training.optimizers.recognise import (
     Key,
@@ -36,6 +32,7 @@ from ckpt_surgery.training.optimizers.recognise import (
     find_optimizers,
     read_optimizer,
 )
+from ckpt_surgery.training.optimizers.regroup import rebuild
 from ckpt_surgery.training.optimizers.survey import FoundOptimizer, at_paths, find
 
 __all__ = [

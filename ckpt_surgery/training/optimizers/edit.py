@@ -9,86 +9,24 @@ of groups must agree too, and a scheduler keeps one learning rate for each.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import accumulate
-from typing import Final, NoReturn, Protocol, TypeAlias
+from typing import NoReturn
 
-from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.pickles import Node, own_text
-from ckpt_surgery.torch_objects.mappings import mapping_pairs, with_items
-from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.correspond import StateOwners
 from ckpt_surgery.training.optimizers.homes import UNCERTAIN, Homes
-from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, state_key
-
-HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"
-
-
-class MomentChange(Protocol):
-    """What is done to the moments of a parameter, as it was done to the parameter itself."""
-
-    def apply(self, moment: Tensor, beginning: float) -> Tensor | None:
-        """Return the changed moment; None if it cannot be changed, and has to begin anew.
-
-        New elements are what they would be before the first step: `beginning`.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A parameter of the model that the optimizer is to fit, in the order of `parameters()`.
-
-    `source` is its name in the checkpoint, None if it is new. Its state is carried over, or with
-    `reset` left out (an optimizer begins anew with such a parameter), or has the tensors of
-    `moments` put in, by their name (``exp_avg``), which `change` made. `ndim` counts its axes; a
-    new one joins the group `home`, if that is said.
-    """
-
-    name: str
-    source: str | None
-    reset: bool = False
-    moments: Mapping[str, Node] = field(default_factory=dict)
-    change: MomentChange | None = None
-    ndim: int = 1
-    home: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A parameter in its group: its old key (None: new), what name is stored, what state it gets.
-
-    `name` None leaves the name that is stored, if any. With `reset` it begins anew; `moments` are
-    tensors to put in, by their name, and `change` is what makes them.
-    """
-
-    key: Key | None
-    name: str | None = None
-    reset: bool = False
-    moments: Mapping[str, Node] = field(default_factory=dict)
-    change: MomentChange | None = None
-
-
-Groups: TypeAlias = tuple[tuple[Member, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Edited:
-    """An edited optimizer. `node` is the old one, the same object, if nothing changed.
-
-    `groups`: its parameters by now, group by group, from which `rebuild` makes the node.
-    `removed`: names of parameters that left; `added`: names that came, without state, into the
-    groups at the positions `homes`; `reset`: names whose state was left out; `emptied`: positions
-    of groups that lost their last parameter.
-    """
-
-    node: Node
-    groups: Groups
-    removed: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
-    homes: tuple[int, ...] = ()
-    reset: tuple[str, ...] = ()
-    emptied: tuple[int, ...] = ()
+from ckpt_surgery.training.optimizers.members import (
+    HINT,
+    Edited,
+    Groups,
+    Member,
+    Target,
+    members_of,
+    stored_names,
+)
+from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState
+from ckpt_surgery.training.optimizers.regroup import rebuild
 
 
 def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collection[str]) -> Edited:
@@ -98,7 +36,7 @@ def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collect
     """
     names = frozenset(gone)
     if not names:
-        return Edited(optimizer.node, _members_of(optimizer))
+        return Edited(optimizer.node, members_of(optimizer))
     _require_claim(optimizer, correspondence)
     leaving: dict[Key, str] = {}
     for key in optimizer.keys:
@@ -109,7 +47,7 @@ def remove(optimizer: OptimizerState, correspondence: StateOwners, gone: Collect
             leaving[key] = " or ".join(f"{name}" for name in correspondence.candidates(key))
     groups = tuple(
         tuple(member for member in group if member.key not in leaving)
-        for group in _members_of(optimizer)
+        for group in members_of(optimizer)
     )
     return Edited(
         rebuild(optimizer, groups),
@@ -131,7 +69,7 @@ def rename(
     change: it knows its parameters by position. Raises PlanError if it stores names, and none is
     of the model.
     """
-    stored = _stored(optimizer)
+    stored = stored_names(optimizer)
     if stored and correspondence.certainty == "none":
         _refuse_claim(correspondence)
 
@@ -141,7 +79,7 @@ def rename(
             return member
         return replace(member, name=new_names[in_model])
 
-    given = _members_of(optimizer) if groups is None else groups
+    given = members_of(optimizer) if groups is None else groups
     new = tuple(tuple(map(renamed, group)) for group in given)
     return Edited(rebuild(optimizer, new), new)
 
@@ -198,7 +136,7 @@ class _Alignment:
     ) -> None:
         self.optimizer, self.correspondence, self.targets = optimizer, correspondence, targets
         self.place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
-        self.stored = _stored(optimizer)
+        self.stored = stored_names(optimizer)
         self.removed: list[str] = []
         self.reset: list[str] = []
         self._spans: list[list[tuple[int, int]]] = []
@@ -350,132 +288,9 @@ def _refuse_doubt(correspondence: StateOwners, key: Key) -> NoReturn:
     )
 
 
-def _stored(optimizer: OptimizerState) -> dict[Key, str]:
-    """Return the names that the optimizer itself has, as it spells them."""
-    names: dict[Key, str] = {key: key for key in optimizer.keys if isinstance(key, str)}
-    for group in optimizer.groups:
-        names.update(zip(group.keys, group.names or (), strict=False))
-    return names
-
-
 def _emptied(optimizer: OptimizerState, groups: Groups) -> tuple[int, ...]:
     return tuple(
         i
         for i, (old, new) in enumerate(zip(optimizer.groups, groups, strict=True))
         if old.keys and not new
     )
-
-
-def _members_of(optimizer: OptimizerState) -> Groups:
-    """Return the groups of an optimizer as they are."""
-    return tuple(tuple(Member(key) for key in group.keys) for group in optimizer.groups)
-
-
-def rebuild(optimizer: OptimizerState, groups: Groups) -> Node:
-    """Return the optimizer with these members in its groups, in their order.
-
-    It is the old node if they are the old ones. Raises PlanError if a member is none of its
-    parameters, or there are other groups than it has.
-    """
-    _require_own(optimizer, groups)
-    stored = _stored(optimizer)
-    full = [[_named(member, stored) for member in group] for group in groups]
-    if full == [[_named(m, stored) for m in group] for group in _members_of(optimizer)]:
-        return optimizer.node
-    keys = _new_keys(optimizer, full)
-    fields = {
-        "state": _rebuild_states(optimizer, full, keys),
-        "param_groups": [
-            _rebuild_group(group.node, members, own, named=group.names is not None)
-            for group, members, own in zip(optimizer.groups, full, keys, strict=True)
-        ],
-    }
-    return _with_fields(optimizer.node, fields)
-
-
-def _require_own(optimizer: OptimizerState, groups: Groups) -> None:
-    if len(groups) != len(optimizer.groups):
-        raise PlanError(f"the plan has {len(groups)} groups, the optimizer {len(optimizer.groups)}")
-    left = set(optimizer.keys)
-    for member in (member for group in groups for member in group if member.key is not None):
-        if member.key not in left:
-            raise PlanError(f"the plan speaks of a parameter {member.key!r}, which is not there")
-        left.remove(member.key)
-
-
-def _named(member: Member, stored: Mapping[Key, str]) -> Member:
-    """Return a member with the name to store: as it is stored, or a text of its own."""
-    old = None if member.key is None else stored.get(member.key)
-    if member.name is None or member.name == old:
-        return replace(member, name=old)
-    return replace(member, name=own_text(member.name))
-
-
-def _new_keys(optimizer: OptimizerState, groups: Sequence[Sequence[Member]]) -> list[list[Key]]:
-    """Return names where the keys are names, else numbers from 0 on
-    where they were, else as they were.
-    """
-    if any(isinstance(key, str) for key in optimizer.keys):
-        return [[member.name or "" for member in members] for members in groups]
-    if optimizer.keys == tuple(range(len(optimizer.keys))):
-        counter = iter(range(sum(map(len, groups))))
-        return [[next(counter) for _ in members] for members in groups]
-    fresh = iter(range(1 + max(key for key in optimizer.keys if isinstance(key, int)), 2**63))
-    return [
-        [next(fresh) if member.key is None else member.key for member in members]
-        for members in groups
-    ]
-
-
-def _rebuild_states(
-    optimizer: OptimizerState, groups: Sequence[Sequence[Member]], keys: Sequence[Sequence[Key]]
-) -> Node:
-    """Return the states under their new keys, in the order of the
-    file, the orphans among them kept.
-    """
-    old = dict(_pairs_of(optimizer.node))["state"]
-    place = {
-        member.key: (member, key)
-        for members, own in zip(groups, keys, strict=True)
-        for member, key in zip(members, own, strict=True)
-        if member.key is not None
-    }
-    known = set(optimizer.keys)
-    taken = {key for own in keys for key in own}
-    numbered = any(isinstance(key, int) for key in known)
-    items: list[Node] = []
-    for key_node, value in mapping_pairs(old) or []:
-        key = state_key(key_node, numbered=numbered)
-        if key is None or key not in known:
-            if key in taken:
-                raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=HINT)
-            items += (key_node, value)
-        elif key in place and not place[key][0].reset:
-            member, new_key = place[key]
-            if new_key != key:  # a text of a number stays one
-                key_node = new_key if isinstance(key_node, int) else str(new_key)  # noqa: PLW2901
-            items += (key_node, _with_fields(value, member.moments))
-    return with_items(old, items)
-
-
-def _rebuild_group(
-    node: Node, members: Sequence[Member], keys: Sequence[Key], *, named: bool
-) -> Node:
-    fields: dict[str, Node] = {"params": list(keys)}
-    if named:
-        fields["param_names"] = [member.name for member in members]
-    return _with_fields(node, fields)
-
-
-def _pairs_of(node: Node) -> list[tuple[str, Node]]:
-    return [(name, v) for k, v in mapping_pairs(node) or [] if (name := text(k)) is not None]
-
-
-def _with_fields(node: Node, fields: Mapping[str, Node]) -> Node:
-    """Return the mapping with other values for some of its keys; the same object without any."""
-    if not fields:
-        return node
-    items: list[Node] = []
-    for key, value in mapping_pairs(node) or []:
-        items += (key, fields.get(text(key) or "", value))
-    return with_items(node, items)

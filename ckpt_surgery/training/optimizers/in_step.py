@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Final, Literal, TypeAlias
@@ -14,42 +14,28 @@ from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.tensor_calls import build
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.training.documents import Action, OptimizerChange
-from ckpt_surgery.training.optimizers.edit import (
-    HINT,
-    Edited,
-    Groups,
-    MomentChange,
-    Target,
-    align,
-    remove,
-    rename,
+from ckpt_surgery.training.optimizers.differences import (
+    ChosenGroups,
+    Difference,
+    Differences,
+    MomentChanges,
+    Parameters,
+    Sources,
 )
+from ckpt_surgery.training.optimizers.edit import align, remove, rename
+from ckpt_surgery.training.optimizers.members import HINT, Edited, Groups, MomentChange, Target
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, read_optimizer
 from ckpt_surgery.training.optimizers.survey import (
     FoundOptimizer,
     find,
     is_called_optimizer,
-    qualified,
     unknown_optimizers,
 )
-from ckpt_surgery.training.parameters import Inventory, Parameter
 
 _MOST_NAMED: Final = 4  # state dicts in a message
 
 OptimizerChoice: TypeAlias = Literal["auto", "keep", "drop"]
 """Keep optimizers in step or refuse; leave them as they are; leave them out."""
-
-Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
-"""By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
-
-Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
-"""By the path of a state dict, the parameters of the model that is to load it, in its order."""
-
-ChosenGroups: TypeAlias = Callable[[str], int | None]
-"""By the name of a parameter, the position of the group that it joins if it is new."""
-
-MomentChanges: TypeAlias = Mapping[str, Mapping[str, MomentChange]]
-"""By the path of a state dict and a parameter's new name there, what is done to its moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +83,7 @@ def keep_in_step(
         return InStep(after)
     found = find(before)
     present = {other.path for other in after.others}
-    differences = _Differences(after, sources or {}, parameters or {}, moments or {}, homes)
+    differences = Differences(after, sources or {}, parameters or {}, moments or {}, homes)
     changes: list[OptimizerChange] = []
     edited: list[tuple[FoundOptimizer, Edited]] = []
     for optimizer in found:
@@ -159,8 +145,8 @@ def _is_touched(optimizer: FoundOptimizer, before: Checkpoint, after: Checkpoint
 
 
 def _difference(
-    optimizer: FoundOptimizer, known: _Differences, choice: OptimizerChoice
-) -> _Difference | None:
+    optimizer: FoundOptimizer, known: Differences, choice: OptimizerChoice
+) -> Difference | None:
     """Return what happened to the model of an optimizer; None if nothing that concerns it."""
     possible: list[tuple[StateDict, ...]] = [(rival,) for rival in optimizer.rivals]
     if optimizer.model is not None:
@@ -182,7 +168,7 @@ def _difference(
     return first
 
 
-def _stays_in_step(optimizer: FoundOptimizer, known: _Differences) -> bool:
+def _stays_in_step(optimizer: FoundOptimizer, known: Differences) -> bool:
     """Return whether an optimizer that is left as it is is certainly in step nevertheless."""
     try:
         difference = _difference(optimizer, known, "auto")
@@ -219,145 +205,7 @@ def _entries_of(found: Sequence[FoundOptimizer], changes: Sequence[OptimizerChan
     return entries
 
 
-@dataclass(frozen=True, slots=True)
-class _Difference:
-    """What an edit did to the parameters that an optimizer may hold: each new one's origin.
-
-    `gone` are old names, `renamed` old to new ones. `moments` says by new names what is done to
-    the moments of a parameter that is not the same as it was.
-    """
-
-    targets: tuple[Target, ...]
-    gone: tuple[str, ...]
-    renamed: Mapping[str, str]
-    reordered: bool
-    moments: Mapping[str, MomentChange]
-
-    @classmethod
-    def of(
-        cls,
-        state_dicts: Sequence[StateDict],
-        after: Checkpoint,
-        sources: Sources,
-        parameters: Parameters,
-        moments: MomentChanges,
-        homes: ChosenGroups | None,
-    ) -> _Difference:
-        new = {s.path: s for s in after.state_dicts}
-        targets: list[Target] = []
-        old_names: list[str] = []
-        changed: dict[str, MomentChange] = {}
-        for old_dict in state_dicts:
-            old = Inventory.of_state_dict(old_dict).parameters
-            old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
-            new_dict = new.get(old_dict.path)
-            if new_dict is None:
-                continue
-            lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
-            own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
-            for parameter in own:
-                source, anew = lineage.of(parameter)
-                name = qualified(state_dicts, old_dict, parameter.name)
-                origin = None if source is None else qualified(state_dicts, old_dict, source.name)
-                change = moments.get(old_dict.path, {}).get(parameter.name)
-                reshaped = source is not None and source.shape != parameter.shape
-                other = reshaped or (source is not None and change is not None)
-                home = homes(parameter.name) if homes is not None and source is None else None
-                axes = len((source or parameter).shape)
-                targets.append(Target(name, origin, reset=anew or other, ndim=axes, home=home))
-                if change is not None and other and not anew:
-                    changed[name] = change
-        kept = [target.source for target in targets if target.source is not None]
-        known = set(kept)
-        places = {name: i for i, name in enumerate(old_names)}
-        order = [places[name] for name in kept]
-        return cls(
-            tuple(targets),
-            tuple(name for name in old_names if name not in known),
-            {t.source: t.name for t in targets if t.source not in (None, t.name) and t.source},
-            order != sorted(order),
-            changed,
-        )
-
-    @property
-    def any(self) -> bool:
-        return bool(self.gone or self.renamed or self.is_deep)
-
-    @property
-    def is_deep(self) -> bool:
-        """Whether there is more to it than names that went or changed."""
-        return self.reordered or any(t.source is None or t.reset for t in self.targets)
-
-
-class _Differences:
-    """What an edit did to each model, looked at once for all the optimizers that may train it."""
-
-    def __init__(
-        self,
-        after: Checkpoint,
-        sources: Sources,
-        parameters: Parameters,
-        moments: MomentChanges,
-        homes: ChosenGroups | None,
-    ) -> None:
-        self._after, self._given = after, (sources, parameters, moments, homes)
-        self._known: dict[tuple[int, ...], _Difference] = {}
-
-    def of(self, state_dicts: tuple[StateDict, ...]) -> _Difference:
-        """Return the difference of these state dicts, which must be those from before the edit."""
-        key = tuple(map(id, state_dicts))
-        if key not in self._known:
-            self._known[key] = _Difference.of(state_dicts, self._after, *self._given)
-        return self._known[key]
-
-
-class _Lineage:
-    """Which old parameter a new one continues; an old one is given away once."""
-
-    def __init__(
-        self,
-        old_dict: StateDict,
-        old: Sequence[Parameter],
-        new_dict: StateDict,
-        sources: Mapping[str, str | None],
-    ) -> None:
-        self._nodes = {entry.name: entry.node for entry in new_dict.entries}
-        self._by_name = {name: p for p in old for name in p.names}
-        self._by_node = {
-            id(entry.node): self._by_name[entry.name]
-            for entry in reversed(old_dict.entries)
-            if entry.node is not None and entry.name in self._by_name
-        }
-        self._names_of_node = {(entry.name, id(entry.node)) for entry in old_dict.entries}
-        self._sources = sources
-        self._given: set[str] = set()
-
-    def of(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
-        """Return the old parameter, and whether the new one begins anew nevertheless."""
-        source, anew = self._find(parameter)
-        if source is None or source.name in self._given:
-            return None, False
-        self._given.add(source.name)
-        return source, anew
-
-    def _find(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
-        nodes = self._nodes
-        for name in parameter.names:
-            if name in self._sources:
-                origin = self._sources[name]
-                if origin is not None:
-                    return self._by_name.get(origin), False
-                return self._by_name.get(name), True
-        for name in parameter.names:
-            if (name, id(nodes[name])) in self._names_of_node:
-                return self._by_name[name], False
-        for name in parameter.names:
-            if nodes[name] is not None and id(nodes[name]) in self._by_node:
-                return self._by_node[id(nodes[name])], False
-        return next((self._by_name[n] for n in parameter.names if n in self._by_name), None), False
-
-
-def _update(optimizer: FoundOptimizer, difference: _Difference) -> tuple[Edited, OptimizerChange]:
+def _update(optimizer: FoundOptimizer, difference: Difference) -> tuple[Edited, OptimizerChange]:
     """Return the edited optimizer, and what changed."""
     reader = TensorReader()
     try:
@@ -383,7 +231,7 @@ def _update(optimizer: FoundOptimizer, difference: _Difference) -> tuple[Edited,
 
 
 def _edit(
-    optimizer: FoundOptimizer, difference: _Difference, reader: TensorReader
+    optimizer: FoundOptimizer, difference: Difference, reader: TensorReader
 ) -> tuple[Edited, list[str]]:
     state, correspondence = optimizer.state, optimizer.correspondence
     if difference.is_deep:
@@ -398,7 +246,7 @@ def _edit(
 
 
 def _with_moments(
-    optimizer: FoundOptimizer, difference: _Difference, reader: TensorReader
+    optimizer: FoundOptimizer, difference: Difference, reader: TensorReader
 ) -> tuple[list[Target], list[str]]:
     """Return the targets, those of a new shape with moments that
     have it too, as far as that goes.

@@ -1,0 +1,162 @@
+"""Tell what an edit did to the parameters that an optimizer may hold: each new one's origin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.training.optimizers.members import MomentChange, Target
+from ckpt_surgery.training.optimizers.survey import qualified
+from ckpt_surgery.training.parameters import Inventory, Parameter
+
+Sources: TypeAlias = Mapping[str, Mapping[str, str | None]]
+"""By the path of a state dict, old names by new ones; None for a parameter that begins anew."""
+
+Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
+"""By the path of a state dict, the parameters of the model that is to load it, in its order."""
+
+ChosenGroups: TypeAlias = Callable[[str], int | None]
+"""By the name of a parameter, the position of the group that it joins if it is new."""
+
+MomentChanges: TypeAlias = Mapping[str, Mapping[str, MomentChange]]
+"""By the path of a state dict and a parameter's new name there, what is done to its moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What an edit did to the parameters that an optimizer may hold: each new one's origin.
+
+    `gone` are old names, `renamed` old to new ones. `moments` says by new names what is done to
+    the moments of a parameter that is not the same as it was.
+    """
+
+    targets: tuple[Target, ...]
+    gone: tuple[str, ...]
+    renamed: Mapping[str, str]
+    reordered: bool
+    moments: Mapping[str, MomentChange]
+
+    @classmethod
+    def of(
+        cls,
+        state_dicts: Sequence[StateDict],
+        after: Checkpoint,
+        sources: Sources,
+        parameters: Parameters,
+        moments: MomentChanges,
+        homes: ChosenGroups | None,
+    ) -> Difference:
+        new = {s.path: s for s in after.state_dicts}
+        targets: list[Target] = []
+        old_names: list[str] = []
+        changed: dict[str, MomentChange] = {}
+        for old_dict in state_dicts:
+            old = Inventory.of_state_dict(old_dict).parameters
+            old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
+            new_dict = new.get(old_dict.path)
+            if new_dict is None:
+                continue
+            lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
+            own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
+            for parameter in own:
+                source, anew = lineage.of(parameter)
+                name = qualified(state_dicts, old_dict, parameter.name)
+                origin = None if source is None else qualified(state_dicts, old_dict, source.name)
+                change = moments.get(old_dict.path, {}).get(parameter.name)
+                reshaped = source is not None and source.shape != parameter.shape
+                other = reshaped or (source is not None and change is not None)
+                home = homes(parameter.name) if homes is not None and source is None else None
+                axes = len((source or parameter).shape)
+                targets.append(Target(name, origin, reset=anew or other, ndim=axes, home=home))
+                if change is not None and other and not anew:
+                    changed[name] = change
+        kept = [target.source for target in targets if target.source is not None]
+        known = set(kept)
+        places = {name: i for i, name in enumerate(old_names)}
+        order = [places[name] for name in kept]
+        return cls(
+            tuple(targets),
+            tuple(name for name in old_names if name not in known),
+            {t.source: t.name for t in targets if t.source not in (None, t.name) and t.source},
+            order != sorted(order),
+            changed,
+        )
+
+    @property
+    def any(self) -> bool:
+        return bool(self.gone or self.renamed or self.is_deep)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether there is more to it than names that went or changed."""
+        return self.reordered or any(t.source is None or t.reset for t in self.targets)
+
+
+class Differences:
+    """What an edit did to each model, looked at once for all the optimizers that may train it."""
+
+    def __init__(
+        self,
+        after: Checkpoint,
+        sources: Sources,
+        parameters: Parameters,
+        moments: MomentChanges,
+        homes: ChosenGroups | None,
+    ) -> None:
+        self._after, self._given = after, (sources, parameters, moments, homes)
+        self._known: dict[tuple[int, ...], Difference] = {}
+
+    def of(self, state_dicts: tuple[StateDict, ...]) -> Difference:
+        """Return the difference of these state dicts, which must be those from before the edit."""
+        key = tuple(map(id, state_dicts))
+        if key not in self._known:
+            self._known[key] = Difference.of(state_dicts, self._after, *self._given)
+        return self._known[key]
+
+
+class _Lineage:
+    """Which old parameter a new one continues; an old one is given away once."""
+
+    def __init__(
+        self,
+        old_dict: StateDict,
+        old: Sequence[Parameter],
+        new_dict: StateDict,
+        sources: Mapping[str, str | None],
+    ) -> None:
+        self._nodes = {entry.name: entry.node for entry in new_dict.entries}
+        self._by_name = {name: p for p in old for name in p.names}
+        self._by_node = {
+            id(entry.node): self._by_name[entry.name]
+            for entry in reversed(old_dict.entries)
+            if entry.node is not None and entry.name in self._by_name
+        }
+        self._names_of_node = {(entry.name, id(entry.node)) for entry in old_dict.entries}
+        self._sources = sources
+        self._given: set[str] = set()
+
+    def of(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
+        """Return the old parameter, and whether the new one begins anew nevertheless."""
+        source, anew = self._find(parameter)
+        if source is None or source.name in self._given:
+            return None, False
+        self._given.add(source.name)
+        return source, anew
+
+    def _find(self, parameter: Parameter) -> tuple[Parameter | None, bool]:
+        nodes = self._nodes
+        for name in parameter.names:
+            if name in self._sources:
+                origin = self._sources[name]
+                if origin is not None:
+                    return self._by_name.get(origin), False
+                return self._by_name.get(name), True
+        for name in parameter.names:
+            if (name, id(nodes[name])) in self._names_of_node:
+                return self._by_name[name], False
+        for name in parameter.names:
+            if nodes[name] is not None and id(nodes[name]) in self._by_node:
+                return self._by_node[id(nodes[name])], False
+        return next((self._by_name[n] for n in parameter.names if n in self._by_name), None), False
