@@ -14,7 +14,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from ckpt_surgery import Output, convert, read
-from ckpt_surgery.cli.main import cli
+from ckpt_surgery.cli.main import COMMANDS, cli
+from ckpt_surgery.edits.registry import KINDS
 from ckpt_surgery.errors import CkptError, UsageError
 from ckpt_surgery.formats import registry
 
@@ -112,6 +113,71 @@ class TestFormat:
         assert (whole.exit_code, "no-checksum" in whole.stdout) == (0, True)
         (out / "e.npy").write_bytes(b"no array here")
         assert ckpt("verify", out).exit_code == 2
+
+
+class TestEdit:
+    RECIPE = """
+[inputs]
+net = "x.pth"
+
+[[steps]]
+edits = [{ edit = "negate", state_dict = "", name = "a.weight" }]
+
+[[outputs]]
+file = "negative.pth"
+"""
+
+    @pytest.fixture(autouse=True)
+    def added(self, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+        monkeypatch.setitem(KINDS, "negate", "negate_edit:Negate")
+        monkeypatch.chdir(file.parent)
+
+    def test_toy_edit_is_a_step_of_a_recipe_and_its_report_replays(
+        self, weights: dict[str, torch.Tensor]
+    ) -> None:
+        Path("negate.toml").write_text(self.RECIPE)
+        done = ckpt("apply", "negate.toml", "--json")
+        assert done.exit_code == 0, done.output
+        written = torch.load("negative.pth")
+        assert torch.equal(written["a.weight"], -weights["a.weight"])
+        assert torch.equal(written["a.view"], weights["a.view"])
+        edit = {"edit": "negate", "state_dict": "", "name": "a.weight"}
+        document = json.loads(done.stdout)
+        assert document["steps"][0]["plan"] == [edit]
+        Path("report.json").write_text(done.stdout)
+        again = ckpt("apply", "report.json", "-o", "again.pth")
+        assert again.exit_code == 0, again.output
+        assert Path("again.pth").read_bytes() == Path("negative.pth").read_bytes()
+
+    def test_without_its_row_the_toy_edit_is_refused_by_name(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delitem(KINDS, "negate")
+        Path("negate.toml").write_text(self.RECIPE)
+        refused = ckpt("apply", "negate.toml")
+        assert refused.exit_code == 2
+        assert "there is no edit 'negate'" in refused.stderr
+        assert not Path("negative.pth").exists()
+
+
+class TestVerb:
+    @pytest.fixture(autouse=True)
+    def added(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        row = ("largest_verb:largest", "Name the tensor with the most elements.")
+        monkeypatch.setitem(COMMANDS, "largest", row)
+
+    def test_toy_verb_runs_with_the_errors_and_the_help_of_the_others(
+        self, file: Path, tmp_path: Path
+    ) -> None:
+        found = ckpt("largest", file)
+        assert (found.exit_code, found.stdout) == (0, "a.weight\n")
+        assert "Name the tensor with the most elements." in ckpt("--help").stdout
+        assert "Usage: " in ckpt("help", "largest").stdout
+        torch.save({}, tmp_path / "empty.pth")
+        refused = ckpt("largest", tmp_path / "empty.pth")
+        assert refused.exit_code == 2
+        assert refused.stderr.startswith("error: there is no tensor\nhint: ")
+        assert ckpt("largets", file).stderr.endswith("did you mean 'largest'?\n")
 
 
 def installed(tmp_path: Path) -> dict[str, str]:

@@ -17,22 +17,40 @@ from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.pickles.collector import freeze_what_is_made
 
-# Name: module, object in it, and its one line of help, which shows without importing it.
-COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
-    "inspect": ("inspect", "inspect", "Show what a checkpoint holds."),
-    "strip": ("strip", "strip", "Remove entries from a checkpoint."),
-    "rename": ("rename", "rename", "Rename the entries of a checkpoint."),
-    "edit": ("edit", "edit", "Edit what tensors hold."),
-    "convert": ("convert", "convert", "Write any readable file in another format."),
-    "match": ("match", "match", "Say what load_state_dict would say."),
-    "fit": ("fit", "fit", "Write a checkpoint that loads strictly into a model."),
-    "merge": ("merge", "merge", "Merge checkpoints into one."),
-    "apply": ("apply", "apply", "Carry out a recipe, or do again what a report says."),
-    "freeze-plan": ("freeze_plan", "freeze_plan", "Decide what trains and how."),
-    "verify": ("verify", "verify", "Say whether a file is whole and safe to load."),
-    "diff": ("diff", "diff", "Say what differs between two checkpoints."),
-    "hash": ("hash", "hash_", "Say what a model is by one digest."),
-    "completion": ("completion", "completion", "Print a script that completes ckpt in a shell."),
+# Name: module and object, and its one line of help, which shows without importing it.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "inspect": ("ckpt_surgery.cli.commands.inspect:inspect", "Show what a checkpoint holds."),
+    "strip": ("ckpt_surgery.cli.commands.strip:strip", "Remove entries from a checkpoint."),
+    "rename": ("ckpt_surgery.cli.commands.rename:rename", "Rename the entries of a checkpoint."),
+    "edit": ("ckpt_surgery.cli.commands.edit:edit", "Edit what tensors hold."),
+    "convert": (
+        "ckpt_surgery.cli.commands.convert:convert",
+        "Write any readable file in another format.",
+    ),
+    "match": ("ckpt_surgery.cli.commands.match:match", "Say what load_state_dict would say."),
+    "fit": (
+        "ckpt_surgery.cli.commands.fit:fit",
+        "Write a checkpoint that loads strictly into a model.",
+    ),
+    "merge": ("ckpt_surgery.cli.commands.merge:merge", "Merge checkpoints into one."),
+    "apply": (
+        "ckpt_surgery.cli.commands.apply:apply",
+        "Carry out a recipe, or do again what a report says.",
+    ),
+    "freeze-plan": (
+        "ckpt_surgery.cli.commands.freeze_plan:freeze_plan",
+        "Decide what trains and how.",
+    ),
+    "verify": (
+        "ckpt_surgery.cli.commands.verify:verify",
+        "Say whether a file is whole and safe to load.",
+    ),
+    "diff": ("ckpt_surgery.cli.commands.diff:diff", "Say what differs between two checkpoints."),
+    "hash": ("ckpt_surgery.cli.commands.hash:hash_", "Say what a model is by one digest."),
+    "completion": (
+        "ckpt_surgery.cli.commands.completion:completion",
+        "Print a script that completes ckpt in a shell.",
+    ),
 }
 
 # What people know from their shells.
@@ -55,10 +73,11 @@ class _LazyGroup(click.Group):
     ) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, name, _ = COMMANDS[cmd_name]
-        command = getattr(import_module(f"ckpt_surgery.cli.commands.{module}"), name)
+        home, _ = COMMANDS[cmd_name]
+        module, _, name = home.partition(":")
+        command = getattr(import_module(module), name)
         if not isinstance(command, click.Command):
-            raise TypeError(f"{module}.{name} is no command")
+            raise TypeError(f"{home} is no command")
         return command
 
     def resolve_command(
@@ -92,12 +111,12 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         commands = [
             CompletionItem(name, help=text)
-            for name, (_, _, text) in COMMANDS.items()
+            for name, (_, text) in COMMANDS.items()
             if name.startswith(incomplete)
         ]
         return commands + click.Command.shell_complete(self, ctx, incomplete)

@@ -84,7 +84,7 @@ def test_every_command_has_the_help_of_the_table_and_examples(name):
         command = cli.get_command(context, name)
     assert command is not None
     assert command.name == name
-    assert command.get_short_help_str(limit=200) == COMMANDS[name][2]
+    assert command.get_short_help_str(limit=200) == COMMANDS[name][1]
     assert "\b\nExamples:\n  " in cleandoc(command.help or "")
     options = [p for p in command.params if isinstance(p, click.Option)]
     assert all(option.help for option in options)
@@ -135,6 +135,6 @@ def test_unknown_command_is_none():
 
 
 def test_object_that_is_no_command_is_a_bug(monkeypatch):
-    monkeypatch.setitem(COMMANDS, "odd", ("strip", "output_options", "Odd."))
+    monkeypatch.setitem(COMMANDS, "odd", ("ckpt_surgery.cli.commands.strip:output_options", "Odd."))
     with click.Context(cli) as context, pytest.raises(TypeError, match="no command"):
         cli.get_command(context, "odd")
