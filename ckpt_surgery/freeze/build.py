@@ -296,6 +296,10 @@ def _enter(groups: dict[str, Group], group: Group) -> str:
 
 def _undecayed(draft: _Draft, recipe: FreezeRecipe) -> frozenset[str]:
     chosen: set[str] = set()
+    structure = draft.inventory.structure
+    said = None if structure is None else structure.undecayed
+    if said is not None and all(choice in recipe.no_decay for choice in NO_DECAY_DEFAULT):
+        chosen.update(said)
     for choice in recipe.no_decay:
         if choice == "bias":
             chosen.update(p.name for p in draft.inventory.parameters if p.is_bias)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.freeze.asked import Answers, ask
 from ckpt_surgery.freeze.build import FreezeRecipe, build
 from ckpt_surgery.freeze.plan import FreezeSchedule, PlannedParameter
 from ckpt_surgery.training.parameters import Inventory, ModuleKind, NamedEntry, Structure
@@ -188,7 +189,28 @@ def inventory_of(model: nn.Module) -> Inventory:
     kinds = {_bare(path, hidden): _kind(module) for path, module in model.named_modules()}
     kinds.pop("", None)
     children = dict.fromkeys(path for path in kinds if "." not in path)
-    return Inventory.of(entries, Structure(tuple(children), kinds))
+    inner = _inner(model, hidden)
+    said = Answers() if inner is None else ask(inner)
+    return Inventory.of(
+        entries,
+        Structure(tuple(children), kinds, said.layers, said.undecayed, said.classifier),
+    )
+
+
+def _inner(model: nn.Module, hidden: frozenset[str]) -> nn.Module | None:
+    """The model inside its wrappers; None if it has others deeper inside, so changing its names."""
+    path = ""
+    for depth, path in enumerate(sorted(hidden, key=len), 1):
+        if len(path.split(".")) != depth or not all(p in hidden for p in _parents(path)):
+            return None
+    inside: nn.Module = model.get_submodule(path)
+    return inside
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 class _Names:

@@ -26,6 +26,7 @@ _BUFFERS: Final = frozenset({*_STATISTICS, "relative_coords_table"})
 _AUXILIARY: Final = re.compile("aux|dist", re.IGNORECASE)
 _NUMBERED: Final = re.compile(r"\d[a-z]?$")
 _LONGEST_NAME: Final = 1024  # characters; a longer one names no module, but could fill the memory
+_NESTED: Final = ".blocks."
 _PARALLEL: Final = re.compile("branch|path|stream", re.IGNORECASE)
 
 
@@ -85,11 +86,16 @@ class Parameter:
 class Structure:
     """What a live model adds: the names of its direct children, and the kind of every module.
 
-    `modules` is in the order of `named_modules()`, the root (``""``) left out.
+    `modules` is in the order of `named_modules()`, the root (``""``) left out. A model that says so
+    gives the `layers` of its parameters, counted from the input, the `undecayed` ones that are
+    spared from weight decay, and those of its output layer, the `classifier`.
     """
 
     children: tuple[str, ...]
     modules: Mapping[str, ModuleKind]
+    layers: Mapping[str, int] | None = None
+    undecayed: frozenset[str] | None = None
+    classifier: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,13 @@ class Inventory:
     def head(self) -> frozenset[str]:
         """Names of the output layer's parameters, auxiliary classifiers included.
 
-        The output layer is the module that owns the last parameter of two or more dimensions; a
-        module with ``aux`` or ``dist`` in its path belongs to it if it ends with as many outputs.
+        It is what the model says (``get_classifier``), else the module that owns the last parameter
+        of two or more dimensions; a module with ``aux`` or ``dist`` in its path belongs to it if it
+        ends with as many outputs.
         """
+        if self.structure is not None and self.structure.classifier:
+            said = self.structure.classifier
+            return frozenset(n for p in self.parameters if said & {*p.names} for n in p.names)
         matrices = [p for p in self.parameters if len(p.shape) >= 2]
         if not matrices:
             return frozenset()
@@ -180,11 +190,17 @@ class Inventory:
     def layers(self) -> tuple[int, ...]:
         """The layer of each parameter, counted from the input: 0 is the stem, the last the head.
 
-        This is timm's order (`param_groups_layer_decay` over `group_matcher(coarse=False)`, after
-        BEiT's `get_num_layer_for_vit`): the stem, then every block, then the head; a
-        normalisation between two layers belongs to the one before it. Blocks are found from
-        names: the first run of numbered segments (``layer1.0``, ``blocks.11``, ``features.3``).
+        A model may say them itself. Else this is timm's order (`param_groups_layer_decay` over
+        `group_matcher(coarse=False)`, after BEiT's `get_num_layer_for_vit`): the stem, then every
+        block, then the head; a normalisation between two layers belongs to the one before it.
+        Blocks are found from names: the first run of numbered segments (``layer1.0``,
+        ``blocks.11``, ``features.3``), and the blocks of a numbered stage (``stages.1.blocks.2``),
+        of which the first has what else is in its stage.
         """
+        said = None if self.structure is None else self.structure.layers
+        if said is not None:
+            last = max(said.values())
+            return tuple(said.get(p.name, last) for p in self.parameters)
         keys = _layer_keys(self.parameters)
         matrices = {key for key, p in zip(keys, self.parameters, strict=True) if len(p.shape) > 1}
         numbers: dict[str, int] = {}
@@ -271,10 +287,16 @@ def _layer_keys(parameters: tuple[Parameter, ...]) -> list[str]:
         for parent, stems in siblings.items()
         if len(stems) == 1 and not _PARALLEL.search(min(stems))
     }
+    blocks = [_block(tuple(p.module.split(".")), inner, lists) for p in parameters]
+    firsts: dict[str, str] = {}  # of the stages that have blocks of their own
+    for block in blocks:
+        stage, found, _ = (block or "").rpartition(_NESTED)
+        if found and block is not None:
+            firsts.setdefault(stage, block)
     keys: list[str] = []
     seen_block = False
-    for parameter in parameters:
-        block = _block(tuple(parameter.module.split(".")), inner, lists)
+    for parameter, own in zip(parameters, blocks, strict=True):
+        block = firsts.get(own, own) if own is not None else None
         seen_block = seen_block or block is not None
         keys.append(block or (f"module {parameter.module}" if seen_block else "stem"))
     return keys
@@ -288,6 +310,7 @@ def _block(
     A bare number always counts (``features.3``). A name that ends in one counts if it has modules
     below it (``layer1``, not ``conv1``) and, within a run, if its siblings differ in nothing
     but the number and are no branches (``denseblock1.denselayer2``, not ``inception3a.branch2``).
+    The blocks of a numbered stage count one by one.
     """
     end = None
     for depth, segment in enumerate(path, start=1):
@@ -296,7 +319,12 @@ def _block(
             end = depth
         elif end is not None:
             break
-    return None if end is None else ".".join(path[:end])
+    if end is None:
+        return None
+    nested = path[end : end + 2]
+    if path[end - 1].isdecimal() and nested[:1] == ("blocks",) and nested[-1].isdecimal():
+        end += 2
+    return ".".join(path[:end])
 
 
 def _stem(segment: str) -> str:
