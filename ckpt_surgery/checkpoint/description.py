@@ -219,7 +219,8 @@ class Checkpoint:
     The graph (`root`) is what the reader found and is never changed. What differs from it is said
     here, and carried out by the writer: state dicts whose entries differ from their node's items,
     the `dropped` among the other entries, `moved` tensors by the identity of their node, and
-    other nodes that are `replaced`, by theirs.
+    other nodes that are `replaced`, by theirs. `devices` says which device is written in the place
+    of one that tensors were saved on.
     `architecture` is what a file beside the weights calls the model, if one does.
     `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
     written again.
@@ -237,6 +238,7 @@ class Checkpoint:
     dropped: tuple[Other, ...] = ()
     moved: Mapping[int, Tensor] = field(default_factory=dict)
     replaced: Mapping[int, object] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)
     architecture: str = ""
 
     def __enter__(self) -> Checkpoint:

@@ -20,6 +20,10 @@ _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
     "Which names": (
         *("pattern", "prefix", "glob", "name", "keys_from", "keep", "allow_unmatched", "at"),
     ),
+    "What is written": (
+        *("plain", "device", "allow_loss", "sidecar", "metadata", "duplicate_ties"),
+        "max_shard_size",
+    ),
     "Output": (
         *("output", "in_place", "force", "fsync", "output_format", "hash_name", "dry_run"),
         *("record",),

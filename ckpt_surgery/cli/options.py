@@ -166,6 +166,17 @@ new_file_options = all_of(
         help="Most bytes in one shard: '5GB', '200MB'. For a sharded output; by default the "
         "input's own shards, or 5GB.",
     ),
+    click.option(
+        "--device",
+        type=click.Choice(["cpu"]),
+        help="Say of all tensors that they were saved on the CPU, wherever they were.",
+    ),
+    click.option(
+        "--plain",
+        is_flag=True,
+        help="Write numpy scalars, Namespaces and paths as plain values, which "
+        "torch.load(weights_only=True) takes.",
+    ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(
         "--record",
@@ -276,6 +287,8 @@ def output_of(ctx: click.Context) -> Output:
             _metadata(given["metadata"]), given["duplicate_ties"], size_of(given["max_shard_size"])
         ),
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
+        device=given["device"],
+        plain=given["plain"],
         beside=() if record is None else (Role("'--record'", record),),
     )
 
@@ -287,6 +300,11 @@ def size_of(text: str | None) -> int | None:
     from ckpt_surgery.formats.sharded_write import parse_shard_size
 
     return parse_shard_size(text)
+
+
+def changes_all(ctx: click.Context) -> bool:
+    """Return whether the output options change what is written, so that no rule is needed."""
+    return bool(ctx.params.get("plain") or ctx.params.get("device"))
 
 
 def _metadata(items: Sequence[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ckpt_surgery.edits.places import not_there
 from ckpt_surgery.edits.registry import find_moment_change, kind_of_moment_change
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import walk
+from ckpt_surgery.torch_objects.mappings import mapping_length
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.training.optimizers import (
     FoundOptimizer,
@@ -78,7 +79,8 @@ def _require_untouched(checkpoint: Checkpoint, optimizers: Iterable[FoundOptimiz
         return
     for optimizer in optimizers:
         for node in walk(optimizer.state.node):
-            if id(node) in checkpoint.replaced and node is not optimizer.source:
+            touched = id(node) in checkpoint.replaced and mapping_length(node) is not None
+            if touched and node is not optimizer.source:
                 raise PlanError(
                     "parts of it were edited before its model was",
                     entry=optimizer.path,

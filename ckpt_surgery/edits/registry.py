@@ -29,6 +29,8 @@ KINDS: Final[dict[str, str]] = {
     "rename-entry": "ckpt_surgery.edits.entries:RenameEntry",
     "wrap": "ckpt_surgery.edits.entries:Wrap",
     "unwrap": "ckpt_surgery.edits.entries:Unwrap",
+    "plain": "ckpt_surgery.edits.plain:ToPlain",
+    "set-device": "ckpt_surgery.edits.device:SetDevice",
     "set-metadata": "ckpt_surgery.edits.metadata:SetMetadata",
     "permute": "ckpt_surgery.edits.rearrange:Permute",
     "transpose": "ckpt_surgery.edits.rearrange:Transpose",

@@ -13,6 +13,7 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.compact import Compact
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.drop import Drop
+from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import follow_base
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.narrow import OnlyStateDict
@@ -60,7 +61,8 @@ def carry_out(
     if scope.state_dict_only:
         more.append(OnlyStateDict(the_state_dict(after, scope.at).path))
         after = more[-1].apply(after, inputs)
-    return Edited(before, after, (*edits, *more), changes, ties)
+    after, last = finishing(after, output)
+    return Edited(before, after, (*edits, *more, *last), changes, ties)
 
 
 @dataclass(frozen=True, slots=True)

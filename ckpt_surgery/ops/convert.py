@@ -8,6 +8,7 @@ from typing import Any
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.edits.convert import Convert, set_metadata
+from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PathLike
@@ -67,8 +68,9 @@ def convert(
     target.check()
     with read(source) as checkpoint:
         narrowing = asked.plan(checkpoint).plan
-        converted = narrowing.apply(for_output(checkpoint, target))
-        return _report(checkpoint, narrowing, write(converted, target))
+        converted, last = finishing(narrowing.apply(for_output(checkpoint, target)), target)
+        plan = Plan((*narrowing.edits, *last))
+        return _report(checkpoint, plan, write(converted, target))
 
 
 def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:

@@ -13,6 +13,7 @@ from ckpt_surgery.checkpoint.select import choose_state_dicts, the_state_dict
 from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.compute.elements import can_load
 from ckpt_surgery.edits.convert import conversion
+from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import following
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
@@ -75,9 +76,10 @@ def fit(
         fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
         if asked.emit_map is not None:
             _write_map(asked.emit_map, fitting.fitted, force=target.force)
-        written = write(fitting.result, target, inputs=aim.sources)
+        fitted, last = finishing(fitting.result, target)
+        written = write(fitted, target, inputs=aim.sources)
         result = written.checkpoint
-        edits = (*fitting.planned.plan.edits, *conversion(checkpoint.format, written))
+        edits = (*fitting.planned.plan.edits, *last, *conversion(checkpoint.format, written))
         return FitReport(
             inputs=(checkpoint.file.name, *aim.inputs),
             output=written.output,

@@ -31,7 +31,8 @@ class RenameRequest:
     Every state dict in the file is renamed, or those at the paths `at`; ``_metadata`` follows, and
     so do the names that an optimizer stores. `optimizer` and `state_dict_only` are as for `strip`.
     `entries` are pairs of a path beside (or of) the weights and the key that it gets; with `wrap`
-    everything becomes the one entry of that name of a dictionary.
+    everything becomes the one entry of that name of a dictionary. With `allow_nothing` it is no
+    error if nothing is to be renamed.
 
     Raises `UsageError` for choices that contradict each other.
     """
@@ -42,6 +43,7 @@ class RenameRequest:
     state_dict_only: bool = False
     entries: Sequence[tuple[str, str]] = ()
     wrap: str | None = None
+    allow_nothing: bool = False
 
     def __post_init__(self) -> None:
         if self.wrap is not None and (not self.wrap or "/" in self.wrap):
@@ -59,7 +61,8 @@ class RenameRequest:
         `NameCollisionError` if two entries would get one name.
         """
         planned = Planned(Plan())
-        if self.rules or not (self.entries or self.wrap or self.state_dict_only):
+        others = self.entries or self.wrap or self.state_dict_only or self.allow_nothing
+        if self.rules or not others:
             planned = plan_rename(checkpoint, self.rules, at=self.at)
         if self.state_dict_only:
             planned = narrowed(checkpoint, planned, self.at, self.optimizer)

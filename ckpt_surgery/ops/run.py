@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.edits.averages import DropStateDict
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename
 from ckpt_surgery.errors import PathLike, about_file
@@ -32,8 +34,9 @@ def edit(
         before = for_output(checkpoint, target)
         with about_file(checkpoint.file.name):
             planned = build(before)
-        written = write(planned.plan.apply(before), target)
-        return _report(command, checkpoint, planned, written)
+        edited, last = finishing(planned.plan.apply(before), target)
+        planned = replace(planned, plan=Plan((*planned.plan.edits, *last)))
+        return _report(command, checkpoint, planned, write(edited, target))
 
 
 def _report(command: str, before: Checkpoint, planned: Planned, written: Written) -> EditReport:

@@ -40,7 +40,7 @@ class StripRequest:
 
     `entries` are paths, or globs of paths, of what lies beside the weights and is to go; with
     `keep_entries` all others go. `unwrap` makes the only entry of the dictionary around everything
-    the whole file.
+    the whole file. With `allow_nothing` it is no error if nothing is to be removed.
 
     Raises `UsageError` for choices that contradict each other.
     """
@@ -55,6 +55,7 @@ class StripRequest:
     entries: Sequence[str] = ()
     keep_entries: bool = False
     unwrap: bool = False
+    allow_nothing: bool = False
 
     def __post_init__(self) -> None:
         if self.ema and not self.training_state:
@@ -95,7 +96,10 @@ class StripRequest:
             at=self.at,
             training_state=TrainingStates().kind if self.training_state else None,
             compact=self.compact,
-            or_nothing=bool(self.entries) or self.unwrap or self.state_dict_only,
+            or_nothing=bool(self.entries)
+            or self.unwrap
+            or self.state_dict_only
+            or self.allow_nothing,
         )
         planned = replace(
             planned,

@@ -77,6 +77,10 @@ def _said(edit: Mapping[str, Any]) -> str:
             return f"weights of {printable(edit['from'])} put into {printable(path)}"
         case {"edit": "rename-entry"}:
             return f"called otherwise: {printable(edit['from'])} -> {printable(edit['to'])}"
+        case {"edit": "plain", "path": path}:
+            return f"made plain: {printable(path)} ({printable(edit['from'])})"
+        case {"edit": "set-device"}:
+            return f"device: {printable(edit['from'])} -> {printable(edit['to'])}"
         case {"edit": "wrap", "key": key}:
             return f"wrapped: everything is under '{printable(key)}'"
         case {"edit": "unwrap", "key": key}:

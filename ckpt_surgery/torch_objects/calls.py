@@ -120,11 +120,7 @@ class Call:
 
     def device(self, index: int) -> str:
         """Return a ``torch.device`` or its name; "unknown" for anything else."""
-        node = self._args[index]
-        if isinstance(node, Object) and node.name == "torch.device":
-            parts = Call.plain(node, 1, 2).all_settled()
-            return ":".join(str(n) for n in parts if isinstance(n, str | int))[:_LONGEST_DEVICE]
-        return (text(node) or "unknown")[:_LONGEST_DEVICE]
+        return device_name(self._args[index])
 
     def layout(self, index: int) -> str:
         """Return the layout of a sparse tensor, without the module."""
@@ -149,6 +145,14 @@ class Call:
                 seen.add(id(found))
                 waiting += found
         return node
+
+
+def device_name(node: Node) -> str:
+    """Return the device that a ``torch.device`` or a text names; "unknown" for anything else."""
+    if isinstance(node, Object) and node.name == "torch.device":
+        parts = Call.plain(node, 1, 2).all_settled()
+        return ":".join(str(n) for n in parts if isinstance(n, str | int))[:_LONGEST_DEVICE]
+    return (text(node) or "unknown")[:_LONGEST_DEVICE]
 
 
 def wrong_form(node: Object) -> DamagedFileError:

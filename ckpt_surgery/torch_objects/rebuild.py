@@ -35,12 +35,13 @@ class Lowered:
 
     root: Node
     replaced: Mapping[int, Node]
+    devices: Mapping[str, str] = field(default_factory=dict)
 
     def emit(self, keys: Mapping[Storage, str] | None = None) -> Pickled:
         """Return the pickle; storages are numbered from 0 in the order
         of visiting unless `keys` say.
         """
-        naming = _StorageNaming(keys)
+        naming = _StorageNaming(keys, self.devices)
         data = emit(self.root, persistent_id=naming.persistent_id, replaced=self.replaced)
         return Pickled(data, naming.keys)
 
@@ -50,6 +51,7 @@ class _StorageNaming:
     """Gives each storage its key the first time that the pickle visits it."""
 
     wanted: Mapping[Storage, str] | None
+    devices: Mapping[str, str]
     keys: dict[Storage, str] = field(default_factory=dict)
     _classes: dict[str, Global] = field(default_factory=dict)
     _locations: dict[str, str] = field(default_factory=dict)
@@ -62,14 +64,17 @@ class _StorageNaming:
         if key is None:
             key = str(len(self.keys)) if self.wanted is None else self.wanted[storage]
             self.keys[storage] = key
-        pid = node.pid
+        pid = None if storage.device in self.devices else node.pid
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[3], str):
             if len(pid) == 5 and pid[2] == key and pid[4] == storage.numel:
                 return pid
             kind = pid[0] if isinstance(pid[0], str) else "storage"  # one object in all of them
             return (kind, pid[1], key, pid[3], storage.numel)
-        location = self._locations.setdefault(storage.device, storage.device)
-        return ("storage", self._class(storage), key, location, storage.numel)
+        return ("storage", self._class(storage), key, self._location(storage), storage.numel)
+
+    def _location(self, storage: Storage) -> str:
+        location = self.devices.get(storage.device, storage.device)
+        return self._locations.setdefault(location, location)  # one object in all of them
 
     def _class(self, storage: Storage) -> Global:
         name = storage.dtype.storage_class
@@ -91,12 +96,12 @@ def lower(checkpoint: Checkpoint) -> Lowered:
     for node_id, node in checkpoint.replaced.items():  # an old form's new one may have moved
         replaced[node_id] = replaced.get(id(node), node)
     if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
-        return Lowered(_without_graph(checkpoint.state_dicts), replaced)
+        return Lowered(_without_graph(checkpoint.state_dicts), replaced, checkpoint.devices)
     for state_dict in checkpoint.state_dicts:
         if not _is_unchanged(state_dict):
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
-    return Lowered(checkpoint.root, replaced)
+    return Lowered(checkpoint.root, replaced, checkpoint.devices)
 
 
 def _without_graph(state_dicts: Sequence[StateDict]) -> Node:

@@ -37,7 +37,8 @@ class Output:
     into the JSON file `sidecar`. `options` are for the format's layout. With `hash_name` the first
     eight digits of the file's SHA-256 go into its name, as torch.hub expects: ``resnet18.pth``
     becomes ``resnet18-f37072fd.pth``. `beside` are other files that are written with it, such as a
-    record.
+    record. With `plain` numpy scalars, Namespaces and paths are written as plain values; `device`
+    (``cpu``) is said of all tensors, wherever they were saved.
     """
 
     path: PathLike | None = None
@@ -53,6 +54,8 @@ class Output:
     sidecar: PathLike | None = None
     options: LayoutOptions = field(default_factory=LayoutOptions)
     beside: tuple[Role, ...] = ()
+    plain: bool = False
+    device: str | None = None
 
     def check(self) -> None:
         """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""

@@ -382,3 +382,13 @@ def test_keep_with_entries_and_names_inverts_both(folder, invoke):
     found = load("out.pth")
     assert list(found) == ["epoch", "state_dict", "state_dict_ema"]
     assert list(found["state_dict"]) == ["module.fc.weight", "module.fc.bias"]
+
+
+def test_plain_values_and_devices_need_no_rule(folder, invoke):
+    for verb in ("strip", "rename", "convert"):
+        done = invoke(verb, "train.pth.tar", "--plain", "--device", "cpu", "-o", f"{verb}.pth")
+        assert done.exit_code == 0, done.stderr
+        assert "made plain: args (argparse.Namespace)\n" in done.stdout
+        assert torch.load(f"{verb}.pth", weights_only=True)["args"] == {"lr": 0.1}
+    for verb in ("strip", "rename"):
+        assert invoke(verb, "train.pth.tar", "-o", "none.pth").exit_code == 2

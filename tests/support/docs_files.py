@@ -34,6 +34,7 @@ def make(folder: Path) -> None:
     torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
     _save_finetuned(folder)
     (folder / "publish.toml").write_text(_PUBLISH, encoding="utf-8")
+    _save_on_gpu(folder / "gpu.pth")
     (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
 
 
@@ -123,6 +124,16 @@ def _save_training(path: Path) -> None:
         },
         path,
     )
+
+
+def _save_on_gpu(path: Path) -> None:
+    """What torch saves where the model lies on a GPU: each storage has that for its tag."""
+    own = torch.serialization.location_tag
+    torch.serialization.location_tag = lambda _: "cuda:0"
+    try:
+        torch.save({"state_dict": _net().state_dict(), "epoch": 3}, path)
+    finally:
+        torch.serialization.location_tag = own
 
 
 def _save_module(path: Path) -> None:

@@ -11,6 +11,7 @@ import ckpt_surgery.ops.rename as verb
 from ckpt_surgery.cli.base import Command, in_order
 from ckpt_surgery.cli.options import (
     at_option,
+    changes_all,
     input_argument,
     optimizer_option,
     output_of,
@@ -131,6 +132,7 @@ def request_of(ctx: click.Context) -> RenameRequest:
         state_dict_only=given["state_dict_only"],
         entries=[_pair(text) for text in given["entry"]],
         wrap=given["wrap"],
+        allow_nothing=changes_all(ctx),
     )
 
 

@@ -11,6 +11,7 @@ import ckpt_surgery.ops.strip as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     at_option,
+    changes_all,
     hash_name_option,
     input_argument,
     names_argument,
@@ -120,4 +121,5 @@ def request_of(ctx: click.Context) -> StripRequest:
         entries=entries,
         keep_entries=bool(entries) and given["keep"],
         unwrap=given["unwrap"],
+        allow_nothing=changes_all(ctx),
     )
