@@ -118,8 +118,9 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _output(said: Mapping[str, Any]) -> RecipeOutput:
-    names = ("allow-loss", "duplicate-ties", "hash-name")
-    known = ("file", "from", "format", "metadata", "sidecar", "max-shard-size", *names)
+    names = ("allow-loss", "duplicate-ties", "hash-name", "plain")
+    texts_of = ("file", "from", "format", "sidecar", "device")
+    known = (*texts_of, "metadata", "max-shard-size", *names)
     _require_known(said, known, "an output")
     flags = {name: said.get(name, False) for name in names}
     for name, value in flags.items():
@@ -135,6 +136,8 @@ def _output(said: Mapping[str, Any]) -> RecipeOutput:
         hash_name=flags["hash-name"],
         sidecar=None if "sidecar" not in said else _text(said["sidecar"], "'sidecar'"),
         options=LayoutOptions(texts, flags["duplicate-ties"], most),
+        plain=flags["plain"],
+        device=None if "device" not in said else _text(said["device"], "'device'"),
     )
     return RecipeOutput(output, None if "from" not in said else _text(said["from"], "'from'"))
 
@@ -293,47 +296,39 @@ def _texts(value: Any, what: str) -> tuple[str, ...]:
 
 
 def with_output(recipe: Recipe, output: Output | None, path: PathLike | None) -> Recipe:
-    """Return the recipe, whose outputs are forced, fsynced and dry as `output` says.
+    """Return the recipe, whose outputs are written as the options in `output` say, too.
 
     An output on the line (`path`, or standard output) takes the place of the only one that the
-    recipe has. Raises `UsageError` if it has several.
+    recipe has. Raises `UsageError` if it has several, also for the one name of a sidecar.
     """
     if output is None:
         return recipe
-    outputs = list(recipe.outputs)
-    if path is not None or not outputs:
-        if len(outputs) > 1:
-            raise UsageError(
-                f"the recipe has {len(outputs)} outputs", hint="leave out '-o', or all but one"
-            )
-        said = outputs[0] if outputs else RecipeOutput(Output())
-        own = said.output
-        outputs = [
-            RecipeOutput(
-                replace(
-                    output,
-                    format=output.format or own.format,
-                    allow_loss=output.allow_loss or own.allow_loss,
-                    hash_name=own.hash_name,
-                    sidecar=output.sidecar or own.sidecar,
-                    options=output.options if output.options != LayoutOptions() else own.options,
-                ),
-                said.name,
-            )
-        ]
-    else:
-        outputs = [
-            replace(
-                each,
-                output=replace(
-                    each.output,
-                    force=output.force,
-                    fsync=output.fsync,
-                    dry_run=output.dry_run,
-                    progress=output.progress,
-                    beside=(*each.output.beside, *output.beside),
-                ),
-            )
-            for each in outputs
-        ]
+    own = list(recipe.outputs)
+    if len(own) > 1 and (path is not None or output.sidecar is not None):
+        option = "-o" if path is not None else "--sidecar"
+        raise UsageError(
+            f"the recipe has {len(own)} outputs", hint=f"leave out '{option}', or all but one"
+        )
+    replaced = path is not None or not own
+    outputs = [
+        replace(each, output=_as_line_says(each.output, output, replaced=replaced))
+        for each in own or [RecipeOutput(Output())]
+    ]
     return replace(recipe, outputs=tuple(outputs))
+
+
+def _as_line_says(own: Output, line: Output, *, replaced: bool) -> Output:
+    """Return an output of a recipe as the command line says it is; `replaced`: what it is, too."""
+    return replace(
+        line,
+        path=line.path if replaced else own.path,
+        stream=line.stream if replaced else own.stream,
+        format=line.format or own.format,
+        allow_loss=line.allow_loss or own.allow_loss,
+        hash_name=own.hash_name,
+        sidecar=line.sidecar or own.sidecar,
+        options=line.options if line.options != LayoutOptions() else own.options,
+        plain=line.plain or own.plain,
+        device=line.device or own.device,
+        beside=(*own.beside, *line.beside),
+    )

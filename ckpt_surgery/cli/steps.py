@@ -29,7 +29,7 @@ ELSEWHERE: Final = frozenset(
         "output", "in_place", "force", "fsync", "output_format", "allow_loss", "sidecar",
         "metadata", "duplicate_ties", "max_shard_size", "dry_run", "record", "hash_name", "as_json",
         "quiet", "color", "no_color", "no_pager", "help", "base", "last", "best", "metric",
-        "higher_better", "recipe", "methods", "threads", "memory", "emit_map",
+        "higher_better", "recipe", "methods", "threads", "memory", "emit_map", "device", "plain",
     }
 )  # fmt: skip
 

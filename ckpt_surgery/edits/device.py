@@ -66,6 +66,10 @@ def plan_device(checkpoint: Checkpoint, device: str) -> list[SetDevice]:
             found.setdefault(node.target.device)
         elif (argument := _argument(node)) is not None:
             found.setdefault(device_name(argument))
+    for tensor in checkpoint.all_tensors:  # those of another file among them
+        for part in tensor.strided_parts():
+            if part.storage is not None:
+                found.setdefault(part.storage.device)
     now = dict.fromkeys(checkpoint.devices.get(name, name) for name in found)
     return [SetDevice(name, device) for name in now if name not in _NOWHERE | {device}]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.errors import ConstructionError
@@ -68,6 +69,7 @@ def _undecayed(
 ) -> frozenset[str] | None:
     """The parameters of at most one axis, and those that the model names, with wildcards."""
     named = getattr(model, "no_weight_decay", None)
+    named = named if callable(named) and _takes_nothing(named) else None
     if layers is None and not callable(named):
         return None
     patterns = list(_call(model, named)) if callable(named) else []
@@ -81,7 +83,7 @@ def _undecayed(
 def _classifier(model: nn.Module) -> Iterator[str]:
     """The parameters of what ``get_classifier`` gives: a module, or several."""
     get = getattr(model, "get_classifier", None)
-    if not callable(get):
+    if not callable(get) or not _takes_nothing(get):
         return
     found = _call(model, get)
     heads = found if isinstance(found, tuple | list) else (found,)
@@ -89,6 +91,15 @@ def _classifier(model: nn.Module) -> Iterator[str]:
     for path, module in model.named_modules():
         if path and id(module) in wanted:
             yield from (f"{path}.{name}" for name, _ in module.named_parameters())
+
+
+def _takes_nothing(method: Callable[..., Any]) -> bool:
+    """Return whether it can be called without arguments, as timm's; another is no answer."""
+    try:
+        signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _call(model: nn.Module, ask_it: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ckpt_surgery.compute.jobs import Computing
 from ckpt_surgery.edits.convert import conversion
+from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import CkptError, UsageError, about_file
 from ckpt_surgery.fileio import Source
@@ -108,14 +109,14 @@ def _distinct(outputs: Sequence[RecipeOutput]) -> list[RecipeOutput]:
 def _write(each: RecipeOutput, work: Work, computing: Computing | None) -> OutputReport:
     assert each.name is not None  # noqa: S101  # `apply_recipe` gave it one
     checkpoint = work.edited(each.name)
-    before = for_output(checkpoint, each.output)
+    finished, last = finishing(for_output(checkpoint, each.output), each.output)
     sources: list[Source] = [*work.sources]
-    written = write(before, each.output, inputs=sources, computing=computing)
+    written = write(finished, each.output, inputs=sources, computing=computing)
     return OutputReport(
         each.name,
         written.output,
         written.format,
         written.nbytes,
-        tuple(Plan(conversion(checkpoint.format, written)).to_dict()),
+        tuple(Plan((*last, *conversion(checkpoint.format, written))).to_dict()),
         written.warnings,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.said import said_of
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
 
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.edits import EditReport
 
 _MOST_NAMES: Final = 20
-# Edits of what tensors hold: each is said, since its names say nothing of it.
-_OF_VALUES: Final = frozenset(
-    {
-        *("transpose", "permute", "reshape", "squeeze", "unsqueeze", "take-indices", "flip"),
-        *("slice", "pad", "repeat", "scale", "add", "fill", "split", "concat", "tie", "untie"),
-    }
-)
 
 
 def show(report: EditReport, screen: Screen) -> None:
@@ -59,35 +53,7 @@ def _lines(report: EditReport, most: int) -> Iterator[str]:
         yield f"carried over: {in_one_line(report.carried, most)}"
     yield from optimizer_lines(report.optimizers)
     yield from cast_lines(report.casts, most)
-    yield from filter(None, map(_said, report.plan))
-
-
-def _said(edit: Mapping[str, Any]) -> str:
-    """Return what is said of an edit that the lists do not show."""
-    match edit:
-        case {"edit": "compact", "unused_nbytes": unused}:
-            return f"compacted: {nbytes(int(unused))} that no tensor uses"
-        case {"edit": "only-tensors"}:
-            return "tensors only: each is rebuilt; metadata, attributes and all else are gone"
-        case {"edit": "convert"}:
-            return f"converted: {edit['from']} -> {edit['to']}"
-        case {"edit": "set-metadata", "values": values}:
-            return f"metadata: {printable(', '.join(f'{k}={v}' for k, v in values.items()))}"
-        case {"edit": "take-weights", "state_dict": path}:
-            return f"weights of {printable(edit['from'])} put into {printable(path)}"
-        case {"edit": "rename-entry"}:
-            return f"called otherwise: {printable(edit['from'])} -> {printable(edit['to'])}"
-        case {"edit": "plain", "path": path}:
-            return f"made plain: {printable(path)} ({printable(edit['from'])})"
-        case {"edit": "set-device"}:
-            return f"device: {printable(edit['from'])} -> {printable(edit['to'])}"
-        case {"edit": "wrap", "key": key}:
-            return f"wrapped: everything is under '{printable(key)}'"
-        case {"edit": "unwrap", "key": key}:
-            return f"unwrapped: what was under '{printable(key)}' is the whole file"
-        case {"edit": kind, "name": name} if kind in _OF_VALUES:
-            return f"{kind}: {printable(str(name))}"
-    return ""
+    yield from said_of(report.plan)
 
 
 def _option(rule: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
 from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.said import OF_FILES, said_of
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
 from ckpt_surgery.render.training import optimizer_lines
@@ -113,7 +114,7 @@ def show_fit(report: FitReport, screen: Screen) -> None:
         screen.line(f"carried over: {in_one_line(report.carried, most)}")
     if report.dropped_others:
         screen.line(f"left out beside them: {in_one_line(report.dropped_others, most)}")
-    for line in optimizer_lines(report.optimizers):
+    for line in (*optimizer_lines(report.optimizers), *said_of(report.plan, OF_FILES)):
         screen.line(line)
     show_warnings(report.warnings, screen)
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"

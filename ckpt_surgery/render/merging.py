@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.said import OF_FILES, said_of
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
@@ -82,8 +83,4 @@ def _beside(report: MergeReport, most: int) -> Iterator[str]:
         yield f"carried over from {base}: {in_one_line(report.carried, most)}"
     if report.dropped:
         yield f"removed beside them: {in_one_line(report.dropped, most)}"
-    for edit in report.plan:
-        if edit["edit"] == "compact":
-            yield f"compacted: {nbytes(int(edit['unused_nbytes']))} that no tensor uses"
-        elif edit["edit"] == "convert":
-            yield f"converted: {edit['from']} -> {edit['to']}"
+    yield from said_of(report.plan, OF_FILES)

@@ -66,6 +66,10 @@ class Output:
             raise UsageError(
                 "there is no output", hint="give -o FILE, or --in-place to replace the input"
             )
+        if self.device not in (None, "cpu"):
+            raise UsageError(
+                f"'device {self.device}': only 'cpu' can be said of tensors", fields=("device",)
+            )
         if self.hash_name:
             self._check_hash_name()
         self.chosen_format()

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.serialization
+from click.testing import CliRunner
 from torch import nn
 
 import ckpt_surgery
 from ckpt_surgery import Output, Plan, read, selection
+from ckpt_surgery.cli.main import cli
 from ckpt_surgery.edits.device import SetDevice
 
 DEVICES = ["cuda:0", "cuda:1", "mps", "xpu:0", "hpu", "npu:0"]
@@ -96,6 +98,23 @@ def test_every_verb_writes_for_the_cpu(verb, monkeypatch):
         data = archive.read(name)
     assert (b"cuda" in data) == (verb != "weights"), "the configuration's own device alone"
     assert data.count(b"cuda") <= 1
+
+
+def test_what_another_file_gives_is_said_of_the_cpu_too(monkeypatch):
+    torch.save({"a": torch.zeros(2), "b": torch.zeros(2)}, "cpu.pth")
+    save_as_from("cuda:1", {"b": torch.ones(2)}, "gpu.pth", monkeypatch)
+    ckpt_surgery.merge(["cpu.pth", "gpu.pth"], Output("out.pth", device="cpu"), "overlay")
+    assert torch.load("out.pth", weights_only=True)["b"].tolist() == [1.0, 1.0]
+    assert b"cuda" not in Path("out.pth").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["fit", "merge"])
+def test_the_report_of_every_verb_says_it(verb, monkeypatch):
+    torch.save(nn.Linear(3, 2).state_dict(), "like.pth")
+    save_as_from("cuda:0", training(), "gpu.pth", monkeypatch)
+    line = {"fit": ["--like", "like.pth"], "merge": ["like.pth", "--method", "fill"]}[verb]
+    done = CliRunner().invoke(cli, [verb, "gpu.pth", *line, "--device", "cpu", "-o", "out.pth"])
+    assert "device: cuda:0 -> cpu\n" in done.stdout
 
 
 def test_several_devices_become_one(monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
 import warnings
 from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from frameworks import framework
@@ -18,15 +21,7 @@ from ckpt_surgery.models.specs import ModelSpec
 from ckpt_surgery.training.parameters import Inventory
 
 RECIPE = FreezeRecipe(lr=1.0, weight_decay=0.05, layer_decay=0.75, no_decay=("bias", "norm"))
-
-# scripts/sweep_timm.py compares one of every family
-MODELS = [
-    "resnet50", "convnext_tiny", "efficientnet_b0", "swin_tiny_patch4_window7_224",
-    "vit_base_patch16_224", "vit_small_patch16_dinov3", "beit_base_patch16_224",
-    "deit3_small_patch16_224", "eva02_tiny_patch14_224", "regnety_016", "mobilenetv3_large_100",
-    "maxvit_tiny_rw_224", "densenet121", "deit_base_distilled_patch16_224", "caformer_s18",
-    "pit_s_224", "mvitv2_tiny", "xcit_tiny_12_p8_224", "nfnet_l0", "inception_v4",
-]  # fmt: skip
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -50,22 +45,24 @@ def rates(inventory: Inventory) -> dict[str, tuple[float, float]]:
     }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_rates_and_decay_are_those_of_timm(name, make):
-    model = make(name)
-    from timm.optim import param_groups_layer_decay
-
-    names = {id(p): path for path, p in model.named_parameters()}
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups = param_groups_layer_decay(
-        model, weight_decay=0.05, no_weight_decay_list=spared, layer_decay=0.75
-    )
-    theirs = {
-        names[id(p)]: (round(group["lr_scale"], 12), group["weight_decay"])
-        for group in groups
-        for p in group["params"]
-    }
-    assert rates(inventory_of(model)) == theirs
+def test_rates_and_decay_are_those_of_timm_for_a_model_of_every_family():
+    """What differs by names alone is in docs/freeze-plan.md, in so many of all parameters."""
+    framework("timm")
+    sweep = runpy.run_path(str(ROOT / "scripts" / "sweep_timm.py"))
+    families = sweep["families"]()
+    assert len(families) > 90
+    wrong, by_names = [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in families:
+            theirs, ours, named = sweep["compare"](name)
+            wrong += [f"{name}: {path}" for path in theirs if ours[path] != theirs[path]]
+            differing = sum(named[path][0] != rate for path, (rate, _) in theirs.items())
+            by_names += [f"{name} {differing}/{len(theirs)}"] if differing else []
+    assert wrong == []
+    documented = (ROOT / "docs" / "freeze-plan.md").read_text(encoding="utf-8")
+    if f"families ({version('timm')})" in documented:
+        assert ", ".join(by_names) in " ".join(documented.split())
 
 
 @pytest.mark.parametrize(
@@ -154,3 +151,16 @@ def test_a_head_without_parameters_says_nothing():
 
     assert asked.ask(Headless()).classifier == frozenset()
     assert inventory_of(Headless()).head == {"after.weight", "after.bias"}
+
+
+def test_a_method_of_the_same_name_that_wants_arguments_is_another():
+    class Other(Says):
+        def get_classifier(self, which):
+            raise AssertionError
+
+        def no_weight_decay(self, which):
+            raise AssertionError
+
+    said = asked.ask(Other())
+    assert said.classifier == frozenset()
+    assert inventory_of(Other()).head == {"after.weight", "after.bias"}

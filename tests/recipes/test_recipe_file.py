@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import click
@@ -393,3 +394,40 @@ def test_an_output_may_be_shards(folder: Path) -> None:
     with ckpt.read("shards") as checkpoint:
         assert len(list(Path("shards").glob("*.safetensors"))) == 2
         assert sorted(checkpoint.state_dicts[0].names) == ["fc.bias", "fc.weight"]
+
+
+def on_gpu(path: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        torch.save(value, path)
+
+
+@pytest.mark.parametrize("where", ["recipe", "line", "line -o"])
+def test_an_output_is_for_the_cpu_and_plain(
+    folder: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu("gpu.pth", {"w": torch.ones(2), "args": Namespace(lr=0.1)}, monkeypatch)
+    said = 'device = "cpu"\nplain = true\n' if where == "recipe" else ""
+    more = [] if where == "recipe" else ["--device", "cpu", "--plain"]
+    more += ["-o", "out.pth"] if where == "line -o" else []
+    report = json.loads(run("apply", recipe(OUT + said, "gpu.pth"), *more, "--json"))
+    found = torch.load("out.pth", weights_only=True)
+    assert torch.equal(found["w"], torch.ones(2))
+    assert found["args"] == {"lr": 0.1}
+    plan = report["outputs"][0]["plan"]
+    assert {"edit": "set-device", "from": "cuda:0", "to": "cpu"} in plan
+    assert {"edit": "plain", "path": "args", "from": "argparse.Namespace"} in plan
+
+
+def test_a_device_that_cannot_be_said_is_refused(folder: Path) -> None:
+    told = run("apply", recipe(OUT + 'device = "cuda"\n'), code=2)
+    assert "only 'cpu' can be said" in told
+    assert not Path("out.pth").exists()
+
+
+def test_options_of_the_line_are_for_the_outputs_of_the_recipe(folder: Path) -> None:
+    """None is parsed and ignored, with ``-o`` or without."""
+    run("apply", recipe(OUT.replace("out.pth", "out.bin")), "--format", "safetensors")
+    assert Path("out.bin").read_bytes()[8:9] == b"{"
+    two = OUT + OUT.replace("out.pth", "other.pth")
+    assert "2 outputs" in run("apply", recipe(two), "--sidecar", "s.json", code=2)

@@ -1,0 +1,54 @@
+"""What is said of single edits of a plan, where a report's lists of names do not show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ckpt_surgery.render.text import nbytes, printable
+
+# Edits of what tensors hold: each is said, since its names say nothing of it.
+_OF_VALUES: Final = frozenset(
+    {
+        *("transpose", "permute", "reshape", "squeeze", "unsqueeze", "take-indices", "flip"),
+        *("slice", "pad", "repeat", "scale", "add", "fill", "split", "concat", "tie", "untie"),
+    }
+)
+# What is done to the file as a whole, whatever the verb.
+OF_FILES: Final = frozenset({"compact", "plain", "set-device", "set-metadata", "convert"})
+
+
+def said_of(
+    plan: Sequence[Mapping[str, Any]], kinds: frozenset[str] | None = None
+) -> Iterator[str]:
+    """Yield a line for each edit (of these `kinds`) that is not an entry of a list of names."""
+    chosen = (edit for edit in plan if kinds is None or edit["edit"] in kinds)
+    yield from filter(None, map(_said, chosen))
+
+
+def _said(edit: Mapping[str, Any]) -> str:
+    """Return what is said of an edit that the lists do not show."""
+    match edit:
+        case {"edit": "compact", "unused_nbytes": unused}:
+            return f"compacted: {nbytes(int(unused))} that no tensor uses"
+        case {"edit": "only-tensors"}:
+            return "tensors only: each is rebuilt; metadata, attributes and all else are gone"
+        case {"edit": "convert"}:
+            return f"converted: {edit['from']} -> {edit['to']}"
+        case {"edit": "set-metadata", "values": values}:
+            return f"metadata: {printable(', '.join(f'{k}={v}' for k, v in values.items()))}"
+        case {"edit": "take-weights", "state_dict": path}:
+            return f"weights of {printable(edit['from'])} put into {printable(path)}"
+        case {"edit": "rename-entry"}:
+            return f"called otherwise: {printable(edit['from'])} -> {printable(edit['to'])}"
+        case {"edit": "plain", "path": path}:
+            return f"made plain: {printable(path)} ({printable(edit['from'])})"
+        case {"edit": "set-device"}:
+            return f"device: {printable(edit['from'])} -> {printable(edit['to'])}"
+        case {"edit": "wrap", "key": key}:
+            return f"wrapped: everything is under '{printable(key)}'"
+        case {"edit": "unwrap", "key": key}:
+            return f"unwrapped: what was under '{printable(key)}' is the whole file"
+        case {"edit": kind, "name": name} if kind in _OF_VALUES:
+            return f"{kind}: {printable(str(name))}"
+    return ""
