@@ -67,7 +67,7 @@ def _timm_layers(model: nn.Module, has_matcher: bool) -> dict[str, int]:
 def _undecayed(
     model: nn.Module, own: Mapping[str, Any], layers: Mapping[str, int] | None
 ) -> frozenset[str] | None:
-    """The parameters of at most one axis, and those that the model names, with wildcards."""
+    """Return the parameters of at most one axis, and those that the model names, with wildcards."""
     named = getattr(model, "no_weight_decay", None)
     named = named if callable(named) and _takes_nothing(named) else None
     if layers is None and not callable(named):
@@ -81,7 +81,7 @@ def _undecayed(
 
 
 def _classifier(model: nn.Module) -> Iterator[str]:
-    """The parameters of what ``get_classifier`` gives: a module, or several."""
+    """Yield the parameters of what ``get_classifier`` gives: a module, or several."""
     get = getattr(model, "get_classifier", None)
     if not callable(get) or not _takes_nothing(get):
         return

@@ -56,12 +56,12 @@ def find_simple(checkpoint: Checkpoint) -> Iterator[tuple[str, Node, Node]]:
 
     for trail, node in trails(checkpoint.root, replaced=replaced):
         if isinstance(node, Object):
-            value = simple(node, now)
+            value = _simple(node, now)
             if value is not NOT_SIMPLE:
                 yield trail.path, node, value
 
 
-def simple(node: Object, now: Now = lambda node: node) -> Node:
+def _simple(node: Object, now: Now = lambda node: node) -> Node:
     """Return the plain value that an object stands for, `NOT_SIMPLE` if it is more than that."""
     name = type_name(node)
     try:

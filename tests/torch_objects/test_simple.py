@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ckpt_surgery.pickles import Dict, Object, parse
-from ckpt_surgery.torch_objects.simple import NOT_SIMPLE, simple
+from ckpt_surgery.torch_objects.simple import NOT_SIMPLE, _simple
 
 NUMBERS = [
     *(kind(value) for kind in (np.int8, np.int16, np.int32, np.int64) for value in (-100, 0, 7)),
@@ -28,7 +28,7 @@ NUMBERS = [
 def plain(value, protocol=2):
     root = parse(pickle.dumps(value, protocol)).root
     assert isinstance(root, Object)
-    return simple(root)
+    return _simple(root)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -44,7 +44,7 @@ def test_a_number_of_numpy_is_the_number_that_item_gives(number, protocol):
 def test_bytes_of_a_big_endian_number_are_read_as_that():
     number = np.frombuffer(np.array([0.25], ">f4").tobytes(), ">f4")[0]
     found = parse(pickle.dumps(np.array(number, ">f4")[()], 2)).root
-    assert simple(found) == 0.25
+    assert _simple(found) == 0.25
 
 
 @pytest.mark.parametrize("value", ["", "text", "añ\U0001f600"])
@@ -128,4 +128,4 @@ def _scalar(dtype_args=_DTYPE, state=_STATE, data="S'12345678'\n"):
 )
 def test_what_python_never_wrote_so_is_left_alone(data):
     root = parse(data).root
-    assert simple(root) is NOT_SIMPLE
+    assert _simple(root) is NOT_SIMPLE
