@@ -7,7 +7,7 @@ structure: every tensor whole and contiguous, everything else as it was saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,7 @@ from ckpt_surgery.checkpoint.stitch import Chunk, stitch
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import PartSource, Source, read_zip
 from ckpt_surgery.fileio.directory import DirectorySource
-from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.dcp_metadata import (
     NAME,
     ChunkPlace,
@@ -39,7 +39,6 @@ class Dcp(Format):
 
     name = "dcp"
     title = "a distributed checkpoint"
-    written_as = "torch-zip"
     of_directories = True
 
     def sniff(self, source: Source) -> bool:
@@ -55,6 +54,19 @@ class Dcp(Format):
         if not isinstance(source, DirectorySource):
             raise ReadError("is no directory", path=source.name)
         return _read_dcp(source, limits)
+
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return tensors that are no strided views, and what flat names do not say."""
+        from ckpt_surgery.formats.dcp_write import losses
+
+        return losses(checkpoint)
+
+    def lay_out(self, checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+        """Place the archives and the metadata; there are no options for them."""
+        from ckpt_surgery.formats.dcp_write import layout
+
+        del options
+        return layout(checkpoint)
 
 
 def _read_dcp(source: DirectorySource, limits: Limits) -> Checkpoint:

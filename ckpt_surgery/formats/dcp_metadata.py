@@ -6,14 +6,16 @@ the classes are read that torch writes (``torch/distributed/checkpoint/metadata.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.dtypes import BY_NAME, DType
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import Source
-from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse
+from ckpt_surgery.pickles import NO_STATE, Dict, Global, Limits, Node, Object, parse
+from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.torch_objects.mappings import named_items, state_of
 
 NAME: Final = ".metadata"
@@ -23,6 +25,7 @@ _STORAGE_INFOS: Final = (
     "torch.distributed.checkpoint.filesystem._StorageInfo",
     "torch.distributed.checkpoint._extension._StorageInfo",
 )
+_VERSION: Final = "1.0.0"  # of the format, which torch writes as well
 _LONGEST_PATH: Final = 1000  # keys from the root to an entry
 
 
@@ -81,6 +84,80 @@ def read_metadata(source: Source, limits: Limits) -> DcpMetadata:
         _paths(fields.get("planner_data"), items),
         tuple(dict.fromkeys(each.qualified for each in parsed.globals)),
     )
+
+
+def metadata_bytes(
+    items: Sequence[tuple[str, tuple[str | int, ...], Tensor | None, int, int]],
+    order: Sequence[str],
+    file: str,
+) -> bytes:
+    """Return ``.metadata`` of a checkpoint whose archives all lie in `file`.
+
+    `items` are, in the order of the state dict: the name, the keys that lead to it from the root,
+    the tensor (None for an object), and byte and length of the archive. `order` are the names as
+    the file has them.
+    """
+    zeros = {name: (0,) * len(t.shape) if t is not None else None for name, _, t, *_ in items}
+    spans = {name: span for name, _, _, *span in items}
+    listed: list[Node] = []
+    paths: list[Node] = []
+    stored: list[Node] = []
+    for name, path, tensor, *_ in items:
+        listed += (name, _object("BytesStorageMetadata") if tensor is None else _stored(tensor))
+        paths += (name, path)
+    for name in order:
+        at = zeros[name]
+        index = None if at is None else 0
+        place = _object(
+            "MetadataIndex", fqn=name, index=index, **({} if at is None else {"offset": _sizes(at)})
+        )
+        info = dict(zip(("offset", "length"), spans[name], strict=True))
+        stored += (place, _made(_STORAGE_INFOS[0], relative_path=file, **info))
+    root = _object(
+        "Metadata",
+        state_dict_metadata=Dict(listed),
+        planner_data=Dict(paths),
+        storage_data=Dict(stored),
+        storage_meta=None,
+        version=_VERSION,
+    )
+    return emit(root)
+
+
+def _stored(tensor: Tensor) -> Object:
+    """Return what is said of a tensor in one chunk."""
+    layout = Object("REDUCE", Global("torch.serialization", "_get_layout"), ("torch.strided",))
+    contiguous = Object("REDUCE", _global(_MODULE + "_MEM_FORMAT_ENCODING"), (0,))
+    state = (Global("torch", tensor.dtype.name), layout, False, contiguous, False)
+    chunk = _object(
+        "ChunkStorageMetadata",
+        offsets=_sizes((0,) * len(tensor.shape)),
+        sizes=_sizes(tensor.shape),
+    )
+    return _object(
+        "TensorStorageMetadata",
+        properties=Object("NEWOBJ", _global(_MODULE + "TensorProperties"), (), state=state),
+        size=_sizes(tensor.shape),
+        chunks=[chunk],
+    )
+
+
+def _object(name: str, **fields: Node) -> Object:
+    return _made(_MODULE + name, **fields)
+
+
+def _made(qualified: str, **fields: Node) -> Object:
+    state = Dict([part for item in fields.items() for part in item]) if fields else NO_STATE
+    return Object("NEWOBJ", _global(qualified), (), state=state)
+
+
+def _global(qualified: str) -> Global:
+    module, _, name = qualified.rpartition(".")
+    return Global(module, name)
+
+
+def _sizes(sizes: tuple[int, ...]) -> Object:
+    return Object("REDUCE", Global("torch", "Size"), (tuple(iter(sizes)),))
 
 
 def _offsets(item: TensorItem | ObjectItem) -> list[tuple[int, ...] | None]:

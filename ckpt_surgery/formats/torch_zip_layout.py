@@ -77,6 +77,11 @@ def _lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
     return _new_storages(container, pickled)
 
 
+def archive_of_pickle(pickled: Pickled) -> ZipLayout:
+    """Place a pickle and its storages in an archive as today's torch writes one into a stream."""
+    return _new_storages(MODERN, pickled)
+
+
 def _keep_their_places(container: Container, pickled: Pickled) -> bool:
     """Return whether all storages stay, and in the order of visiting where torch relies on that."""
     if container.promises_layout:

@@ -110,6 +110,6 @@ def require_honoured(target: Format, options: LayoutOptions) -> None:
         raise UsageError(f"'--duplicate-ties': {target.title} holds tied tensors as they are")
     if options.max_shard_size is not None and "max_shard_size" not in target.honours:
         raise UsageError(
-            f"'--max-shard-size': {target.title} is a single file",
+            f"'--max-shard-size': {target.title} is not split by size",
             hint="give -o DIRECTORY and --format safetensors-index or torch-index",
         )

@@ -47,8 +47,9 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     r"""Write any readable file in another format.
 
     The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6,
-    safetensors, or a directory of shards of either with an index. A pickled
-    model becomes its state dict; its class need not be importable, and none of its code runs.
+    safetensors, a directory of shards of either with an index, or one of
+    torch.distributed.checkpoint (dcp). A pickled model becomes its state dict; its class need not
+    be importable, and none of its code runs.
 
     \b
     Examples:
@@ -59,6 +60,8 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert silero.safetensors -o silero.pth
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
       ckpt convert m.pth --format safetensors-index --max-shard-size 5GB -o DIR
+      ckpt convert train.pth --format dcp -o DIR
+      ckpt convert DIR -o train.pth
     """
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.convert(source_of(ctx), output, request_of(ctx))
