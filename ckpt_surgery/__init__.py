@@ -55,9 +55,10 @@ if TYPE_CHECKING:
     from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
     from ckpt_surgery.ops.convert import ConvertRequest, convert
     from ckpt_surgery.ops.diff import DiffRequest, diff
+    from ckpt_surgery.ops.digest_lists import check_digests
     from ckpt_surgery.ops.fit import fit
     from ckpt_surgery.ops.freeze_plan import freeze_plan
-    from ckpt_surgery.ops.hash import check_digests, digest
+    from ckpt_surgery.ops.hash import digest
     from ckpt_surgery.ops.inspect import inspect
     from ckpt_surgery.ops.match import match
     from ckpt_surgery.ops.merge import merge, merge_recipe
@@ -112,7 +113,8 @@ _HOMES = {
     "ckpt_surgery.ops.convert": ("ConvertRequest", "convert"),
     "ckpt_surgery.writing.output": ("Output",),
     "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
-    "ckpt_surgery.ops.hash": ("check_digests", "digest"),
+    "ckpt_surgery.ops.digest_lists": ("check_digests",),
+    "ckpt_surgery.ops.hash": ("digest",),
     "ckpt_surgery.ops.inspect": ("inspect",),
     "ckpt_surgery.ops.rename": ("RenameRequest", "rename"),
     "ckpt_surgery.ops.strip": ("StripRequest", "strip"),

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.errors import CkptError, PathLike, ReadError, UsageError, about_file
+from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import CHUNK, ByteRange, FileSource, Source
 from ckpt_surgery.fileio.parallel import Tally, in_threads, shown
 from ckpt_surgery.formats import read
-from ckpt_surgery.names.escapes import unescaped
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.hashing import (
-    CheckedDigest,
-    CheckReport,
     FileDigest,
     HashReport,
     ModelDigest,
-    Status,
 )
 from ckpt_surgery.torch_objects.digest import PREFIX, model_digest, tensor_digest
 from ckpt_surgery.writing.output import ProgressBar
-
-_LINE: Final = re.compile(r"(\\?)((?:ckpt1:)?[0-9a-fA-F]{64})(?: [ *]|\t)(.+)")
 
 
 def digest(
@@ -64,43 +55,6 @@ def digest(
         except CkptError as error:
             failed.append(Failure.of(error, _name(source)))
     return HashReport(names, tuple(models), (), tuple(failed), per_tensor=per_tensor)
-
-
-def check_digests(
-    text: str,
-    *,
-    list_name: str,
-    threads: int | None = None,
-    progress: ProgressBar | None = None,
-) -> CheckReport:
-    """Compare models, tensors and whole files with the list `text`, which `hash` printed.
-
-    Lines are as those of ``sha256sum``: a digest, two spaces and what it is of: a file, or
-    ``FILE#PATH`` for a state dict or a tensor in it. Digits alone are SHA-256 of a whole file.
-    Raises `ReadError` for a line of another form.
-    """
-    lines = list(_parse_list(text, list_name))
-    groups: dict[str, list[_Line]] = {}
-    for line in lines:
-        groups.setdefault(line.file, []).append(line)
-    failures: list[Failure] = []
-    found: dict[_Line, str] = {}
-    for file, wanted in groups.items():
-        for line, result in _find_digests(file, wanted, threads, progress):
-            if isinstance(result, Failure):
-                failures.append(result)
-            else:
-                found[line] = result
-    return CheckReport(
-        list_name, tuple(_checked(line, found.get(line)) for line in lines), tuple(failures)
-    )
-
-
-def _checked(line: _Line, found: str | None) -> CheckedDigest:
-    if found is None:
-        return CheckedDigest(line.address, line.digest, None, "unreadable")
-    status: Status = "ok" if found == line.digest else "differs"
-    return CheckedDigest(line.address, line.digest, found, status)
 
 
 def _name(source: PathLike | Source) -> str:
@@ -143,11 +97,33 @@ def _tensor_digests(
     wanted: Mapping[str, tuple[str, Tensor]], threads: int | None, progress: ProgressBar | None
 ) -> dict[str, str]:
     """Return the digests of tensors by a key of their own; each is hashed under its name."""
+    found: dict[str, str] = {}
+    for key, digest in each_digest(wanted, threads, progress).items():
+        if isinstance(digest, CkptError):
+            raise digest
+        found[key] = digest
+    return found
+
+
+DigestOrError = str | CkptError
+"""A digest, or why there is none."""
+
+
+def each_digest(
+    wanted: Mapping[str, tuple[str, Tensor]], threads: int | None, progress: ProgressBar | None
+) -> dict[str, DigestOrError]:
+    """Return the digests of tensors, 64 hexadecimal digits, by a key of their own.
+
+    Each is hashed under its name. One that has no digest does not keep the others from theirs.
+    """
     total = sum(tensor.nbytes for _, tensor in wanted.values())
     with shown(progress, total) as tally:
 
-        def hash_one(item: tuple[str, Tensor]) -> str:
-            return tensor_digest(*item, tally)
+        def hash_one(item: tuple[str, Tensor]) -> DigestOrError:
+            try:
+                return tensor_digest(*item, tally)
+            except CkptError as error:
+                return error
 
         return dict(
             zip(wanted, in_threads(hash_one, wanted.values(), threads=threads), strict=True)
@@ -214,104 +190,3 @@ def _sha256(file: Source, tally: Tally) -> str:
         sha256.update(chunk)
         tally(len(chunk))
     return sha256.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A line of a list: `digest` of the `part` (None: the whole) of `file`."""
-
-    number: int
-    digest: str
-    address: str
-    file: str
-    part: str | None
-
-
-def _parse_list(text: str, list_name: str) -> Iterator[_Line]:
-    lines = enumerate(text.split("\n"), 1)
-    wanted = [(n, line) for n, line in lines if line.strip() and not line.startswith("#")]
-    if not wanted:
-        raise ReadError("the list is empty", path=list_name)
-    for number, line in wanted:
-        match = _LINE.fullmatch(line.rstrip("\r"))
-        if match is None:
-            raise ReadError(
-                f"'{line[:60]}' is no digest followed by a name",
-                path=list_name,
-                entry=f"line {number}",
-                hint="'ckpt hash FILE...' prints such a list",
-            )
-        escaped, found, address = match.groups()
-        address = unescaped(address) if escaped else address
-        file, part = (address, None) if PREFIX not in found.lower() else _split(address)
-        yield _Line(number, found.lower(), address, file, part)
-
-
-def _split(address: str) -> tuple[str, str | None]:
-    """Return the file of an address, and the part after ``#``: names of files may hold one, too."""
-    if os.path.exists(address) or "#" not in address:  # noqa: PTH110
-        return address, None
-    places = [at for at, character in enumerate(address) if character == "#"]
-    known = [at for at in places if os.path.exists(address[:at])]  # noqa: PTH110
-    at = (known or places)[0]
-    return address[:at], address[at + 1 :]
-
-
-def _find_digests(
-    file: str, lines: Sequence[_Line], threads: int | None, progress: ProgressBar | None
-) -> Iterator[tuple[_Line, str | Failure]]:
-    """Yield what each line of one file should have said, or why that is not known."""
-    try:
-        whole = [line for line in lines if not line.digest.startswith(PREFIX)]
-        if whole:
-            with shown(progress, _size(file)) as tally:
-                found = _hash_file(file, tally).digest
-            yield from ((line, found) for line in whole)
-        inside = [line for line in lines if line.digest.startswith(PREFIX)]
-        if inside:
-            yield from _find_models(file, inside, threads, progress)
-    except CkptError as error:
-        failure = Failure.of(error, file)
-        yield from ((line, failure) for line in lines)
-
-
-def _find_models(
-    file: str, lines: Sequence[_Line], threads: int | None, progress: ProgressBar | None
-) -> Iterator[tuple[_Line, str | Failure]]:
-    """Read a file once, and only the tensors that some line is about."""
-    with read(file) as checkpoint, about_file(file):
-        targets: dict[_Line, StateDict | str] = {}
-        names = {name for name, _ in checkpoint.tensors}
-        for line in lines:
-            try:
-                targets[line] = _target(checkpoint, line.part, names)
-            except ReadError as error:
-                yield line, Failure.of(error, file)
-        whole = {target.path for target in targets.values() if isinstance(target, StateDict)}
-        single = {target for target in targets.values() if isinstance(target, str)}
-        wanted = {
-            join_path(state_dict.path, name): (name, tensor)
-            for state_dict in checkpoint.state_dicts
-            for name, tensor in state_dict.tensors
-            if state_dict.path in whole or join_path(state_dict.path, name) in single
-        }
-        digests = _tensor_digests(wanted, threads, progress)
-        for line, target in targets.items():
-            if isinstance(target, StateDict):
-                yield line, _model(checkpoint, target, digests).digest
-            else:
-                yield line, PREFIX + digests[target]
-
-
-def _target(checkpoint: Checkpoint, part: str | None, names: Collection[str]) -> StateDict | str:
-    """Return the state dict that a line is about, or the ``path/name`` of its tensor."""
-    by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
-    if part is None and len(by_path) == 1:
-        return checkpoint.state_dicts[0]
-    if part is not None and part in by_path:
-        return by_path[part]
-    if part is not None and part in names:
-        return part
-    if part is None:
-        raise ReadError(f"there are {len(by_path)} state dicts in it, and the list names none")
-    raise ReadError(f"there is no state dict and no tensor '{part}' in it")

@@ -25,8 +25,9 @@ from ckpt_surgery.formats.detect import find_format, opened, source_is_directory
 from ckpt_surgery.formats.other_formats import other_formats
 from ckpt_surgery.formats.pickle_scan import FoundPickle, find_pickles
 from ckpt_surgery.formats.torch_zip import PICKLE, forget_archive
-from ckpt_surgery.ops.hash import file_digest, model_digests
+from ckpt_surgery.ops.digest_lists import DigestList
 from ckpt_surgery.ops.salvage import damage
+from ckpt_surgery.ops.verify_digests import DigestChecks
 from ckpt_surgery.ops.verify_policy import Policy
 from ckpt_surgery.pickles import DEFAULT_LIMITS
 from ckpt_surgery.pickles.collector import collector_paused
@@ -34,14 +35,12 @@ from ckpt_surgery.pickles.risk import Risk, classify_all, classify_path
 from ckpt_surgery.pickles.weights_only import refusal
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.verification import Checksums, Verdict, VerifyReport, WeightsOnly
-from ckpt_surgery.torch_objects.digest import PREFIX
 from ckpt_surgery.writing.output import ProgressBar
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.value_checks import ValueCounts
 
 _MOST_NAMED: Final = 3  # tensors that are named with a damaged storage
-_SHA256: Final = "sha256:"
 _WITH_PICKLES: Final = frozenset({"torch-zip", "torch-legacy", "torch-tar", "torch-module"})
 _WITHOUT_WEIGHTS_ONLY: Final = {
     "torchscript": "it is a TorchScript archive, which is a program",
@@ -55,13 +54,15 @@ class Checks:
 
     `values` looks at every element, and imports torch. `require_checksums` makes it an error that
     bytes have no checksum, `strict` every warning one. `digests` are those of which the file must
-    have one: ``ckpt1:…`` of a model, or SHA-256 of the whole file. `policy` says what is allowed.
+    have one: ``ckpt1:…`` of a model, or SHA-256 of the whole file; `lists` say more of them, of
+    which all that are about the file must be right. `policy` says what is allowed.
     """
 
     values: bool = False
     require_checksums: bool = False
     strict: bool = False
     digests: Sequence[str] = ()
+    lists: Sequence[DigestList] = ()
     policy: Policy | None = None
 
 
@@ -98,6 +99,7 @@ class _Inspection:
         self.threads = threads
         self.progress = progress
         self.findings: list[Finding] = []
+        self.digests = DigestChecks(file, threads, progress)
 
     def verdict(self) -> Verdict:
         """Check everything. Raises `ReadError` if there is nothing to check."""
@@ -116,9 +118,9 @@ class _Inspection:
             return Verdict(self.file.name, self.file.size, None, found, globals=tuple(risks))
         weights_only = self._weights_only(members, pickles)
         self._look_around(checkpoint, members)
+        digests = self._digests(checkpoint)
         checksums = self._checksums(checkpoint, members)
         tensors = self._values(checkpoint) if self.checks.values else None
-        digests = self._digests(checkpoint)
         self._apply_policy(checkpoint, risks, weights_only)
         return Verdict(
             self.file.name,
@@ -230,9 +232,11 @@ class _Inspection:
                 if found != data.crc32:
                     self._damaged(name, data, found, owners)
         absent = sum(data.nbytes for _, data in bare)
-        if absent:
+        if absent and self.digests.right is None:
+            self.findings += self.digests.in_name()
+        if absent and self.digests.right is None:
             self._without_checksum(len(bare), absent)
-        return Checksums(len(stated), nbytes, len(bare), absent)
+        return Checksums(len(stated), nbytes, len(bare), absent, self.digests.right)
 
     def _damaged(
         self, name: str, data: ByteRange, found: int, owners: Mapping[_Place, list[str]]
@@ -297,22 +301,12 @@ class _Inspection:
             self._find("note", what, name, rule="values")
 
     def _digests(self, checkpoint: Checkpoint) -> tuple[str, ...]:
-        """Return the digests that were asked for, and a finding if none of them is wanted."""
-        wanted = [digest.lower().removeprefix(_SHA256) for digest in self.checks.digests]
-        if not wanted:
-            return ()
-        found: list[str] = []
-        if any(not digest.startswith(PREFIX) for digest in wanted):
-            if source_is_directory(self.file):
-                raise ReadError("a directory has no SHA-256", hint="'ckpt hash' has its model's")
-            found.append(file_digest(self.file, self.progress))
-        if any(digest.startswith(PREFIX) for digest in wanted):
-            found += model_digests(checkpoint, self.threads, self.progress)
-        if not set(found) & set(wanted):
-            self._find(
-                "error", f"none of its digests is the one wanted: {', '.join(found)}", rule="digest"
-            )
-        return tuple(found)
+        """Return the digests that were asked for; those that are not as wanted are findings."""
+        found, wrong = self.digests.wanted(checkpoint, self.checks.digests)
+        self.findings += wrong
+        for given in self.checks.lists:
+            self.findings += self.digests.listed(checkpoint, given)
+        return found
 
     def _apply_policy(
         self, checkpoint: Checkpoint, risks: Sequence[Risk], weights_only: WeightsOnly | None

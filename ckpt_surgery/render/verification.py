@@ -14,6 +14,7 @@ from ckpt_surgery.reports.verification import SalvageReport, Verdict, VerifyRepo
 _MOST: Final = 20  # findings of one kind and severity
 _LONGEST: Final = 500  # characters of a message
 _STYLES: Final = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_ALL_DIGITS: Final = 64
 _LEVELS: Final = ("dangerous", "doubtful", "unknown", "harmless")
 
 
@@ -65,6 +66,9 @@ def _facts(verdict: Verdict) -> Iterator[str]:
     if sums.checked:
         records = count(sums.checked, "record")
         yield f"checksums compared: {records}, {nbytes(sums.checked_nbytes)}"
+    if sums.sha256 is not None:
+        what = "is" if len(sums.sha256) == _ALL_DIGITS else "begins"
+        yield f"SHA-256 {what} as it should: {sums.sha256}"
     if verdict.tensors is not None:
         yield f"values looked at: {count(verdict.tensors, 'tensor')}"
     if verdict.globals:

@@ -14,20 +14,24 @@ from ckpt_surgery.reports import SCHEMA, Failure
 class Checksums:
     """How much of a file was compared with its checksums: records and bytes that have one.
 
-    `absent` and `absent_nbytes` count those that have none, so that nothing can be said of them.
+    `absent` and `absent_nbytes` count those that have none, so that nothing can be said of them,
+    unless `sha256`: digits of the whole file's SHA-256 that were known from elsewhere, all or those
+    in its name, and are right.
     """
 
     checked: int = 0
     checked_nbytes: int = 0
     absent: int = 0
     absent_nbytes: int = 0
+    sha256: str | None = None
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "checked": self.checked,
             "checked_nbytes": self.checked_nbytes,
             "absent": self.absent,
             "absent_nbytes": self.absent_nbytes,
+            "sha256": self.sha256,
         }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 
 def damaged(source, out):
@@ -138,3 +140,17 @@ def test_what_makes_no_sense_is_refused(folder, invoke, args, message):
     assert done.exit_code == 2
     assert message in done.stderr
     assert not (folder / "o.pth").exists()
+
+
+def test_lists_on_the_command_line(folder, invoke):
+    save_file({"w": torch.ones(8)}, "w.safetensors")
+    listed = invoke("hash", "--per-tensor", "w.safetensors").stdout
+    Path("DIGESTS").write_text(listed, encoding="utf-8")
+    assert invoke("verify", "w.safetensors", "--against-hash", "DIGESTS").exit_code == 0
+    Path("DIGESTS").write_text(listed.replace("ckpt1:", "ckpt1:0")[:-1], encoding="utf-8")
+    done = invoke("verify", "w.safetensors", "--against-hash", "DIGESTS")
+    assert done.exit_code == 2
+    assert "is no digest followed by a name" in done.stderr
+    done = invoke("verify", "w.safetensors", "--against-hash", "nothing")
+    assert done.exit_code == 2
+    assert "neither a digest nor a file with a list of them" in done.stderr

@@ -11,8 +11,8 @@ from published import FILES
 from torch_checks import quiet, save
 
 
-def kinds(path: Path, bits: int, seed: int = 0) -> set[str]:
-    flips = Flips(path.read_bytes(), path)
+def kinds(path: Path, bits: int, seed: int = 0, *, listed: bool = False) -> set[str]:
+    flips = Flips(path.read_bytes(), path, listed=listed)
     return {flips.judge(place) for place in places(path.stat().st_size, bits, seed)}
 
 
@@ -27,6 +27,20 @@ def test_every_kind_of_archive(tmp_path: Path) -> None:
 def test_formats_without_checksums_are_unchecked(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(9)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     assert kinds(tmp_path / "w.pth", 300) <= {"found", "unchecked"}
+    assert kinds(tmp_path / "w.pth", 100, listed=True) == {"found"}
+
+
+WITHOUT_CHECKSUMS = [n for n, kind in FILES.items() if kind not in {"torch-zip", "torchscript"}]
+
+
+@pytest.mark.parametrize("name", WITHOUT_CHECKSUMS)
+def test_published_files_of_which_digests_were_kept(name: str, shared_dir: Path) -> None:
+    assert kinds(shared_dir / "real" / name, 20, listed=True) == {"found"}
+
+
+def test_published_files_that_are_named_by_their_digest(shared_dir: Path) -> None:
+    folder = shared_dir / "real" / "pytorch_resnet_cifar10"
+    assert kinds(folder / "resnet20-12fca82f.th", 20) == {"found"}
 
 
 @pytest.mark.parametrize("name", [n for n, kind in FILES.items() if kind == "torch-zip"])

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from ckpt_surgery.fileio import MemorySource
-from ckpt_surgery.ops.verify import verify
+from ckpt_surgery import digest
+from ckpt_surgery.fileio import ByteRange, MemorySource
+from ckpt_surgery.formats.detect import find_format
+from ckpt_surgery.ops.digest_lists import DigestList
+from ckpt_surgery.ops.verify import Checks, verify
+from ckpt_surgery.pickles import DEFAULT_LIMITS
+from ckpt_surgery.render.hashing import write_digests
 from ckpt_surgery.reports.verification import VerifyReport
 
 SMALL = 4096
@@ -33,12 +39,24 @@ def places(nbytes: int, bits: int | None, seed: int) -> Iterator[int]:
     yield from (chance.randrange(8 * nbytes) for _ in range(bits or 20_000))
 
 
+def digest_list(data: bytes, name: str) -> DigestList:
+    """What ``ckpt hash --files`` and ``ckpt hash --per-tensor`` print of the file."""
+    lines = StringIO()
+    for options in ({"files": True}, {"per_tensor": True}):
+        report = digest([MemorySource(data, name=name)], threads=1, **options)
+        write_digests(report, lines)
+    return DigestList.parse(lines.getvalue(), "DIGESTS")
+
+
 class Flips:
     """One file, of which one bit after another is flipped."""
 
-    def __init__(self, data: bytes, path: Path) -> None:
+    def __init__(self, data: bytes, path: Path, *, listed: bool = False) -> None:
+        """Take the bytes of the file `path`. With `listed` digests of it were kept."""
         self.data = data
         self.name = path.name
+        self.checks = Checks(lists=[digest_list(data, self.name)] if listed else [])
+        self.spans = list(self._spans())
         self.before = self._examine(data)
 
     def flipped(self, place: int) -> bytes:
@@ -47,27 +65,67 @@ class Flips:
         return bytes(data)
 
     def judge(self, place: int) -> str:
-        """What becomes of one flipped bit: found, harmless, unchecked, or missed."""
+        """What becomes of one flipped bit.
+
+        It is found (and the record or a tensor in it named, if it lies in one, else "unnamed"),
+        harmless, unchecked, or missed.
+        """
         data = self.flipped(place)
         report = self._examine(data)
         if self._says_more(report):
-            return "found"
+            return "found" if self._names(report, place >> 3) else "unnamed"
         if any(finding.rule == "no-checksum" for finding in report.verdicts[0].findings):
             return "unchecked"
         return "harmless" if self._loads_alike(data) else "missed"
 
     def _examine(self, data: bytes) -> VerifyReport:
-        return verify([MemorySource(data, name=self.name)], threads=1)
+        return verify([MemorySource(data, name=self.name)], self.checks, threads=1)
 
     def _says_more(self, report: VerifyReport) -> bool:
         """Whether something is wrong that was not before."""
-        if report.failures:
+        return bool(report.failures or self._new(report))
+
+    def _new(self, report: VerifyReport) -> list[Any]:
+        """The findings that were not there before, but for notes."""
+        known = {
+            (each.rule, each.entry, each.message)
+            for verdict in self.before.verdicts
+            for each in verdict.findings
+        }
+        return [
+            each
+            for verdict in report.verdicts
+            for each in verdict.findings
+            if each.severity != "note" and (each.rule, each.entry, each.message) not in known
+        ]
+
+    def _names(self, report: VerifyReport, byte: int) -> bool:
+        """Whether the record is named in which a byte lies, or a tensor in it; or there is none.
+
+        Where only the digest in its name speaks for a file, no place in it can be named.
+        """
+        if not self.checks.lists and any(v.checksums.sha256 for v in self.before.verdicts):
             return True
-        known = {(each.rule, each.entry, each.message) for each in self.before.verdicts[0].findings}
-        return any(
-            each.severity != "note" and (each.rule, each.entry, each.message) not in known
-            for each in report.verdicts[0].findings
-        )
+        names = next((names for start, end, names in self.spans if start <= byte < end), ())
+        found = [*report.failures, *self._new(report)]
+        said = " ".join(f"{each.entry or ''} {each.message}" for each in found)
+        return not names or any(name in said for name in names)
+
+    def _spans(self) -> Iterator[tuple[int, int, Sequence[str]]]:
+        """Where each record's bytes lie in the file; its name and those of the tensors in it."""
+        source = MemorySource(self.data, name=self.name)
+        format_ = find_format(source)
+        checkpoint = format_.read(source, DEFAULT_LIMITS)
+        owners: dict[int, list[str]] = {}
+        for name, tensor in checkpoint.tensors:
+            for part in tensor.strided_parts():
+                if part.storage is not None and isinstance(part.storage.data, ByteRange):
+                    owners.setdefault(part.storage.data.offset, []).append(name)
+        for name, data in format_.records(checkpoint):
+            tensors = owners.get(data.offset, [])
+            # What a list says of a file without checksums is said by tensor, and of the whole.
+            names = tensors if self.checks.lists else [name, *tensors]
+            yield data.offset, data.offset + data.nbytes, names
 
     def _loads_alike(self, data: bytes) -> bool:
         with TemporaryDirectory() as folder:

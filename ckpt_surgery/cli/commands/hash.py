@@ -78,7 +78,9 @@ def _compare(ctx: click.Context, check: str) -> CheckReport:
     given = ctx.params
     if given["files"] or given["at"] or given["per_tensor"] or given["whole"]:
         raise UsageError("'--check' takes files and state dicts from the list, and no others")
-    return verb.check_digests(
+    from ckpt_surgery.ops.digest_lists import check_digests
+
+    return check_digests(
         read_text(check, "--check"),
         list_name=check,
         threads=given["threads"],

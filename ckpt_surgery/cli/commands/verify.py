@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ from ckpt_surgery.cli.output import say_failures
 from ckpt_surgery.cli.types import InputFile, OutputFile
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.ops.digest_lists import DigestList
+from ckpt_surgery.ops.verify_digests import is_digest
 from ckpt_surgery.ops.verify_policy import parse_policy
 from ckpt_surgery.render.plain import to_json, write_json
 from ckpt_surgery.render.progress import progress_bar
@@ -41,8 +44,9 @@ from ckpt_surgery.reports.verification import SalvageReport, VerifyReport
 @click.option(
     "--against-hash",
     multiple=True,
-    metavar="DIGEST",
-    help="The file, or a model in it, has this digest of 'ckpt hash' or sha256sum. Repeatable.",
+    metavar="DIGEST|LIST",
+    help="The file, or a model in it, has this digest of 'ckpt hash' or sha256sum; or all that a "
+    "list of them says of it. Repeatable.",
 )
 @click.option(
     "--policy",
@@ -75,6 +79,7 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
       ckpt verify checkpoints/ --values --sarif > ckpt.sarif
       ckpt verify model.pth --policy policy.toml --strict
       ckpt verify model.pth --against-hash ckpt1:2e64560...
+      ckpt verify checkpoints/ --against-hash DIGESTS
       ckpt verify cut.pth --salvage rest.pth
     """
     sources = sources_of(ctx)
@@ -98,13 +103,25 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
 def _checks(ctx: click.Context) -> verb.Checks:
     given = ctx.params
     policy = given["policy"]
+    against = given["against_hash"]
     return verb.Checks(
         values=given["values"],
         require_checksums=given["require_checksums"],
         strict=given["strict"],
-        digests=given["against_hash"],
+        digests=[each for each in against if is_digest(each)],
+        lists=[_list(each) for each in against if not is_digest(each)],
         policy=None if policy is None else parse_policy(read_text(policy, "--policy"), policy),
     )
+
+
+def _list(name: str) -> DigestList:
+    """Read a list of digests. Raises `UsageError` for what is neither a digest nor a file."""
+    if name != "-" and not Path(name).exists():
+        raise UsageError(
+            f"'--against-hash {name}' is neither a digest nor a file with a list of them",
+            hint="'ckpt hash FILE' prints both",
+        )
+    return DigestList.parse(read_text(name, "--against-hash"), name)
 
 
 def _salvage(ctx: click.Context, source: PathLike | Source) -> SalvageReport:
