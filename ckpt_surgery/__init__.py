@@ -65,11 +65,12 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.rename import RenameRequest, rename
     from ckpt_surgery.ops.salvage import salvage
     from ckpt_surgery.ops.strip import StripRequest, strip
+    from ckpt_surgery.ops.values import SetRequest, get_value, list_values, set_values
     from ckpt_surgery.ops.verify import Checks, verify
     from ckpt_surgery.ops.verify_policy import Policy, parse_policy
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.reports.difference import DiffReport
-    from ckpt_surgery.reports.edits import EditReport
+    from ckpt_surgery.reports.edits import EditReport, SetReport, ValueChange
     from ckpt_surgery.reports.fitting import FitReport, MatchReport
     from ckpt_surgery.reports.hashing import CheckReport, HashReport
     from ckpt_surgery.reports.inspection import InspectReport
@@ -128,7 +129,7 @@ _HOMES = {
     "ckpt_surgery.merge.scope": ("MergeScope",),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.edits.plan": ("Plan", "apply"),
-    "ckpt_surgery.reports.edits": ("EditReport",),
+    "ckpt_surgery.reports.edits": ("EditReport", "SetReport", "ValueChange"),
     "ckpt_surgery.reports.hashing": ("CheckReport", "HashReport"),
     "ckpt_surgery.reports.inspection": ("InspectReport",),
     "ckpt_surgery.reports.merging": ("MergeReport",),
@@ -141,6 +142,7 @@ _HOMES = {
         "Substitute",
     ),
     "ckpt_surgery.ops.salvage": ("salvage",),
+    "ckpt_surgery.ops.values": ("SetRequest", "get_value", "list_values", "set_values"),
     "ckpt_surgery.ops.verify": (
         "Checks",
         "verify",
@@ -209,6 +211,8 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Rule",
     "SalvageReport",
     "Selection",
+    "SetReport",
+    "SetRequest",
     "Stage",
     "StateDict",
     "Storage",
@@ -218,6 +222,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Tensor",
     "UnknownFormatError",
     "UsageError",
+    "ValueChange",
     "VerifyReport",
     "WriteError",
     "__version__",
@@ -228,7 +233,9 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "digest",
     "fit",
     "freeze_plan",
+    "get_value",
     "inspect",
+    "list_values",
     "match",
     "merge",
     "merge_recipe",
@@ -237,6 +244,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "rename",
     "salvage",
     "selection",
+    "set_values",
     "strip",
     "verify",
 ]  # fmt: skip

@@ -177,7 +177,7 @@ class TestVerb:
         refused = ckpt("largest", tmp_path / "empty.pth")
         assert refused.exit_code == 2
         assert refused.stderr.startswith("error: there is no tensor\nhint: ")
-        assert ckpt("largets", file).stderr.endswith("did you mean 'largest'?\n")
+        assert "did you mean 'largest'" in ckpt("largets", file).stderr
 
 
 def installed(tmp_path: Path) -> dict[str, str]:

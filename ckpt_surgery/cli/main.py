@@ -23,6 +23,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "strip": ("ckpt_surgery.cli.commands.strip:strip", "Remove entries from a checkpoint."),
     "rename": ("ckpt_surgery.cli.commands.rename:rename", "Rename the entries of a checkpoint."),
     "edit": ("ckpt_surgery.cli.commands.edit:edit", "Edit what tensors hold."),
+    "set": ("ckpt_surgery.cli.commands.set:set_", "Set plain values beside the weights."),
+    "get": ("ckpt_surgery.cli.commands.get:get", "Print a plain value of a checkpoint."),
     "convert": (
         "ckpt_surgery.cli.commands.convert:convert",
         "Write any readable file in another format.",

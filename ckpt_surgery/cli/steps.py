@@ -11,16 +11,20 @@ import click
 from ckpt_surgery.cli.fields import name_options
 from ckpt_surgery.errors import CkptError, UsageError
 from ckpt_surgery.names import near
+from ckpt_surgery.names.literals import toml_value
 
 if TYPE_CHECKING:
     from ckpt_surgery.matching.request import MatchRequest
     from ckpt_surgery.recipes.recipe import Action
 
-VERBS: Final = ("strip", "rename", "edit", "convert", "merge", "fit")
+VERBS: Final = ("strip", "rename", "edit", "set", "convert", "merge", "fit")
 """The verbs that a step may be, each a module of `cli.commands` with a `request_of`."""
 
 WITH: Final = "with"
 """What a merge calls the other checkpoints in a recipe."""
+
+VALUES: Final = "values"
+"""What `set` calls the table of paths and values in a recipe."""
 
 # Options of verbs that say where something is read or written, or how it is shown: an input, an
 # output or the line of `ckpt apply` says it.
@@ -47,12 +51,27 @@ def action_of(verb: str, said: object) -> Action:
     if verb == "merge":
         for table in tables:
             names += _texts(f"{verb}.{WITH}", table.pop(WITH, []))
-    context, request_of = _parsed(verb, tables, ["base", *names] if verb == "merge" else [])
+    context, request_of = _parsed(verb, tables, _arguments(verb, tables, names))
     with context:
         request: Any = _asked(context, request_of)
     if verb == "merge":
         return Merge(request, names)
     return Fit(request) if verb == "fit" else Ask(verb, request)
+
+
+def _arguments(verb: str, tables: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    """Return what a line of the verb says without options; `set` has a table of values."""
+    if verb == "merge":
+        return ["base", *names]
+    if verb != "set":
+        return []
+    found = ["-"]
+    for table in tables:
+        values = table.pop(VALUES, {})
+        if not isinstance(values, dict):
+            raise UsageError(f"'{VALUES}' of 'set' is a table of paths and values")
+        found += (f"{path}={toml_value(value)}" for path, value in values.items())
+    return found
 
 
 def target_of(said: object) -> MatchRequest:
@@ -77,10 +96,10 @@ def _parsed(
 ) -> tuple[click.Context, Callable[[click.Context], Any]]:
     """Return what the verb's own parser makes of the options in tables."""
     module = import_module(f"ckpt_surgery.cli.commands.{verb}")
-    command: click.Command = getattr(module, verb)
+    command: click.Command = getattr(module, f"{verb}_" if verb == "set" else verb)
     words = [word for table in tables for word in _words(command, table)]
     try:
-        context = command.make_context(verb, [*files, *words])
+        context = command.make_context(verb, [*words, "--", *files])
     except click.ClickException as error:
         message = error.format_message()
         raise UsageError(message[:1].lower() + message[1:].removesuffix(".")) from error

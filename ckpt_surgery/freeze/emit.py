@@ -8,9 +8,7 @@ from typing import Final
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.freeze.plan import FreezeSchedule, PlannedParameter
-from ckpt_surgery.names.literals import toml_string
-
-_BARE_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+from ckpt_surgery.names.literals import toml_key, toml_value
 
 _PYTHON: Final = '''\
 """What trains and how, written by `ckpt freeze-plan`; needs only the model."""
@@ -90,11 +88,11 @@ def _to_toml(plan: FreezeSchedule) -> str:
     """
     document = plan.to_dict()
     tables = {k: v for k, v in document.items() if _is_tables(v)}
-    lines = [f"{key} = {_toml(value)}" for key, value in document.items() if key not in tables]
+    lines = [f"{key} = {toml_value(value)}" for key, value in document.items() if key not in tables]
     for key, items in tables.items():
         for item in items:
             lines.append(f"\n[[{key}]]")
-            lines += [f"{_key(k)} = {_toml(v)}" for k, v in item.items() if v is not None]
+            lines += [f"{toml_key(k)} = {toml_value(v)}" for k, v in item.items() if v is not None]
     text = "\n".join(lines) + "\n"
     try:
         text.encode()
@@ -151,20 +149,3 @@ def _python(table: Mapping[str, object]) -> str:
 
 def _is_tables(value: object) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _key(key: str) -> str:
-    return key if key and _BARE_KEY.issuperset(key) else toml_string(key)
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return toml_string(value)
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        items = (f"{_key(k)} = {_toml(v)}" for k, v in value.items() if v is not None)
-        return "{ " + ", ".join(items) + " }" if value else "{}"
-    return repr(value)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Final
 
 _DELETE = "\x7f"
+_BARE_KEY: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 def json_string(text: str) -> str:
@@ -22,6 +25,28 @@ def toml_string(text: str) -> str:
     if text.isprintable():
         return json.dumps(text, ensure_ascii=False)
     return '"' + "".join(c if c.isprintable() and c not in '"\\' else _toml(c) for c in text) + '"'
+
+
+def toml_key(key: str) -> str:
+    """Return a key of a TOML table, quoted where it has to be."""
+    return key if key and _BARE_KEY.issuperset(key) else toml_string(key)
+
+
+def toml_value(value: object) -> str:
+    """Return a value as TOML has it on one line: a text, a number, a list, an inline table.
+
+    TOML has no null: what is None in a table is left out.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return toml_string(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        items = [f"{toml_key(k)} = {toml_value(v)}" for k, v in value.items() if v is not None]
+        return "{ " + ", ".join(items) + " }" if items else "{}"
+    return repr(value)
 
 
 def _json(character: str) -> str:

@@ -68,3 +68,50 @@ class EditReport:
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ValueChange:
+    """What became of the value at a path; a type is None where there is nothing.
+
+    A value that is not plain is said as its type.
+    """
+
+    path: str
+    old: Any
+    new: Any
+    old_type: str | None
+    new_type: str | None
+
+    @property
+    def change(self) -> str:
+        """``added``, ``removed``, ``changed`` or ``same``."""
+        if self.old_type is None:
+            return "added"
+        if self.new_type is None:
+            return "removed"
+        same = (self.old_type, repr(self.old)) == (self.new_type, repr(self.new))
+        return "same" if same else "changed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the change as JSON has it."""
+        return {
+            "path": self.path,
+            "change": self.change,
+            "old": self.old,
+            "new": self.new,
+            "old_type": self.old_type,
+            "new_type": self.new_type,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SetReport(EditReport):
+    """What `set_values` did: that of an edit, and each value before and after."""
+
+    values: tuple[ValueChange, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON document of the report."""
+        found = EditReport.to_dict(self)
+        return {**found, "values": [change.to_dict() for change in self.values]}
