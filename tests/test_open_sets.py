@@ -65,7 +65,7 @@ class TestFormat:
         report = ckpt("convert", file, "--format", "npy-dir", "-o", out, "--json")
         assert report.exit_code == 0, report.output
         document = json.loads(report.stdout)
-        assert document["format"] == "npy-dir"
+        assert document["output_format"] == "npy-dir"
         assert document["plan"] == [{"edit": "convert", "from": "torch-zip", "to": "npy-dir"}]
         assert document["nbytes_after"] == sum(p.stat().st_size for p in out.iterdir())
         assert_holds(out, weights)
@@ -92,7 +92,7 @@ class TestFormat:
         assert "--allow-loss" in refused.stderr
         assert not out.exists()
         allowed = json.loads(ckpt(*command, "--allow-loss", "--json").stdout)
-        assert allowed["dropped"] == ["epoch", "args"]
+        assert allowed["dropped_others"] == ["epoch", "args"]
         assert allowed["removed"] == ["state_dict/half"]
         assert_holds(out, weights)
 

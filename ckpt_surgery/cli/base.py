@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from ckpt_surgery.cli.failing import note_running
 from ckpt_surgery.cli.fields import name_options
 from ckpt_surgery.cli.files import refuse_inputs_as_outputs
 from ckpt_surgery.cli.line import refuse_swallowed_options
@@ -88,6 +89,7 @@ class Command(click.Command):
         if ctx.resilient_parsing:
             args = self._with_open_option_closed(ctx, args)
         else:
+            note_running(ctx, args)
             refuse_swallowed_options(ctx.command_path, self.get_params(ctx), args)
         _, _, order = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_ORDER] = [parameter.name for parameter in order]

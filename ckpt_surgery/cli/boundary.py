@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
@@ -22,6 +22,9 @@ from ckpt_surgery.cli.start import leave_interrupted
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.render.color import ERROR, HINT, PLAIN, ColorChoice, wants_color
 from ckpt_surgery.render.text import printable, shorten, visible
+
+if TYPE_CHECKING:
+    from ckpt_surgery.cli.failing import JsonErrors
 
 REFUSED: Final = 2
 _BUG: Final = 70
@@ -37,9 +40,16 @@ class _Terminated(BaseException):
 
 
 def run(
-    body: Callable[[], object], *, show_traceback: bool = False, color: ColorChoice = "auto"
+    body: Callable[[], object],
+    *,
+    show_traceback: bool = False,
+    color: ColorChoice = "auto",
+    errors: JsonErrors | None = None,
 ) -> int:
-    """Run `body`, whose number (if it gives one) is the exit code; explain whatever it raises."""
+    """Run `body`, whose number (if it gives one) is the exit code; explain whatever it raises.
+
+    `errors` writes it as a document, too, which takes the place of the text on the same stream.
+    """
     _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         _escape_what_cannot_be_encoded(stream)
@@ -47,7 +57,7 @@ def run(
         with _ending_signals_raise():
             return _attempt(body)
     except BaseException as error:  # noqa: BLE001 - everything ends here
-        return _explain(error, show_traceback=show_traceback, color=color)
+        return _explain(error, show_traceback=show_traceback, color=color, errors=errors)
 
 
 def _attempt(body: Callable[[], object]) -> int:
@@ -62,17 +72,18 @@ def _attempt(body: Callable[[], object]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _explain(error: BaseException, *, show_traceback: bool, color: ColorChoice) -> int:
-    """Say on standard error what went wrong; return the exit code."""
+def _explain(
+    error: BaseException, *, show_traceback: bool, color: ColorChoice, errors: JsonErrors | None
+) -> int:
+    """Say what went wrong; return the exit code."""
     if isinstance(error, BrokenPipeError):
         _discard(sys.stdout)
         return 0
     if show_traceback:
         _say_traceback(error)
     message, hint, code = _message(error)
-    _say("error:", message, ERROR, color)
-    if hint:
-        _say("hint:", hint, HINT, color)
+    if errors is None or not errors.write(error, message, hint, code):
+        say_failure(message, hint, color)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -139,7 +150,7 @@ def _option_elsewhere(error: click.ClickException, context: click.Context | None
 
 
 def say_failure(what: str, hint: str | None, color: ColorChoice) -> None:
-    """Say on standard error what went wrong with one of several inputs."""
+    """Say on standard error what went wrong, and what to do about it."""
     _say("error:", what, ERROR, color)
     if hint:
         _say("hint:", hint, HINT, color)

@@ -1,4 +1,4 @@
-"""What a record has beside the report: the version, and SHA-256 of whole files."""
+"""What a record has beside the report: SHA-256 of whole files."""
 
 from __future__ import annotations
 
@@ -36,16 +36,12 @@ def recorded(ctx: click.Context, report: Report) -> dict[str, Any]:
 
     The digest of what is no file is null: of a directory, of standard input or output.
     """
-    from ckpt_surgery import __version__
-
     document = report.to_dict()
     before: dict[str, str | None] = ctx.meta.get(_BEFORE, {})
-    names = [each["file"] if isinstance(each, dict) else each for each in document["inputs"]]
     written = [each["output"] for each in document.get("outputs", [document])]
     return {
-        "version": __version__,
         "digests": {
-            "inputs": {name: before.get(name) or file_digest(name) for name in names},
+            "inputs": {name: before.get(name) or file_digest(name) for name in document["inputs"]},
             "outputs": {name: file_digest(name) for name in written if name is not None},
         },
     }

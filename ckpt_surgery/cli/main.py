@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import HELP_SETTINGS, color_on, traceback_option
 from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
+from ckpt_surgery.cli.failing import json_errors_of
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.pickles.collector import freeze_what_is_made
 
@@ -134,11 +135,18 @@ class _LazyGroup(click.Group):
         line = list(sys.argv[1:] if args is None else args)
         extra = {key: value for key, value in extra.items() if key in {"obj", "color"}}
 
+        errors = json_errors_of(line)
+
         def body() -> object:
             with self.make_context(prog_name or "ckpt", list(line), **extra) as ctx:
+                if errors is not None:
+                    errors.context = ctx
                 return self.invoke(ctx)
 
-        sys.exit(boundary.run(body, show_traceback="--traceback" in line, color=color_on(line)))
+        code = boundary.run(
+            body, show_traceback="--traceback" in line, color=color_on(line), errors=errors
+        )
+        sys.exit(code)
 
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:

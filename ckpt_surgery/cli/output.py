@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from typing import TextIO, TypeVar
 
@@ -10,6 +9,7 @@ import click
 
 from ckpt_surgery.cli.base import color_of
 from ckpt_surgery.cli.boundary import say_failure
+from ckpt_surgery.cli.failing import report_stream
 from ckpt_surgery.errors import ReadError, WriteError
 from ckpt_surgery.render import edits
 from ckpt_surgery.render.plain import to_json, write_json
@@ -39,7 +39,7 @@ def finish(
     given = ctx.params
     if given["record"] is not None:
         _record(ctx, report, given["record"], force=given["force"])
-    stream = stream or _report_stream(ctx)
+    stream = stream or report_stream(given)
     if given["quiet"] or stream is None:
         return report.exit_code
     if given["as_json"]:
@@ -59,13 +59,6 @@ def _record(ctx: click.Context, report: Report, path: str, *, force: bool) -> No
     except WriteError as error:
         error.hint = "the checkpoint itself was written before"
         raise
-
-
-def _report_stream(ctx: click.Context) -> TextIO | None:
-    """Standard output unless the checkpoint goes there; None if it is closed."""
-    given = ctx.params
-    to_file = given.get("in_place") or given["output"] not in {None, "-"}
-    return sys.stdout if to_file or given["dry_run"] else sys.stderr
 
 
 def say_failures(ctx: click.Context, failures: Iterable[Failure]) -> None:

@@ -241,9 +241,7 @@ class FreezeSchedule:
             parameters=tuple(_read_parameter(item, epoch) for item in _list(fields, "parameters")),
             groups=tuple(_read_group(item) for item in _list(fields, "groups")),
             statistics=_texts(fields.get("statistics", []), "'statistics'"),
-            warnings=tuple(
-                _read_warning(item) for item in _list({"warnings": [], **fields}, "warnings")
-            ),
+            warnings=tuple(_read_warning(item) for item in _notices(fields)),
             epoch=epoch,
         )
 
@@ -254,6 +252,12 @@ class FreezeSchedule:
         Raises DamagedFileError if it is neither, UsageError if it is no valid plan.
         """
         return cls.from_dict(_read_document(Path(path)))
+
+
+def _notices(fields: Mapping[str, Any]) -> list[Any]:
+    """Return the plan's warnings; those of a report are texts, with the same as ``notices``."""
+    name = "notices" if "notices" in fields else "warnings"
+    return _list({"warnings": [], **fields}, name)
 
 
 def _read_document(path: Path) -> object:

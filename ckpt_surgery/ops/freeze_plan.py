@@ -14,6 +14,7 @@ from ckpt_surgery.formats import read
 from ckpt_surgery.freeze.build import FreezeRecipe
 from ckpt_surgery.freeze.live import FreezePlan
 from ckpt_surgery.freeze.plan import PlanWarning
+from ckpt_surgery.reports import envelope
 from ckpt_surgery.torch_objects.averages import usual_models
 from ckpt_surgery.training.optimizers.correspond import bare_name
 from ckpt_surgery.training.parameters import Inventory
@@ -39,13 +40,17 @@ class FreezePlanReport:
         reads, with what every report has.
         """
         document = self.plan.to_dict()
+        notices = document.pop("warnings")
         return {
-            "schema": document.pop("schema"),
-            "command": "freeze-plan",
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": self.output,
             **document,
+            **envelope(
+                "freeze-plan",
+                exit_code=self.exit_code,
+                inputs=self.inputs,
+                output=self.output,
+                warnings=[each["message"] for each in notices],
+            ),
+            "notices": notices,
         }
 
 

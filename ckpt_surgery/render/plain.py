@@ -78,9 +78,7 @@ def write_json(report: Report, stream: TextIO) -> None:
 
 def write_jsonl(report: Report, stream: TextIO) -> None:
     """Write the report's document on one line, ASCII only."""
-    import json
-
-    stream.write(json.dumps(_strict(report.to_dict()), allow_nan=False) + "\n")
+    stream.write(to_jsonl(report.to_dict()) + "\n")
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -88,6 +86,13 @@ def to_json(document: Mapping[str, Any]) -> str:
     import json
 
     return json.dumps(_strict(document), indent=2, allow_nan=False)
+
+
+def to_jsonl(document: Mapping[str, Any]) -> str:
+    """Return the same on one line."""
+    import json
+
+    return json.dumps(_strict(document), allow_nan=False)
 
 
 def _strict(value: Any) -> Any:

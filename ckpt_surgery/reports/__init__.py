@@ -28,7 +28,33 @@ class Report(Protocol):
         """0 done; 1 the answer is no."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON document of the report."""
+        """Return the JSON document of the report: the `envelope`, and fields of its own."""
+
+
+def envelope(
+    command: str,
+    *,
+    exit_code: int,
+    inputs: Iterable[str],
+    output: str | None = None,
+    warnings: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Return what every document begins with, whatever command it is of.
+
+    `inputs` are the names of the files that were read, `output` is that of the file that was
+    written, None if none was. ``schemas/`` beside this module describes every document.
+    """
+    from ckpt_surgery import __version__
+
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "version": __version__,
+        "exit_code": exit_code,
+        "inputs": list(inputs),
+        "output": output,
+        "warnings": list(warnings),
+    }
 
 
 @dataclass(frozen=True, slots=True)

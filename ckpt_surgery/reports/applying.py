@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports import envelope
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
@@ -89,15 +89,16 @@ class ApplyReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
-            "command": "apply",
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": self.output,
+            **envelope(
+                "apply",
+                exit_code=self.exit_code,
+                inputs=self.inputs,
+                output=self.output,
+                warnings=self.warnings,
+            ),
             "named": dict(self.named),
             "steps": [step.to_dict() for step in self.steps],
             "outputs": [output.to_dict() for output in self.outputs],
-            "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": sum(output.nbytes for output in self.outputs),
         }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ckpt_surgery.reports import SCHEMA
+from ckpt_surgery.reports import envelope
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.distances import Distance
@@ -235,14 +235,14 @@ class DiffReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
-            "command": "diff",
-            "exit_code": self.exit_code,
-            "inputs": [self.a.file, self.b.file],
-            "output": None,
+            **envelope(
+                "diff",
+                exit_code=self.exit_code,
+                inputs=(self.a.file, self.b.file),
+                warnings=self.warnings,
+            ),
             "a": self.a.to_dict(),
             "b": self.b.to_dict(),
-            "state_dicts": [each.to_dict() for each in self.state_dicts],
+            "pairs": [each.to_dict() for each in self.state_dicts],
             "others": [each.to_dict() for each in self.others],
-            "warnings": list(self.warnings),
         }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.reports import SCHEMA, once
+from ckpt_surgery.reports import envelope, once
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.casts import Cast
@@ -49,22 +49,23 @@ class EditReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
-            "command": self.command,
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": self.output,
-            "format": self.format,
+            **envelope(
+                self.command,
+                exit_code=self.exit_code,
+                inputs=self.inputs,
+                output=self.output,
+                warnings=self.warnings,
+            ),
+            "output_format": self.format,
             "plan": [dict(edit) for edit in self.plan],
             "rules": [dict(rule) for rule in self.rules],
             "kept": list(self.kept),
             "removed": list(self.removed),
             "renamed": [list(pair) for pair in self.renamed],
             "carried": list(self.carried),
-            "dropped": list(self.dropped),
+            "dropped_others": list(self.dropped),
             "optimizers": [change.to_dict() for change in self.optimizers],
             "casts": [cast.to_dict() for cast in self.casts],
-            "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
         }

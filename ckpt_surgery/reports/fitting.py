@@ -11,7 +11,7 @@ from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.fit.items import STATUSES, FitItem, FitPlan
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import Correspondence
-from ckpt_surgery.reports import SCHEMA, once
+from ckpt_surgery.reports import envelope, once
 from ckpt_surgery.training.documents import OptimizerChange
 
 
@@ -58,15 +58,12 @@ class MatchReport:
                         for entry in value
                     )
         return {
-            "schema": SCHEMA,
-            "command": "match",
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": None,
+            **envelope(
+                "match", exit_code=self.exit_code, inputs=self.inputs, warnings=self.warnings
+            ),
             "target": self.target,
-            "state_dicts": [each.path for each in self.matched],
+            "paths": [each.path for each in self.matched],
             **fields,
-            "warnings": list(self.warnings),
         }
 
 
@@ -132,15 +129,17 @@ class FitReport:
         """Return where several state dicts were fitted, every name is ``path/name``."""
         sums = [each.plan.elements for each in self.fitted]
         return {
-            "schema": SCHEMA,
-            "command": "fit",
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": self.output,
-            "format": self.format,
+            **envelope(
+                "fit",
+                exit_code=self.exit_code,
+                inputs=self.inputs,
+                output=self.output,
+                warnings=self.warnings,
+            ),
+            "output_format": self.format,
             "target": self.target,
             "plan": [dict(edit) for edit in self.plan],
-            "state_dicts": [each.path for each in self.fitted],
+            "paths": [each.path for each in self.fitted],
             "copied": [name for name, item in self._items if item.status == "copied"],
             "cast": [name for name, item in self._items if item.status == "cast"],
             "casts": [cast.to_dict() for cast in self.casts],
@@ -178,7 +177,6 @@ class FitReport:
             "carried": list(self.carried),
             "dropped_others": list(self.dropped_others),
             "optimizers": [change.to_dict() for change in self.optimizers],
-            "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
         }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from ckpt_surgery.reports import SCHEMA, Failure
+from ckpt_surgery.reports import Failure, envelope
 
 _ALGORITHM: Final = "ckpt1"
 """The name of the definition in ``docs/hash.md``."""
@@ -77,16 +77,11 @@ class HashReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
-            "command": "hash",
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": None,
+            **envelope("hash", exit_code=self.exit_code, inputs=self.inputs),
             "algorithm": _ALGORITHM,
             "models": [model.to_dict(per_tensor=self.per_tensor) for model in self.models],
             "files": [file.to_dict() for file in self.files],
             "failures": [failure.to_dict() for failure in self.failures],
-            "warnings": [],
         }
 
 
@@ -127,13 +122,8 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
-            "command": "hash",
-            "exit_code": self.exit_code,
-            "inputs": [self.list_name],
-            "output": None,
+            **envelope("hash", exit_code=self.exit_code, inputs=(self.list_name,)),
             "algorithm": _ALGORITHM,
             "checked": [each.to_dict() for each in self.checked],
             "failures": [failure.to_dict() for failure in self.failures],
-            "warnings": [],
         }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, Tensor, join_path
-from ckpt_surgery.reports import SCHEMA, once
+from ckpt_surgery.reports import envelope, once
 from ckpt_surgery.torch_objects.kinds import plain_value, type_name
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ class InspectReport:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "schema": SCHEMA,
+            **envelope(
+                "inspect", exit_code=self.exit_code, inputs=(self.file,), warnings=self.notes
+            ),
             "file": self.file,
             "format": self.format,
             "size": self.size,
@@ -103,7 +105,6 @@ class InspectReport:
             "averages": [each.to_dict() for each in self.averages],
             "ties": [list(names) for names in self.ties],
             "globals": list(self.globals),
-            "notes": list(self.notes),
             "declared_architecture": self.declared or None,
             "shards": list(self.files),
         }

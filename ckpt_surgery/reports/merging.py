@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.reports import SCHEMA, once
+from ckpt_surgery.reports import envelope, once
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.casts import Cast
@@ -29,7 +29,7 @@ class MergeInput:
         return {
             "file": self.file,
             "weight": self.weight,
-            "base": self.base,
+            "is_base": self.base,
             "taken": self.taken,
         }
 
@@ -84,18 +84,19 @@ class MergeReport:
         return next(each.file for each in self.inputs if each.base)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the document; a structural merge names its inputs,
-        an arithmetic one weighs them.
-        """
+        """Return the document; that of an arithmetic merge also says what was computed."""
         found: dict[str, Any] = {
-            "schema": SCHEMA,
-            "command": "merge",
-            "exit_code": self.exit_code,
+            **envelope(
+                "merge",
+                exit_code=self.exit_code,
+                inputs=[each.file for each in self.inputs],
+                output=self.output,
+                warnings=self.warnings,
+            ),
             "method": self.method,
-            "inputs": [each.to_dict() if self.arithmetic else each.file for each in self.inputs],
+            "files": [each.to_dict() for each in self.inputs],
             "base": self.base,
-            "output": self.output,
-            "format": self.format,
+            "output_format": self.format,
             "plan": [dict(edit) for edit in self.plan],
             "rules": [dict(rule) for rule in self.rules],
             "kept": list(self.kept),
@@ -103,20 +104,20 @@ class MergeReport:
             "renamed": [list(pair) for pair in self.renamed],
             "taken": [{"name": name, "file": file} for name, file in self.taken],
             "carried": list(self.carried),
-            "dropped": list(self.dropped),
+            "dropped_others": list(self.dropped),
             "optimizers": [change.to_dict() for change in self.optimizers],
         }
         if self.arithmetic:
             found |= {
                 "merged": list(self.merged),
-                "copied": [{"name": name, "why": why} for name, why in self.copied],
-                "skipped": [{"name": name, "why": why} for name, why in self.skipped],
+                "copied": [name for name, _ in self.copied],
+                "reasons": dict((*self.copied, *self.skipped)),
+                "skipped": [name for name, _ in self.skipped],
                 "casts": [cast.to_dict() for cast in self.casts],
                 "policies": dict(self.policies),
                 "peak_bytes": self.peak_bytes,
             }
         return found | {
-            "warnings": list(self.warnings),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
         }

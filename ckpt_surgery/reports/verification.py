@@ -7,7 +7,7 @@ from typing import Any
 
 from ckpt_surgery.checkpoint.findings import Finding, Severity
 from ckpt_surgery.pickles.risk import Risk
-from ckpt_surgery.reports import SCHEMA, Failure
+from ckpt_surgery.reports import Failure, envelope
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Verdict:
             "ok": not self.fails(strict=strict),
             "findings": [_finding_dict(finding) for finding in self.findings],
             "checksums": self.checksums.to_dict(),
-            "globals": [
+            "risks": [
                 {"name": risk.name, "level": risk.level, "what": risk.what} for risk in self.globals
             ],
             "weights_only": None if self.weights_only is None else self.weights_only.to_dict(),
@@ -150,20 +150,16 @@ class VerifyReport:
         return 1 if any(each.fails(strict=self.strict) for each in self.verdicts) else 0
 
     def to_dict(self) -> dict[str, Any]:
+        salvaged = self.salvaged
         document = {
-            "schema": SCHEMA,
-            "command": "verify",
-            "exit_code": self.exit_code,
-            "inputs": list(self.inputs),
-            "output": None,
+            **envelope(
+                "verify",
+                exit_code=self.exit_code,
+                inputs=self.inputs,
+                output=None if salvaged is None else salvaged.output,
+            ),
             "strict": self.strict,
             "files": [each.to_dict(strict=self.strict) for each in self.verdicts],
             "failures": [failure.to_dict() for failure in self.failures],
-            "warnings": [],
         }
-        if self.salvaged is not None:
-            document |= {
-                "output": self.salvaged.output,
-                "salvaged": self.salvaged.to_dict(),
-            }
-        return document
+        return document | ({} if salvaged is None else {"salvaged": salvaged.to_dict()})

@@ -55,7 +55,7 @@ def test_other_forms(two, invoke):
     assert "    layers.{0..5}.weight (6): values differ" in folded
     document = json.loads(invoke("diff", "one.pth", "two.pth", "--json").stdout)
     assert (document["command"], document["exit_code"]) == ("diff", 1)
-    assert document["state_dicts"][0]["renamed"] == [["a", "b"]]
+    assert document["pairs"][0]["renamed"] == [["a", "b"]]
     assert document["others"] == [{"path": "epoch", "change": "changed", "old": 1, "new": 2}]
 
 

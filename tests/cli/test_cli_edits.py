@@ -12,9 +12,9 @@ import torch
 
 from ckpt_surgery import __version__
 from ckpt_surgery.cli.commands.strip import strip
+from ckpt_surgery.cli.failing import report_stream
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import output_of
-from ckpt_surgery.cli.output import _report_stream
 from ckpt_surgery.formats.registry import FORMATS, get, writable
 
 EDITS = (
@@ -202,7 +202,7 @@ def test_standard_output_is_written_by_its_descriptor(folder, invoke, monkeypatc
     with (folder / "out.pth").open("w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
         assert output_of(context).stream == stream.fileno()
-        assert _report_stream(context) is not stream
+        assert report_stream(context.params) is not stream
 
 
 def test_list_of_names_may_not_be_huge(folder, invoke, monkeypatch):
@@ -254,7 +254,7 @@ def test_record_holds_the_edits(folder, invoke):
     options = ["--prefix", "fc", "-o", "out.pth", "--record", "log.json"]
     result = invoke("strip", "net.pth", *options, "--json")
     record = json.loads((folder / "log.json").read_text())
-    assert record.pop("version") == __version__
+    assert record["version"] == __version__
     digests = record.pop("digests")
     assert record == json.loads(result.stdout)
     for which, name in (("inputs", "net.pth"), ("outputs", "out.pth")):

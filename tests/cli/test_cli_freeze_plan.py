@@ -114,7 +114,7 @@ def test_a_file_beside_a_model_is_compared(folder, invoke):
     torch.save({"module.weight": torch.zeros(3, 4), "extra": torch.zeros(1)}, "linear.pth")
     document = json.loads(invoke("freeze-plan", "linear.pth", *line, "--json").stdout)
     assert document["inputs"] == ["linear.pth", spec]
-    codes = {w["code"]: w["names"] for w in document["warnings"]}
+    codes = {w["code"]: w["names"] for w in document["notices"]}
     assert codes == {
         "missing-in-file": ["bias"],
         "not-in-model": ["extra"],

@@ -46,7 +46,7 @@ def test_average_says_what_it_did_and_json_is_the_contract(files, invoke):
     assert document["schema"] == 1
     assert document["exit_code"] == 0
     assert document["output"] is None
-    assert [each["weight"] for each in document["inputs"]] == [1, 3]
+    assert [each["weight"] for each in document["files"]] == [1, 3]
     assert document["merged"] == ["state_dict/layer.weight", "state_dict/head.weight"]
     assert document["policies"]["int"] == "auto"
     assert document["peak_bytes"] > 0
@@ -119,7 +119,7 @@ def test_choosing_files(files, invoke, options, chosen, base):
         (files / f"{name}{number}.pth").rename(files / f"x{number}.pth")
     args = ("x*.pth", *options, "-m", "average", "--dry-run", "--json")
     document = json.loads(invoke("merge", *args).stdout)
-    assert [each["file"] for each in document["inputs"]] == chosen
+    assert [each["file"] for each in document["files"]] == chosen
     assert document["base"] == base
 
 

@@ -147,7 +147,7 @@ def replay(report: Report, out: Path) -> None:
     assert plan.to_dict() == document["plan"]
     with ckpt.read(first) as checkpoint, Inputs(read=ckpt.read) as inputs:
         edited = plan.apply(checkpoint, inputs)
-        assert edited.format == document["format"]
+        assert edited.format == document["output_format"]
         write(edited, ckpt.Output(out, force=True), inputs=inputs.sources)
 
 

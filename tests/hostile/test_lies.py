@@ -78,7 +78,7 @@ def test_what_follows_the_end_of_a_pickle_is_told_and_not_lost(tmp_path: Path) -
     path, out = tmp_path / "w.pth", tmp_path / "out.pth"
     path.write_bytes(archive(whole(weights()) + b"cposix\nsystem\n."))
     told = "an edit would lose something: 15 bytes follow the end of its pickle"
-    assert inspect(path).to_dict()["notes"] == [told]
+    assert inspect(path).to_dict()["warnings"] == [told]
     with pytest.raises(LossyEditError, match="15 bytes follow the end of its pickle"):
         convert(path, out)
     assert not out.exists()
@@ -89,4 +89,4 @@ def test_storages_of_what_is_not_understood_are_told(tmp_path: Path) -> None:
     unknown = call("mine.make", storage("1"))
     path.write_bytes(archive(whole(weights(("x", unknown))), {"data/1": bytes(16)}))
     told = "1 storages of 16 bytes are in no tensor that is listed"
-    assert inspect(path).to_dict()["notes"] == [told]
+    assert inspect(path).to_dict()["warnings"] == [told]

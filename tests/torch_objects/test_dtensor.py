@@ -53,7 +53,7 @@ def test_inspect_shows_it(ranks):
     assert rows["shard"] == {
         "number": 4, "count": 4, "axes": [0], "shape": [2, 3], "partial": False,
     }  # fmt: skip
-    assert found["notes"] == [
+    assert found["warnings"] == [
         "2 tensors are each shard 4 of 4: the files of the other ranks have the rest",
         "1 tensor is shard 2 of 2: the files of the other ranks have the rest",
         "1 tensor is partial sum 2 of 2: the files of the other ranks have the rest",
