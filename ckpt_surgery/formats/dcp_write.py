@@ -43,6 +43,9 @@ _OWNED: Final = ("__*_*.distcp", NAME)
 _TITLE: Final = "a distributed checkpoint"
 _NOT_STRIDED: Final = "its elements are not one strided view"
 _MOST_NAMED: Final = 3
+# Places that one thing may stand in on average, in a checkpoint of more than a few: each is stored.
+_MOST_REPEATED: Final = 8
+_FEW: Final = 10_000
 _KEYS: Final = (str, int, float)
 
 _Path = tuple[str | int, ...]
@@ -113,7 +116,7 @@ def _items(checkpoint: Checkpoint) -> Iterator[_Item]:
         raise LossyEditError(f"{_TITLE} is made of a dictionary, and this is none")
     reader = TensorReader()
     taken: set[str] = set()
-    for path, node in _leaves(root, reader):
+    for path, node in list(_leaves(root, reader)):  # refused before anything is made
         name = ".".join(map(str, path))
         if name in taken:
             raise LossyEditError(
@@ -163,15 +166,35 @@ def _settled(checkpoint: Checkpoint) -> Node:
 
 
 def _leaves(root: Node, reader: TensorReader) -> Iterator[tuple[_Path, Node]]:
-    """Yield the path and the node of everything that torch would store by itself."""
+    """Yield the path and the node of everything that torch would store by itself.
+
+    Raises `LossyEditError` for what holds itself, and for things that stand in so many places that
+    a small file would become a huge directory.
+    """
     waiting: list[tuple[_Path, Node]] = [((), root)]
+    around: list[Node] = []  # what holds the node in turn, by depth
+    visited, distinct = 0, set[int]()
     while waiting:
         path, node = waiting.pop()
+        del around[len(path) :]
+        visited += 1
+        distinct.add(id(node))
+        if visited > _FEW + _MOST_REPEATED * len(distinct):
+            raise LossyEditError(
+                f"{_TITLE} stores an entry for each place, and the same things are in too many",
+                entry=".".join(map(str, path)),
+            )
         below = _below(path, node, reader)
         if below is None:
             yield path, node
-        else:
-            waiting.extend(reversed(below))
+            continue
+        if any(each is node for each in around):
+            raise LossyEditError(
+                f"{_TITLE} cannot hold a container that is in itself",
+                entry=".".join(map(str, path)),
+            )
+        around.append(node)
+        waiting.extend(reversed(below))
 
 
 def _below(path: _Path, node: Node, reader: TensorReader) -> list[tuple[_Path, Node]] | None:
@@ -194,7 +217,7 @@ def _below(path: _Path, node: Node, reader: TensorReader) -> list[tuple[_Path, N
 def _is_terminal(node: list[Node], reader: TensorReader) -> bool:
     """Return whether neither a tensor nor a dictionary is in a list, or in lists in it."""
     waiting: list[Node] = [node]
-    seen: set[int] = set()
+    seen: set[int] = {id(node)}
     while waiting:
         for each in waiting.pop():  # type: ignore[attr-defined]  # only lists are put there
             if reader.describe(each) is not None or mapping_pairs(each) is not None:

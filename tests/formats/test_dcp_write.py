@@ -235,3 +235,49 @@ def test_safetensors_are_read_by_torchs_reader_of_them(tmp_path):
                 state, storage_reader=HuggingFaceStorageReader(str(tmp_path / folder)), no_dist=True
             )
         assert_values(state, WHOLE)
+
+
+def in_itself() -> dict[str, Any]:
+    made: dict[str, Any] = {"w": torch.ones(2)}
+    made["self"] = made
+    return made
+
+
+def list_in_itself() -> dict[str, Any]:
+    made: list[Any] = [torch.ones(2)]
+    made.append(made)
+    return {"l": made}
+
+
+def doubled(depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {"w": torch.ones(1)}
+    for _ in range(depth):
+        made = {"a": made, "b": made}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "why"),
+    [
+        (in_itself(), "container that is in itself"),
+        (list_in_itself(), "container that is in itself"),
+        (doubled(40), "in too many"),
+    ],
+)
+def test_what_would_be_stored_without_end_is_refused(made: Any, why: str, tmp_path: Path) -> None:
+    torch.save(made, tmp_path / "s.pth")
+    with pytest.raises(LossyEditError, match=why):
+        convert(tmp_path / "s.pth", as_dcp(tmp_path / "d"))
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_list_that_is_in_itself_is_one_object(tmp_path: Path) -> None:
+    numbers: list[Any] = [1]
+    numbers.append(numbers)
+    torch.save({"w": torch.ones(2), "n": numbers}, tmp_path / "s.pth")
+    convert(tmp_path / "s.pth", as_dcp(tmp_path / "d"))
+    shared = doubled(3)
+    torch.save(shared, tmp_path / "s.pth")
+    convert(tmp_path / "s.pth", as_dcp(tmp_path / "e"))
+    dcp_to_torch_save(tmp_path / "e", tmp_path / "back.pth")
+    assert_values(torch.load(tmp_path / "back.pth"), shared)
