@@ -98,6 +98,27 @@ BY_NAME: Final[dict[str, DType]] = {
         }.items()
     },
 }
+_SHORT: Final = {
+    "fp64": "float64", "f64": "float64", "fp32": "float32", "f32": "float32", "fp16": "float16",
+    "f16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn",
+    "float8_e4m3": "float8_e4m3fn", "fp8_e4m3fn": "float8_e4m3fn", "f8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2", "f8_e5m2": "float8_e5m2", "i64": "int64", "i32": "int32",
+    "i16": "int16", "i8": "int8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "u8": "uint8",
+    "c64": "complex64", "c128": "complex128",
+}  # fmt: skip
+NAMES: Final = (*BY_NAME, *_SHORT)
+"""Every name that a user may give a type, in lower case."""
+
+
+def named(text: str) -> DType | None:
+    """Return the type that a user means: ``fp16``, ``half``, ``F16``, ``torch.float16``, …
+
+    None for a text that is none. What files say is looked up in `BY_NAME` instead.
+    """
+    name = text.strip().lower().removeprefix("torch.")
+    return BY_NAME.get(_SHORT.get(name, name))
+
+
 BY_STORAGE_CLASS: Final[dict[str, DType]] = {
     dtype.storage_class: dtype for dtype in _TABLE if dtype.storage_class is not None
 }

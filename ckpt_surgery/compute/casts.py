@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from math import inf
 from threading import Lock
 from typing import Any
 
@@ -17,6 +18,8 @@ class CastCount:
     `infinite` were finite and are not (a type without infinity has NaN instead), `zero` were not;
     `wrapped` were outside of the integers' range, `nan` are integers that were NaN, `rounded` lost
     a fraction to an integer type, or were integers that a floating-point type does not have.
+    `error` is the largest relative error of all others between floating-point types, None where
+    it was not measured.
     """
 
     infinite: int = 0
@@ -24,10 +27,19 @@ class CastCount:
     wrapped: int = 0
     nan: int = 0
     rounded: int = 0
+    error: float | None = None
 
     def __add__(self, other: CastCount) -> CastCount:
-        sums = (getattr(self, f.name) + getattr(other, f.name) for f in fields(CastCount))
-        return CastCount(*sums)
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _WHAT}
+        errors = [each for each in (self.error, other.error) if each is not None]
+        return replace(self, **sums, error=max(errors, default=None))
+
+    @property
+    def loss(self) -> float:
+        """The largest relative loss: of what became infinite that is infinity, of a zero 1."""
+        if self.infinite or self.wrapped or self.nan:
+            return inf
+        return max(float(bool(self.zero)), self.error or 0.0)
 
     @property
     def is_lossy(self) -> bool:
@@ -42,11 +54,11 @@ class CastCount:
         """``3 become infinite, 1 becomes zero``."""
         return ", ".join(
             f"{number:,} {_WHAT[name][number != 1]}"
-            for name, number in self.to_dict().items()
-            if number
+            for name in _WHAT
+            if (number := getattr(self, name))
         )
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
@@ -96,8 +108,12 @@ class CastTally:
     may be counted by several threads.
     """
 
-    def __init__(self, name: str, source: str, target: str, elements: int) -> None:
+    def __init__(
+        self, name: str, source: str, target: str, elements: int, *, most: float | None = None
+    ) -> None:
         self.name = name
+        self.most = most
+        """The largest relative loss that is allowed, if there is one."""
         self.allow_loss = False
         """Set by whoever writes: a loss is else refused as soon as it is counted."""
         self.path: PathLike | None = None
@@ -118,6 +134,14 @@ class CastTally:
                 entry=self.name,
                 hint="--allow-loss writes them nevertheless; another --dtype may hold them",
             )
+        if self.most is not None and count.loss > self.most:
+            raise LossyEditError(
+                f"{self._cast.target} changes a number by {_share(count.loss)} of it, "
+                f"more than {self.most:g}",
+                path=self.path,
+                entry=self.name,
+                hint="'--max-loss' allows more; another --dtype loses less",
+            )
         with self._lock:
             self._parts[part] = count
 
@@ -133,3 +157,7 @@ def tallies_of(sources: Iterable[object]) -> list[CastTally]:
     """Return the tallies of what is computed among the sources of bytes, each once."""
     found = (getattr(source, "tally", None) for source in sources)
     return list(dict.fromkeys(tally for tally in found if isinstance(tally, CastTally)))
+
+
+def _share(loss: float) -> str:
+    return "more than all" if loss == inf else f"{loss:.3g}"

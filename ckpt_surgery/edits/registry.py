@@ -46,6 +46,7 @@ KINDS: Final[dict[str, str]] = {
     "scale": "ckpt_surgery.edits.arithmetic:Scale",
     "add": "ckpt_surgery.edits.arithmetic:Add",
     "fill": "ckpt_surgery.edits.arithmetic:Fill",
+    "cast": "ckpt_surgery.edits.cast:Cast",
     "split": "ckpt_surgery.edits.parts:Split",
     "concat": "ckpt_surgery.edits.parts:Concat",
     "copy": "ckpt_surgery.edits.share:Copy",

@@ -69,7 +69,7 @@ class ValueRule:
         return {"rule": self.option, "text": self.text}
 
 
-def _selection_rule(text: str, names: Sequence[str]) -> Rule:
+def selection_rule(text: str, names: Sequence[str]) -> Rule:
     """Return the rule that a selection in a text means.
 
     ``glob:``, ``pattern:``, ``prefix:`` and ``name:`` say it; otherwise it is a glob if it has
@@ -84,7 +84,7 @@ def _selection_rule(text: str, names: Sequence[str]) -> Rule:
 
 
 def _selected(state_dict: StateDict, text: str) -> Iterator[str]:
-    chosen = _selection_rule(text, state_dict.names)
+    chosen = selection_rule(text, state_dict.names)
     tensors = {name for name, _ in state_dict.tensors}
     yield from (name for name in state_dict.names if name in tensors and chosen.matches(name))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Te
 from ckpt_surgery.compute.elements import can_load, load_elements
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import DType
-from ckpt_surgery.edits.base import BatchEdit
+from ckpt_surgery.edits.base import BatchEdit, Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_there
 from ckpt_surgery.errors import PlanError
@@ -82,6 +82,24 @@ def identity(tensor: Tensor | None) -> object:
     if tensor is None or tensor.storage is None:
         return id(tensor)
     return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride
+
+
+def broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
+    """Return what to say of names that are tied to an edited one and not edited themselves."""
+    changed = {edit.name for edit in edits if isinstance(edit, ValueEdit)}
+    if not changed:
+        return []
+    tied: dict[object, list[str]] = {}
+    for name, tensor in state_dict.tensors:
+        tied.setdefault(identity(tensor), []).append(name)
+    return [
+        f"'{name}' is no longer tied to '{other}', which stays as it is"
+        for names in tied.values()
+        if any(each in changed for each in names)
+        for other in names
+        if other not in changed
+        for name in [next(each for each in names if each in changed)]
+    ]
 
 
 def tensor_of(path: str, entry: Entry) -> Tensor:

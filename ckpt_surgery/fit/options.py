@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.dtypes import NAMES, named
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fit.adaptations import AdaptRule, Classes
 from ckpt_surgery.fit.fills import Fill
@@ -32,12 +32,13 @@ class FitOptions:
     def __post_init__(self) -> None:
         if self.dtype is None:
             return
-        if self.dtype not in BY_NAME or not BY_NAME[self.dtype].in_torch:
+        dtype = named(self.dtype)
+        if dtype is None:
             raise UsageError(
-                f"there is no element type '{self.dtype}'", hint=near_hint(self.dtype, BY_NAME)
+                f"there is no element type '{self.dtype}'", hint=near_hint(self.dtype, NAMES)
             )
-        if BY_NAME[self.dtype].kind != "float":
+        if dtype.kind != "float":
             raise UsageError(f"'{self.dtype}' is no floating-point type")
-        dtype = BY_NAME[self.dtype]
         if dtype.name in _NOT_ONE_NUMBER or not dtype.in_torch:
             raise UsageError(f"an element of '{self.dtype}' is not one number of its own")
+        object.__setattr__(self, "dtype", dtype.name)

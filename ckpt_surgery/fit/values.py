@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ckpt_surgery.compute.casting import cast, work_dtype
+from ckpt_surgery.compute.casting import work_dtype
 from ckpt_surgery.compute.casts import CastCount
+from ckpt_surgery.compute.rounding import converted
 from ckpt_surgery.fit.adaptations import Adaptation, ChannelMethod
 from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.fit.items import FitItem
@@ -39,10 +40,10 @@ def fitted(
         value = _adapt(item.adaptation, load(item.source), item.shape, lambda: initial(item))
     else:
         value = load(item.source).reshape(item.shape)
-    result, count = cast(value, getattr(torch, item.dtype))
+    result, count = converted(value.reshape(-1), getattr(torch, item.dtype))
     if casts is not None:
         casts(count)
-    return result.contiguous()
+    return result.reshape(value.shape).contiguous()
 
 
 def initial_value(item: FitItem, seed: int, own: Callable[[str], Tensor]) -> Tensor:

@@ -198,7 +198,7 @@ def inventory_of(model: nn.Module) -> Inventory:
 
 
 def _inner(model: nn.Module, hidden: frozenset[str]) -> nn.Module | None:
-    """Return the model inside its wrappers; None if it has others deeper inside, so changing its names."""
+    """Return the model inside its wrappers; None if others deeper inside change its names."""
     path = ""
     for depth, path in enumerate(sorted(hidden, key=len), 1):
         if len(path.split(".")) != depth or not all(p in hidden for p in _parents(path)):

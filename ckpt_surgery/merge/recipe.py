@@ -95,11 +95,12 @@ class MergeRecipe:
 
     def __post_init__(self) -> None:
         if self.dtype is not None:
-            known = dtypes.BY_NAME.get(self.dtype)
+            known = dtypes.named(self.dtype)
             if known is None or known.kind not in {"float", "complex"}:
                 floats = [d.name for d in dtypes.BY_NAME.values() if d.kind == "float"]
                 hint = near_hint(self.dtype, floats)
                 raise UsageError(f"'dtype' must be a floating type, got '{self.dtype}'", hint=hint)
+            object.__setattr__(self, "dtype", known.name)
         if self.integers not in INTEGER_POLICIES:
             raise UsageError(f"'int' must be one of {', '.join(INTEGER_POLICIES)}")
         self.method.check_files(len(self.inputs), has_base=self._has_base)

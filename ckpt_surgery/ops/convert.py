@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.checkpoint.description import Checkpoint, join_path
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.edits.convert import Convert, set_metadata
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.narrow import OnlyStateDict
-from ckpt_surgery.edits.plan import Plan, Planned
-from ckpt_surgery.errors import PathLike
+from ckpt_surgery.edits.plan import Plan, Planned, followed_by
+from ckpt_surgery.errors import PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.ops.run import left_out
@@ -20,29 +21,73 @@ from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written, write
 
+if TYPE_CHECKING:
+    from ckpt_surgery.edits.cast_plan import CastRule
+
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
     """What is written in another format: all of it, or one state dict alone.
 
     The latter with `state_dict_only`, or with `at`, which says which if there are several. With
-    `tensors_only` it is no more than the tensors of the state dict, each of them rebuilt.
+    `tensors_only` it is no more than the tensors of the state dict, each of them rebuilt. `dtypes`
+    are element types, ``TYPE`` for all floating-point tensors or ``SELECTION=TYPE``; with
+    `keep_norms` the former leave norms and statistics of 32 bits as they are. `max_loss` is the
+    largest share of itself that a number may lose.
+
+    Raises `UsageError` for a type that there is not.
     """
 
     at: str | None = None
     state_dict_only: bool = False
     tensors_only: bool = False
+    dtypes: Sequence[str] = ()
+    keep_norms: bool = True
+    max_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_loss is not None and not self.dtypes:
+            raise UsageError("'max_loss' is for a cast", fields=("max_loss",), hint="give --dtype")
+        if self.max_loss is not None and not self.max_loss >= 0:
+            raise UsageError(f"'max_loss {self.max_loss}' is no share", fields=("max_loss",))
+        if self.dtypes:
+            self._rules()
 
     def plan(self, checkpoint: Checkpoint) -> Planned:
-        """Plan it. Raises `UsageError` if there is no state dict, or several to choose from."""
+        """Plan it.
+
+        Raises `UsageError` if there is no state dict, or several to choose from, and what
+        `plan_casts` raises.
+        """
         if not self.state_dict_only and not self.tensors_only and self.at is None:
-            return Planned(Plan())
+            return self._casts(checkpoint, checkpoint.state_dicts)
         chosen = the_state_dict(checkpoint, [] if self.at is None else [self.at])
+        casts = self._casts(checkpoint, [chosen])
         if self.tensors_only:
             from ckpt_surgery.edits.bare import OnlyTensors
 
-            return Planned(Plan((OnlyTensors(chosen.path),)))
-        return Planned(Plan((OnlyStateDict(chosen.path),)))
+            return followed_by(casts, [OnlyTensors(chosen.path)])
+        return followed_by(casts, [OnlyStateDict(chosen.path)])
+
+    def _casts(self, checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> Planned:
+        if not self.dtypes:
+            return Planned(Plan())
+        from ckpt_surgery.compute.elements import require_torch
+        from ckpt_surgery.edits.cast_plan import plan_casts
+
+        require_torch()
+        return plan_casts(
+            checkpoint,
+            state_dicts,
+            self._rules(),
+            keep_norms=self.keep_norms,
+            max_loss=self.max_loss,
+        )
+
+    def _rules(self) -> list[CastRule]:
+        from ckpt_surgery.edits.cast_plan import CastRule
+
+        return [CastRule(text) for text in self.dtypes]
 
 
 def convert(
@@ -67,14 +112,15 @@ def convert(
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     with read(source) as checkpoint:
-        narrowing = asked.plan(checkpoint).plan
-        converted, last = finishing(narrowing.apply(for_output(checkpoint, target)), target)
-        plan = Plan((*narrowing.edits, *last))
-        return _report(checkpoint, plan, write(converted, target))
+        with about_file(checkpoint.file.name):
+            planned = asked.plan(checkpoint)
+        converted, last = finishing(planned.plan.apply(for_output(checkpoint, target)), target)
+        planned = replace(planned, plan=Plan((*planned.plan.edits, *last)))
+        return _report(checkpoint, planned, write(converted, target))
 
 
-def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
-    after = written.checkpoint
+def _report(before: Checkpoint, planned: Planned, written: Written) -> EditReport:
+    narrowed, after = planned.plan, written.checkpoint
     allowed = any(loss.refused for loss in written.losses)
     conversion = Convert(before.format, written.format, allow_loss=allowed)
     texts = set_metadata(written)
@@ -84,14 +130,14 @@ def _report(before: Checkpoint, narrowed: Plan, written: Written) -> EditReport:
         output=written.output,
         format=written.format,
         plan=tuple(Plan((*narrowed.edits, conversion, *texts)).to_dict()),
-        rules=(),
+        rules=tuple(each.rule.to_dict() | {"matched": each.matched} for each in planned.rules),
         kept=tuple(join_path(s.path, entry.name) for s in after.state_dicts for entry in s.entries),
         removed=(*_no_tensors(before, narrowed), *written.removed),
         renamed=(),
         carried=tuple(other.path for other in after.others),
         dropped=left_out(before, narrowed, after),
         casts=written.casts,
-        warnings=(*before.notes, *written.warnings),
+        warnings=(*before.notes, *planned.warnings, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,
     )

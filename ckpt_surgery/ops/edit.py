@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_dicts
 from ckpt_surgery.compute.elements import require_torch
 from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.cast import Cast
 from ckpt_surgery.edits.follow import following, with_those_inside
 from ckpt_surgery.edits.moments import EditMoment
 from ckpt_surgery.edits.parts import Concat, Split
@@ -17,7 +18,7 @@ from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.edits.share import Tie
 from ckpt_surgery.edits.value_rules import ValueRule
-from ckpt_surgery.edits.values import ValueEdit, identity
+from ckpt_surgery.edits.values import ValueEdit, broken_ties
 from ckpt_surgery.errors import PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.metadata import strip_metadata
@@ -91,6 +92,8 @@ class _Lineage:
 
     def note(self, edit: Edit) -> None:
         match edit:
+            case Cast():
+                pass  # an optimizer keeps its moments in types of their own
             case ValueEdit(name=name) if edit.rearranges:
                 self.moves[name] = (*self.moves.get(name, ()), edit)
             case ValueEdit(name=name):
@@ -125,7 +128,7 @@ def _planned(
         if not found:
             raise rule.unmatched(all_names(chosen))
         for state_dict in chosen:
-            warnings += _broken_ties(state_dict, edits[state_dict.path])
+            warnings += broken_ties(state_dict, edits[state_dict.path])
             for each in edits[state_dict.path]:
                 lineage[state_dict.path].note(each)
         counts.append(RuleCount(rule, len(found)))
@@ -133,24 +136,6 @@ def _planned(
         current = Plan(tuple(found)).apply(current)
     plan += _stale_modules(checkpoint, current, lineage)
     return Planned(Plan(tuple(plan)), tuple(counts), tuple(warnings)), lineage
-
-
-def _broken_ties(state_dict: StateDict, edits: Sequence[Edit]) -> list[str]:
-    """Return what to say of names that are tied to an edited one and not edited themselves."""
-    changed = {edit.name for edit in edits if isinstance(edit, ValueEdit)}
-    if not changed:
-        return []
-    tied: dict[object, list[str]] = {}
-    for name, tensor in state_dict.tensors:
-        tied.setdefault(identity(tensor), []).append(name)
-    return [
-        f"'{name}' is no longer tied to '{other}', which stays as it is"
-        for names in tied.values()
-        if any(each in changed for each in names)
-        for other in names
-        if other not in changed
-        for name in [next(each for each in names if each in changed)]
-    ]
 
 
 def _stale_modules(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.findings import Finding
-from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.dtypes import named
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import near
 
@@ -137,8 +137,9 @@ def _policy(document: Mapping[str, Any]) -> Policy:
     file, names = document.get("file", {}), document.get("globals", {})
     tensors, entries = document.get("tensors", {}), document.get("entries", {})
     dtypes = _texts(tensors, "tensors", "dtypes")
-    for dtype in dtypes or ():
-        if dtype not in BY_NAME:
+    types = {dtype: named(dtype) for dtype in dtypes or ()}
+    for dtype, known in types.items():
+        if known is None:
             raise ValueError(f"'{dtype}' in tensors.dtypes is no element type of torch")
     return Policy(
         formats=_texts(file, "file", "formats"),
@@ -147,7 +148,7 @@ def _policy(document: Mapping[str, Any]) -> Policy:
         weights_only=_flag(file, "file", "weights_only"),
         globals_allow=_texts(names, "globals", "allow"),
         globals_deny=_texts(names, "globals", "deny") or (),
-        dtypes=None if dtypes is None else tuple(BY_NAME[dtype].name for dtype in dtypes),
+        dtypes=None if dtypes is None else tuple(known.name for known in types.values() if known),
         names=_patterns(tensors, "names"),
         deny_names=_patterns(tensors, "deny_names") or (),
         max_count=_number(tensors, "max_count"),

@@ -8,7 +8,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
-from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.dtypes import NAMES, named
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.matching.target_source import TargetRequest
@@ -45,8 +45,8 @@ class Expect:
 
     def __post_init__(self) -> None:
         for name in self.dtype.values():
-            if name not in BY_NAME:
-                meant = " or ".join(f"'{each}'" for each in near(name, BY_NAME))
+            if named(name) is None:
+                meant = " or ".join(f"'{each}'" for each in near(name, NAMES))
                 raise UsageError(
                     f"there is no element type '{name}'",
                     hint=f"did you mean {meant}?" if meant else None,
@@ -101,10 +101,11 @@ class Expect:
 
     def _wrong_types(self, tensors: Mapping[str, Tensor]) -> Iterator[str]:
         for pattern, dtype in self.dtype.items():
+            wanted = named(dtype)
             everything = pattern == "**"
             for name in _matching(pattern, tensors):
                 have = tensors[name].dtype
-                if have.name != BY_NAME[dtype].name and not (everything and have.kind != "float"):
+                if have is not wanted and not (everything and have.kind != "float"):
                     yield f"'{name}' is expected to be {dtype}, and is {have.name}"
 
 

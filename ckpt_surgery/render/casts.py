@@ -19,13 +19,15 @@ def cast_lines(casts: Sequence[Cast], most: int) -> Iterator[str]:
         groups.setdefault((cast.source, cast.target), []).append(cast)
     for (source, target), alike in groups.items():
         elements = count(sum(cast.elements for cast in alike), "element")
-        yield f"cast {source} -> {target}: {count(len(alike), 'tensor')}, {elements}"
+        errors = [c.count.error for c in alike if c.count is not None and c.count.error is not None]
+        error = f", largest relative error {max(errors):.2g}" if errors else ""
+        yield f"cast {source} -> {target}: {count(len(alike), 'tensor')}, {elements}{error}"
         yield from below((line for cast in alike for line in _changed(cast)), most)
     if any(cast.count is None for cast in casts):
         yield "what that does to the numbers is counted when they are written"
 
 
 def _changed(cast: Cast) -> Iterator[str]:
-    if cast.count:
+    if cast.count and cast.count.words:
         elements = count(cast.elements, "element")
         yield f"{printable(cast.name)}: of {elements} {cast.count.words}"

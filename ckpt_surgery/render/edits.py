@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.edits import EditReport
 
 _MOST_NAMES: Final = 20
+_CHANGED: Final = {"dtype": "chose", "keep-norms": "kept"}
 
 
 def show(report: EditReport, screen: Screen) -> None:
@@ -31,6 +32,7 @@ def show(report: EditReport, screen: Screen) -> None:
 def _lines(report: EditReport, most: int) -> Iterator[str]:
     for rule in report.rules:
         changed = "matched" if "kind" in rule else "changed"
+        changed = _CHANGED.get(str(rule.get("rule")), changed)
         number = int(rule["matched"])
         matched = (
             count(number, "entry", "entries")
@@ -61,6 +63,8 @@ def _option(rule: Mapping[str, Any]) -> str:
     if "kind" in rule:
         name = {"keys": "keys-from"}.get(rule["kind"], rule["kind"])
         return f"--{name} {rule['text']}"
+    if rule["rule"] == "keep-norms":
+        return "--keep-norms"
     values = (
         rule[key]
         for key in ("prefix", "old", "new", "regex", "repl", "source", "text")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.pickles import NO_STATE, Global, Node, Object, PersistentId
 
@@ -27,8 +29,13 @@ def relocated(node: Object, storage: PersistentId, tensor: Tensor) -> Object:
 
 def build(storage: PersistentId, tensor: Tensor) -> Object:
     """Return a new node that rebuilds `tensor`, as torch writes it:
-    ``_rebuild_tensor_v2`` or ``_v3``.
+    ``_rebuild_tensor_v2`` or ``_v3``, in ``_rebuild_parameter`` if it is one.
     """
+    if tensor.is_parameter:
+        data = build(storage, replace(tensor, is_parameter=False, requires_grad=False))
+        hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
+        function = Global("torch._utils", "_rebuild_parameter")
+        return Object("REDUCE", function, (data, tensor.requires_grad, hooks))
     hooks = Object("REDUCE", Global("collections", "OrderedDict"), ())
     shape, stride = _own_sizes(tensor.shape), _own_sizes(tensor.stride)
     place = (storage, tensor.offset, shape, stride, tensor.requires_grad, hooks)

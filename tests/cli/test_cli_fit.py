@@ -430,6 +430,7 @@ def test_a_cast_that_loses_numbers_is_refused_and_listed_if_allowed(fit):
     assert found["casts"][0] == {
         "name": "w", "from": "float32", "to": "float16", "elements": 3,
         "infinite": 1, "zero": 1, "wrapped": 0, "nan": 0, "rounded": 0,
+        "error": 0.0,
     }  # fmt: skip
     assert load()["w"].tolist() == [float("inf"), 0.0, 1.0]
     shown = fit(*half, "--allow-loss", "-o", "p.pth", file="big.pth").stdout

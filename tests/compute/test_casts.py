@@ -124,6 +124,7 @@ def test_what_is_computed_twice_counts_once():
     assert tally.cast.to_dict() == {
         "name": "w", "from": "float32", "to": "float16", "elements": 9,
         "infinite": None, "zero": None, "wrapped": None, "nan": None, "rounded": None,
+            "error": None,
     }  # fmt: skip
     for _ in range(2):  # a digest of the output, then the output
         tally.add(CastCount(zero=1), part=0)

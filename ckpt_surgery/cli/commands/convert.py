@@ -18,7 +18,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.cli.types import StateDictPath
+from ckpt_surgery.cli.types import KeyName, StateDictPath
 
 
 @click.command(cls=Command)
@@ -38,6 +38,27 @@ from ckpt_surgery.cli.types import StateDictPath
     metavar="PATH",
     type=StateDictPath(),
     help="Which state dict to write alone, such as 'state_dict'.",
+)
+@click.option(
+    "--dtype",
+    multiple=True,
+    metavar="TYPE",
+    type=KeyName(),
+    help="Cast floating-point tensors to TYPE (bf16, half, float8_e4m3fn), or with SELECTION=TYPE "
+    "those of a name, prefix or glob: 'head.**=float32'. Repeatable.",
+)
+@click.option(
+    "--keep-norms/--no-keep-norms",
+    default=True,
+    show_default=True,
+    help="Leave norm layers and running statistics in float32 where --dtype TYPE has fewer bits.",
+)
+@click.option(
+    "--max-loss",
+    metavar="SHARE",
+    type=float,
+    help="Refuse a cast that changes a number by more than SHARE of it: 0.004. A number that "
+    "becomes zero changes by 1.",
 )
 @hash_name_option
 @output_options
@@ -59,6 +80,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
+      ckpt convert model.pth --dtype bf16 --dtype 'head.**=float32' -o half.pth
       ckpt convert m.pth --format safetensors-index --max-shard-size 5GB -o DIR
       ckpt convert train.pth --format dcp -o DIR
       ckpt convert DIR -o train.pth
@@ -70,6 +92,12 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
 
 def request_of(ctx: click.Context) -> verb.ConvertRequest:
     """Return what the line asks for."""
+    given = ctx.params
     return verb.ConvertRequest(
-        ctx.params["at"], ctx.params["state_dict_only"], ctx.params["tensors_only"]
+        at=given["at"],
+        state_dict_only=given["state_dict_only"],
+        tensors_only=given["tensors_only"],
+        dtypes=given["dtype"],
+        keep_norms=given["keep_norms"],
+        max_loss=given["max_loss"],
     )
