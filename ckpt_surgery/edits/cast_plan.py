@@ -111,7 +111,7 @@ def plan_casts(
             chosen = dict.fromkeys(rule.chosen(state_dict), rule)
             counts[rule] += len(chosen)
             wanted |= chosen
-        norms = norms_of(state_dict) if keep_norms else frozenset[str]()
+        norms = _norms_of(state_dict) if keep_norms else frozenset[str]()
         names, casts = set(state_dict.names), list[Edit]()
         for name, tensor in state_dict.tensors:
             taken = wanted.get(name)
@@ -141,7 +141,7 @@ def plan_casts(
     return Planned(Plan(tuple(edits)), (*done, *spared), tuple(warnings))
 
 
-def norms_of(state_dict: StateDict) -> frozenset[str]:
+def _norms_of(state_dict: StateDict) -> frozenset[str]:
     """Return the names of norm layers' tensors and of running statistics, by form and name.
 
     A norm's weight has the shape of its bias, or its module has running statistics; without a bias

@@ -68,7 +68,7 @@ class ValueEdit(BatchEdit):
             for edit in edits:
                 require_there(state_dict.path, [edit.name], entries)
                 entry = entries[edit.name]
-                key = (identity(entry.tensor), replace(edit, state_dict="", name=""))
+                key = (_identity(entry.tensor), replace(edit, state_dict="", name=""))
                 if key not in made:
                     made[key] = edit.tensor(tensor_of(state_dict.path, entry))
                 entries[edit.name] = replace(entry, tensor=made[key], node=None)
@@ -77,7 +77,7 @@ class ValueEdit(BatchEdit):
         return edit_state_dicts(run, checkpoint, change)
 
 
-def identity(tensor: Tensor | None) -> object:
+def _identity(tensor: Tensor | None) -> object:
     """Return what is equal for tensors that are the same elements of one storage."""
     if tensor is None or tensor.storage is None:
         return id(tensor)
@@ -91,7 +91,7 @@ def broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
         return []
     tied: dict[object, list[str]] = {}
     for name, tensor in state_dict.tensors:
-        tied.setdefault(identity(tensor), []).append(name)
+        tied.setdefault(_identity(tensor), []).append(name)
     return [
         f"'{name}' is no longer tied to '{other}', which stays as it is"
         for names in tied.values()

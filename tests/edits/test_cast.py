@@ -20,7 +20,7 @@ from ckpt_surgery.cli.main import cli
 from ckpt_surgery.compute.casts import CastCount
 from ckpt_surgery.compute.rounding import converted
 from ckpt_surgery.edits.cast import Cast
-from ckpt_surgery.edits.cast_plan import CastRule, norms_of
+from ckpt_surgery.edits.cast_plan import CastRule, _norms_of
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.write import write
 
@@ -306,7 +306,7 @@ def test_a_selection_that_matches_nothing_is_refused(tmp_path):
 def test_norms_are_known_by_form(tmp_path):
     torch.save(Net().state_dict(), tmp_path / "in.pth")
     with read(tmp_path / "in.pth") as checkpoint:
-        assert norms_of(checkpoint.state_dicts[0]) == NORMS
+        assert _norms_of(checkpoint.state_dicts[0]) == NORMS
 
 
 def test_counts_add_up():
