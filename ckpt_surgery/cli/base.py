@@ -26,7 +26,16 @@ _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
         "max_shard_size",
     ),
     "Output": (
-        *("output", "in_place", "force", "fsync", "output_format", "hash_name", "dry_run"),
+        *(
+            "output",
+            "in_place",
+            "force",
+            "if_changed",
+            "fsync",
+            "output_format",
+            "hash_name",
+            "dry_run",
+        ),
         *("record",),
     ),
     "Report": ("as_json", "quiet", "color", "no_pager", "traceback", "help"),

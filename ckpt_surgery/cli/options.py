@@ -121,6 +121,12 @@ _in_place_option = click.option(
     "-i", "--in-place", is_flag=True, help="Replace FILE, at once or not at all."
 )
 
+if_changed_option = click.option(
+    "--if-changed",
+    is_flag=True,
+    help="Leave an existing OUT alone if it holds the same already; replace it if not.",
+)
+
 new_file_options = all_of(
     click.option(
         "-o",
@@ -130,6 +136,7 @@ new_file_options = all_of(
         help="Write to OUT; '-' is standard output, the default if that is no terminal.",
     ),
     click.option("--force", is_flag=True, help="Replace an existing OUT."),
+    if_changed_option,
     click.option("--fsync", is_flag=True, help="Wait until the output is safe on the disk."),
     click.option(
         "--format",
@@ -278,6 +285,7 @@ def output_of(ctx: click.Context) -> Output:
         stream=_stdout_descriptor() if to_stdout and not dry_run else None,
         in_place=in_place,
         force=given["force"],
+        if_changed=given["if_changed"],
         fsync=given["fsync"] or None,
         dry_run=dry_run,
         format=given["output_format"],
@@ -347,7 +355,7 @@ def _check_record(ctx: click.Context) -> None:
 
     if not Path(os.path.realpath(record)).parent.is_dir():
         raise UsageError(f"the directory of '--record {record}' does not exist")
-    if Path(record).exists() and not ctx.params["force"]:
+    if Path(record).exists() and not (ctx.params["force"] or ctx.params["if_changed"]):
         raise UsageError(f"'--record {record}' already exists", hint="give --force to replace it")
     if ctx.params.get("in_place") and ctx.params.get("file") is not None:
         from ckpt_surgery.cli.digests import remember_input

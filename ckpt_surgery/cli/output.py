@@ -51,11 +51,11 @@ def finish(
 
 def _record(ctx: click.Context, report: Report, path: str, *, force: bool) -> None:
     from ckpt_surgery.cli.digests import recorded
-    from ckpt_surgery.fileio.atomic import atomic_output
+    from ckpt_surgery.fileio.unchanged import write_unless_same
 
     try:
-        with atomic_output(path, force=force) as sink:
-            sink.write(to_json(report.to_dict() | recorded(ctx, report)).encode() + b"\n")
+        data = to_json(report.to_dict() | recorded(ctx, report)).encode() + b"\n"
+        write_unless_same(path, data, force=force, if_changed=ctx.params["if_changed"])
     except WriteError as error:
         error.hint = "the checkpoint itself was written before"
         raise

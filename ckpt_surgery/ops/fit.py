@@ -21,8 +21,8 @@ from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
-from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.distinct import Role
+from ckpt_surgery.fileio.unchanged import write_unless_same
 from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
 from ckpt_surgery.fit.groups import group_of, require_used
@@ -75,7 +75,7 @@ def fit(
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
         fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
         if asked.emit_map is not None:
-            _write_map(asked.emit_map, fitting.fitted, force=target.force)
+            _write_map(asked.emit_map, fitting.fitted, target)
         fitted, last = finishing(fitting.result, target)
         written = write(fitted, target, inputs=aim.sources)
         result = written.checkpoint
@@ -288,7 +288,7 @@ def _plan(state_dict: StateDict, aim: Aim, options: FitOptions, request: FitRequ
     return Fitted(state_dict.path, state_dict.kind, found, plan)
 
 
-def _write_map(path: PathLike, fitted: Sequence[Fitted], *, force: bool) -> None:
+def _write_map(path: PathLike, fitted: Sequence[Fitted], output: Output) -> None:
     found: list[Correspondence] = [each.found for each in fitted]
     if any(each.renames != found[0].renames for each in found):
         raise UsageError(
@@ -297,8 +297,7 @@ def _write_map(path: PathLike, fitted: Sequence[Fitted], *, force: bool) -> None
         )
     form = "json" if Path(path).suffix.lower() == ".json" else "toml"
     text = format_proposal(found[0], "json" if form == "json" else "toml")
-    with atomic_output(path, force=force) as sink:
-        sink.write(text.encode())
+    write_unless_same(path, text.encode(), force=output.force, if_changed=output.if_changed)
 
 
 def _warnings(

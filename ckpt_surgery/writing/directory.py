@@ -30,7 +30,7 @@ def write_directory(
         )
     with atomic_directory(
         path,
-        force=output.force,
+        force=output.replaces,
         replacing=file if output.in_place else None,
         inputs=inputs,
         replaceable=(*(each.name for each in layout.files), *layout.owned),

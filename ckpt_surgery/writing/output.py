@@ -31,20 +31,22 @@ ProgressBar = Callable[[int], AbstractContextManager[Progress]]
 class Output:
     """Where an edited checkpoint goes: to the file `path`, the descriptor `stream`, or `in_place`.
 
-    `force` replaces an existing file; `fsync` None forces the bytes to the disk only where a file
-    is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path` speak. What the
-    format cannot hold is left out with `allow_loss`, and refused without; plain values among it go
-    into the JSON file `sidecar`. `options` are for the format's layout. With `hash_name` the first
-    eight digits of the file's SHA-256 go into its name, as torch.hub expects: ``resnet18.pth``
-    becomes ``resnet18-f37072fd.pth``. `beside` are other files that are written with it, such as a
-    record. With `plain` numpy scalars, Namespaces and paths are written as plain values; `device`
-    (``cpu``) is said of all tensors, wherever they were saved.
+    `force` replaces an existing file, `if_changed` only one that holds something else; without
+    either an existing file must hold the same already. `fsync` None forces the bytes to the disk
+    only where a file is replaced; `dry_run` writes nothing. `format` None lets the suffix of `path`
+    speak. What the format cannot hold is left out with `allow_loss`, and refused without; plain
+    values among it go into the JSON file `sidecar`. `options` are for the format's layout. With
+    `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
+    ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``. `beside` are other files that are written
+    with it, such as a record. With `plain` numpy scalars, Namespaces and paths are written as plain
+    values; `device` (``cpu``) is said of all tensors, wherever they were saved.
     """
 
     path: PathLike | None = None
     stream: int | None = None
     in_place: bool = False
     force: bool = False
+    if_changed: bool = False
     fsync: bool | None = None
     dry_run: bool = False
     format: str | None = None
@@ -103,6 +105,11 @@ class Output:
             raise UsageError(
                 f"'format {name}': there is no such format", hint=error.hint, fields=("format",)
             ) from error
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an existing file that holds something else is replaced."""
+        return self.force or self.if_changed
 
     def refuse_inputs(self, inputs: Iterable[Source]) -> None:
         """Raise `WriteError` if anything that is written is one of `inputs`, also in a dry run.

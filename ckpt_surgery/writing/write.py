@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,8 @@ class Written:
 
     `output` is its name, None of a dry run; `losses` are what its format could not hold, and
     `sidecar` the paths of those among them that were written beside it. `metadata` was set.
-    `computed` is what became of numbers that were rounded to an element type.
+    `computed` is what became of numbers that were rounded to an element type. `unchanged` says
+    that the output held the same before.
     """
 
     checkpoint: Checkpoint
@@ -36,6 +38,7 @@ class Written:
     sidecar: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     computed: tuple[Cast, ...] = ()
+    unchanged: bool = False
 
     @property
     def casts(self) -> tuple[Cast, ...]:
@@ -60,7 +63,9 @@ class Written:
         counts = (c.count for c in self.computed if c.count is not None and not c.changes_type)
         lost = sum(counts, CastCount())
         rounded = f"of numbers rounded to their type {lost.words}"
-        return (*left_out, *([beside] if self.sidecar else []), *([rounded] if lost else []))
+        same = f"'{self.output}' holds this already"
+        found = (*left_out, *([beside] if self.sidecar else []), *([rounded] if lost else []))
+        return (*found, same) if self.unchanged else found
 
 
 def write(
@@ -95,14 +100,18 @@ def write(
         tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
     output = _named_by_content(layout, output)
     output.refuse_inputs(sources)
+    same = _holds_already(layout, checkpoint.file, output, computing)
     if not output.dry_run:
         bar = output.progress
         with (
             _sidecar(beside, output, sources),
-            scheduled(layout.sources, computing or Computing()),
-            nullcontext(None) if bar is None else bar(layout.nbytes) as progress,
+            nullcontext() if same else scheduled(layout.sources, computing or Computing()),
+            nullcontext(None) if bar is None or same else bar(layout.nbytes) as progress,
         ):
-            _write(layout, checkpoint.file, output, sources, progress)
+            if same:
+                _require_unchanged(sources)
+            else:
+                _write(layout, checkpoint.file, output, sources, progress)
     return Written(
         held,
         _destination(checkpoint, output),
@@ -111,7 +120,28 @@ def write(
         tuple(beside),
         output.options.metadata,
         tuple(tally.cast for tally in tallies),
+        same,
     )
+
+
+def _holds_already(
+    layout: Layout, file: Source, output: Output, computing: Computing | None
+) -> bool:
+    """Return whether the output holds the same already, so that it need not be written.
+
+    Its time is made new then, as if it had been, unless it is to be left alone.
+    """
+    path = file.path if output.in_place else output.path
+    asked = output.if_changed or not (output.force or output.in_place)
+    if path is None or output.dry_run or not asked or not Path(path).exists():
+        return False
+    from ckpt_surgery.writing.same import holds_layout  # only where there is something to compare
+
+    with scheduled(layout.sources, computing or Computing()):
+        same = holds_layout(path, layout)
+    if same and not output.if_changed:
+        os.utime(path)
+    return same
 
 
 def _require_directory(path: PathLike) -> None:
@@ -172,8 +202,14 @@ def _sidecar(values: Mapping[str, Any], output: Output, inputs: Sequence[Source]
         return
     import json
 
-    with atomic_output(output.sidecar, force=output.force, inputs=inputs) as sink:
-        sink.write(json.dumps(values, indent=2, allow_nan=False).encode() + b"\n")
+    from ckpt_surgery.fileio.unchanged import holds
+
+    data = json.dumps(values, indent=2, allow_nan=False).encode() + b"\n"
+    if not output.force and holds(output.sidecar, len(data), lambda sink: sink.write(data)):
+        yield
+        return
+    with atomic_output(output.sidecar, force=output.replaces, inputs=inputs) as sink:
+        sink.write(data)
         yield
 
 
@@ -210,8 +246,12 @@ def _write(
         return
     with _opened(file, output, inputs, progress) as sink:
         layout.files[0].write(sink)
-        for source in inputs:
-            source.require_unchanged()
+        _require_unchanged(inputs)
+
+
+def _require_unchanged(inputs: Sequence[Source]) -> None:
+    for source in inputs:
+        source.require_unchanged()
 
 
 @contextmanager
@@ -224,7 +264,7 @@ def _opened(
         return
     with atomic_output(
         _path_of(file, output),
-        force=output.force,
+        force=output.replaces,
         replacing=file if output.in_place else None,
         inputs=inputs,
         fsync=output.fsync,

@@ -134,8 +134,10 @@ def test_in_place_replaces_and_force_is_needed_otherwise(fit):
     fit(*SEVEN, "-i")
     assert strict(factories.net(classes=7), "net.pth") == "<All keys matched successfully>"
     fit(*SEVEN, "-o", "o.pth")
+    Path("o.pth").write_text("mine")
     assert "--force" in fit(*SEVEN, "-o", "o.pth", code=2).stderr
     fit(*SEVEN, "-o", "o.pth", "--force")
+    fit(*SEVEN, "-o", "o.pth")
     assert "'--like'" in fit(*SEVEN, "--like", "net.pth", "-o", "p.pth", code=2).stderr
 
 
@@ -223,9 +225,11 @@ def test_a_map_goes_round(fit, invoke, suffix):
     text = Path(file).read_text()
     pairs = tomllib.loads(text) if suffix == "toml" else json.loads(text)
     assert pairs == {"enc.0.weight": "layer0.w", "dec.1.weight": "layer1.w"}
-    refused = fit(*like, "--match", "order", "--emit-map", file, "--dry-run", code=2,
-                  file="source.pth")  # fmt: skip
-    assert "already exists" in refused.stderr
+    line = (*like, "--match", "order", "--emit-map", file, "--dry-run")
+    fit(*line, file="source.pth")  # it holds this already
+    Path(file).write_text("mine")
+    assert "already exists" in fit(*line, code=2, file="source.pth").stderr
+    Path(file).write_text(text)
     fit(*like, "--match", "name", "--rename-map", file, "-o", "fitted.pth", file="source.pth")
     assert invoke("rename", "source.pth", "--map", file, "-o", "renamed.pth").exit_code == 0
     for name in ("fitted.pth", "renamed.pth"):

@@ -12,11 +12,17 @@ import click
 
 import ckpt_surgery.ops.freeze_plan as verb
 from ckpt_surgery.cli.base import Command, color_of, in_order
-from ckpt_surgery.cli.options import input_argument, pager_option, report_options, source_of
+from ckpt_surgery.cli.options import (
+    if_changed_option,
+    input_argument,
+    pager_option,
+    report_options,
+    source_of,
+)
 from ckpt_surgery.cli.target_options import model_of, model_options
 from ckpt_surgery.cli.types import KeyName, OutputFile, StateDictPath
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.fileio.atomic import atomic_output
+from ckpt_surgery.fileio.unchanged import write_unless_same
 from ckpt_surgery.freeze.build import (
     NO_DECAY_DEFAULT,
     FreezeRecipe,
@@ -180,6 +186,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     help="Write the plan to OUT: .json, .toml or .py, or as --emit says.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@if_changed_option
 @pager_option
 @report_options
 @click.pass_context
@@ -207,8 +214,12 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
         source, _recipe(ctx), model=model, at=given["at"], epoch=given["epoch"] or 0
     )
     if given["output"] is not None:
-        with atomic_output(given["output"], force=given["force"]) as sink:
-            sink.write(EMITTERS[form](report.plan).encode())
+        write_unless_same(
+            given["output"],
+            EMITTERS[form](report.plan).encode(),
+            force=given["force"],
+            if_changed=given["if_changed"],
+        )
         report = replace(report, output=str(given["output"]))
     if not given["quiet"] and sys.stdout is not None:
         _print(ctx, report, form)
