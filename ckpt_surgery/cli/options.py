@@ -184,6 +184,12 @@ new_file_options = all_of(
         help="Write numpy scalars, Namespaces and paths as plain values, which "
         "torch.load(weights_only=True) takes.",
     ),
+    click.option(
+        "--verify/--no-verify",
+        default=None,
+        help="Compare all that is copied with the checksums of its file; without it only what is "
+        "read anyway is. The default with --record and --hash-name.",
+    ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(
         "--record",
@@ -297,6 +303,8 @@ def output_of(ctx: click.Context) -> Output:
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
         device=given["device"],
         plain=given["plain"],
+        verify=given["verify"],
+        recorded=record is not None,
         beside=() if record is None else (Role("'--record'", record),),
     )
 

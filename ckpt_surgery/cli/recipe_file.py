@@ -118,7 +118,7 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _output(said: Mapping[str, Any]) -> RecipeOutput:
-    names = ("allow-loss", "duplicate-ties", "hash-name", "plain")
+    names = ("allow-loss", "duplicate-ties", "hash-name", "plain", "verify")
     texts_of = ("file", "from", "format", "sidecar", "device")
     known = (*texts_of, "metadata", "max-shard-size", *names)
     _require_known(said, known, "an output")
@@ -137,6 +137,7 @@ def _output(said: Mapping[str, Any]) -> RecipeOutput:
         sidecar=None if "sidecar" not in said else _text(said["sidecar"], "'sidecar'"),
         options=LayoutOptions(texts, flags["duplicate-ties"], most),
         plain=flags["plain"],
+        verify=flags["verify"] if "verify" in said else None,
         device=None if "device" not in said else _text(said["device"], "'device'"),
     )
     return RecipeOutput(output, None if "from" not in said else _text(said["from"], "'from'"))
@@ -330,5 +331,6 @@ def _as_line_says(own: Output, line: Output, *, replaced: bool) -> Output:
         options=line.options if line.options != LayoutOptions() else own.options,
         plain=line.plain or own.plain,
         device=line.device or own.device,
+        verify=own.verify if line.verify is None else line.verify,
         beside=(*own.beside, *line.beside),
     )

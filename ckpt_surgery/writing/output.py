@@ -39,7 +39,9 @@ class Output:
     `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
     ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``. `beside` are other files that are written
     with it, such as a record. With `plain` numpy scalars, Namespaces and paths are written as plain
-    values; `device` (``cpu``) is said of all tensors, wherever they were saved.
+    values; `device` (``cpu``) is said of all tensors, wherever they were saved. With `verify` what
+    is copied is compared with the checksums of its file, also in a dry run; None does so where a
+    digest of the output is taken: for `hash_name`, and if it is `recorded`.
     """
 
     path: PathLike | None = None
@@ -58,6 +60,13 @@ class Output:
     beside: tuple[Role, ...] = ()
     plain: bool = False
     device: str | None = None
+    verify: bool | None = None
+    recorded: bool = False
+
+    @property
+    def verifies(self) -> bool:
+        """Whether what is copied is compared with its checksums."""
+        return self.hash_name or self.recorded if self.verify is None else self.verify
 
     def check(self) -> None:
         """Raise `UsageError` if it says nothing, too much, or a format that cannot be written."""

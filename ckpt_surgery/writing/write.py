@@ -19,6 +19,7 @@ from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.writing.output import HASH_DIGITS, Output
 from ckpt_surgery.writing.target import output_format, require_held, require_honoured, without
+from ckpt_surgery.writing.verifying import read_through, unchecked_nbytes, verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Written:
     `output` is its name, None of a dry run; `losses` are what its format could not hold, and
     `sidecar` the paths of those among them that were written beside it. `metadata` was set.
     `computed` is what became of numbers that were rounded to an element type. `unchanged` says
-    that the output held the same before.
+    that the output held the same before. `unchecked_nbytes` are those bytes that should have been
+    compared with a checksum and have none.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +41,7 @@ class Written:
     metadata: Mapping[str, str] = field(default_factory=dict)
     computed: tuple[Cast, ...] = ()
     unchanged: bool = False
+    unchecked_nbytes: int = 0
 
     @property
     def casts(self) -> tuple[Cast, ...]:
@@ -63,9 +66,15 @@ class Written:
         counts = (c.count for c in self.computed if c.count is not None and not c.changes_type)
         lost = sum(counts, CastCount())
         rounded = f"of numbers rounded to their type {lost.words}"
+        bare = f"{self.unchecked_nbytes} bytes were copied that have no checksum to compare with"
         same = f"'{self.output}' holds this already"
-        found = (*left_out, *([beside] if self.sidecar else []), *([rounded] if lost else []))
-        return (*found, same) if self.unchanged else found
+        return (
+            *left_out,
+            *([beside] if self.sidecar else []),
+            *([rounded] if lost else []),
+            *([bare] if self.unchecked_nbytes else []),
+            *([same] if self.unchanged else []),
+        )
 
 
 def write(
@@ -81,8 +90,9 @@ def write(
     may use that are computed.
 
     Raises `LossyEditError` if the format cannot hold something, or an element type a number, and
-    `output` does not allow that,
-    `WriteError` if the output is an input, and `ReadError` if an input changed while it was read.
+    `output` does not allow that, `WriteError` if the output is an input, `ReadError` if an input
+    changed while it was read, and `DamagedFileError` if bytes are not those of their checksum and
+    `output` verifies.
     """
     sources = [*checkpoint.sources, *inputs]
     output.refuse_inputs(sources)
@@ -98,7 +108,10 @@ def write(
     tallies = tallies_of(layout.sources)
     for tally in tallies:
         tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
-    output = _named_by_content(layout, output)
+    checking = verified(layout) if output.verifies else layout
+    named = _named_by_content(checking, output)
+    # what was read for the name was compared then
+    layout, output = (checking if named is output else layout), named
     output.refuse_inputs(sources)
     same = _holds_already(layout, checkpoint.file, output, computing)
     if not output.dry_run:
@@ -112,6 +125,9 @@ def write(
                 _require_unchanged(sources)
             else:
                 _write(layout, checkpoint.file, output, sources, progress)
+    elif output.verify and not same:
+        with scheduled(layout.sources, computing or Computing()):
+            read_through(layout)
     return Written(
         held,
         _destination(checkpoint, output),
@@ -121,6 +137,7 @@ def write(
         output.options.metadata,
         tuple(tally.cast for tally in tallies),
         same,
+        unchecked_nbytes(layout) if output.verify else 0,
     )
 
 
