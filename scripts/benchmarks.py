@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import importlib.util
 import json
 import os
 import pty
@@ -325,6 +326,26 @@ def bench_overlay(folder: Path, size_gb: float, rounds: int) -> Iterator[Result]
         Path(file).unlink()
 
 
+def bench_lora(folder: Path, size_gb: float, rounds: int) -> Iterator[Result]:
+    """An adapter folded into its base beside PEFT's ``merge_and_unload``, if that is installed."""
+    if importlib.util.find_spec("peft") is None:
+        print("peft is not installed: the fold of an adapter is left out", file=sys.stderr)
+        return
+    script = [sys.executable, str(SCRIPTS / "benchmark_lora.py")]
+    subprocess.run([*script, "make", str(size_gb), str(folder)], cwd=ROOT, check=True)
+    base, adapter, output = folder / "base", folder / "adapter", folder / "folded"
+    line = [*CKPT, "merge", "-m", "lora", str(base), str(adapter), "-q", "-o", str(output)]
+    commands = [
+        Command("merge -m lora", [*line, "--format", "safetensors-index"], output),
+        Command("peft", [*script, "fold", str(folder), str(output)], output),
+    ]
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    targets = [Target("merge -m lora", "peft", 1 / 3, 600 * MB)]
+    yield from compare(f"adapter into a base of {size_gb:g} GB", costs, targets)
+    shutil.rmtree(base)
+    shutil.rmtree(adapter)
+
+
 def bench_parse(tensors: int, rounds: int) -> Iterator[Result]:
     """Our parser beside other unpicklers, in one process that only this is done in."""
     line = [sys.executable, str(SCRIPTS / "benchmark_torch.py"), "parse", str(tensors), str(rounds)]
@@ -354,7 +375,7 @@ def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[s
     small, large = folder / "resnet34.pth", folder / "large.pth"
     if wanted in {None, "inspect"}:
         subprocess.run([sys.executable, SCRIPTS / "make_resnet34.py", small], cwd=ROOT, check=True)
-    if wanted not in {"parse", "merge"}:
+    if wanted not in {"parse", "merge", "lora"}:
         line = [
             sys.executable,
             str(SCRIPTS / "benchmark_torch.py"),
@@ -377,6 +398,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "stats": lambda: bench_stats(large, 3),
         "safetensors": lambda: bench_safetensors(large, 3 if quick else 5),
         "merge": lambda: bench_merge(Path(folder), size_gb / 2, 3 if quick else 5, options),
+        "lora": lambda: bench_lora(Path(folder), size_gb, 3),
     }
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
@@ -435,7 +457,7 @@ def main() -> int:
         prog="scripts/bench", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
-    names = ["inspect", "parse", "strip", "rename", "stats", "safetensors", "merge"]
+    names = ["inspect", "parse", "strip", "rename", "stats", "safetensors", "merge", "lora"]
     parser.add_argument("--only", choices=names)
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
     parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")

@@ -55,7 +55,10 @@ def folder(prepared, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     for file in prepared.iterdir():
-        os.link(file, here / file.name)
+        if file.is_dir():
+            shutil.copytree(file, here / file.name)
+        else:
+            os.link(file, here / file.name)
     monkeypatch.chdir(here)
     return here
 

@@ -53,6 +53,7 @@ KINDS: Final[dict[str, str]] = {
     "tie": "ckpt_surgery.edits.share:Tie",
     "untie": "ckpt_surgery.edits.share:Untie",
     "merge": "ckpt_surgery.merge.edit:Merge",
+    "fold-lora": "ckpt_surgery.merge.lora.edit:FoldLora",
     "fit": "ckpt_surgery.fit.edit:Fit",
 }
 """What ``"edit"`` says in JSON: module and class. A new kind is a class and a row here."""

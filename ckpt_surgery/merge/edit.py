@@ -161,7 +161,7 @@ class _Merging:
         tensor = self._ties.get(place)
         if tensor is None:
             job = self._job(edit, own.tensor, sources, dtype)
-            tensor = self._ties[place] = _computed(own.tensor, dtype, job)
+            tensor = self._ties[place] = computed_in_place(own.tensor, dtype, job)
         tensor = replace(
             tensor,
             node=own.tensor.node,
@@ -256,7 +256,7 @@ def _dtype(edit: Merge) -> DType:
     return found
 
 
-def _computed(own: Tensor, dtype: DType, job: Job) -> Tensor:
+def computed_in_place(own: Tensor, dtype: DType, job: Job) -> Tensor:
     """Return the description of what a job makes, to stand in the place of `own`."""
     from ckpt_surgery.compute.jobs import JobBytes
 

@@ -93,7 +93,7 @@ class Inputs:
         if tensor.dtype.itemsize == 1:  # has no arithmetic, not even a sum
             tensor = tensor.float()
         if check and not self.allow_nonfinite and not isfinite(float(tensor.sum())):
-            _require_finite(tensor, self.labels[which], self.name, start)
+            require_finite(tensor, self.labels[which], self.name, start)
         return tensor
 
     def one(self, which: int, start: int, stop: int) -> Tensor:
@@ -126,7 +126,7 @@ class Inputs:
         return spans(0, self.numel)
 
 
-def _require_finite(tensor: Tensor, label: str, name: str, start: int = 0) -> None:
+def require_finite(tensor: Tensor, label: str, name: str, start: int = 0) -> None:
     """Raise `NonFiniteError` if flat `tensor` holds NaN or infinity.
 
     The error counts both and gives the position of the first, `start` being that of the first

@@ -20,11 +20,18 @@ if TYPE_CHECKING:
 STRUCTURAL: Final = ("overlay", "fill")
 """Methods that compute nothing: later files win, and earlier files win."""
 
+FOLDS: Final = ("lora",)
+"""Methods that add adapters to the base, and compute only what these change."""
+
 # What only one kind of method uses; the other refuses it instead of ignoring it.
 _OF_COPIES: Final = ("only_existing", "same_shape")
 _OF_NUMBERS: Final = (
     "weights", "overrides", "parameters", "seed", "dtype", "integers", "keys", "on_shape",
     "allow_nonfinite", "threads", "memory",
+)  # fmt: skip
+_OF_FOLDS: Final = ("scales", "check_rounding")
+_NOT_OF_FOLDS: Final = (
+    "weights", "overrides", "parameters", "seed", "dtype", "integers", "on_shape",
 )  # fmt: skip
 _DEFAULTS: Final[Mapping[str, Any]] = {"integers": "auto", "keys": "strict", "on_shape": "error"}
 
@@ -33,7 +40,7 @@ def methods() -> tuple[str, ...]:
     """Return the names of all methods."""
     from ckpt_surgery.merge.method import catalogue
 
-    return (*STRUCTURAL, *catalogue())
+    return (*STRUCTURAL, *FOLDS, *catalogue())
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,10 @@ class MergeRequest:
     that the base has, and tensors of its shape. Every other method computes each tensor from the
     tensors of its name: with `weights` and `parameters` for all of them, `overrides` for some,
     `dtype` for the result, `integers`, `keys` and `on_shape` where files differ. With a method that
-    needs a base, the base is not among the files that are merged into it.
+    needs a base, the base is not among the files that are merged into it. ``lora`` adds adapters to
+    the weights of the base, each times one of `scales` (one for all, or one each) beside its own
+    scale; `check_rounding` counts how much of them is left in the weights' type. With `keys`
+    ``intersection`` entries of adapters that apply to nothing are left out.
 
     Numbers are computed while they are written, in `threads` (default: one a processor, at most 8),
     with at most `memory` bytes of results waiting.
@@ -70,18 +80,28 @@ class MergeRequest:
     allow_nonfinite: bool = False
     threads: int | None = None
     memory: int | None = None
+    scales: Sequence[float] | None = None
+    check_rounding: bool = False
 
     def __post_init__(self) -> None:
-        unused = _OF_NUMBERS if self.is_structural else _OF_COPIES
-        for name in unused:
+        for name in self._unused:
             value = getattr(self, name)
             if value and value != _DEFAULTS.get(name):
                 raise self._meaningless(name)
+        if self.is_fold and self.keys == "union":
+            raise self._meaningless("keys")
         if not self.is_structural and self.scope.compact:
             raise self._meaningless("compact")
-        if not self.is_structural:
+        if not self.is_structural and not self.is_fold:
             self.find_method()
         _ = self.computing
+
+    @property
+    def _unused(self) -> tuple[str, ...]:
+        """The fields that the method has no use for."""
+        if self.is_structural:
+            return (*_OF_NUMBERS, *_OF_FOLDS)
+        return (*_OF_COPIES, *(_NOT_OF_FOLDS if self.is_fold else _OF_FOLDS))
 
     def _meaningless(self, name: str) -> UsageError:
         message = f"'{name}' has no meaning with method '{self.method}'"
@@ -91,6 +111,11 @@ class MergeRequest:
     def is_structural(self) -> bool:
         """Whether bytes are copied and nothing is computed."""
         return self.method in STRUCTURAL
+
+    @property
+    def is_fold(self) -> bool:
+        """Whether the files beside the base are adapters of it."""
+        return self.method in FOLDS
 
     @property
     def computing(self) -> Computing:
@@ -113,6 +138,9 @@ class MergeRequest:
         if self.is_structural:
             require_several(count, least=2)
             return Sources(files, self.base)
+        if self.is_fold:
+            require_several(count, least=2)
+            return Sources(files, self.base, base_apart=True)
         method = self.find_method()
         require_several(count, least=1 if method.max_inputs == 1 else 2)
         return Sources(files, self.base, base_apart=method.needs_base)

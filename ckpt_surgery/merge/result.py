@@ -22,7 +22,7 @@ from ckpt_surgery.edits.rename import Rename
 from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile
 from ckpt_surgery.merge.scope import MergeScope
-from ckpt_surgery.reports.merging import MergeInput, MergeReport
+from ckpt_surgery.reports.merging import MergeInput, MergeReport, Rounding
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written
@@ -70,7 +70,8 @@ class Outcome:
     """What a report says that the plan does not.
 
     `taken` and `merged` are the entries that are no longer the base's, `copied` and `skipped` those
-    that were not computed and why; `peak` is what the merge may need in memory, in bytes.
+    that were not computed and why; `peak` is what the merge may need in memory, in bytes,
+    `rounding` how much of what was added is left.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Outcome:
     copied: Sequence[tuple[str, str]] = ()
     skipped: Sequence[tuple[str, str]] = ()
     peak: int = 0
+    rounding: tuple[Rounding, ...] = ()
 
 
 def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Written) -> MergeReport:
@@ -138,4 +140,5 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
         nbytes_before=base.original.size,
         nbytes_after=written.nbytes,
         peak_bytes=outcome.peak,
+        rounding=outcome.rounding,
     )

@@ -45,6 +45,10 @@ def merge(
         from ckpt_surgery.merge.overlay import merge_structure
 
         return merge_structure(request, files, target)
+    if request.is_fold:
+        from ckpt_surgery.merge.lora.fold import fold
+
+        return fold(request, files, target)
     from ckpt_surgery.merge.arithmetic import merge_numbers
     from ckpt_surgery.merge.planner import Policies
 

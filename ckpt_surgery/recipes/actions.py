@@ -76,6 +76,10 @@ class Merge:
             from ckpt_surgery.merge import overlay
 
             edited, outcome = overlay.prepare(request, base, others, inputs, output)
+        elif request.is_fold:
+            from ckpt_surgery.merge.lora import fold
+
+            edited, outcome = fold.prepare(request, base, others, inputs, output)
         else:
             from ckpt_surgery.merge import arithmetic
             from ckpt_surgery.merge.planner import Policies

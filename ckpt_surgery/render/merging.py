@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ckpt_surgery.merge.request import FOLDS
 from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.said import OF_FILES, said_of
@@ -14,9 +15,10 @@ from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
 
 if TYPE_CHECKING:
-    from ckpt_surgery.reports.merging import MergeReport
+    from ckpt_surgery.reports.merging import MergeReport, Rounding
 
 _MOST_NAMES: Final = 20
+_MOST_ROUNDED: Final = 3  # tensors of which least is left
 _MOST_ALIKE: Final = 3  # names that one reason is given for
 
 
@@ -37,11 +39,13 @@ def show(report: MergeReport, screen: Screen) -> None:
 def _files(report: MergeReport) -> Grid:
     weighs = any(each.weight is not None for each in report.inputs)
     columns = [Column("file", names=True), Column("role")]
-    columns += [Column("weight", right=True)] if weighs else []
+    what = "scale" if report.method in FOLDS else "weight"
+    columns += [Column(what, right=True)] if weighs else []
     columns += [] if report.arithmetic else [Column("taken", right=True)]
     rows = []
     for each in report.inputs:
-        row = [printable(each.file), "base" if each.base else "input"]
+        other = "adapter" if report.method in FOLDS else "input"
+        row = [printable(each.file), "base" if each.base else other]
         if weighs:
             row.append("" if each.weight is None else f"{each.weight:g}")
         if not report.arithmetic:
@@ -56,7 +60,9 @@ def _entries(report: MergeReport, screen: Screen) -> Iterator[str]:
         text = rule.get("text") or rule.get("prefix") or ""
         yield f"{rule.get('kind') or rule.get('rule')} {printable(str(text))}: {matched}"
     if report.arithmetic:
-        yield f"{report.method}: merged {count(len(report.merged), 'tensor')}"
+        did = "folded into" if report.method in FOLDS else "merged"
+        yield f"{report.method}: {did} {count(len(report.merged), 'tensor')}"
+        yield from _roundings(report.rounding, screen.most(_MOST_ROUNDED))
         yield from _reasons("copied as they are", report.copied, screen.most(_MOST_ALIKE))
         yield from _reasons("left out", report.skipped, screen.most(_MOST_ALIKE))
     yield from cast_lines(report.casts, screen.most(_MOST_NAMES))
@@ -69,6 +75,22 @@ def _entries(report: MergeReport, screen: Screen) -> Iterator[str]:
             yield from below(taken, screen.most(_MOST_NAMES))
     if report.kept and not report.arithmetic:
         yield f"kept {count(len(report.kept), 'entry', 'entries')} of the base"
+
+
+def _roundings(found: Sequence[Rounding], most: int) -> Iterator[str]:
+    """Yield how much of what was added is left: of all together, and where it is least."""
+    square = sum(each.square for each in found)
+    changed, lost = sum(each.changed for each in found), sum(each.lost for each in found)
+    if not found:
+        return
+    noise = sum(each.error**2 * each.square for each in found)
+    error = (noise / square) ** 0.5 if square else 0.0
+    yield (
+        f"rounding is {error:.2%} of what was added; "
+        f"{lost:,} of {changed:,} elements are what they were"
+    )
+    for each in sorted(found, key=lambda each: -each.error)[:most]:
+        yield f"  {printable(each.name)}: {each.error:.2%}, {each.lost:,} of {each.changed:,}"
 
 
 def _reasons(what: str, names: Sequence[tuple[str, str]], most: int) -> Iterator[str]:

@@ -35,6 +35,30 @@ class MergeInput:
 
 
 @dataclass(frozen=True, slots=True)
+class Rounding:
+    """How much of what was added to a tensor is left after rounding to its type.
+
+    `error` is the length of what rounding did through that of the difference (1: as much as all of
+    it), `changed` the elements that were to change, `lost` those of them that did not. `square` is
+    the difference's squared length.
+    """
+
+    name: str
+    error: float
+    changed: int
+    lost: int
+    square: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "error": self.error,
+            "changed": self.changed,
+            "lost": self.lost,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class MergeReport:
     """What a merge did, or would do. Names are ``path/name`` in the result.
 
@@ -44,7 +68,7 @@ class MergeReport:
     `kept` are the base's other entries, `carried` the paths beside its state dicts, `dropped` those
     that the result has no longer, `optimizers` what became of those whose model changed. `policies`
     are the choices that decided. `peak_bytes` is what the merge may need in memory beside Python
-    and torch (0: it computes nothing).
+    and torch (0: it computes nothing). `rounding` is empty unless it was asked for.
     """
 
     method: str
@@ -70,6 +94,7 @@ class MergeReport:
     nbytes_before: int
     nbytes_after: int
     peak_bytes: int
+    rounding: tuple[Rounding, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "warnings", once(self.warnings))
@@ -116,6 +141,7 @@ class MergeReport:
                 "casts": [cast.to_dict() for cast in self.casts],
                 "policies": dict(self.policies),
                 "peak_bytes": self.peak_bytes,
+                "rounding": [each.to_dict() for each in self.rounding],
             }
         return found | {
             "nbytes_before": self.nbytes_before,

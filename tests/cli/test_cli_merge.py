@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ckpt_surgery.cli.main import cli
 
@@ -247,3 +248,22 @@ def test_one_file_passed_through_has_no_merged_statistics(folder, invoke):
     assert "statistics" not in done.output
     done = invoke("merge", "net.pth", "out.pth", "-m", "average", "-o", "two.pth")
     assert "running statistics of batch norm were merged like weights" in done.output
+
+
+def test_adapters_are_folded_in_from_a_directory(folder, invoke):
+    torch.save({"a.weight": torch.ones(2, 2)}, folder / "base.pth")
+    (folder / "adapter").mkdir()
+    names = ("base_model.model.a.lora_A.weight", "base_model.model.a.lora_B.weight")
+    factors = {names[0]: torch.ones(1, 2), names[1]: torch.ones(2, 1)}
+    save_file(factors, folder / "adapter" / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 1, "lora_alpha": 2}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(said))
+    files = [str(folder / "base.pth"), str(folder / "adapter")]
+    result = invoke("merge", "-m", "lora", *files, "--scale=-0.5", "-o", str(folder / "out.pth"))
+    assert result.exit_code == 0, result.output
+    assert torch.equal(torch.load(folder / "out.pth")["a.weight"], torch.zeros(2, 2))
+    result = invoke("merge", "-m", "lora", *files, "--scale", "much", "--dry-run")
+    assert result.exit_code == 2
+    assert "'--scale much' is no number" in result.output
+    result = invoke("merge", "-m", "lora", *files, "--check-rounding", "-o", str(folder / "b.pth"))
+    assert "rounding is 0.00% of what was added; 0 of 4 elements" in result.output

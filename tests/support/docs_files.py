@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import types
@@ -33,6 +34,7 @@ def make(folder: Path) -> None:
     )
     torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
     _save_finetuned(folder)
+    _save_adapter(folder)
     (folder / "publish.toml").write_text(_PUBLISH, encoding="utf-8")
     _save_on_gpu(folder / "gpu.pth")
     (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
@@ -50,6 +52,24 @@ def _save_finetuned(folder: Path) -> None:
         checkpoint = {"state_dict": state_dict, "epoch": number, "acc": 70.0 + number % 3}
         torch.save(checkpoint, folder / f"run{number}.pth")
     (folder / "merge.toml").write_text(_RECIPE, encoding="utf-8")
+
+
+def _save_adapter(folder: Path) -> None:
+    """Two layers of a language model in bfloat16, and an adapter as PEFT saves it."""
+    names = [f"layers.{i}.self_attn.{name}_proj" for i in range(2) for name in "qv"]
+    generator = torch.Generator().manual_seed(1)  # the other files keep their numbers
+    weights = {f"{n}.weight": torch.randn(64, 64, generator=generator) * 0.05 for n in names}
+    weights["norm.weight"] = torch.ones(64)
+    save_file({n: w.to(torch.bfloat16) for n, w in weights.items()}, folder / "llm.safetensors")
+    factors = {}
+    for name in names:
+        start = f"base_model.model.{name}"
+        factors[f"{start}.lora_A.weight"] = torch.randn(4, 64, generator=generator) * 0.05
+        factors[f"{start}.lora_B.weight"] = torch.randn(64, 4, generator=generator) * 0.01
+    (folder / "adapter").mkdir()
+    save_file(factors, folder / "adapter" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 _RECIPE = """\

@@ -25,7 +25,7 @@ from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.merge.choosing import best, expand, last
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, KEY_POLICIES, SHAPE_POLICIES
-from ckpt_surgery.merge.request import STRUCTURAL, MergeRequest, methods
+from ckpt_surgery.merge.request import FOLDS, STRUCTURAL, MergeRequest, methods
 from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.ops.merge import merge as merge_files
 from ckpt_surgery.ops.merge import merge_recipe
@@ -43,6 +43,7 @@ _HEADINGS: Final[dict[str, tuple[str, ...]]] = {
         *("weight", "weight_for", "normalize", "density", "lambda_", "t", "decay", "parameter"),
         *("seed", "dtype"),
     ),
+    "Adapters (method 'lora')": ("scale", "check_rounding"),
     "Where files differ": ("keys", "on_shape", "integers", "allow_nonfinite"),
     "Names": (
         *(
@@ -86,6 +87,12 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     rows = [
         ("overlay", "", "later files win: the dictionary update", ""),
         ("fill", "", "earlier files win", ""),
+        (
+            "lora",
+            "",
+            "adapters added to the weights that they change",
+            "Hu et al., LoRA, ICLR 2022, arXiv:2106.09685",
+        ),
     ]
     rows += (
         (
@@ -169,6 +176,16 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     metavar="NAME=VALUE",
     help="Any other parameter of the method; --methods lists them. Repeatable.",
 )
+@click.option(
+    "--scale",
+    metavar="S[,S]",
+    help="How much of the adapters is added: 0.8, or one number for each of them (default: 1).",
+)
+@click.option(
+    "--check-rounding",
+    is_flag=True,
+    help="Count how much of the adapters is left in the weights' element type.",
+)
 @click.option("--seed", type=int, default=0, help="Seed of methods that draw numbers (default: 0).")
 @click.option("--dtype", metavar="TYPE", help="Floating type of the result (default: the base's).")
 @click.option(
@@ -227,6 +244,7 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
           -o averaged.pth
       ckpt merge a.pth b.pth -m linear --weight 0.7 --weight 0.3 -o mixed.pth
       ckpt merge base.pth math.pth code.pth -m ties --density 0.2 -o both.pth
+      ckpt merge -m lora llama/ adapter/ --scale 0.8 -o merged/
       ckpt merge --recipe merge.toml -o merged.pth --dry-run
     """
     output = output_of(ctx)
@@ -252,6 +270,8 @@ def request_of(ctx: click.Context, base: PathLike | Source | None = None) -> Mer
         seed=given["seed"],
         dtype=given["dtype"],
         integers=given["integers"],
+        scales=_scales(given["scale"]),
+        check_rounding=given["check_rounding"],
         **_common(ctx),
     )
 
@@ -282,7 +302,8 @@ def _chosen(ctx: click.Context, names: Sequence[str], method: str) -> tuple[list
     base: str | None = given["base"]
     last_count, best_count, metric = given["last"], given["best"], given["metric"]
     higher = given["higher_better"]
-    files = expand(names)
+    # a directory is an adapter or a sharded base, and not the checkpoints in it
+    files = list(names) if method in FOLDS else expand(names)
     if last_count is None and best_count is None:
         if metric is not None or higher is not None:
             raise UsageError("'--metric' and '--higher-better' go with '--best N'")
@@ -337,6 +358,17 @@ def _parameters(ctx: click.Context) -> dict[str, object]:
     return found
 
 
+def _scales(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    from ckpt_surgery.merge.parameters import as_number
+
+    found = [as_number(part.strip()) for part in text.split(",")]
+    if None in found:
+        raise UsageError(f"'--scale {text}' is no number", hint="write --scale 0.8, or 0.8,0.5")
+    return tuple(number for number in found if number is not None)
+
+
 def _overrides(texts: Sequence[str]) -> list[Override]:
     if not texts:
         return []
@@ -387,7 +419,7 @@ def _require_alone(ctx: click.Context) -> None:
     said: tuple[str, ...] = (
         *("files", "method", "base", "last", "best", "metric", "weight", "weight_for", "density"),
         *("lambda_", "t", "decay", "parameter", "seed", "dtype", "only_existing", "same_shape"),
-        "compact",
+        *("compact", "scale", "check_rounding"),
     )
     twice = [name for name in said if given[name]]
     twice += [name for name in ("normalize", "higher_better") if given[name] is not None]
