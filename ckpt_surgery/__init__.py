@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.merge.scope import MergeScope
     from ckpt_surgery.names import Rule, Selection, selection
     from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
+    from ckpt_surgery.ops.consolidate import consolidate
     from ckpt_surgery.ops.convert import ConvertRequest, convert
     from ckpt_surgery.ops.diff import DiffRequest, diff
     from ckpt_surgery.ops.digest_lists import check_digests
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.verify import Checks, verify
     from ckpt_surgery.ops.verify_policy import Policy, parse_policy
     from ckpt_surgery.pickles import Limits
+    from ckpt_surgery.reports.consolidating import ConsolidateReport
     from ckpt_surgery.reports.difference import DiffReport
     from ckpt_surgery.reports.edits import EditReport, SetReport, ValueChange
     from ckpt_surgery.reports.fitting import FitReport, MatchReport
@@ -111,6 +113,7 @@ _HOMES = {
     "ckpt_surgery.freeze.live": ("FreezePlan",),
     "ckpt_surgery.reports.fitting": ("FitReport", "MatchReport"),
     "ckpt_surgery.freeze.build": ("FreezeRecipe", "FreezeRule", "GroupRule", "Stage"),
+    "ckpt_surgery.ops.consolidate": ("consolidate",),
     "ckpt_surgery.ops.convert": ("ConvertRequest", "convert"),
     "ckpt_surgery.writing.output": ("Output",),
     "ckpt_surgery.ops.freeze_plan": ("freeze_plan",),
@@ -129,6 +132,7 @@ _HOMES = {
     "ckpt_surgery.merge.scope": ("MergeScope",),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.edits.plan": ("Plan", "apply"),
+    "ckpt_surgery.reports.consolidating": ("ConsolidateReport",),
     "ckpt_surgery.reports.edits": ("EditReport", "SetReport", "ValueChange"),
     "ckpt_surgery.reports.hashing": ("CheckReport", "HashReport"),
     "ckpt_surgery.reports.inspection": ("InspectReport",),
@@ -170,6 +174,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Checkpoint",
     "Checks",
     "CkptError",
+    "ConsolidateReport",
     "ConstructionError",
     "ConvertRequest",
     "DamagedFileError",
@@ -228,6 +233,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "__version__",
     "apply",
     "check_digests",
+    "consolidate",
     "convert",
     "diff",
     "digest",

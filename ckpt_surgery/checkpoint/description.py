@@ -15,6 +15,7 @@ from ckpt_surgery.dtypes import DType
 from ckpt_surgery.fileio import ByteSource, Source
 
 Role = Literal["parameter", "buffer", "unknown"]
+PlacementKind = Literal["shard", "strided-shard", "replicate", "partial"]
 StateDictKind = Literal["model", "ema"]
 
 
@@ -45,11 +46,25 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """What a dimension of a mesh of ranks, of `size`, does to a tensor; `axis` is what it splits.
+
+    `coordinate` is this rank's, from 0.
+    """
+
+    kind: PlacementKind
+    size: int
+    coordinate: int
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
     """A part of a tensor that several ranks have: `number` (from 1) of `count`.
 
     It has the shape `shape`, of the whole along all axes but `axes`. `is_partial`: parts are of the
-    whole's shape, and to be summed up.
+    whole's shape, and to be summed up. `placements` say it for each dimension of the mesh, `local`
+    is the tensor that this rank has.
     """
 
     number: int
@@ -57,6 +72,8 @@ class Shard:
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     is_partial: bool = False
+    placements: tuple[Placement, ...] = field(default=(), compare=False)
+    local: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_whole(self) -> bool:

@@ -30,6 +30,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "ckpt_surgery.cli.commands.convert:convert",
         "Write any readable file in another format.",
     ),
+    "consolidate": (
+        "ckpt_surgery.cli.commands.consolidate:consolidate",
+        "Put the files of ranks together.",
+    ),
     "match": ("ckpt_surgery.cli.commands.match:match", "Say what load_state_dict would say."),
     "fit": (
         "ckpt_surgery.cli.commands.fit:fit",

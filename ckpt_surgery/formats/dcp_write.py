@@ -29,12 +29,12 @@ from ckpt_surgery.formats.base import FileLayout, Layout, Loss
 from ckpt_surgery.formats.dcp_metadata import NAME, metadata_bytes
 from ckpt_surgery.formats.torch_zip_layout import archive_of_pickle
 from ckpt_surgery.formats.torch_zip_layout import losses as torch_losses
-from ckpt_surgery.pickles import Node, PersistentId, parse
+from ckpt_surgery.pickles import Node, PersistentId
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
-from ckpt_surgery.torch_objects.rebuild import Lowered, lower
+from ckpt_surgery.torch_objects.rebuild import Lowered, lower, settled
 from ckpt_surgery.torch_objects.row_major import row_major
-from ckpt_surgery.torch_objects.storages import parse_storage_id, text
+from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensor_calls import build
 from ckpt_surgery.torch_objects.tensors import TensorReader, math_bits
 
@@ -111,7 +111,7 @@ def _copy(data: ByteSource, sink: Sink) -> None:
 
 def _items(checkpoint: Checkpoint) -> Iterator[_Item]:
     """Yield everything that becomes an archive, in the order of the state dict."""
-    root = _settled(checkpoint)
+    root = settled(lower(checkpoint))
     if mapping_pairs(root) is None:
         raise LossyEditError(f"{_TITLE} is made of a dictionary, and this is none")
     reader = TensorReader()
@@ -149,20 +149,6 @@ def _chunk(tensor: Tensor) -> Tensor:
         data, offset = held.data, tensor.offset
     storage = Storage("0", dtype, "cpu", data, untyped=dtype.storage_class is None)
     return Tensor(tensor.shape, dtype, stride, offset, storage)
-
-
-def _settled(checkpoint: Checkpoint) -> Node:
-    """Return the graph with all edits carried out, whose storages are still where they were."""
-    pickled = lower(checkpoint).emit()
-    storages = {key: storage for storage, key in pickled.keys.items()}
-
-    def load(pid: Node) -> PersistentId:
-        wanted = parse_storage_id(pid)
-        if wanted is None:
-            raise LossyEditError("a reference to something outside the file cannot be written")
-        return PersistentId(pid, storages[wanted.key])
-
-    return parse(pickled.data, persistent_load=load).root
 
 
 def _leaves(root: Node, reader: TensorReader) -> Iterator[tuple[_Path, Node]]:

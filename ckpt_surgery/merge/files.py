@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.checkpoint.select import RuleCount
@@ -14,11 +14,15 @@ from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
+from ckpt_surgery.ranks.files import is_named_like_rank
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from ckpt_surgery.names.rewrite import RewriteRule
+
+
+_CONSOLIDATE: Final = "put all ranks' files together first: ckpt consolidate DIR -o model.pth"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,9 +167,14 @@ def _require_whole(file: MergeFile) -> None:
             raise UsageError(
                 f"'{name}' is {tensor.shard} of a tensor: this is the file of one rank",
                 path=file.label,
-                hint="merge whole models: in torch, get_model_state_dict with "
-                "StateDictOptions(full_state_dict=True) gives one",
+                hint=_CONSOLIDATE,
             )
+    if is_named_like_rank(file.label):
+        raise UsageError(
+            "other ranks' files lie beside it: this is the file of one rank",
+            path=file.label,
+            hint=_CONSOLIDATE,
+        )
 
 
 def _is_same(one: PathLike | Source, other: PathLike | Source) -> bool:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Final, Literal, TypeGuard
+from typing import Final, TypeGuard
 
-from ckpt_surgery.checkpoint.description import Shard, Tensor
+from ckpt_surgery.checkpoint.description import Placement, PlacementKind, Shard, Tensor
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, List, Node, Object
 from ckpt_surgery.torch_objects.mappings import named_items
@@ -30,7 +30,6 @@ CLASSES: Final = frozenset(
 
 _CHANGEABLE: Final = (List, Dict, Object)
 
-PlacementKind = Literal["shard", "strided-shard", "replicate", "partial"]
 _KINDS: Final[dict[str, PlacementKind]] = {
     "Shard": "shard",
     "_StridedShard": "strided-shard",
@@ -38,19 +37,6 @@ _KINDS: Final[dict[str, PlacementKind]] = {
     "Partial": "partial",
     "_Partial": "partial",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """What a dimension of the mesh, of `size` ranks, does to the tensor; `axis` is what it splits.
-
-    `coordinate` is this rank's, from 0.
-    """
-
-    kind: PlacementKind
-    size: int
-    coordinate: int
-    axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +59,8 @@ class Spec:
             tuple(dict.fromkeys(p.axis for p in parted if p.axis is not None)),
             self.local.shape,
             is_partial=any(p.kind == "partial" and p.size > 1 for p in parted),
+            placements=self.placements,
+            local=self.local,
         )
 
 

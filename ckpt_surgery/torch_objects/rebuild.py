@@ -7,13 +7,23 @@ from dataclasses import dataclass, field
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
-from ckpt_surgery.pickles import NO_STATE, Dict, Global, Node, Object, PersistentId, own_text, walk
+from ckpt_surgery.pickles import (
+    NO_STATE,
+    Dict,
+    Global,
+    Node,
+    Object,
+    PersistentId,
+    own_text,
+    parse,
+    walk,
+)
 from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.torch_objects.find import metadata_node, metadata_of
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
 from ckpt_surgery.torch_objects.module_nodes import is_module
 from ckpt_surgery.torch_objects.python2 import modern_texts
-from ckpt_surgery.torch_objects.storages import text
+from ckpt_surgery.torch_objects.storages import parse_storage_id, text
 from ckpt_surgery.torch_objects.tensor_calls import build, relocated
 
 
@@ -102,6 +112,23 @@ def lower(checkpoint: Checkpoint) -> Lowered:
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced, checkpoint.devices)
+
+
+def settled(lowered: Lowered) -> Node:
+    """Return a graph with what is replaced in its place, as reading its pickle would give it.
+
+    Its storages are those of the graph, with their bytes where they were.
+    """
+    pickled = lowered.emit()
+    storages = {key: storage for storage, key in pickled.keys.items()}
+
+    def load(pid: Node) -> PersistentId:
+        wanted = parse_storage_id(pid)
+        if wanted is None:
+            raise LossyEditError("a reference to something outside the file cannot be written")
+        return PersistentId(pid, storages[wanted.key])
+
+    return parse(pickled.data, persistent_load=load).root
 
 
 def _without_graph(state_dicts: Sequence[StateDict]) -> Node:

@@ -34,6 +34,7 @@ from ckpt_surgery.torch_objects.old_forms import (
     modern_variable,
     read_variable,
 )
+from ckpt_surgery.torch_objects.sharded_tensor import read_sharded_tensor
 from ckpt_surgery.torch_objects.storages import parse_storage_id, text
 from ckpt_surgery.torch_objects.tensor_calls import build
 
@@ -217,6 +218,9 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
     if isinstance(kind, Global) and kind.qualified in dtensor.CLASSES:
         spec = dtensor.read_spec(state, call.node.at, reader.describe)
         return replace(tensor, layout="dtensor", shard=None if spec is None else spec.shard)
+    sharded = read_sharded_tensor(call.node, reader.describe)
+    if sharded is not None:
+        return replace(tensor, layout="sharded", shard=sharded.shard)
     return tensor
 
 

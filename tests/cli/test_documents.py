@@ -33,6 +33,7 @@ RUNS = (
     "edit net.pth --transpose fc.weight -o out.pth",
     "set train.pth.tar epoch=4 -o out.pth",
     "convert train.pth.tar --at state_dict -o out.safetensors",
+    "consolidate net.pth -o out.pth",
     "match net.pth --like net.pth",
     "match net.pth --like train.pth.tar",
     "fit net.pth --like train.pth.tar --at  -o out.pth",

@@ -209,7 +209,8 @@ def test_lists_are_taken_apart_as_torch_does(tmp_path):
 
 
 def test_it_replaces_only_its_own_kind(file, tmp_path):
-    convert(file, as_dcp(tmp_path / "ours"))
+    torch.save({"w": torch.ones(2)}, tmp_path / "other.pth")
+    convert(tmp_path / "other.pth", as_dcp(tmp_path / "ours"))
     with pytest.raises(WriteError, match="already exists"):
         convert(file, as_dcp(tmp_path / "ours"))
     convert(file, as_dcp(tmp_path / "ours", force=True))

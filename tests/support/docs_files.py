@@ -37,6 +37,7 @@ def make(folder: Path) -> None:
     _save_adapter(folder)
     (folder / "publish.toml").write_text(_PUBLISH, encoding="utf-8")
     _save_on_gpu(folder / "gpu.pth")
+    _save_ranks(folder)
     (folder / "names.toml").write_text('"conv.weight" = "stem.weight"\n', encoding="utf-8")
 
 
@@ -144,6 +145,17 @@ def _save_training(path: Path) -> None:
         },
         path,
     )
+
+
+def _save_ranks(folder: Path) -> None:
+    """What two ranks of tensor parallelism have: rows of one layer, columns of the next."""
+    for rank in range(2):
+        state = {
+            "up.weight": torch.randn(8, 4),
+            "down.weight": torch.randn(4, 8),
+            "norm.weight": torch.ones(4),
+        }
+        torch.save(state, folder / f"rank{rank}.pth")
 
 
 def _save_on_gpu(path: Path) -> None:
