@@ -142,3 +142,26 @@ def test_peak_memory_does_not_grow_with_the_file(
         out.unlink(missing_ok=True)
     assert peaks[1000] - peaks[50] < 10 * MEBIBYTE
     assert peaks[1000] < 100 * MEBIBYTE
+
+
+def test_peak_memory_of_distributed_checkpoints_does_not_grow(
+    files: dict[int, Path], tmp_path: Path
+) -> None:
+    peaks: dict[int, list[int]] = {}
+    for size in (50, 200):
+        folder, back = str(tmp_path / f"{size}"), str(tmp_path / f"{size}.pth")
+        peaks[size] = [
+            peak("convert", str(files[size]), "--format", "dcp", "-o", folder),
+            peak("convert", folder, "-o", back),
+        ]
+    assert max(b - a for a, b in zip(peaks[50], peaks[200], strict=True)) < 10 * MEBIBYTE
+    assert max(peaks[200]) < 100 * MEBIBYTE
+
+
+def test_columns_of_ranks_are_put_together_in_less_memory_than_they_have(tmp_path: Path) -> None:
+    for rank in range(2):
+        with torch.serialization.skip_data():
+            torch.save({"w": torch.empty(1000, 25_000)}, tmp_path / f"rank{rank}.pt")
+    line = ("consolidate", str(tmp_path), "--axis", "w=1", "-o", str(tmp_path / "whole.pth"))
+    assert peak(*line) < 50_000_000  # of 200 MB
+    assert (tmp_path / "whole.pth").stat().st_size > 200_000_000

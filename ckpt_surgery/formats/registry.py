@@ -27,6 +27,7 @@ FORMATS: Final[dict[str, str]] = {
     "safetensors-index": "ckpt_surgery.formats.sharded:SafetensorsIndex",
     "torch-index": "ckpt_surgery.formats.sharded:TorchIndex",
     "dcp": "ckpt_surgery.formats.dcp:Dcp",
+    "dcp-safetensors": "ckpt_surgery.formats.dcp_safetensors:DcpSafetensors",
     "model-directory": "ckpt_surgery.formats.model_directory:ModelDirectory",
     "compressed": "ckpt_surgery.formats.compressed:Compressed",
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",

@@ -1,0 +1,130 @@
+"""The safetensors variant of torch.distributed.checkpoint, as each rank saves its own shards.
+
+``HuggingFaceStorageWriter(…, save_distributed=True)`` writes a file for each rank, whose
+``__metadata__`` says under ``DCP_SHARDING_INFO`` where the part of each tensor begins. Without that
+option it writes what any reader of sharded safetensors reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ckpt_surgery.checkpoint.description import (
+    Checkpoint,
+    Entry,
+    Other,
+    StateDict,
+    Storage,
+    Tensor,
+    contiguous_strides,
+)
+from ckpt_surgery.checkpoint.stitch import Chunk, stitch
+from ckpt_surgery.errors import DamagedFileError, ReadError
+from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.directory import DirectorySource
+from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.safetensors import METADATA, Safetensors
+from ckpt_surgery.formats.strict_json import load_object
+from ckpt_surgery.pickles import Limits
+from ckpt_surgery.torch_objects.kinds import role_of
+from ckpt_surgery.torch_objects.row_major import row_major
+
+_SHARD: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_INFO: Final = "DCP_SHARDING_INFO"
+_OFFSETS: Final = "saved_offsets"
+_OWN: Final = frozenset({_INFO, "DCP_VERSION"})
+
+
+class DcpSafetensors(Format):
+    """A directory that ``HuggingFaceStorageWriter`` wrote from several ranks."""
+
+    name = "dcp-safetensors"
+    title = "a distributed checkpoint of safetensors"
+    written_as = "safetensors"
+    of_directories = True
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether files of ranks lie in it."""
+        return isinstance(source, DirectorySource) and bool(_shards(source))
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the tensors of all ranks, each whole.
+
+        Raises `DamagedFileError` if a file does not say where its parts are, or parts do not make
+        a whole.
+        """
+        if not isinstance(source, DirectorySource):
+            raise ReadError("is no directory", path=source.name)
+        chunks: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {}
+        texts: dict[str, str] = {}
+        shards = [Safetensors().read(source.member(name), limits) for name in _shards(source)]
+        for shard in shards:
+            metadata: Mapping[str, str] = next(
+                (other.value for other in shard.others if other.path == METADATA), {}
+            )
+            texts |= {key: value for key, value in metadata.items() if key not in _OWN}
+            places = _places(shard, metadata)
+            for name, tensor in shard.state_dicts[0].tensors:
+                chunks.setdefault(name, []).append((_place(shard, name, tensor, places), tensor))
+        entries = tuple(_entry(name, parts, source) for name, parts in chunks.items())
+        return Checkpoint(
+            format=self.name,
+            sources=tuple(shard.file for shard in shards),
+            root=None,
+            state_dicts=(StateDict("", "model", entries),),
+            others=(Other(METADATA, "dict", texts),) if texts else (),
+            notes=tuple(note for shard in shards for note in shard.notes),
+        )
+
+
+def _shards(source: DirectorySource) -> list[str]:
+    return [name for name in source.names if _SHARD.fullmatch(name)]
+
+
+def _places(shard: Checkpoint, metadata: Mapping[str, str]) -> Mapping[str, Any]:
+    if _INFO not in metadata:
+        raise DamagedFileError(
+            f"'{_INFO}' is missing in the metadata", path=shard.file.name, entry=METADATA
+        )
+    return load_object(metadata[_INFO].encode(), path=shard.file.name, what=_INFO)
+
+
+def _place(
+    shard: Checkpoint, name: str, tensor: Tensor, places: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Return where a rank's part of a tensor begins."""
+    found = places.get(name)
+    offsets = found.get(_OFFSETS) if isinstance(found, dict) else None
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != len(tensor.shape)
+        or any(type(n) is not int or not 0 <= n < 2**63 for n in offsets)
+    ):
+        raise DamagedFileError(
+            f"'{_INFO}' does not say where its part of the tensor begins",
+            path=shard.file.name,
+            entry=name,
+        )
+    return tuple(offsets)
+
+
+def _entry(
+    name: str, parts: list[tuple[tuple[int, ...], Tensor]], source: DirectorySource
+) -> Entry:
+    dtype = parts[0][1].dtype
+    ends = [[at + n for at, n in zip(a, t.shape, strict=True)] for a, t in parts]
+    if len({(t.dtype.name, len(t.shape)) for _, t in parts}) > 1:
+        raise DamagedFileError("parts are of several types", path=source.name, entry=name)
+    shape = tuple(map(max, zip(*ends, strict=True)))
+    try:
+        chunks = {at: Chunk(at, tensor.shape, row_major(tensor)) for at, tensor in parts}
+        data = stitch(shape, dtype.itemsize, list(chunks.values()))
+    except ReadError as error:
+        error.entry = name
+        error.name_file(source.name)
+        raise
+    storage = Storage(name, dtype, "cpu", data)
+    tensor = Tensor(shape, dtype, contiguous_strides(shape), storage=storage)
+    return Entry(name, tensor, role_of(name, tensor))

@@ -1,0 +1,96 @@
+"""Safetensors that ranks saved each for themselves are read as torch's own reader reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from save_dcp import WHOLE
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch_checks import quiet
+
+from ckpt_surgery import DamagedFileError, consolidate, convert, inspect
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+PARTS = [
+    {"rows": ([0, 0], WHOLE["rows"][:4]), "columns": ([0, 0], WHOLE["columns"][:, :3])},
+    {
+        "rows": ([4, 0], WHOLE["rows"][4:]),
+        "columns": ([0, 3], WHOLE["columns"][:, 3:]),
+        "copied": ([0], WHOLE["copied"]),
+    },
+]
+
+
+def save(folder: Path, rank: int, parts: dict, info: object = None) -> None:
+    """Write a rank's file as torch's writer does: its parts, and where each of them begins."""
+    places = {name: {"saved_offsets": at} for name, (at, _) in parts.items()}
+    metadata = {"DCP_SHARDING_INFO": json.dumps(places if info is None else info)}
+    metadata |= {"DCP_VERSION": "1.0", "format": "pt"}
+    tensors = {name: part.contiguous() for name, (_, part) in parts.items()}
+    name = f"shard-{rank:05}-model-00001-of-00001.safetensors"
+    safetensors.save_file(tensors, folder / name, metadata)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for rank, parts in enumerate(PARTS, 1):
+        save(folder, rank, parts)
+    return folder
+
+
+def test_parts_are_put_together_as_torchs_reader_does(saved, tmp_path):
+    report = convert(saved, tmp_path / "whole.safetensors")
+    found = safetensors.load_file(tmp_path / "whole.safetensors")
+    theirs = {name: torch.zeros_like(WHOLE[name]) for name in found}
+    with quiet():
+        dcp.load(theirs, storage_reader=HuggingFaceStorageReader(str(saved)), no_dist=True)
+    assert found.keys() == {"rows", "columns", "copied"}
+    for name, value in found.items():
+        assert torch.equal(value, theirs[name])
+        assert torch.equal(value, WHOLE[name])
+    assert {"edit": "convert", "from": "dcp-safetensors", "to": "safetensors"} in report.plan
+    consolidate(saved, tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (
+        tmp_path / "whole.safetensors"
+    ).read_bytes()
+
+
+def test_what_torchs_writer_writes_is_read(tmp_path):
+    writer = HuggingFaceStorageWriter(str(tmp_path / "one"), save_distributed=True)
+    with quiet():
+        dcp.save(dict(WHOLE), storage_writer=writer, no_dist=True)
+    report = inspect(tmp_path / "one")
+    assert report.format == "dcp-safetensors"
+    shapes = {entry.name: entry.tensor.shape for entry in report.state_dicts[0].entries}
+    assert shapes == {name: tuple(value.shape) for name, value in WHOLE.items()}
+
+
+@pytest.mark.parametrize(
+    ("parts", "info", "said"),
+    [
+        (PARTS[1], {"rows": {}}, "where its part"),
+        (PARTS[1], {"rows": {"saved_offsets": [-1, 0]}}, "where its part"),
+        (PARTS[1], {"rows": {"saved_offsets": [0]}}, "where its part"),
+        ({"rows": ([3, 0], WHOLE["rows"][4:])}, None, "overlap"),
+        ({"rows": ([5, 0], WHOLE["rows"][4:])}, None, "leave a gap"),
+        ({"rows": ([4, 0], WHOLE["rows"][4:].double())}, None, "several types"),
+    ],
+)
+def test_places_that_lie_are_refused(parts, info, said, saved):
+    save(saved, 2, parts, info)
+    with pytest.raises(DamagedFileError, match=said):
+        inspect(saved)
+
+
+def test_file_without_places_is_refused(saved):
+    name = "shard-00002-model-00001-of-00001.safetensors"
+    safetensors.save_file({"rows": torch.ones(1)}, saved / name)
+    with pytest.raises(DamagedFileError, match="DCP_SHARDING_INFO"):
+        inspect(saved)
