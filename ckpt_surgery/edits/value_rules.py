@@ -172,8 +172,8 @@ def _split(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
     source, equals, parts = text.partition("=")
     if not equals:
         raise ValueError("there is no '='")
-    for name, groups in _captured(source, state_dict.names):
-        names = tuple(_target(name, part.strip(), groups) for part in parts.split(","))
+    for name, groups in captured(source, state_dict.names):
+        names = tuple(target_name(name, part.strip(), groups) for part in parts.split(","))
         yield Split(
             state_dict.path,
             name,
@@ -192,7 +192,7 @@ def _concat(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
     found: dict[tuple[str, ...], list[str]] = {}
     alternatives = _alternatives(sources)
     for alternative in alternatives:
-        for name, groups in _captured(alternative, state_dict.names):
+        for name, groups in captured(alternative, state_dict.names):
             found.setdefault(groups, []).append(name)
     for groups, names in found.items():
         if len(names) != len(alternatives):
@@ -200,7 +200,7 @@ def _concat(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
         yield Concat(
             state_dict.path,
             tuple(names),
-            _target(names[0], target, groups),
+            target_name(names[0], target, groups),
             int(options.get("dim", 0)),
             int(options["heads"]) if "heads" in options else None,
         )
@@ -214,7 +214,7 @@ def _alternatives(text: str) -> list[str]:
     return text.split(",")
 
 
-def _captured(text: str, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+def captured(text: str, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield the names that a glob or ``pattern:RE`` matches, with what its stars or groups took."""
     if text.startswith("pattern:"):
         try:
@@ -230,7 +230,7 @@ def _captured(text: str, names: Sequence[str]) -> Iterator[tuple[str, tuple[str,
             yield name, match.groups()
 
 
-def _target(name: str, text: str, groups: tuple[str, ...]) -> str:
+def target_name(name: str, text: str, groups: tuple[str, ...]) -> str:
     r"""Return the name that a result gets.
 
     Stars and ``\1`` stand for what was captured; a text without takes the place of as many
@@ -254,9 +254,9 @@ def _pairs(
         old, equals, new = rule.text.partition("=")
         if not equals:
             raise ValueError("there is no '='")
-        for name, groups in _captured(old, state_dict.names):
+        for name, groups in captured(old, state_dict.names):
             full = "*" in new or re.search(r"\\\d", new)
-            yield make(state_dict.path, name, _target(name, new, groups) if full else new)
+            yield make(state_dict.path, name, target_name(name, new, groups) if full else new)
 
     return rule_of
 
@@ -296,6 +296,12 @@ def _renumber(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
             yield RenameModule(state_dict.path, module, new)
 
 
+def _fold(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    from ckpt_surgery.edits.fold_rules import FOLD_RULES
+
+    return FOLD_RULES[rule.option](rule.text, state_dict)
+
+
 _RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
     "transpose": _each(_transpose, "0,1"),
     "permute": _each(lambda path, name, value: Permute(path, name, _integers(value))),
@@ -316,6 +322,10 @@ _RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
     "tie": _tie,
     "untie": _untie,
     "renumber": _renumber,
+    "fold-batch-norm": _fold,
+    "fold-weight-norm": _fold,
+    "fold-spectral-norm": _fold,
+    "fold-repvgg": _fold,
 }
 _FORMS: Final = {
     "transpose": "--transpose SELECTION, or SELECTION=0,1",
@@ -337,4 +347,8 @@ _FORMS: Final = {
     "tie": "--tie NAME=TO",
     "untie": "--untie SELECTION",
     "renumber": "--renumber 'layers.*'",
+    "fold-batch-norm": "--fold-batch-norm CONV=NORM, then :eps=1e-3, :dim=1",
+    "fold-weight-norm": "--fold-weight-norm SELECTION, such as '**'",
+    "fold-spectral-norm": "--fold-spectral-norm SELECTION, then :dim=1",
+    "fold-repvgg": "--fold-repvgg SELECTION of blocks, then :eps=1e-3",
 }

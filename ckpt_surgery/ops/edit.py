@@ -11,6 +11,7 @@ from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_di
 from ckpt_surgery.compute.elements import require_torch
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.cast import Cast
+from ckpt_surgery.edits.folds import FoldBranches, FoldSpectralNorm, FoldWeightNorm
 from ckpt_surgery.edits.follow import following, with_those_inside
 from ckpt_surgery.edits.moments import EditMoment
 from ckpt_surgery.edits.parts import Concat, Split
@@ -100,6 +101,8 @@ class _Lineage:
                 self.anew.add(name)
             case Split(names=names):
                 self.anew.update(names)
+            case FoldBranches() | FoldWeightNorm() | FoldSpectralNorm():
+                self.anew.update(edit.results)
             case Concat(name=name) | Tie(name=name):
                 self.anew.add(name)
             case Rename(old=old, new=new):

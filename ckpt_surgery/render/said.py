@@ -12,6 +12,7 @@ _OF_VALUES: Final = frozenset(
     {
         *("transpose", "permute", "reshape", "squeeze", "unsqueeze", "take-indices", "flip"),
         *("slice", "pad", "repeat", "scale", "add", "fill", "split", "concat", "tie", "untie"),
+        *("fold-weight-norm", "fold-spectral-norm"),
     }
 )
 # What is done to the file as a whole, whatever the verb.
@@ -49,6 +50,14 @@ def _said(edit: Mapping[str, Any]) -> str:
             return f"wrapped: everything is under '{printable(key)}'"
         case {"edit": "unwrap", "key": key}:
             return f"unwrapped: what was under '{printable(key)}' is the whole file"
+        case {"edit": "fold-branches", "weight": weight, "branches": branches}:
+            return f"folded: {printable(', '.join(map(_branch, branches)))} -> {printable(weight)}"
         case {"edit": kind, "name": name} if kind in _OF_VALUES:
             return f"{kind}: {printable(str(name))}"
     return ""
+
+
+def _branch(branch: Mapping[str, Any]) -> str:
+    """Return a branch of a fold as its modules: ``conv1 and bn1``."""
+    parts = [str(branch.get("kernel", "")).removesuffix(".weight"), str(branch.get("norm", ""))]
+    return " and ".join(part for part in parts if part)

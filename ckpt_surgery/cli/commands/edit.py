@@ -44,13 +44,27 @@ _RULES: Final[dict[str, tuple[str, str]]] = {
     "tie": ("NAME=TO", "Let NAME be the tensor that TO is."),
     "untie": ("SEL", "Give entries bytes that no other shares."),
     "renumber": ("LAYERS.*", "Close the gaps in the numbers at the star."),
+    "fold_batch_norm": (
+        "CONV=NORM",
+        "Put a batch norm into the layer before it: conv1=bn1; then :eps=E (1e-5), :dim=1.",
+    ),
+    "fold_weight_norm": ("SEL", "Plain weights for magnitudes and directions, old and new style."),
+    "fold_spectral_norm": ("SEL", "Plain weights for spectrally normed ones; then :dim=D."),
+    "fold_repvgg": ("SEL", "One kernel for the branches of RepVGG's and MobileOne's blocks."),
 }
 
 
 def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return all_of(
         *(
-            click.option(f"--{name}", name, multiple=True, metavar=form, type=KeyName(), help=text)
+            click.option(
+                f"--{name.replace('_', '-')}",
+                name,
+                multiple=True,
+                metavar=form,
+                type=KeyName(),
+                help=text,
+            )
             for name, (form, text) in _RULES.items()
         )
     )(command)
@@ -88,6 +102,9 @@ def edit(ctx: click.Context, /, **_: Any) -> int:
       ckpt edit r50.pth --take conv1.weight=1:2,1,0 -o rgb.pth
       ckpt edit r50.pth --unsqueeze '**.conv?.weight=2' \
           --repeat '**.conv?.weight=2:3:mean' -o inflated.pth
+      ckpt edit r18.pth --fold-batch-norm conv1=bn1 \
+          --fold-batch-norm '**.conv*=**.bn*' \
+          --fold-batch-norm '**.downsample.0=1' -o folded.pth
       ckpt edit lm.pth --copy embed.weight=lm_head.weight -o untied.pth
     """
     from ckpt_surgery.ops.edit import edit as run
@@ -101,5 +118,8 @@ def request_of(ctx: click.Context) -> EditRequest:
     from ckpt_surgery.ops.edit import EditRequest
 
     given = ctx.params
-    rules = [ValueRule(name, text, given["seed"]) for name, text in in_order(ctx, _RULES)]
+    rules = [
+        ValueRule(name.replace("_", "-"), text, given["seed"])
+        for name, text in in_order(ctx, _RULES)
+    ]
     return EditRequest(rules, at=given["at"], optimizer=given["optimizer"])
