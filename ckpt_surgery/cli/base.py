@@ -29,6 +29,7 @@ _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
         *(
             "output",
             "in_place",
+            "output_template",
             "force",
             "if_changed",
             "fsync",
@@ -38,7 +39,7 @@ _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
         ),
         *("record",),
     ),
-    "Report": ("as_json", "quiet", "color", "no_pager", "traceback", "help"),
+    "Report": ("as_json", "jsonl", "quiet", "color", "no_pager", "traceback", "help"),
 }
 _REST: Final = "Options"
 _ORDER: Final = "ckpt_surgery.cli.order"

@@ -15,6 +15,7 @@ from ckpt_surgery.errors import CkptError
 _ONE_LINE: Final = "--jsonl"
 _DOCUMENT: Final = "--json"
 _RUNNING: Final = "ckpt_surgery.cli.failing"
+_REFUSED: Final = 2
 _BUG: Final = 70
 _SIGNALS: Final = 128
 
@@ -79,6 +80,16 @@ def json_errors_of(line: Sequence[str]) -> JsonErrors | None:
     if _ONE_LINE in words:
         return JsonErrors(one_line=True)
     return JsonErrors(one_line=False) if _DOCUMENT in words else None
+
+
+def error_line(command: str, file: str, error: CkptError) -> str:
+    """Return the document of an error with one of several files, as a line."""
+    from ckpt_surgery.render.plain import to_jsonl
+    from ckpt_surgery.reports import envelope
+
+    document = envelope(command, exit_code=_REFUSED, inputs=(file,))
+    document["error"] = _error_fields(error, str(error), error.hint, _REFUSED)
+    return to_jsonl(document) + "\n"
 
 
 def _error_fields(

@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from ckpt_surgery.cli.options import all_of
 from ckpt_surgery.cli.types import CheckpointFile
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import FileSource, Source
@@ -20,8 +21,57 @@ _SUFFIXES: Final = frozenset(
 
 files_argument = click.argument("files", nargs=-1, type=CheckpointFile(), metavar="[FILE]...")
 
+threads_option = click.option(
+    "-j",
+    "--threads",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="How many of several files to work on at once (default: 1).",
+)
+jsonl_option = click.option(
+    "--jsonl", is_flag=True, help="One JSON document a line, for each of several files."
+)
+many_options = all_of(jsonl_option, threads_option)
+many_outputs_options = all_of(
+    click.option(
+        "--output-template",
+        metavar="TEMPLATE",
+        help="Write each of several files to a name of its own: '{stem}.safetensors', "
+        "'{parent}/{stem}-lean{suffix}'.",
+    ),
+    many_options,
+)
 
-def is_many(ctx: click.Context) -> bool:
+
+def takes_many(ctx: click.Context) -> bool:
+    """Return whether the line is about several files; if not, its one file becomes ``file``.
+
+    Raises `UsageError` for options that only several files can have.
+    """
+    given = ctx.params
+    if _is_many(ctx) or given.get("output_template") is not None:
+        return True
+    ctx.params["file"] = next(iter(given["files"]), None)
+    return False
+
+
+def split_names(ctx: click.Context) -> None:
+    """Take what follows FILE apart: words that are files, or patterns of files, and names."""
+    given = ctx.params
+    if given["file"] is None:
+        given["files"] = ()
+        return
+    files = [word for word in given["names"] if _is_file(word)]
+    given["files"] = (given["file"], *files)
+    given["names"] = tuple(word for word in given["names"] if word not in files)
+
+
+def _is_file(word: str) -> bool:
+    return os.path.lexists(word) or (_is_pattern(word) and bool(_matches(word)))
+
+
+def _is_many(ctx: click.Context) -> bool:
     """Return whether the line names several files, or a directory of several checkpoints."""
     names: tuple[str, ...] = ctx.params["files"]
     return len(names) > 1 or any(_is_collection(name) or _is_pattern(name) for name in names)
@@ -81,12 +131,16 @@ def _expanded(names: Iterable[str]) -> Iterator[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    import glob
-
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
+    found = _matches(pattern)
     if not found:
         raise UsageError(f"no file matches '{pattern}'")
     return found
+
+
+def _matches(pattern: str) -> list[str]:
+    import glob
+
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - it may be absolute
 
 
 def _checkpoints_in(folder: str) -> Iterator[str]:

@@ -61,7 +61,7 @@ def all_of(*decorators: Callable[[Any], Any]) -> Callable[[_Callback], _Callback
 
 input_argument = click.argument("file", required=False, type=CheckpointFile(), metavar="[FILE]")
 
-names_argument = click.argument("names", nargs=-1, type=KeyName(), metavar="[NAME]...")
+names_argument = click.argument("names", nargs=-1, type=KeyName(), metavar="[FILE|NAME]...")
 
 at_option = click.option(
     "--at",

@@ -12,7 +12,7 @@ from ckpt_surgery.cli.boundary import say_failure
 from ckpt_surgery.cli.failing import report_stream
 from ckpt_surgery.errors import ReadError, WriteError
 from ckpt_surgery.render import edits
-from ckpt_surgery.render.plain import to_json, write_json
+from ckpt_surgery.render.plain import to_json, write_json, write_jsonl
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.reports import Failure, Report
 from ckpt_surgery.reports.edits import EditReport
@@ -44,6 +44,8 @@ def finish(
         return report.exit_code
     if given["as_json"]:
         write_json(report, stream)
+    elif given.get("jsonl"):
+        write_jsonl(report, stream)
     else:
         show(report, Screen(stream, color=color_of(ctx)))
     return report.exit_code

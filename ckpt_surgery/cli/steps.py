@@ -30,11 +30,11 @@ VALUES: Final = "values"
 # output or the line of `ckpt apply` says it.
 ELSEWHERE: Final = frozenset(
     {
-        "output", "in_place", "force", "if_changed", "fsync", "output_format", "allow_loss",
-        "sidecar", "metadata", "duplicate_ties", "max_shard_size", "dry_run", "record", "hash_name",
-        "as_json", "quiet", "color", "no_color", "no_pager", "help", "base", "last", "best",
-        "metric", "higher_better", "recipe", "methods", "threads", "memory", "emit_map", "device",
-        "plain",
+        "output", "output_template", "jsonl", "in_place", "force", "if_changed", "fsync",
+        "output_format", "allow_loss", "sidecar", "metadata", "duplicate_ties", "max_shard_size",
+        "dry_run", "record", "hash_name", "as_json", "quiet", "color", "no_color", "no_pager",
+        "help", "base", "last", "best", "metric", "higher_better", "recipe", "methods", "threads",
+        "memory", "emit_map", "device", "plain", "verify",
     }
 )  # fmt: skip
 

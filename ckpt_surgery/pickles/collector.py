@@ -34,6 +34,20 @@ def freeze_what_is_made() -> None:
 
 
 @contextmanager
+def never_freezing() -> Iterator[None]:
+    """Look at everything again: for a process that describes many checkpoints, one after another.
+
+    What is left of each would be kept to the end.
+    """
+    global _freezes  # noqa: PLW0603 - as above
+    before, _freezes = _freezes, False
+    try:
+        yield
+    finally:
+        _freezes = before
+
+
+@contextmanager
 def collector_paused() -> Iterator[None]:
     """Pause collections: for making many objects of which none is garbage before the end."""
     collecting = gc.isenabled()

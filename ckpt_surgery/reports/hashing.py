@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from ckpt_surgery.reports import Failure, envelope
@@ -70,6 +70,16 @@ class HashReport:
     files: tuple[FileDigest, ...] = ()
     failures: tuple[Failure, ...] = ()
     per_tensor: bool = False
+
+    def each(self) -> Iterator[HashReport]:
+        """Yield a report of each file by itself."""
+        named = {*(m.file for m in self.models), *(f.file for f in self.files)}
+        for name in [name for name in self.inputs if name in named]:
+            models = tuple(model for model in self.models if model.file == name)
+            files = tuple(file for file in self.files if file.file == name)
+            yield replace(self, inputs=(name,), models=models, files=files, failures=())
+        for failure in self.failures:
+            yield replace(self, inputs=(failure.file,), models=(), files=(), failures=(failure,))
 
     @property
     def exit_code(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ckpt_surgery.checkpoint.findings import Finding, Severity
@@ -142,6 +143,13 @@ class VerifyReport:
     failures: tuple[Failure, ...] = ()
     strict: bool = False
     salvaged: SalvageReport | None = None
+
+    def each(self) -> Iterator[VerifyReport]:
+        """Yield a report of each file by itself."""
+        for verdict in self.verdicts:
+            yield replace(self, inputs=(verdict.file,), verdicts=(verdict,), failures=())
+        for failure in self.failures:
+            yield replace(self, inputs=(failure.file,), verdicts=(), failures=(failure,))
 
     @property
     def exit_code(self) -> int:

@@ -155,10 +155,10 @@ def test_no_command_prints_help_and_fails(invoke):
         ),
         (["xyzzy"], "error: no such command 'xyzzy', and no such file\nhint: see 'ckpt --help'\n"),
         (["strip", "--keeep"], "hint: did you mean '--keep'"),
-        (["match", "a", "b"], "hint: see 'ckpt match --help'\n"),
+        (["fit", "a", "b"], "hint: see 'ckpt fit --help'\n"),
         (["inspect", "--depth", "x"], "error: invalid value for '--depth': 'x' is not"),
         (["inspect", "nope.pth"], "error: 'nope.pth': cannot be read: no such file"),
-        (["match", os.curdir, "--like", "x"], "error: '.': "),
+        (["fit", os.curdir, "--like", "x", "--dry-run"], "error: '.': "),
         (["inspect", str(Path(__file__).parent)], "error: there is no checkpoint in the directory"),
     ],
 )

@@ -66,6 +66,8 @@ def test_salvage(bad, invoke):
     assert "  w: a part of its bytes is missing or wrong\n" in done.stdout
     assert done.stdout.endswith("written to rest.pth\n")
     assert list(torch.load("rest.pth")) == ["v"]
+    assert invoke("verify", bad, "--salvage", "rest.pth").exit_code == 1  # the same again
+    Path("rest.pth").write_text("mine")
     again = invoke("verify", bad, "--salvage", "rest.pth")
     assert (again.exit_code, "already exists" in again.stderr) == (2, True)
     document = json.loads(

@@ -9,9 +9,9 @@ import click
 
 import ckpt_surgery.ops.convert as verb
 from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_many
 from ckpt_surgery.cli.options import (
     hash_name_option,
-    input_argument,
     output_of,
     output_options,
     report_options,
@@ -22,7 +22,7 @@ from ckpt_surgery.cli.types import KeyName, StateDictPath
 
 
 @click.command(cls=Command)
-@input_argument
+@files_argument
 @click.option(
     "--state-dict-only",
     is_flag=True,
@@ -62,6 +62,7 @@ from ckpt_surgery.cli.types import KeyName, StateDictPath
 )
 @hash_name_option
 @output_options
+@many_outputs_options
 @report_options
 @click.pass_context
 def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
@@ -79,12 +80,18 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert untrusted.pth --tensors-only -o weights.pth
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
+      ckpt convert runs/ --output-template '{parent}/{stem}.safetensors'
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
       ckpt convert model.pth --dtype bf16 --dtype 'head.**=float32' -o half.pth
       ckpt convert m.pth --format safetensors-index --max-shard-size 5GB -o DIR
       ckpt convert train.pth --format dcp -o DIR
       ckpt convert DIR -o train.pth
     """
+    if takes_many(ctx):
+        from ckpt_surgery.cli.many import edit_each
+
+        request = request_of(ctx)
+        return edit_each(ctx, lambda s, o: verb.convert(s, o, request), hash_name=hash_name)
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.convert(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)

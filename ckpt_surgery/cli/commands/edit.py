@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ckpt_surgery.cli.base import Command, in_order
+from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_many
 from ckpt_surgery.cli.options import (
     all_of,
     at_option,
-    input_argument,
     output_of,
     output_options,
     report_options,
@@ -71,7 +71,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=Command, headings={"Rules, in the order given": tuple(_RULES)})
-@input_argument
+@files_argument
 @_rule_options
 @click.option("--seed", type=int, default=0, help="What --fill normal draws from (default: 0).")
 @click.option(
@@ -84,6 +84,7 @@ def _rule_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @at_option
 @output_options
+@many_outputs_options
 @report_options
 @click.pass_context
 def edit(ctx: click.Context, /, **_: Any) -> int:
@@ -109,7 +110,12 @@ def edit(ctx: click.Context, /, **_: Any) -> int:
     """
     from ckpt_surgery.ops.edit import edit as run
 
-    return finish_edit(ctx, run(source_of(ctx), output_of(ctx), request_of(ctx)))
+    request = request_of(ctx)
+    if takes_many(ctx):
+        from ckpt_surgery.cli.many import edit_each
+
+        return edit_each(ctx, lambda source, output: run(source, output, request))
+    return finish_edit(ctx, run(source_of(ctx), output_of(ctx), request))
 
 
 def request_of(ctx: click.Context) -> EditRequest:

@@ -9,13 +9,13 @@ import click
 
 import ckpt_surgery.ops.hash as verb
 from ckpt_surgery.cli.base import Command, color_of
-from ckpt_surgery.cli.inputs import files_argument, sources_of
+from ckpt_surgery.cli.inputs import files_argument, jsonl_option, sources_of
 from ckpt_surgery.cli.options import at_option, read_text, report_options
 from ckpt_surgery.cli.output import say_failures
 from ckpt_surgery.cli.types import InputFile
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.render.hashing import write_checked, write_digests
-from ckpt_surgery.render.plain import write_json
+from ckpt_surgery.render.plain import write_json, write_jsonl
 from ckpt_surgery.render.progress import progress_bar
 from ckpt_surgery.reports.hashing import CheckReport, HashReport
 
@@ -31,7 +31,10 @@ from ckpt_surgery.reports.hashing import CheckReport, HashReport
     type=InputFile(),
     help="Compare with the digests in LIST, which this command printed.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all).")
+@click.option(
+    "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all)."
+)
+@jsonl_option
 @report_options
 @click.pass_context
 def hash_(ctx: click.Context, /, check: str | None, **_: Any) -> int:
@@ -55,6 +58,11 @@ def hash_(ctx: click.Context, /, check: str | None, **_: Any) -> int:
         return report.exit_code
     if ctx.params["as_json"]:
         write_json(report, sys.stdout)
+    elif ctx.params["jsonl"] and isinstance(report, HashReport):
+        for each in report.each():
+            write_jsonl(each, sys.stdout)
+    elif ctx.params["jsonl"]:
+        write_jsonl(report, sys.stdout)
     elif isinstance(report, CheckReport):
         write_checked(report, sys.stdout)
     else:

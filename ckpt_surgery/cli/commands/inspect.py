@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import ckpt_surgery.ops.inspect as verb
-from ckpt_surgery.cli import boundary
 from ckpt_surgery.cli.base import Command, color_of
-from ckpt_surgery.cli.inputs import files_argument, is_many, sources_of
+from ckpt_surgery.cli.inputs import files_argument, takes_many, threads_option
 from ckpt_surgery.cli.options import (
     at_option,
     pager_option,
@@ -19,12 +19,13 @@ from ckpt_surgery.cli.options import (
     selection_options,
     source_of,
 )
-from ckpt_surgery.errors import CkptError, PathLike, UsageError
+from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.render.plain import write_csv, write_json, write_jsonl, write_keys
 from ckpt_surgery.reports.inspection import InspectReport
 
 if TYPE_CHECKING:
+    from ckpt_surgery.fileio.sink import Progress
     from ckpt_surgery.writing.output import ProgressBar
 
 _FORMS = {
@@ -76,6 +77,7 @@ _TABLE_ONLY = {"index": "--index", "fold": "--fold"}
 @click.option(
     "--stats", is_flag=True, help="Minimum, maximum, mean, ... of every tensor (imports torch)."
 )
+@threads_option
 @at_option
 @pager_option
 @report_options
@@ -99,17 +101,22 @@ def inspect(ctx: click.Context, /, params_only: bool, stats: bool, **_: Any) -> 
       ckpt inspect runs/ *.pth --jsonl
     """
     _check_forms(ctx)
-    if is_many(ctx):
+    if takes_many(ctx):
         return _many(ctx, params_only=params_only, stats=stats)
-    ctx.params["file"] = next(iter(ctx.params["files"]), None)
-    report = _inspected(ctx, source_of(ctx), params_only=params_only, stats=stats)
+    bar = _progress(ctx) if stats else None
+    report = _inspected(ctx, source_of(ctx), params_only=params_only, stats=stats, bar=bar)
     if not ctx.params["quiet"] and sys.stdout is not None:
         _print(ctx, report)
     return report.exit_code
 
 
 def _inspected(
-    ctx: click.Context, source: PathLike | Source, *, params_only: bool, stats: bool
+    ctx: click.Context,
+    source: PathLike | Source,
+    *,
+    params_only: bool,
+    stats: bool,
+    bar: ProgressBar | None = None,
 ) -> InspectReport:
     return verb.inspect(
         source,
@@ -118,7 +125,7 @@ def _inspected(
         params_only=params_only,
         stats=stats,
         recognise=not (ctx.params["keys"] or ctx.params["csv"]),
-        progress=_progress(ctx) if stats else None,
+        progress=bar,
     )
 
 
@@ -130,25 +137,14 @@ def _many(ctx: click.Context, *, params_only: bool, stats: bool) -> int:
             raise UsageError(
                 f"'{option}' is for one file", hint="--jsonl prints a document for each of several"
             )
-    reports, code = [], 0
-    for source in sources_of(ctx):
-        try:
-            report = _inspected(ctx, source, params_only=params_only, stats=stats)
-        except CkptError as error:
-            boundary.say_failure(str(error), error.hint, color_of(ctx))
-            code = boundary.REFUSED
-            continue
-        if given["jsonl"] and not given["quiet"]:
-            write_jsonl(report, sys.stdout)
-        else:
-            reports.append(report)
-    if reports and not given["quiet"]:
-        from ckpt_surgery.render.inspection import show_many
-        from ckpt_surgery.render.screen import paged
+    from ckpt_surgery.cli.many import run_each
+    from ckpt_surgery.render.inspection import show_many
 
-        with paged(sys.stdout, color=color_of(ctx), pager=not given["no_pager"]) as screen:
-            show_many(reports, screen)
-    return code
+    def work(source: PathLike | Source, advance: Progress) -> InspectReport:
+        bar = (lambda _: nullcontext(advance)) if stats else None
+        return _inspected(ctx, source, params_only=params_only, stats=stats, bar=bar)
+
+    return run_each(ctx, work, show_many)
 
 
 def _progress(ctx: click.Context) -> ProgressBar | None:

@@ -219,7 +219,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @at_option
 @optimizer_option
 @click.option("--state-dict-only", is_flag=True, help="Write the state dict alone.")
-@click.option("--threads", type=int, metavar="N", help="Threads that compute (default: all).")
+@click.option("-j", "--threads", type=int, metavar="N", help="Threads that compute (default: all).")
 @click.option(
     "--memory",
     metavar="SIZE",

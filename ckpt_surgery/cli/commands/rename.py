@@ -9,10 +9,10 @@ import click
 
 import ckpt_surgery.ops.rename as verb
 from ckpt_surgery.cli.base import Command, in_order
+from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_many
 from ckpt_surgery.cli.options import (
     at_option,
     changes_all,
-    input_argument,
     optimizer_option,
     output_of,
     output_options,
@@ -51,7 +51,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
         "Beside the names": ("entry", "wrap", "state_dict_only"),
     },
 )
-@input_argument
+@files_argument
 @click.option(
     "--strip-prefix",
     multiple=True,
@@ -100,6 +100,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
 @at_option
 @optimizer_option
 @output_options
+@many_outputs_options
 @report_options
 @click.pass_context
 def rename(ctx: click.Context, /, **_: Any) -> int:
@@ -115,10 +116,15 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
       ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
       ckpt rename m.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
       ckpt rename model.pth --map names.toml --dry-run
+      ckpt rename runs/*.pth --strip-prefix module. -i
       ckpt rename train.pth --entry state_dict=model -o for_their_loader.pth
       ckpt rename weights.pth --wrap model -o wrapped.pth
     """
     request = request_of(ctx)
+    if takes_many(ctx):
+        from ckpt_surgery.cli.many import edit_each
+
+        return edit_each(ctx, lambda source, output: verb.rename(source, output, request))
     return finish_edit(ctx, verb.rename(source_of(ctx), output_of(ctx), request))
 
 

@@ -9,6 +9,7 @@ import click
 
 import ckpt_surgery.ops.strip as verb
 from ckpt_surgery.cli.base import Command
+from ckpt_surgery.cli.inputs import many_outputs_options, split_names, takes_many
 from ckpt_surgery.cli.options import (
     at_option,
     changes_all,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
 @at_option
 @optimizer_option
 @output_options
+@many_outputs_options
 @report_options
 @click.pass_context
 def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
@@ -100,7 +102,14 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt strip model.pth --glob '**.num_batches_tracked' --dry-run
       ckpt strip train.pth --entry args --entry 'hyper_parameters/**' -o lean.pth
       ckpt strip wrapped.pth --unwrap -o model.pth
+      ckpt strip runs/ --training-state --output-template 'lean/{name}' -j 4
     """
+    split_names(ctx)
+    if takes_many(ctx):
+        from ckpt_surgery.cli.many import edit_each
+
+        request = request_of(ctx)
+        return edit_each(ctx, lambda s, o: verb.strip(s, o, request), hash_name=hash_name)
     output = replace(output_of(ctx), hash_name=hash_name)
     report = verb.strip(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 import ckpt_surgery.ops.verify as verb
 from ckpt_surgery.cli.base import Command, color_of
-from ckpt_surgery.cli.inputs import files_argument, sources_of
+from ckpt_surgery.cli.inputs import files_argument, jsonl_option, sources_of
 from ckpt_surgery.cli.options import pager_option, read_text, report_options
 from ckpt_surgery.cli.output import say_failures
 from ckpt_surgery.cli.types import InputFile, OutputFile
@@ -20,10 +20,12 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.ops.digest_lists import DigestList
 from ckpt_surgery.ops.verify_digests import is_digest
 from ckpt_surgery.ops.verify_policy import parse_policy
-from ckpt_surgery.render.plain import to_json, write_json
+from ckpt_surgery.render.plain import to_json, write_json, write_jsonl
 from ckpt_surgery.render.progress import progress_bar
 from ckpt_surgery.render.screen import paged
 from ckpt_surgery.reports.verification import SalvageReport, VerifyReport
+
+_FORMS: Final = {"json": "as_json"}  # options whose parameter has another name
 
 
 @click.command(
@@ -61,8 +63,11 @@ from ckpt_surgery.reports.verification import SalvageReport, VerifyReport
     help="Write what is whole of a truncated or damaged FILE to OUT.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all).")
+@click.option(
+    "-j", "--threads", type=click.IntRange(min=1), metavar="N", help="Threads (default: all)."
+)
 @click.option("--sarif", is_flag=True, help="Report as SARIF 2.1.0, for hosts of code.")
+@jsonl_option
 @pager_option
 @report_options
 @click.pass_context
@@ -84,8 +89,9 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
     """
     sources = sources_of(ctx)
     given = ctx.params
-    if given["as_json"] and given["sarif"]:
-        raise UsageError("'--json' and '--sarif' contradict each other")
+    forms = [f"--{name}" for name in ("json", "jsonl", "sarif") if given[_FORMS.get(name, name)]]
+    if len(forms) > 1:
+        raise UsageError(f"'{forms[0]}' and '{forms[1]}' contradict each other")
     if given["force"] and given["salvage"] is None:
         raise UsageError("'--force' is about the output of '--salvage'")
     if given["salvage"] is not None and (len(sources) > 1 or not isinstance(sources[0], str)):
@@ -136,6 +142,9 @@ def _salvage(ctx: click.Context, source: PathLike | Source) -> SalvageReport:
 def _print(ctx: click.Context, report: VerifyReport) -> None:
     if ctx.params["as_json"]:
         write_json(report, sys.stdout)
+    elif ctx.params["jsonl"]:
+        for each in report.each():
+            write_jsonl(each, sys.stdout)
     elif ctx.params["sarif"]:
         from ckpt_surgery import __version__
         from ckpt_surgery.render.sarif import to_sarif
