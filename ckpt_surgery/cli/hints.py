@@ -8,6 +8,8 @@ from typing import Final
 
 import click
 
+from ckpt_surgery.cli.spellings import spellings
+
 _MOST_FILES: Final = 5000  # names of a directory that are looked at
 _ALIKE: Final = 0.75  # difflib's ratio; all names end alike, in .pth
 
@@ -56,7 +58,7 @@ def where_option_is(spelling: str, group: click.Group, ctx: click.Context) -> st
     having = []
     for name in group.list_commands(ctx):
         command = group.get_command(ctx, name)
-        if command is not None and any(spelling in p.opts for p in command.params):
+        if command is not None and any(spelling in spellings(p) for p in command.params):
             having.append(f"'ckpt {name}'")
     if not having:
         return None

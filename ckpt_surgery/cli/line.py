@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from ckpt_surgery.cli.spellings import spellings
 from ckpt_surgery.errors import UsageError
 
 _END_OF_OPTIONS: Final = "--"
@@ -25,7 +26,7 @@ def refuse_swallowed_options(
         spelling: option
         for option in parameters
         if isinstance(option, click.Option)
-        for spelling in (*option.opts, *option.secondary_opts)
+        for spelling in (*spellings(option), *option.secondary_opts)
     }
     waiting = iter(words)
     for word in waiting:

@@ -37,7 +37,7 @@ from ckpt_surgery.names import Rule, RuleKind, Selection, parse_key_list
 if TYPE_CHECKING:
     from ckpt_surgery.writing.output import Output
 
-_RULE_KINDS: Final[dict[str, RuleKind]] = {
+SELECTING: Final[dict[str, RuleKind]] = {
     "pattern": "pattern",
     "prefix": "prefix",
     "glob": "glob",
@@ -261,15 +261,17 @@ def selection_of(ctx: click.Context, *, keeps_entries: bool = False) -> Selectio
 
     `keeps_entries` says that ``--keep`` has a meaning without a rule.
     """
-    rules = tuple(
-        Rule("keys", value, parse_key_list(read_text(value, "--keys-from")))
-        if name == "keys_from"
-        else Rule(_RULE_KINDS[name], value)
-        for name, value in in_order(ctx, _RULE_KINDS)
-    )
+    rules = tuple(rule_of(name, value) for name, value in in_order(ctx, SELECTING))
     rules += tuple(Rule("name", name) for name in ctx.params.get("names", ()))
     keep = ctx.params["keep"] and bool(rules or not keeps_entries)
     return Selection(rules, keep, ctx.params["allow_unmatched"])
+
+
+def rule_of(name: str, value: str) -> Rule:
+    """Return the rule of one of the options `SELECTING`. Raises what reading a list raises."""
+    if name == "keys_from":
+        return Rule("keys", value, parse_key_list(read_text(value, "--keys-from")))
+    return Rule(SELECTING[name], value)
 
 
 def output_of(ctx: click.Context) -> Output:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ckpt_surgery.cli.fields import name_options
+from ckpt_surgery.cli.spellings import spellings
 from ckpt_surgery.errors import CkptError, UsageError
 from ckpt_surgery.names import near
 from ckpt_surgery.names.literals import toml_value
@@ -113,7 +114,7 @@ def _words(command: click.Command, table: Mapping[str, Any]) -> Iterator[str]:
         spelling[2:]: option
         for option in command.params
         if isinstance(option, click.Option) and option.name not in ELSEWHERE
-        for spelling in option.opts
+        for spelling in spellings(option)
         if spelling.startswith("--")
     }
     for key, value in table.items():

@@ -44,7 +44,7 @@ def _nothing_fits(items: Sequence[FitItem]) -> PlanError:
     if not named:
         return PlanError(
             "nothing in the checkpoint fits the target: no name agrees",
-            hint="try a bolder --match, or give the names in a map with --rename-map",
+            hint="try a bolder --match, or give the names in a map with --map",
         )
     agree = "1 name agrees" if len(named) == 1 else f"{len(named):,} names agree"
     if any(item.source_shape != item.shape for item in named):

@@ -194,6 +194,7 @@ def inventory_of(model: nn.Module) -> Inventory:
     return Inventory.of(
         entries,
         Structure(tuple(children), kinds, said.layers, said.undecayed, said.classifier),
+        [_bare(name, hidden) for name in model.state_dict(keep_vars=True)],
     )
 
 

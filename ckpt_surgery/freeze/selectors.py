@@ -113,6 +113,25 @@ class First:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstKeys:
+    """The parameters among the first `count` keys of the state dict, buffers counted."""
+
+    count: int
+
+    @property
+    def option(self) -> str:
+        return f"--first-keys {self.count}"
+
+    @property
+    def label(self) -> str:
+        return f"first_keys_{self.count}"
+
+    def select(self, inventory: Inventory) -> frozenset[str]:
+        _require_count(self.count, len(inventory.keys), "key", self.option)
+        return frozenset(inventory.names) & frozenset(inventory.keys[: self.count])
+
+
+@dataclass(frozen=True, slots=True)
 class Last:
     """The last `count` parameters, counted as `parameters()` does."""
 

@@ -10,7 +10,7 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.target import Shape, TensorSpec
 
 _MAX_CELLS = 1_000_000
-_WRITE_A_MAP = "write the pairs that you mean into a map and give it with --rename-map"
+_WRITE_A_MAP = "write the pairs that you mean into a map and give it with --map"
 
 
 class AmbiguousMatchError(UsageError):

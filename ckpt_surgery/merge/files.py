@@ -14,6 +14,7 @@ from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
+from ckpt_surgery.merge.scope import OTHER_FILES
 from ckpt_surgery.ranks.files import is_named_like_rank
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Sources:
         """Raise `UsageError` for the number of no file."""
         last = self.first_number + len(self.inputs) - 1
         for number in numbers:
-            if not 1 <= number <= last:
+            if number != OTHER_FILES and not 1 <= number <= last:
                 raise UsageError(f"there is no file {number} to rename: they are 1 to {last}")
 
     def open(
@@ -148,16 +149,21 @@ class Sources:
         self.require_numbers(renames)
         opened = []
         for number, source in enumerate(self.inputs, self.first_number):
-            opened.append(_open_file(source, renames.get(number, ())))
+            opened.append(_open_file(source, _rules(renames, number)))
             stack.callback(opened[-1].original.close)
             _require_whole(opened[-1])
         if self.base_place is not None:
             return opened[self.base_place], opened
-        rules = renames.get(1, ()) if self.first_number == 2 else ()
+        rules = _rules(renames, 1 if self.first_number == 2 else OTHER_FILES)
         base = _open_file(self.base, rules)
         stack.callback(base.original.close)
         _require_whole(base)
         return base, opened
+
+
+def _rules(renames: Mapping[int, Sequence[RewriteRule]], number: int) -> Sequence[RewriteRule]:
+    """Return the rules for one file: its own, or those for all that have none."""
+    return renames.get(number, renames.get(OTHER_FILES, ()))
 
 
 def _require_whole(file: MergeFile) -> None:

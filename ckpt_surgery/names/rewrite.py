@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.names.select import Selection
 from ckpt_surgery.names.suggest import compile_regex, require_listed, suggestion, with_dot
 
 
@@ -73,6 +74,27 @@ class Replace:
 
 
 @dataclass(frozen=True, slots=True)
+class Delete:
+    """Take every occurrence of a text out, wherever in the name it stands."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise UsageError("'--delete' has an empty text to look for")
+
+    def apply(self, name: str) -> str:
+        return name.replace(self.text, "")
+
+    @property
+    def option(self) -> str:
+        return f"--delete {self.text}"
+
+    def to_dict(self) -> dict[str, object]:
+        return {"rule": "delete", "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
 class Substitute:
     """``re.sub``: `regex` is a Python regular expression, `repl` may name its groups.
 
@@ -123,7 +145,27 @@ class MapNames:
         return {"rule": "map", "source": self.source, "names": dict(self.names)}
 
 
-RewriteRule = StripPrefix | AddPrefix | Replace | Substitute | MapNames
+@dataclass(frozen=True, slots=True)
+class Within:
+    """Another rule, for those names alone that `selection` takes when its turn comes."""
+
+    rule: RewriteRule
+    selection: Selection
+
+    def apply(self, name: str) -> str:
+        taken = any(rule.matches(name) for rule in self.selection.rules)
+        return name if taken == self.selection.keep else self.rule.apply(name)
+
+    @property
+    def option(self) -> str:
+        return self.rule.option
+
+    def to_dict(self) -> dict[str, object]:
+        rules = [rule.to_dict() for rule in self.selection.rules]
+        return self.rule.to_dict() | {"except" if self.selection.keep else "within": rules}
+
+
+RewriteRule = StripPrefix | AddPrefix | Replace | Delete | Substitute | MapNames | Within
 
 
 def parse_name_map(text: str, source: str, option: str = "--map") -> MapNames:
@@ -224,11 +266,18 @@ def require_changes(rules: Sequence[RewriteRule], rewritten: Sequence[Rewritten]
     """
     for index, rule in enumerate(rules):
         names = list(dict.fromkeys(name for each in rewritten for name in each.stages[index]))
-        if isinstance(rule, MapNames):
+        if isinstance(rule, Within):
+            _require_matches(rule.selection, names)
+        elif isinstance(rule, MapNames):
             existing = set(names)
             require_listed(rule.option, [old for old in rule.names if old not in existing], names)
         if not any(each.changed[index] for each in rewritten):
             raise _changes_nothing(rule, names)
+
+
+def _require_matches(selection: Selection, names: Sequence[str]) -> None:
+    """Raise `UsageError` if a rule of the selection takes none of the names."""
+    selection.require_matches(selection.choose(names).counts, names)
 
 
 def find_collisions(old: Sequence[str], new: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -243,5 +292,7 @@ def _changes_nothing(rule: RewriteRule, names: Iterable[str]) -> UsageError:
     hint: str | None = None
     match rule:
         case StripPrefix(prefix=text) | Replace(old=text) | Substitute(regex=text):
+            hint = suggestion(text, names)
+        case Delete(text=text):
             hint = suggestion(text, names)
     return UsageError(f"'{rule.option}' changes no name", hint=hint)

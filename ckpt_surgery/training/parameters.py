@@ -103,26 +103,36 @@ class Inventory:
     """The parameters of a model, the names of its buffers, and how sure the distinction is.
 
     `guessed` counts the parameters whose role the source did not tell: floating-point entries of
-    a bare state dict that are not named like a buffer.
+    a bare state dict that are not named like a buffer. `keys` are the names of the state dict,
+    buffers included, in its order.
     """
 
     parameters: tuple[Parameter, ...]
     buffers: tuple[str, ...] = ()
     guessed: int = 0
     structure: Structure | None = field(default=None)
+    keys: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, entries: Iterable[NamedEntry], structure: Structure | None = None) -> Inventory:
+    def of(
+        cls,
+        entries: Iterable[NamedEntry],
+        structure: Structure | None = None,
+        keys: Iterable[str] | None = None,
+    ) -> Inventory:
         """Sort entries (in file order) into parameters, each once, and buffers.
 
+        `keys` are the names of the state dict in its order, if those of the entries are not.
         Raises LimitExceededError for a name of more than 1024 characters.
         """
         firsts: dict[object, NamedEntry] = {}
         aliases: dict[str, list[str]] = {}
         buffers: list[str] = []
+        names: list[str] = []
         guessed = 0
         for entry in entries:
             require_short(entry.name)
+            names.append(entry.name)
             if not _is_parameter(entry):
                 buffers.append(entry.name)
                 continue
@@ -136,12 +146,13 @@ class Inventory:
             Parameter(i, entry.name, entry.shape, entry.dtype, tuple(aliases.get(entry.name, ())))
             for i, entry in enumerate(firsts.values())
         )
-        return cls(parameters, tuple(buffers), guessed, structure)
+        listed = tuple(names if keys is None else keys)
+        return cls(parameters, tuple(buffers), guessed, structure, listed)
 
     @classmethod
     def of_state_dict(cls, state_dict: StateDict, structure: Structure | None = None) -> Inventory:
         """Return the inventory of a state dict as it was read from a file."""
-        return cls.of(_entries(state_dict), structure)
+        return cls.of(_entries(state_dict), structure, state_dict.names)
 
     @property
     def names(self) -> Iterator[str]:

@@ -242,7 +242,7 @@ def test_an_ambiguous_match_lists_its_candidates(fit):
     torch.save({"x.w": torch.zeros(2)}, "one.pth")
     result = fit("--like", "one.pth", "--match", "order", "-o", "o.pth", code=2, file="two.pth")
     assert "'x' could correspond to 'a', 'b'" in result.stderr
-    assert "--rename-map" in result.stderr
+    assert "--map" in result.stderr
     torch.save({"w": torch.zeros(2)}, "top.pth")
     result = fit("--like", "top.pth", "--match", "order", "-o", "o.pth", code=2, file="two.pth")
     assert "'w' could correspond to" in result.stderr

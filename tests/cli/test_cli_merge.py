@@ -195,7 +195,7 @@ def test_methods_complete(invoke):
         (["a0.pth", "b1.pth", "--metric", "acc"], "go with '--best N'"),
         (["a0.pth", "b1.pth", "--best", "2", "--metric", "acc", "--lower-better", "-m", "ties"],
          "needs '--base'"),
-        (["a0.pth", "b1.pth", "--add-prefix", "x."], "names no file"),
+        (["a0.pth", "b1.pth", "--add-prefix", "9:x."], "there is no file 9"),
         (["a0.pth", "b1.pth", "-m", "average", "--memory", "much"], "'--memory much' is no size"),
         (["a0.pth", "b1.pth", "-m", "average", "--memory", "0M"], "is no size"),
         (["a0.pth", "b1.pth", "-m", "ties", "--set", "density"], "has no value"),

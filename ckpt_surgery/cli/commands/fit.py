@@ -17,6 +17,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.output import finish
+from ckpt_surgery.cli.spellings import Renamed
 from ckpt_surgery.cli.target_options import target_of, target_options
 from ckpt_surgery.cli.types import InputFile, OutputFile, TargetName
 from ckpt_surgery.errors import UsageError
@@ -54,7 +55,10 @@ _PLAIN = (
     help="How boldly names that differ are paired; 'order' goes by shapes alone.",
 )
 @click.option(
-    "--rename-map",
+    "--map",
+    "rename_map",
+    cls=Renamed,
+    aliases=["--rename-map"],
     metavar="MAP",
     type=InputFile(),
     help="Pair names as the file MAP says: TOML or JSON, old = new.",
@@ -183,7 +187,7 @@ def _texts(given: dict[str, Any]) -> dict[str, Any]:
     return {
         "renames": None
         if renames is None
-        else parse_name_map(read_text(renames, "--rename-map"), renames, "--rename-map").names,
+        else parse_name_map(read_text(renames, "--map"), renames).names,
         "classes": None if classes is None else tuple(_classes(path) for path in classes),
     }
 

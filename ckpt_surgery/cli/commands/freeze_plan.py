@@ -13,10 +13,13 @@ import click
 import ckpt_surgery.ops.freeze_plan as verb
 from ckpt_surgery.cli.base import Command, color_of, in_order
 from ckpt_surgery.cli.options import (
+    SELECTING,
     if_changed_option,
     input_argument,
     pager_option,
     report_options,
+    rule_of,
+    selection_options,
     source_of,
 )
 from ckpt_surgery.cli.target_options import model_of, model_options
@@ -38,6 +41,7 @@ from ckpt_surgery.freeze.selectors import (
     ByName,
     First,
     FirstChildren,
+    FirstKeys,
     Last,
     Selector,
     Until,
@@ -66,6 +70,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     "freeze_prefix": ("freeze", lambda text: _prefix(text, "--freeze-prefix")),
     "train_prefix": ("train", lambda text: _prefix(text, "--train-prefix")),
     "first": ("freeze", First),
+    "first_keys": ("freeze", FirstKeys),
     "first_children": ("freeze", FirstChildren),
     "before": ("freeze", Before),
     "until": ("freeze", Until),
@@ -77,7 +82,9 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     cls=Command,
     headings={
         "What trains": (
-            *("freeze", "train", "freeze_prefix", "train_prefix", "first", "first_children"),
+            *("freeze", "train", "freeze_prefix", "train_prefix", "first", "first_keys"),
+            *("first_children", "pattern", "prefix", "glob", "name", "keys_from", "keep"),
+            "allow_unmatched",
             *("before", "until", "last", "stage", "epoch"),
         ),
         "How it trains": (
@@ -106,6 +113,14 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     type=int,
     metavar="N",
     help="Freeze the first N parameters, counted as parameters() does: without buffers.",
+)
+@click.option(
+    "--first-keys",
+    multiple=True,
+    type=int,
+    metavar="N",
+    help="Freeze what is among the first N keys of the state dict, buffers counted, as "
+    "'inspect --index' numbers them.",
 )
 @click.option(
     "--first-children",
@@ -164,7 +179,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     metavar="WHAT",
     help="No weight decay for 'bias', 'norm' or a selection.",
 )
-@click.option("--allow-unmatched", is_flag=True, help="A rule may match nothing.")
+@selection_options
 @click.option(
     "--at",
     metavar="PATH",
@@ -252,10 +267,18 @@ def _form(ctx: click.Context) -> str:
 
 def _recipe(ctx: click.Context) -> FreezeRecipe:
     given = ctx.params
+    chosen: _Action = "train" if given["keep"] else "freeze"
     rules = []
-    for name, value in in_order(ctx, _RULES):
+    for name, value in in_order(ctx, [*_RULES, *SELECTING]):
+        if name in SELECTING:
+            # as strip removes what is selected, or with --keep all others, this freezes it
+            rule = rule_of(name, value)
+            rules.append(FreezeRule(chosen, ByName(rule, rule.text, rule.option)))
+            continue
         action, make = _RULES[name]
         rules.append(FreezeRule(action, make(value)))
+    if given["keep"] and not any(given[name] for name in SELECTING):
+        raise UsageError("'--keep' inverts a selection, and there is none")
     groups = []
     for text in given["group"]:
         selection, options = parse_group(text)

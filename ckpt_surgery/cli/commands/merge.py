@@ -20,13 +20,14 @@ from ckpt_surgery.cli.options import (
     selection_options,
 )
 from ckpt_surgery.cli.output import finish
+from ckpt_surgery.cli.spellings import Renamed
 from ckpt_surgery.cli.types import CheckpointFile, InputFile, TextType
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import FileSource, Source
 from ckpt_surgery.merge.choosing import best, expand, last
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, KEY_POLICIES, SHAPE_POLICIES
 from ckpt_surgery.merge.request import FOLDS, STRUCTURAL, MergeRequest, methods
-from ckpt_surgery.merge.scope import MergeScope
+from ckpt_surgery.merge.scope import OTHER_FILES, MergeScope
 from ckpt_surgery.ops.merge import merge as merge_files
 from ckpt_surgery.ops.merge import merge_recipe
 from ckpt_surgery.render.merging import show
@@ -170,8 +171,10 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option("--t", metavar="T", help="Where between two files: 0 is the first, 1 the second.")
 @click.option("--decay", metavar="D", help="How much of the average so far 'ema' keeps.")
 @click.option(
-    "--set",
+    "--method-arg",
     "parameter",
+    cls=Renamed,
+    aliases=["--set"],
     multiple=True,
     metavar="NAME=VALUE",
     help="Any other parameter of the method; --methods lists them. Repeatable.",
@@ -351,8 +354,8 @@ def _parameters(ctx: click.Context) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals or name in found:
             raise UsageError(
-                f"'--set {text}' " + ("gives it twice" if equals else "has no value"),
-                hint="write --set NAME=VALUE",
+                f"'--method-arg {text}' " + ("gives it twice" if equals else "has no value"),
+                hint="write --method-arg NAME=VALUE",
             )
         found[name] = _values(value)
     return found
@@ -391,14 +394,16 @@ def _renames(ctx: click.Context) -> dict[int, list[RewriteRule]]:
     for option, value in given:
         number, colon, prefix = value.partition(":")
         if not colon or not number.isascii() or not number.isdigit():
-            raise UsageError(
-                f"'--{option.replace('_', '-')} {value}' names no file",
-                hint="write the file's number on the line before the prefix: 2:backbone.",
-            )
+            number, prefix = str(OTHER_FILES), value  # as in rename
         rule = AddPrefix(prefix) if option == "add_prefix" else StripPrefix(prefix)
-        rules.setdefault(int(number), []).append(rule)
+        for_all = rules.setdefault(OTHER_FILES, [])
+        own = rules.setdefault(int(number), list(for_all))
+        for each in rules.values() if own is for_all else [own]:
+            each.append(rule)
     if ctx.params["prefix_b"] is not None:
-        rules.setdefault(2, []).append(AddPrefix(ctx.params["prefix_b"]))
+        rules.setdefault(2, list(rules.get(OTHER_FILES, ()))).append(
+            AddPrefix(ctx.params["prefix_b"])
+        )
     return rules
 
 
@@ -425,7 +430,7 @@ def _require_alone(ctx: click.Context) -> None:
     twice += [name for name in ("normalize", "higher_better") if given[name] is not None]
     twice += ["integers"] if given["integers"] != "auto" else []
     if twice:
-        option = {"lambda_": "lambda", "parameter": "set", "integers": "int"}.get(
+        option = {"lambda_": "lambda", "parameter": "method-arg", "integers": "int"}.get(
             twice[0], twice[0].replace("_", "-")
         )
         what = "files" if option == "files" else f"'--{option}'"

@@ -18,17 +18,22 @@ from ckpt_surgery.cli.options import (
     output_options,
     read_text,
     report_options,
+    selection_of,
+    selection_options,
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
+from ckpt_surgery.cli.spellings import Renamed
 from ckpt_surgery.cli.types import EntryPath, InputFile, KeyName
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.rewrite import (
     AddPrefix,
+    Delete,
     Replace,
     RewriteRule,
     StripPrefix,
     Substitute,
+    Within,
     parse_name_map,
 )
 
@@ -40,6 +45,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     "add_prefix": AddPrefix,
     "replace": lambda pair: Replace(*pair),
     "sub": lambda pair: Substitute(*pair),
+    "delete": Delete,
     "map": lambda path: parse_name_map(read_text(path, "--map"), path),
 }
 
@@ -47,7 +53,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
 @click.command(
     cls=Command,
     headings={
-        "Rules": ("strip_prefix", "add_prefix", "replace", "sub", "map"),
+        "Rules": ("strip_prefix", "add_prefix", "replace", "delete", "sub", "map"),
         "Beside the names": ("entry", "wrap", "state_dict_only"),
     },
 )
@@ -68,6 +74,12 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     help="Replace the text OLD, wherever it stands; NEW may be ''.",
 )
 @click.option(
+    "--delete",
+    multiple=True,
+    metavar="TEXT",
+    help="Take the text TEXT out, wherever it stands.",
+)
+@click.option(
     "--sub",
     multiple=True,
     nargs=2,
@@ -76,6 +88,8 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
 )
 @click.option(
     "--map",
+    cls=Renamed,
+    aliases=["--rename-map"],
     multiple=True,
     metavar="MAP",
     type=InputFile(),
@@ -97,6 +111,7 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
     is_flag=True,
     help="Write the state dict alone, without what lies beside it.",
 )
+@selection_options
 @at_option
 @optimizer_option
 @output_options
@@ -108,14 +123,16 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
 
     The rules apply one after the other, in the order given, to every state dict in FILE; module
     versions (_metadata) and the names that an optimizer stores follow. A rule that changes nothing,
-    a collision or an empty name is an error, and nothing is written.
+    a collision or an empty name is an error, and nothing is written. --pattern, --prefix, --glob,
+    --name and --keys-from choose the names that rules are for; without them all.
 
     \b
     Examples:
       ckpt rename train.pth --strip-prefix module. -o model.pth
       ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
-      ckpt rename m.pth --replace .net '' --sub '^layer(\d)' 'stage\1' -o new.pth
+      ckpt rename m.pth --delete .net --sub '^layer(\d)' 'stage\1' -o new.pth
       ckpt rename model.pth --map names.toml --dry-run
+      ckpt rename net.pth --prefix head --replace fc classifier -o new.pth
       ckpt rename runs/*.pth --strip-prefix module. -i
       ckpt rename train.pth --entry state_dict=model -o for_their_loader.pth
       ckpt rename weights.pth --wrap model -o wrapped.pth
@@ -132,7 +149,7 @@ def request_of(ctx: click.Context) -> RenameRequest:
     """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
     given = ctx.params
     return verb.RenameRequest(
-        [_RULES[name](value) for name, value in in_order(ctx, _RULES)],
+        _rules(ctx),
         at=given["at"],
         optimizer=given["optimizer"],
         state_dict_only=given["state_dict_only"],
@@ -140,6 +157,13 @@ def request_of(ctx: click.Context) -> RenameRequest:
         wrap=given["wrap"],
         allow_nothing=changes_all(ctx),
     )
+
+
+def _rules(ctx: click.Context) -> list[RewriteRule]:
+    """Return the rules in the order of the line, each for the names that are selected."""
+    rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
+    selection = selection_of(ctx)
+    return [Within(rule, selection) for rule in rules] if selection.rules else rules
 
 
 def _pair(text: str) -> tuple[str, str]:
