@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.freeze_plan import freeze_plan
     from ckpt_surgery.ops.hash import digest
     from ckpt_surgery.ops.inspect import inspect
+    from ckpt_surgery.ops.lora import extract_lora, merge_loras
     from ckpt_surgery.ops.match import match
     from ckpt_surgery.ops.merge import merge, merge_recipe
     from ckpt_surgery.ops.rename import RenameRequest, rename
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.verify import Checks, verify
     from ckpt_surgery.ops.verify_policy import Policy, parse_policy
     from ckpt_surgery.pickles import Limits
+    from ckpt_surgery.reports.adapters import AdapterReport
     from ckpt_surgery.reports.consolidating import ConsolidateReport
     from ckpt_surgery.reports.difference import DiffReport
     from ckpt_surgery.reports.edits import EditReport, SetReport, ValueChange
@@ -125,6 +127,7 @@ _HOMES = {
     "ckpt_surgery.ops.fit": ("fit",),
     "ckpt_surgery.ops.match": ("match",),
     "ckpt_surgery.merge.recipe": ("MergeRecipe",),
+    "ckpt_surgery.ops.lora": ("extract_lora", "merge_loras"),
     "ckpt_surgery.ops.merge": ("merge", "merge_recipe"),
     "ckpt_surgery.fit.request": ("FitRequest",),
     "ckpt_surgery.matching.request": ("MatchRequest",),
@@ -132,6 +135,7 @@ _HOMES = {
     "ckpt_surgery.merge.scope": ("MergeScope",),
     "ckpt_surgery.pickles": ("Limits",),
     "ckpt_surgery.edits.plan": ("Plan", "apply"),
+    "ckpt_surgery.reports.adapters": ("AdapterReport",),
     "ckpt_surgery.reports.consolidating": ("ConsolidateReport",),
     "ckpt_surgery.reports.edits": ("EditReport", "SetReport", "ValueChange"),
     "ckpt_surgery.reports.hashing": ("CheckReport", "HashReport"),
@@ -169,6 +173,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
+    "AdapterReport",
     "AddPrefix",
     "CheckReport",
     "Checkpoint",
@@ -237,6 +242,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "convert",
     "diff",
     "digest",
+    "extract_lora",
     "fit",
     "freeze_plan",
     "get_value",
@@ -244,6 +250,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "list_values",
     "match",
     "merge",
+    "merge_loras",
     "merge_recipe",
     "parse_policy",
     "read",

@@ -40,6 +40,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "Write a checkpoint that loads strictly into a model.",
     ),
     "merge": ("ckpt_surgery.cli.commands.merge:merge", "Merge checkpoints into one."),
+    "lora": ("ckpt_surgery.cli.commands.lora:lora", "Make a low-rank adapter."),
     "apply": (
         "ckpt_surgery.cli.commands.apply:apply",
         "Carry out a recipe, or do again what a report says.",

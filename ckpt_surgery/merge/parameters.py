@@ -90,6 +90,14 @@ def as_number(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def numbers_of(option: str, text: str) -> tuple[float, ...]:
+    """Return the numbers between the commas of an option. Raises `UsageError` if one is none."""
+    found = [as_number(part.strip()) for part in text.split(",")]
+    if None in found:
+        raise UsageError(f"'{option} {text}' is no number", hint=f"write {option} 0.8, or 0.8,0.5")
+    return tuple(number for number in found if number is not None)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """A method's choices, checked: a weight for each input, and a value for each parameter.

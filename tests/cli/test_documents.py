@@ -39,6 +39,7 @@ RUNS = (
     "fit net.pth --like train.pth.tar --at  -o out.pth",
     "merge net.pth net.pth -o out.pth",
     "merge train.pth.tar train.pth.tar -m average -o out.pth",
+    "lora extract net.pth run.pth --rank 1 -o adapter",
     "freeze-plan net.pth --train head",
     "freeze-plan net.pth --train head -o plan.toml",
     "verify net.pth train.pth.tar",
@@ -73,6 +74,7 @@ def check(document, kind):
 def test_what_a_command_prints_is_what_its_schema_says(folder, invoke, line):
     invoke("hash", "net.pth")
     Path("DIGESTS").write_text(invoke("hash", "net.pth").stdout)
+    invoke("edit", "net.pth", "--scale", "**=2", "-o", "run.pth")
     words = line.split(" ")
     result = invoke(*words, "--json")
     document = json.loads(result.stdout)

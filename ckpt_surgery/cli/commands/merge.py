@@ -364,12 +364,9 @@ def _parameters(ctx: click.Context) -> dict[str, object]:
 def _scales(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
-    from ckpt_surgery.merge.parameters import as_number
+    from ckpt_surgery.merge.parameters import numbers_of
 
-    found = [as_number(part.strip()) for part in text.split(",")]
-    if None in found:
-        raise UsageError(f"'--scale {text}' is no number", hint="write --scale 0.8, or 0.8,0.5")
-    return tuple(number for number in found if number is not None)
+    return numbers_of("--scale", text)
 
 
 def _overrides(texts: Sequence[str]) -> list[Override]:
