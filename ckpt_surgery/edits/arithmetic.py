@@ -14,7 +14,7 @@ class Scale(ValueEdit):
     """Multiply by `factor`, with one rounding."""
 
     kind: ClassVar[str] = "scale"
-    rearranges: ClassVar[bool] = False
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "anew"
     factor: float
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -33,7 +33,7 @@ class Add(ValueEdit):
     """Add `amount`, with one rounding."""
 
     kind: ClassVar[str] = "add"
-    rearranges: ClassVar[bool] = False
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "anew"
     amount: float
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class Fill(ValueEdit):
     """Put other numbers: ``constant`` `value`, or ``normal`` with `value` as its deviation."""
 
     kind: ClassVar[str] = "fill"
-    rearranges: ClassVar[bool] = False
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "anew"
     how: Literal["constant", "normal"]
     value: float
     seed: int = 0

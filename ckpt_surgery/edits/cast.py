@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from ckpt_surgery.checkpoint.description import Tensor, join_path
 from ckpt_surgery.compute.elements import can_load
@@ -26,7 +26,7 @@ class Cast(ValueEdit):
     """
 
     kind: ClassVar[str] = "cast"
-    rearranges: ClassVar[bool] = False
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "stay"
     dtype: str
     max_loss: float | None = None
 
@@ -69,7 +69,24 @@ def kind_of(dtype: DType) -> str | None:
     return _KINDS.get(dtype.kind)
 
 
-def scale_of(name: str, dtype: DType, names: Container[str]) -> str | None:
+def require_no_scale(
+    path: str, name: str, tensor: Tensor, names: Container[str], rule: str
+) -> None:
+    """Raise `PlanError` for numbers that are only half of what they stand for.
+
+    `rule` is what asks for the cast, of which another may take other tensors.
+    """
+    scale = _scale_of(name, tensor.dtype, names)
+    if scale is not None:
+        raise PlanError(
+            f"its {tensor.dtype.name} numbers mean what they do only with '{scale}' beside them, "
+            "which a cast does not apply",
+            entry=join_path(path, name),
+            hint=f"{rule} 'SELECTION=TYPE' casts other tensors",
+        )
+
+
+def _scale_of(name: str, dtype: DType, names: Container[str]) -> str | None:
     """Return the name of the scale that the numbers of a tensor are to be multiplied by.
 
     None if none lies beside it. So do DeepSeek (``weight_scale_inv``, ``scale``), FBGEMM and

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor
 from ckpt_surgery.checkpoint.select import RuleCount, all_names
 from ckpt_surgery.dtypes import BY_NAME, NAMES, named
 from ckpt_surgery.edits.base import Edit
-from ckpt_surgery.edits.cast import Cast, is_castable, kind_of, scale_of
+from ckpt_surgery.edits.cast import Cast, is_castable, kind_of, require_no_scale
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.value_rules import selection_rule
 from ckpt_surgery.edits.values import broken_ties
-from ckpt_surgery.errors import PlanError, UsageError
+from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.suggest import near_hint
 
 _WIDE: Final = 4  # bytes of a real number from which on norms are kept
@@ -120,9 +120,7 @@ def plan_casts(
             if not taken.selection and name in norms and _narrows(tensor, taken.dtype):
                 kept += 1
                 continue
-            scale = scale_of(name, tensor.dtype, names)
-            if scale is not None:
-                raise _scaled(join_path(state_dict.path, name), tensor, scale, taken)
+            require_no_scale(state_dict.path, name, tensor, names, "--dtype")
             cast = Cast(state_dict.path, name, taken.dtype, max_loss)
             cast.tensor(tensor)  # raises what does not convert
             casts.append(cast)
@@ -169,13 +167,3 @@ def _narrows(tensor: Tensor, dtype: str) -> bool:
     parts = 2 if tensor.dtype.kind == "complex" else 1
     was, now = tensor.dtype.itemsize // parts, BY_NAME[dtype].itemsize // parts
     return was >= _WIDE > now
-
-
-def _scaled(path: str, tensor: Tensor, scale: str, rule: CastRule) -> PlanError:
-    """Return the error for numbers that are only half of what they stand for."""
-    return PlanError(
-        f"its {tensor.dtype.name} numbers mean what they do only with '{scale}' beside them, which "
-        f"a cast to {rule.dtype} does not apply",
-        entry=path,
-        hint="--dtype 'SELECTION=TYPE' casts other tensors",
-    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ckpt_surgery.checkpoint.description import Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor
 from ckpt_surgery.compute.elements import can_load
+from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rearrange import Pad
 from ckpt_surgery.edits.values import ValueEdit
 
@@ -37,3 +38,29 @@ class EditMoment:
                 moment
             )
         return moment
+
+
+@dataclass(frozen=True, slots=True)
+class MadeMoment:
+    """Make a moment as `edits`, as JSON has them, made the parameter `name` of others.
+
+    Those are called `names`, had `shapes`, and stand alone in a state dict at the empty path.
+    """
+
+    edits: tuple[Mapping[str, object], ...]
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    name: str
+
+    def make(self, moments: Sequence[Tensor], beginning: float) -> Tensor | None:
+        """Return the new moment; None if one has another shape or no plain elements."""
+        if [moment.shape for moment in moments] != list(self.shapes):
+            return None
+        if not all(map(can_load, moments)):
+            return None
+        plan = Plan.from_dict(self.edits)
+        edits = (replace(e, fill=beginning) if isinstance(e, Pad) else e for e in plan.edits)
+        entries = tuple(map(Entry, self.names, moments))
+        alone = Checkpoint("", (), None, (StateDict("", "model", entries),))
+        done = Plan(tuple(edits)).apply(alone)
+        return dict(done.state_dicts[0].tensors)[self.name]

@@ -20,8 +20,10 @@ from ckpt_surgery.training.optimizers import (
     FoundOptimizer,
     Groups,
     Member,
+    MomentMaker,
     at_paths,
     changed_moments,
+    made_moments,
     rebuild,
     with_nodes,
 )
@@ -33,8 +35,8 @@ class UpdateOptimizer(BatchEdit):
 
     `groups` are its parameters by now, in their order: the number (or name) that the optimizer has
     for one, None for a new one. In JSON a parameter is that key alone, or if more is to be said a
-    table: ``key``, ``name`` (what is stored for it), ``reset`` (its state is left out) and
-    ``change`` (what is done to its moments).
+    table: ``key``, ``name`` (what is stored for it), ``reset`` (its state is left out), ``from``
+    (those that it is made of) and ``change`` (what is done to its moments, or theirs).
     """
 
     kind: ClassVar[str] = "update-optimizer"
@@ -94,10 +96,14 @@ def _made(edit: UpdateOptimizer, optimizer: FoundOptimizer, reader: TensorReader
     def made(member: Member) -> Member:
         if member.change is None:
             return member
-        moments = changed_moments(optimizer.state, member.key, member.change, reader)
+        if isinstance(member.change, MomentMaker):
+            moments = made_moments(optimizer.state, member.made_of, member.change, reader)
+        else:
+            moments = changed_moments(optimizer.state, member.key, member.change, reader)
         if moments is None:
+            key = member.made_of[0] if member.made_of else member.key
             raise PlanError(
-                f"the moments of parameter {member.key!r} cannot be changed as the plan says",
+                f"the moments of parameter {key!r} cannot be changed as the plan says",
                 entry=edit.path,
             )
         return replace(member, moments=moments)
@@ -113,6 +119,7 @@ class _PlainMember:
     name: str | None = None
     reset: bool = False
     change: Mapping[str, object] | None = None
+    old: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ class _Plain:
 def _member_to_json(member: Member) -> Any:
     if member.name is None and not member.reset and member.change is None:
         return member.key
-    found = fields_to_json(_PlainMember(member.key, member.name, member.reset))
+    found = fields_to_json(_PlainMember(member.key, member.name, member.reset, old=member.made_of))
     if member.change is not None:
         change = {"how": kind_of_moment_change(member.change), **fields_to_json(member.change)}
         found["change"] = change
@@ -140,4 +147,4 @@ def _member_from_json(found: int | str | _PlainMember | None) -> Member:
     if found.change is not None:
         fields = dict(found.change)
         change = fields_from_json(find_moment_change(fields.pop("how", None)), fields)
-    return Member(found.key, found.name, found.reset, change=change)
+    return Member(found.key, found.name, found.reset, change=change, made_of=found.old)

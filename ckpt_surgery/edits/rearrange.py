@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ckpt_surgery.edits.values import Elements, ValueEdit, dimension
 from ckpt_surgery.errors import PlanError
@@ -208,7 +208,7 @@ class Repeat(ValueEdit):
     """
 
     kind: ClassVar[str] = "repeat"
-    rearranges: ClassVar[bool] = False
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "anew"
     dim: int
     times: int
     mean: bool = False

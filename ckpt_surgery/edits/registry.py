@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ckpt_surgery.edits.base import Edit
 
 if TYPE_CHECKING:
-    from ckpt_surgery.training.optimizers import MomentChange
+    from ckpt_surgery.training.optimizers import MomentChange, MomentMaker
 
 KINDS: Final[dict[str, str]] = {
     "drop": "ckpt_surgery.edits.drop:Drop",
@@ -54,6 +54,7 @@ KINDS: Final[dict[str, str]] = {
     "fold-spectral-norm": "ckpt_surgery.edits.folds:FoldSpectralNorm",
     "copy": "ckpt_surgery.edits.share:Copy",
     "tie": "ckpt_surgery.edits.share:Tie",
+    "layers": "ckpt_surgery.edits.layers:Layers",
     "untie": "ckpt_surgery.edits.share:Untie",
     "merge": "ckpt_surgery.merge.edit:Merge",
     "fold-lora": "ckpt_surgery.merge.lora.edit:FoldLora",
@@ -65,6 +66,7 @@ KINDS: Final[dict[str, str]] = {
 MOMENT_CHANGES: Final[dict[str, str]] = {
     "adapt": "ckpt_surgery.fit.moments:AdaptMoment",
     "edits": "ckpt_surgery.edits.moments:EditMoment",
+    "made": "ckpt_surgery.edits.moments:MadeMoment",
 }
 """What ``"how"`` says of a change of an optimizer's moments: module and class, as in `KINDS`."""
 
@@ -75,13 +77,13 @@ def find(kind: object) -> type[Edit]:
     return found
 
 
-def find_moment_change(kind: object) -> type[MomentChange]:
+def find_moment_change(kind: object) -> type[MomentChange | MomentMaker]:
     """Return the class of a change of moments. Raises `TypeError` for an unknown one."""
-    found: type[MomentChange] = _find(MOMENT_CHANGES, kind, "change of moments")
+    found: type[MomentChange | MomentMaker] = _find(MOMENT_CHANGES, kind, "change of moments")
     return found
 
 
-def kind_of_moment_change(change: MomentChange) -> str:
+def kind_of_moment_change(change: MomentChange | MomentMaker) -> str:
     """Return what a change of moments is called in JSON."""
     home = f"{type(change).__module__}:{type(change).__name__}"
     return next(kind for kind, place in MOMENT_CHANGES.items() if place == home)

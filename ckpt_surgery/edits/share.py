@@ -50,12 +50,12 @@ def _copied(state_dict: StateDict, edits: Sequence[Copy]) -> StateDict:
     entries: list[Entry] = []
     for entry in state_dict.entries:
         entries.append(entry)
-        entries += (_own(state_dict.path, entry, name) for name in wanted.get(entry.name, ()))
+        entries += (own_entry(state_dict.path, entry, name) for name in wanted.get(entry.name, ()))
     require_distinct(state_dict.path, (entry.name for entry in entries))
     return replace(state_dict, entries=tuple(entries))
 
 
-def _own(path: str, entry: Entry, name: str) -> Entry:
+def own_entry(path: str, entry: Entry, name: str) -> Entry:
     """Return `entry` under a name, with a storage of its own that holds its elements alone."""
     tensor = tensor_of(path, entry)
     try:
@@ -100,7 +100,9 @@ def _untied(state_dict: StateDict, edits: Sequence[Untie]) -> StateDict:
     names = {edit.name for edit in edits}
     require_there(state_dict.path, names, state_dict.names)
     entries = tuple(
-        replace(_own(state_dict.path, e, e.name), key_node=e.key_node) if e.name in names else e
+        replace(own_entry(state_dict.path, e, e.name), key_node=e.key_node)
+        if e.name in names
+        else e
         for e in state_dict.entries
     )
     return replace(state_dict, entries=entries)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict
+from ckpt_surgery.dtypes import named
 from ckpt_surgery.edits.arithmetic import Add, Fill, Scale
 from ckpt_surgery.edits.base import Edit
+from ckpt_surgery.edits.cast import Cast, require_no_scale
+from ckpt_surgery.edits.layers import Layers
 from ckpt_surgery.edits.parts import Concat, Split
 from ckpt_surgery.edits.rearrange import (
     Flip,
@@ -274,6 +277,32 @@ def _untie(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
         yield Untie(state_dict.path, name)
 
 
+def _cast(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    selection, value = _parts(rule)
+    dtype = named(value)
+    if dtype is None:
+        raise ValueError(f"there is no element type '{value}'")
+    tensors, names = dict(state_dict.tensors), set(state_dict.names)
+    for name in _selected(state_dict, selection):
+        require_no_scale(state_dict.path, name, tensors[name], names, "--cast")
+        yield Cast(state_dict.path, name, dtype.name)
+
+
+def _layers(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
+    """Stack layers anew: ``model.layers=0-11,12-23,12-23,24-35``."""
+    prefix, value = _parts(rule)
+    order: list[int] = []
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        numbers = range(int(first), int(last if dash else first) + 1)
+        if not numbers:
+            raise ValueError(f"'{part}' is no range from the smaller to the larger number")
+        order += numbers
+    found = Layers(state_dict.path, prefix.removesuffix(".*").removesuffix("."), tuple(order))
+    if any(found.number_of(name) is not None for name in state_dict.names):
+        yield found
+
+
 def _renumber(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
     """Rename ``layers.5.…`` so that the numbers at the star have no gaps."""
     prefix, star, rest = rule.text.partition("*")
@@ -303,6 +332,7 @@ def _fold(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
 
 
 _RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
+    "cast": _cast,
     "transpose": _each(_transpose, "0,1"),
     "permute": _each(lambda path, name, value: Permute(path, name, _integers(value))),
     "reshape": _each(lambda path, name, value: Reshape(path, name, _integers(value))),
@@ -321,6 +351,8 @@ _RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
     "copy": _pairs(Copy),
     "tie": _tie,
     "untie": _untie,
+    "clone": _untie,
+    "layers": _layers,
     "renumber": _renumber,
     "fold-batch-norm": _fold,
     "fold-weight-norm": _fold,
@@ -328,6 +360,7 @@ _RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
     "fold-repvgg": _fold,
 }
 _FORMS: Final = {
+    "cast": "--cast SELECTION=TYPE: float16, bfloat16, float32, …",
     "transpose": "--transpose SELECTION, or SELECTION=0,1",
     "permute": "--permute SELECTION=4,0,1,2,3",
     "reshape": "--reshape SELECTION=256,-1",
@@ -346,6 +379,8 @@ _FORMS: Final = {
     "copy": "--copy OLD=NEW",
     "tie": "--tie NAME=TO",
     "untie": "--untie SELECTION",
+    "clone": "--clone SELECTION",
+    "layers": "--layers 'model.layers=0-11,12-23,12-23,24-35'",
     "renumber": "--renumber 'layers.*'",
     "fold-batch-norm": "--fold-batch-norm CONV=NORM, then :eps=1e-3, :dim=1",
     "fold-weight-norm": "--fold-weight-norm SELECTION, such as '**'",

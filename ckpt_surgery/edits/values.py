@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
 from ckpt_surgery.compute.elements import can_load, load_elements
@@ -24,11 +24,12 @@ Elements: TypeAlias = Any
 class ValueEdit(BatchEdit):
     """An edit of the elements of one tensor; names that are tied to it and edited alike stay tied.
 
-    `rearranges` says that no number changes, only its place: an optimizer's moments of the
-    parameter then follow.
+    `moments` says what becomes of those that an optimizer has of the parameter: where numbers only
+    get another place they ``move``, where numbers change they begin ``anew``, and where only the
+    element type does they ``stay``, since an optimizer casts them when it loads them.
     """
 
-    rearranges: ClassVar[bool] = True
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "move"
     state_dict: str
     name: str
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_dicts
 from ckpt_surgery.compute.elements import require_torch
 from ckpt_surgery.edits.base import Edit
-from ckpt_surgery.edits.cast import Cast
-from ckpt_surgery.edits.folds import FoldBranches, FoldSpectralNorm, FoldWeightNorm
 from ckpt_surgery.edits.follow import following, with_those_inside
-from ckpt_surgery.edits.moments import EditMoment
-from ckpt_surgery.edits.parts import Concat, Split
+from ckpt_surgery.edits.lineage import Lineage
 from ckpt_surgery.edits.plan import Plan, Planned
-from ckpt_surgery.edits.rename import Rename, RenameModule
-from ckpt_surgery.edits.share import Tie
+from ckpt_surgery.edits.rename import RenameModule
 from ckpt_surgery.edits.value_rules import ValueRule
-from ckpt_surgery.edits.values import ValueEdit, broken_ties
+from ckpt_surgery.edits.values import broken_ties
 from ckpt_surgery.errors import PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.metadata import strip_metadata
 from ckpt_surgery.ops.run import edit as run_edit
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.writing.output import Output
+
+if TYPE_CHECKING:
+    from ckpt_surgery.training.documents import OptimizerChange
 
 EditOptimizer: TypeAlias = Literal["auto", "reset", "keep", "drop"]
 _HINT = (
@@ -38,8 +37,8 @@ class EditRequest:
     """How tensors are edited: by `rules`, one after the other.
 
     Every state dict in the file is edited, or those at the paths `at`. An optimizer's moments
-    follow where elements are only put elsewhere; where numbers change, or tensors are split or
-    joined, `optimizer` says what becomes of their state.
+    follow where elements are only put elsewhere, also into other tensors; where numbers change,
+    `optimizer` says what becomes of their state.
 
     Raises `UsageError` without rules.
     """
@@ -82,46 +81,11 @@ def edit(
     return run_edit("edit", source, output, request.plan)
 
 
-@dataclass(slots=True)
-class _Lineage:
-    """What was done to the entries of one state dict, by the names that they have by now."""
-
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    origins: dict[str, str | None] = field(default_factory=dict)
-    moves: dict[str, tuple[ValueEdit, ...]] = field(default_factory=dict)
-    anew: set[str] = field(default_factory=set)
-
-    def note(self, edit: Edit) -> None:
-        match edit:
-            case Cast():
-                pass  # an optimizer keeps its moments in types of their own
-            case ValueEdit(name=name) if edit.rearranges:
-                self.moves[name] = (*self.moves.get(name, ()), edit)
-            case ValueEdit(name=name):
-                self.anew.add(name)
-            case Split(names=names):
-                self.anew.update(names)
-            case FoldBranches() | FoldWeightNorm() | FoldSpectralNorm():
-                self.anew.update(edit.results)
-            case Concat(name=name) | Tie(name=name):
-                self.anew.add(name)
-            case Rename(old=old, new=new):
-                self.origins[new] = self.origins.pop(old, old)
-                if old in self.moves:
-                    self.moves[new] = self.moves.pop(old)
-                if old in self.anew:
-                    self.anew.remove(old)
-                    self.anew.add(new)
-
-
 def _planned(
     checkpoint: Checkpoint, rules: Sequence[ValueRule], at: Sequence[str]
-) -> tuple[Planned, Mapping[str, _Lineage]]:
+) -> tuple[Planned, Mapping[str, Lineage]]:
     paths = [state_dict.path for state_dict in choose_state_dicts(checkpoint, at)]
-    shapes = {
-        s.path: {name: tensor.shape for name, tensor in s.tensors} for s in checkpoint.state_dicts
-    }
-    lineage = {path: _Lineage(shapes[path]) for path in paths}
+    lineage = {s.path: Lineage(s) for s in checkpoint.state_dicts if s.path in paths}
     current, plan, counts = checkpoint, list[Edit](), []
     warnings: list[str] = []
     for rule in rules:
@@ -142,7 +106,7 @@ def _planned(
 
 
 def _stale_modules(
-    before: Checkpoint, after: Checkpoint, lineage: Mapping[str, _Lineage]
+    before: Checkpoint, after: Checkpoint, lineage: Mapping[str, Lineage]
 ) -> list[Edit]:
     """Return the removal of modules in ``_metadata`` that have no entry any more."""
     edits: list[Edit] = []
@@ -159,7 +123,7 @@ def _stale_modules(
 def _with_optimizers(
     checkpoint: Checkpoint,
     planned: Planned,
-    lineage: Mapping[str, _Lineage],
+    lineage: Mapping[str, Lineage],
     choice: EditOptimizer,
 ) -> Planned:
     """Return the plan, extended by what becomes of optimizers."""
@@ -170,31 +134,34 @@ def _with_optimizers(
         return planned
     anew = {path: each.anew for path, each in lineage.items() if each.anew}
     if anew and choice == "auto":
-        name = min(next(iter(anew.values())))
-        raise PlanError(
-            f"the optimizer's state of '{name}' cannot follow what is done to its numbers",
-            path=checkpoint.file.name,
-            hint=_HINT,
-        )
-    sources = {path: {**each.origins, **dict.fromkeys(each.anew)} for path, each in lineage.items()}
-    moments = {
-        path: {
-            name: EditMoment.of(edits, each.shapes[each.origins.get(name) or name])
-            for name, edits in each.moves.items()
-            if name not in each.anew and (each.origins.get(name) or name) in each.shapes
-        }
-        for path, each in lineage.items()
-    }
+        raise _cannot_follow(checkpoint, min(next(iter(anew.values()))))
     step = keep_in_step(
         checkpoint,
         planned.plan.apply(checkpoint),
         "auto" if choice == "reset" else choice,
-        sources=sources,
-        moments=moments,
+        sources={path: each.sources for path, each in lineage.items()},
+        moments={path: each.moments for path, each in lineage.items()},
     )
+    if choice == "auto":
+        _refuse_reset(checkpoint, step.changes)
     return replace(
         planned,
         plan=Plan((*planned.plan.edits, *following(step))),
         warnings=(*planned.warnings, *step.warnings),
         optimizers=(*planned.optimizers, *step.changes),
+    )
+
+
+def _refuse_reset(checkpoint: Checkpoint, changes: Sequence[OptimizerChange]) -> None:
+    """Raise `PlanError` if a state would begin anew because it cannot follow."""
+    for change in changes:
+        if change.reset:
+            raise _cannot_follow(checkpoint, change.reset[0])
+
+
+def _cannot_follow(checkpoint: Checkpoint, name: str) -> PlanError:
+    return PlanError(
+        f"the optimizer's state of '{name}' cannot follow what is done to its numbers",
+        path=checkpoint.file.name,
+        hint=_HINT,
     )

@@ -52,6 +52,10 @@ def _said(edit: Mapping[str, Any]) -> str:
             return f"unwrapped: what was under '{printable(key)}' is the whole file"
         case {"edit": "fold-branches", "weight": weight, "branches": branches}:
             return f"folded: {printable(', '.join(map(_branch, branches)))} -> {printable(weight)}"
+        case {"edit": "layers", "prefix": prefix, "order": order}:
+            return f"layers: {printable(str(prefix))} has {len(order):,} by now"
+        case {"edit": "copy"}:
+            return f"copy: {printable(edit['from'])} -> {printable(edit['to'])}"
         case {"edit": kind, "name": name} if kind in _OF_VALUES:
             return f"{kind}: {printable(str(name))}"
     return ""

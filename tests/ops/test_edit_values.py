@@ -161,6 +161,7 @@ RULES = [
     (["--fill", "w=ones"], torch.ones_like(W)),
     (["--fill", "w=constant:2.5"], torch.full_like(W, 2.5)),
     (["--untie", "w"], W),
+    (["--clone", "w"], W),
     (["--copy", "w=x"], W),
 ]
 
@@ -255,6 +256,14 @@ def test_selections_speak_one_language(tmp_path):
         (["--concat", "w"], "there is no '='"),
         (["--copy", "w"], "there is no '='"),
         (["--copy", "w=v"], "2 entries the name 'v'"),
+        (["--cast", "w=float17"], "there is no element type 'float17'"),
+        (["--cast", "w"], "there is no '='"),
+        (["--cast", "w=complex64"], "cannot be cast to 'complex64'"),
+        (["--cast", "f8=half"], "only with 'f8_scale' beside them"),
+        (["--layers", "l=0-2"], "(l.2): there is no such layer\nhint: the last one is 'l.1'"),
+        (["--layers", "l=1-0"], "is no range"),
+        (["--layers", "l=a"], "hint: --layers 'model.layers=0-11"),
+        (["--layers", "m=0"], "matches nothing"),
         (["--tie", "w=v"], "cannot be tied to"),
         (["--tie", "w=w"], "tied to itself"),
         (["--tie", "w"], "there is no '='"),
@@ -265,7 +274,8 @@ def test_selections_speak_one_language(tmp_path):
 )  # fmt: skip
 def test_rule_that_does_not_fit_is_refused(rules, said, tmp_path):
     state = {
-        "w": W, "v": torch.ones(2, 2, 4), "i": W.long(),
+        "w": W, "v": torch.ones(2, 2, 4), "i": W.long(), "l.0.w": W, "l.1.w": W,
+        "f8": torch.ones(2).to(torch.float8_e4m3fn), "f8_scale": torch.ones(1),
     }  # fmt: skip
     with quiet():
         state["q"] = torch.sparse_coo_tensor([[0], [1]], [1.0], (2, 2))
@@ -336,7 +346,7 @@ def test_next_step_is_that_of_the_model_edited_in_torch(kind, rules, move, tmp_p
     )
 
 
-@pytest.mark.parametrize("rules", [["--scale", "a=2"], ["--split", "a=x,y"], ["--fill", "a=ones"]])
+@pytest.mark.parametrize("rules", [["--scale", "a=2"], ["--repeat", "a=0:2"], ["--fill", "a=ones"]])
 def test_numbers_that_change_need_a_word_about_the_optimizer(rules, tmp_path):
     model = nn.ParameterDict({"a": torch.randn(4, 4), "b": torch.randn(3)})
     optimizer = trained("adam", model)

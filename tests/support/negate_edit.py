@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from ckpt_surgery.edits.values import Elements, ValueEdit
 
@@ -13,7 +13,7 @@ class Negate(ValueEdit):
     """Put the negative of every element."""
 
     kind: ClassVar[str] = "negate"
-    rearranges: ClassVar[bool] = False
+    moments: ClassVar[Literal["move", "anew", "stay"]] = "anew"
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the same sizes."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Option: metavar, help. They are carried out in the order of the line.
 _RULES: Final[dict[str, tuple[str, str]]] = {
+    "cast": ("SEL=TYPE", "Another element type, rounded once: float16, bfloat16, float32, …"),
     "transpose": ("SEL[=A,B]", "Exchange two axes: 0 and 1, or those given."),
     "permute": ("SEL=AXES", "Put the axes into this order: 4,0,1,2,3."),
     "reshape": ("SEL=SHAPE", "Another shape for the same elements; one size may be -1."),
@@ -43,6 +44,8 @@ _RULES: Final[dict[str, tuple[str, str]]] = {
     "copy": ("OLD=NEW", "The same entry a second time, with bytes of its own."),
     "tie": ("NAME=TO", "Let NAME be the tensor that TO is."),
     "untie": ("SEL", "Give entries bytes that no other shares."),
+    "clone": ("SEL", "The same for views of more: as clone(), with its own elements alone."),
+    "layers": ("P=0-7,4-11", "Stack the layers below P anew: left out, moved, or repeated."),
     "renumber": ("LAYERS.*", "Close the gaps in the numbers at the star."),
     "fold_batch_norm": (
         "CONV=NORM",

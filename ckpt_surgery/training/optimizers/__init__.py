@@ -16,11 +16,13 @@ from ckpt_surgery.training.optimizers.in_step import (
     keep_in_step,
     with_nodes,
 )
+from ckpt_surgery.training.optimizers.made import made_moments
 from ckpt_surgery.training.optimizers.members import (
     Edited,
     Groups,
     Member,
     MomentChange,
+    MomentMaker,
     Target,
 )
 from ckpt_surgery.training.optimizers.recognise import (
@@ -46,6 +48,7 @@ __all__ = [
     "Moment",
     "MomentChange",
     "MomentChanges",
+    "MomentMaker",
     "OptimizerChoice",
     "OptimizerState",
     "ParameterGroup",
@@ -60,6 +63,7 @@ __all__ = [
     "find",
     "find_optimizers",
     "keep_in_step",
+    "made_moments",
     "read_optimizer",
     "rebuild",
     "remove",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
-from ckpt_surgery.training.optimizers.members import MomentChange, Target
+from ckpt_surgery.training.optimizers.members import MomentChange, MomentMaker, Target
 from ckpt_surgery.training.optimizers.survey import qualified
 from ckpt_surgery.training.parameters import Inventory, Parameter
 
@@ -20,7 +20,7 @@ Parameters: TypeAlias = Mapping[str, Sequence[Parameter]]
 ChosenGroups: TypeAlias = Callable[[str], int | None]
 """By the name of a parameter, the position of the group that it joins if it is new."""
 
-MomentChanges: TypeAlias = Mapping[str, Mapping[str, MomentChange]]
+MomentChanges: TypeAlias = Mapping[str, Mapping[str, MomentChange | MomentMaker]]
 """By the path of a state dict and a parameter's new name there, what is done to its moments."""
 
 
@@ -36,7 +36,7 @@ class Difference:
     gone: tuple[str, ...]
     renamed: Mapping[str, str]
     reordered: bool
-    moments: Mapping[str, MomentChange]
+    moments: Mapping[str, MomentChange | MomentMaker]
 
     @classmethod
     def of(
@@ -51,7 +51,7 @@ class Difference:
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
         old_names: list[str] = []
-        changed: dict[str, MomentChange] = {}
+        changed: dict[str, MomentChange | MomentMaker] = {}
         for old_dict in state_dicts:
             old = Inventory.of_state_dict(old_dict).parameters
             old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
@@ -60,11 +60,20 @@ class Difference:
                 continue
             lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
             own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
+            made = _made(moments.get(old_dict.path, {}), old)
             for parameter in own:
-                source, anew = lineage.of(parameter)
                 name = qualified(state_dicts, old_dict, parameter.name)
+                derived = next((made[n] for n in parameter.names if n in made), None)
+                if derived is not None:
+                    names = tuple(qualified(state_dicts, old_dict, n) for n in derived[0])
+                    axes = len(parameter.shape)
+                    targets.append(Target(name, None, ndim=axes, made_of=names))
+                    changed[name] = derived[1]
+                    continue
+                source, anew = lineage.of(parameter)
                 origin = None if source is None else qualified(state_dicts, old_dict, source.name)
                 change = moments.get(old_dict.path, {}).get(parameter.name)
+                change = None if isinstance(change, MomentMaker) else change
                 reshaped = source is not None and source.shape != parameter.shape
                 other = reshaped or (source is not None and change is not None)
                 home = homes(parameter.name) if homes is not None and source is None else None
@@ -73,7 +82,7 @@ class Difference:
                 if change is not None and other and not anew:
                     changed[name] = change
         kept = [target.source for target in targets if target.source is not None]
-        known = set(kept)
+        known = {*kept, *(name for target in targets for name in target.made_of)}
         places = {name: i for i, name in enumerate(old_names)}
         order = [places[name] for name in kept]
         return cls(
@@ -92,6 +101,18 @@ class Difference:
     def is_deep(self) -> bool:
         """Whether there is more to it than names that went or changed."""
         return self.reordered or any(t.source is None or t.reset for t in self.targets)
+
+
+def _made(
+    moments: Mapping[str, MomentChange | MomentMaker], old: Sequence[Parameter]
+) -> dict[str, tuple[tuple[str, ...], MomentMaker]]:
+    """Return what is made of several old parameters, by its new name, with their first names."""
+    firsts = {name: parameter.name for parameter in old for name in parameter.names}
+    found: dict[str, tuple[tuple[str, ...], MomentMaker]] = {}
+    for name, change in moments.items():
+        if isinstance(change, MomentMaker) and all(source in firsts for source in change.names):
+            found[name] = tuple(firsts[source] for source in change.names), change
+    return found
 
 
 class Differences:

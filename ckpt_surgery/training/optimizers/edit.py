@@ -136,6 +136,7 @@ class _Alignment:
     ) -> None:
         self.optimizer, self.correspondence, self.targets = optimizer, correspondence, targets
         self.place = {t.source: i for i, t in enumerate(targets) if t.source is not None}
+        self.used = {name for target in targets for name in target.made_of}
         self.stored = stored_names(optimizer)
         self.removed: list[str] = []
         self.reset: list[str] = []
@@ -157,10 +158,13 @@ class _Alignment:
         """Return the first and the last target that a key may be; None if it leaves."""
         candidates = self.correspondence.candidates(key)
         places = [self.place[name] for name in candidates if name in self.place]
+        if len(candidates) == 1 and not places and candidates[0] in self.used:
+            return None
         if candidates and not places:
             self.removed.append(" or ".join(candidates))
             return None
         changed = any(self.targets[i].reset or self.targets[i].moments for i in places)
+        changed = changed or not self.used.isdisjoint(candidates)
         if len(places) < len(candidates) or not places or (len(places) > 1 and changed):
             _refuse_doubt(self.correspondence, key)
         return min(places), max(places)
@@ -195,7 +199,7 @@ class _Alignment:
             return {}
         homes = Homes(
             self._homes(),
-            [target.source is None for target in self.targets],
+            [target.source is None and not target.made_of for target in self.targets],
             [target.ndim for target in self.targets],
             len(self._members),
         )
@@ -204,9 +208,16 @@ class _Alignment:
         for position, target in enumerate(self.targets):
             home = self._home(target, homes, position) if target.source is None else None
             if home is not None:
-                member = Member(None, target.name if self.stored else None)
+                name = target.name if self.stored else None
+                member = Member(None, name)
+                if target.moments:
+                    keys = tuple(key for key, _ in self._owners(target))
+                    member = Member(None, name, False, target.moments, target.change, keys)
+                elif target.reset:
+                    self.reset.append(target.name)
+                elif not target.made_of:
+                    added[target.name] = home
                 new[home].append((position, member))
-                added[target.name] = home
         for i, (members, spans) in enumerate(zip(self._members, self._spans, strict=True)):
             # neighbours are certain, so what is in doubt stands before or after them
             certain = accumulate((-1 if first < last else first for first, last in spans), max)
@@ -215,6 +226,8 @@ class _Alignment:
         return added
 
     def _home(self, target: Target, homes: Homes, position: int) -> int | None:
+        if target.made_of:
+            return self._home_of_parts(target)
         home = homes.of(position) if target.home is None else target.home
         if home == UNCERTAIN:
             _refuse_home(target.name)
@@ -226,6 +239,25 @@ class _Alignment:
             )
         return home
 
+    def _owners(self, target: Target) -> list[tuple[Key, int]]:
+        """Return the parameters that a target is made of, each with its group."""
+        groups = {key: i for i, group in enumerate(self.optimizer.groups) for key in group.keys}
+        for key in self.optimizer.keys:
+            candidates = self.correspondence.candidates(key)
+            if len(candidates) > 1 and not set(candidates).isdisjoint(target.made_of):
+                _refuse_doubt(self.correspondence, key)
+        keys = [self.correspondence.key_of(name) for name in target.made_of]
+        return [(key, groups[key]) for key in keys if key is not None]
+
+    def _home_of_parts(self, target: Target) -> int | None:
+        """Return the group of what a target is made of; None if the optimizer has none of it."""
+        owners = self._owners(target)
+        homes = {home for _, home in owners}
+        if len(homes) > 1 or 0 < len(owners) < len(target.made_of):
+            names = ", ".join(f"'{name}'" for name in target.made_of)
+            raise PlanError(f"{names} are not in one group, and become '{target.name}'", hint=HINT)
+        return homes.pop() if homes else None
+
     def _homes(self) -> list[int | None]:
         """Return the group of each target, None of what is in none, or `UNCERTAIN`."""
         homes: list[int | None] = [None] * len(self.targets)
@@ -233,6 +265,9 @@ class _Alignment:
             for first, last in spans:
                 if first == last:
                     homes[first] = i
+        for i, target in enumerate(self.targets):
+            if target.made_of:
+                homes[i] = self._home_of_parts(target)
         for key in self.optimizer.keys:
             candidates = self.correspondence.candidates(key)
             for name in candidates if len(candidates) > 1 else ():

@@ -23,7 +23,15 @@ from ckpt_surgery.training.optimizers.differences import (
     Sources,
 )
 from ckpt_surgery.training.optimizers.edit import align, remove, rename
-from ckpt_surgery.training.optimizers.members import HINT, Edited, Groups, MomentChange, Target
+from ckpt_surgery.training.optimizers.made import made_moments
+from ckpt_surgery.training.optimizers.members import (
+    HINT,
+    Edited,
+    Groups,
+    MomentChange,
+    MomentMaker,
+    Target,
+)
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState, read_optimizer
 from ckpt_surgery.training.optimizers.survey import (
     FoundOptimizer,
@@ -255,6 +263,10 @@ def _with_moments(
     resized: list[str] = []
     for target in difference.targets:
         change = difference.moments.get(target.name)
+        if isinstance(change, MomentMaker):
+            targets.append(_with_made(optimizer, target, change, reader))
+            resized += [target.name] if targets[-1].moments else []
+            continue
         key = None
         if target.source is not None:
             key = optimizer.correspondence.key_of(target.source)
@@ -265,6 +277,18 @@ def _with_moments(
             targets.append(replace(target, reset=False, moments=moments, change=change))
             resized += [target.name] if moments else []
     return targets, resized
+
+
+def _with_made(
+    optimizer: FoundOptimizer, target: Target, change: MomentMaker, reader: TensorReader
+) -> Target:
+    """Return a target that is made of others with its moments, as far as they can be made."""
+    owners = optimizer.correspondence
+    keys = [key for name in target.made_of if (key := owners.key_of(name)) is not None]
+    if len(keys) < len(target.made_of):
+        return target
+    moments = made_moments(optimizer.state, keys, change, reader)
+    return replace(target, moments=moments or {}, change=change, reset=moments is None)
 
 
 def changed_moments(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.pickles import Node
@@ -23,6 +23,18 @@ class MomentChange(Protocol):
         """
 
 
+@runtime_checkable
+class MomentMaker(Protocol):
+    """What makes the moments of a new parameter from those of the old ones that it is made of."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the old parameters, in the order in which their moments are taken."""
+
+    def make(self, moments: Sequence[Tensor], beginning: float) -> Tensor | None:
+        """Return the new moment, of one of each old parameter; None if it has to begin anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """A parameter of the model that the optimizer is to fit, in the order of `parameters()`.
@@ -30,16 +42,18 @@ class Target:
     `source` is its name in the checkpoint, None if it is new. Its state is carried over, or with
     `reset` left out (an optimizer begins anew with such a parameter), or has the tensors of
     `moments` put in, by their name (``exp_avg``), which `change` made. `ndim` counts its axes; a
-    new one joins the group `home`, if that is said.
+    new one joins the group `home`, if that is said. One that is `made_of` parts of others, by their
+    names in the checkpoint, has a state of its own, which `change` makes of theirs.
     """
 
     name: str
     source: str | None
     reset: bool = False
     moments: Mapping[str, Node] = field(default_factory=dict)
-    change: MomentChange | None = None
+    change: MomentChange | MomentMaker | None = None
     ndim: int = 1
     home: int | None = None
+    made_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +61,16 @@ class Member:
     """A parameter in its group: its old key (None: new), what name is stored, what state it gets.
 
     `name` None leaves the name that is stored, if any. With `reset` it begins anew; `moments` are
-    tensors to put in, by their name, and `change` is what makes them.
+    tensors to put in, by their name, and `change` is what makes them. A new one that is made of
+    others has their keys in `made_of`; its state is that of the first, with all tensors put in.
     """
 
     key: Key | None
     name: str | None = None
     reset: bool = False
     moments: Mapping[str, Node] = field(default_factory=dict)
-    change: MomentChange | None = None
+    change: MomentChange | MomentMaker | None = None
+    made_of: tuple[Key, ...] = ()
 
 
 Groups: TypeAlias = tuple[tuple[Member, ...], ...]

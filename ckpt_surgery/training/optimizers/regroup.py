@@ -45,6 +45,9 @@ def _require_own(optimizer: OptimizerState, groups: Groups) -> None:
     if len(groups) != len(optimizer.groups):
         raise PlanError(f"the plan has {len(groups)} groups, the optimizer {len(optimizer.groups)}")
     left = set(optimizer.keys)
+    for key in (key for group in groups for member in group for key in member.made_of):
+        if key not in left:
+            raise PlanError(f"the plan speaks of a parameter {key!r}, which is not there")
     for member in (member for group in groups for member in group if member.key is not None):
         if member.key not in left:
             raise PlanError(f"the plan speaks of a parameter {member.key!r}, which is not there")
@@ -82,12 +85,7 @@ def _rebuild_states(
     file, the orphans among them kept.
     """
     old = dict(_pairs_of(optimizer.node))["state"]
-    place = {
-        member.key: (member, key)
-        for members, own in zip(groups, keys, strict=True)
-        for member, key in zip(members, own, strict=True)
-        if member.key is not None
-    }
+    heirs = _heirs(groups, keys)
     known = set(optimizer.keys)
     taken = {key for own in keys for key in own}
     numbered = any(isinstance(key, int) for key in known)
@@ -98,12 +96,27 @@ def _rebuild_states(
             if key in taken:
                 raise PlanError(f"the optimizer holds a state {key} of no parameter", hint=HINT)
             items += (key_node, value)
-        elif key in place and not place[key][0].reset:
-            member, new_key = place[key]
+            continue
+        for member, new_key in heirs.get(key, ()):
+            spelled = key_node
             if new_key != key:  # a text of a number stays one
-                key_node = new_key if isinstance(key_node, int) else str(new_key)  # noqa: PLW2901
-            items += (key_node, _with_fields(value, member.moments))
+                spelled = new_key if isinstance(key_node, int) else str(new_key)
+            items += (spelled, _with_fields(value, member.moments))
     return with_items(old, items)
+
+
+def _heirs(
+    groups: Sequence[Sequence[Member]], keys: Sequence[Sequence[Key]]
+) -> dict[Key, list[tuple[Member, Key]]]:
+    """Return, by its old key, who has what a state is by now: itself, or what is made of it."""
+    found: dict[Key, list[tuple[Member, Key]]] = {}
+    for members, own in zip(groups, keys, strict=True):
+        for member, key in zip(members, own, strict=True):
+            if member.key is not None and not member.reset:
+                found.setdefault(member.key, []).append((member, key))
+            elif member.made_of and member.moments:
+                found.setdefault(member.made_of[0], []).append((member, key))
+    return found
 
 
 def _rebuild_group(
