@@ -49,7 +49,14 @@ def find_pieces(tensors: Iterable[Tensor]) -> list[Piece]:
         for part in tensor.strided_parts():
             assert part.storage is not None  # noqa: S101  # what `strided_parts` promises
             by_storage.setdefault(part.storage, {})[id(part.node)] = part
-    return [p for storage, parts in by_storage.items() for p in _pieces_of(storage, parts.values())]
+    pieces: list[Piece] = []
+    for storage, parts in by_storage.items():
+        tensor = next(iter(parts.values()))
+        if len(parts) == 1 and tensor.nbytes == storage.nbytes and tensor.is_contiguous:
+            pieces.append(Piece(storage, 0, storage.nbytes, (tensor,), False))
+        else:
+            pieces += _pieces_of(storage, parts.values())
+    return pieces
 
 
 def _pieces_of(storage: Storage, tensors: Iterable[Tensor]) -> Iterator[Piece]:

@@ -313,8 +313,21 @@ def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 def find_ties(tensors: Iterable[tuple[str, Tensor]]) -> tuple[tuple[str, ...], ...]:
     """Return the groups of names whose tensors are the same elements of the same storage."""
+    listed = [(name, tensor) for name, tensor in tensors if tensor.storage is not None]
+    shared = shared_storages(tensor for _, tensor in listed)
     groups: dict[object, list[str]] = {}
-    for name, tensor in tensors:
-        if tensor.storage is not None and tensor.numel:
+    for name, tensor in listed:
+        if tensor.storage in shared and tensor.numel:
             groups.setdefault(tensor.identity, []).append(name)
     return tuple(tuple(names) for names in groups.values() if len(names) > 1)
+
+
+def shared_storages(tensors: Iterable[Tensor]) -> set[Storage]:
+    """Return the storages that several of `tensors` lie in: no others can be tied."""
+    seen: set[Storage] = set()
+    shared: set[Storage] = set()
+    for tensor in tensors:
+        storage = tensor.storage
+        if storage is not None:
+            (shared if storage in seen else seen).add(storage)
+    return shared

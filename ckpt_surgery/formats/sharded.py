@@ -174,7 +174,9 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
     shards: list[tuple[str, Checkpoint]] = []
     for file in index.files:
         member = folder.member(file)
-        shards.append((file, find_format(member).read(member, limits)))
+        likely = registry.get("safetensors" if file.endswith(_SAFETENSORS) else "torch-zip")
+        kind = likely if likely.sniff(member) else find_format(member)
+        shards.append((file, kind.read(member, limits)))
     entries = _entries(source, index, shards)
     others = _metadata(source, shards)
     checkpoint = Checkpoint(
@@ -253,23 +255,35 @@ def _metadata(source: Source, shards: Sequence[tuple[str, Checkpoint]]) -> tuple
 def _notes(
     index: _Index, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
 ) -> Iterator[str]:
-    named = {t.identity for name, t in checkpoint.tensors if name in index.weight_map}
-    unnamed = [
-        name
-        for name, tensor in checkpoint.tensors
-        if name not in index.weight_map and tensor.identity not in named  # a tied name need not be
-    ]
+    unnamed = _unnamed(index, checkpoint)
     if unnamed:
         shown = ", ".join(f"'{name}'" for name in unnamed[:_MOST_NAMED])
         more = f" and {len(unnamed) - _MOST_NAMED} more" if len(unnamed) > _MOST_NAMED else ""
         yield f"in the shards, but not in the index: {shown}{more}"
+    nbytes = sum(tensor.nbytes for _, tensor in checkpoint.tensors)
+    if index.total_size is not None and index.total_size != nbytes:
+        stored = _stored_nbytes(checkpoint)
+        if index.total_size != stored:
+            least = min(nbytes, stored)
+            yield f"the index says {index.total_size:,} bytes, the tensors have {least:,}"
+    for file, shard in shards:
+        yield from (f"{file}: {note}" for note in shard.notes)
+
+
+def _unnamed(index: _Index, checkpoint: Checkpoint) -> list[str]:
+    """Return names that the index does not have; one that is tied to another need not be in it."""
+    names = index.weight_map
+    if all(name in names for name, _ in checkpoint.tensors):
+        return []
+    named = {tensor.identity for name, tensor in checkpoint.tensors if name in names}
+    return [n for n, t in checkpoint.tensors if n not in names and t.identity not in named]
+
+
+def _stored_nbytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of all storages, which several tensors may lie in."""
     storages: dict[Storage, int] = {}
     for _, tensor in checkpoint.tensors:
         for part in tensor.strided_parts():
             if part.storage is not None:
                 storages[part.storage] = part.storage.nbytes
-    sizes = {sum(tensor.nbytes for _, tensor in checkpoint.tensors), sum(storages.values())}
-    if index.total_size is not None and index.total_size not in sizes:
-        yield f"the index says {index.total_size:,} bytes, the tensors have {min(sizes):,}"
-    for file, shard in shards:
-        yield from (f"{file}: {note}" for note in shard.notes)
+    return sum(storages.values())

@@ -8,6 +8,7 @@ itself, and tensors of one storage stay together. A checkpoint that came in shar
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,7 @@ DEFAULT_SHARD_BYTES: Final = 5 * 10**9
 
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SAFETENSORS: Final = ".safetensors"
+_DIFFUSERS: Final = "diffusion_pytorch_model"
 _TOTAL_SIZE: Final = "total_size"
 _STALE: Final = frozenset({"total_parameters"})
 _NO_PLACE: Final = "a sharded checkpoint holds nothing but one state dict"
@@ -104,7 +106,7 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions, kind: Kind) -> Layout
     found = checkpoint.container
     kept = found if isinstance(found, Sharding) and checkpoint.state_dicts[0].entries else None
     if kept is None or options.max_shard_size is not None:
-        stem = kind.stem if kept is None else _stem(kept.index, kind)
+        stem = _own_stem(checkpoint, kind) if kept is None else _stem(kept.index, kind)
         shards = _split(checkpoint, options.max_shard_size or DEFAULT_SHARD_BYTES, stem, kind)
         index = f"{stem}{kind.suffix}{INDEX_SUFFIX}" if len(shards) > 1 else None
     elif all(file.endswith(_SAFETENSORS) == kind.is_safetensors for file, _ in kept.shards):
@@ -166,7 +168,7 @@ def _written(
 
 def _owned(index: str | None, kind: Kind) -> tuple[str, ...]:
     """Return the names that an earlier output into the same directory may have left."""
-    stems = {kind.stem} if index is None else {kind.stem, _stem(index, kind)}
+    stems = {kind.stem, _DIFFUSERS} if index is None else {kind.stem, _stem(index, kind)}
     suffix = kind.suffix
     return tuple(
         name
@@ -177,6 +179,12 @@ def _owned(index: str | None, kind: Kind) -> tuple[str, ...]:
             f"{stem}{suffix}{INDEX_SUFFIX}",
         )
     )
+
+
+def _own_stem(checkpoint: Checkpoint, kind: Kind) -> str:
+    """Return what files of a single one are called: diffusers has a name of its own."""
+    name = os.path.basename(checkpoint.file.name)  # noqa: PTH119
+    return _DIFFUSERS if name.startswith(f"{_DIFFUSERS}.") else kind.stem
 
 
 def _stem(index: str, kind: Kind) -> str:

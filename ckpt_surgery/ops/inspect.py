@@ -17,6 +17,7 @@ from ckpt_surgery.checkpoint.description import (
     Tensor,
     find_ties,
     join_path,
+    shared_storages,
 )
 from ckpt_surgery.checkpoint.select import choose_state_dicts, select
 from ckpt_surgery.errors import LimitExceededError, PathLike
@@ -181,13 +182,16 @@ def _places(state_dicts: Iterable[StateDict]) -> dict[str, Place]:
     """Return the place of every entry of whole state dicts, by ``path/name``."""
     found: dict[str, Place] = {}
     for state_dict in state_dicts:
+        shared = shared_storages(tensor for _, tensor in state_dict.tensors)
         numbers = count()
         seen: dict[object, int] = {}
         for index, entry in enumerate(state_dict.entries):
             parameter = None
-            if entry.tensor is not None and entry.role != "buffer":
-                parameter = seen.get(identity := entry.tensor.identity)
+            tensor = entry.tensor
+            if tensor is not None and entry.role != "buffer":
+                tie = tensor.identity if tensor.storage in shared else id(tensor)
+                parameter = seen.get(tie)
                 if parameter is None:
-                    parameter = seen[identity] = next(numbers)
+                    parameter = seen[tie] = next(numbers)
             found[join_path(state_dict.path, entry.name)] = Place(index, parameter)
     return found

@@ -232,7 +232,10 @@ def test_outputs_that_shards_cannot_have_are_refused(tmp_path):
         convert(source, Output(stream=1, format="torch-index"))
     for args, said in (
         (("strip", old, "w0", "-i"), "not replaced in place"),
-        (("convert", source, "-o", tmp_path / "b.pth", "--max-shard-size", "1KB"), "single file"),
+        (
+            ("convert", source, "-o", tmp_path / "b.pth", "--max-shard-size", "1KB"),
+            "not split by size",
+        ),
         (("convert", source, "-o", old, "--format", "torch-index"), "already exists"),
     ):
         result = invoke(*args)
