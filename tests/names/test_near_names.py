@@ -27,3 +27,8 @@ def test_near_names_stop_comparing_at_some_point(monkeypatch):
 def test_near_names_end_with_what_is_wanted():
     names = ["backbone.body.layer4.2.conv1.weight", "layer4x.w", "a.layer4"]
     assert near("layer4", names)[:2] == ["backbone.body.layer4", "a.layer4"]
+
+
+def test_no_name_is_suggested_twice_or_when_far_longer():
+    assert near("fc", ["fc1.a", "fc1.b", "fc1.c", "fc1"]) == ["fc1"]
+    assert near("ab", ["abcdefghijkl", "ab1"]) == ["ab1"]
