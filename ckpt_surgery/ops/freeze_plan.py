@@ -104,6 +104,9 @@ def _the_model(found: Sequence[StateDict]) -> StateDict:
 def _plan_for_model(
     spec: ModelSpec, recipe: FreezeRecipe, state_dict: StateDict | None
 ) -> FreezePlan:
+    from ckpt_surgery.compute.elements import require_torch
+
+    require_torch()
     from ckpt_surgery.freeze.live import inventory_of
     from ckpt_surgery.models.building import build_module
 
