@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _ModelName(TextType):
-    """``torchvision:NAME`` or ``package.module:callable``; the former are completed."""
+    """``torchvision:NAME``, ``package.module:callable``, …; the first are completed."""
 
     name = "model"
 
@@ -42,7 +42,8 @@ model_options = all_of(
         "--model",
         metavar="SPEC",
         type=_ModelName(),
-        help="The model: 'torchvision:NAME' or 'package.module:callable', whose code runs.",
+        help="The model: 'torchvision:NAME', 'timm:NAME', 'hf:DIR' (its config.json), 'smp:NAME', "
+        "'ultralytics:NAME', or 'package.module:callable', whose code runs.",
     ),
     click.option(
         "--model-arg",

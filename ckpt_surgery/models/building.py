@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ckpt_surgery.errors import CkptError, ConstructionError, UsageError
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
+from ckpt_surgery.models.sources import is_library, library_builder, needs_values, offline
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value
 from ckpt_surgery.models.stand_ins import as_description, on_meta_device, with_fakes
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
@@ -68,6 +69,8 @@ def build_module(spec: ModelSpec) -> nn.Module:
     code does wrong.
     """
     factory = find_factory(spec)
+    if needs_values(spec.source):
+        return as_description(run_factory(spec, factory, contextlib.nullcontext()))
     said: list[ConstructionError] = []
     for context in (on_meta_device, ParametersOnMeta, with_fakes):
         try:
@@ -109,6 +112,12 @@ def run_factory(
 
 def find_factory(spec: ModelSpec) -> Callable[..., Any]:
     """Return what to call with the arguments of `spec`; raises as `build_module` does."""
+    if is_library(spec.source):
+        with _hospitality(spec):
+            try:
+                return library_builder(spec)
+            except Exception as error:
+                raise _construction_error(spec, error) from error
     factory = _torchvision_builder(spec) if spec.is_torchvision else _import_callable(spec)
     try:
         signature = inspect.signature(factory)
@@ -238,8 +247,10 @@ def _hospitality(spec: ModelSpec) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(warnings.catch_warnings())
-        if spec.is_torchvision:
+        if spec.is_torchvision or is_library(spec.source):
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a coming default
+            if is_library(spec.source):
+                stack.enter_context(offline())
         else:
             stack.enter_context(_working_directory_importable())
         yield

@@ -38,6 +38,9 @@ class Setting:
 class ModelSpec:
     """A model that can be built: ``torchvision:NAME`` or ``package.module:callable``.
 
+    So are ``timm:NAME``, ``hf:DIR`` (a directory with a ``config.json`` of transformers),
+    ``smp:NAME`` and ``ultralytics:NAME``.
+
     With `build` ``real`` it is built with its weights, on the CPU, if nothing else works. Raises
     UsageError if `text` is neither.
     """
@@ -56,7 +59,7 @@ class ModelSpec:
         if not (source and colon and name):
             raise UsageError(
                 f"'{self.text}' does not name a model",
-                hint="write 'torchvision:NAME' or 'package.module:callable'",
+                hint="write 'torchvision:NAME', 'timm:NAME', 'hf:DIR' or 'package.module:callable'",
             )
 
     @property
