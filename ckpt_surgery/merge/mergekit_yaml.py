@@ -57,7 +57,7 @@ def _from_config(loaded: object) -> MergeRecipe:
                 hint="rename the layers first, then merge files whose names agree",
             )
     require_keys(config, (*_READ, *_BESIDE), "the recipe")
-    chosen = _method(text_of(config, "merge_method"))
+    chosen = _method(text_of(config, "merge_method"), based=config.get("base_model") is not None)
     models = [_model(entry) for entry in tables(config.get("models"), "models")]
     base = _file(config["base_model"]) if config.get("base_model") is not None else None
     models = _ordered(chosen, models, base)
@@ -97,10 +97,12 @@ def _load(text: str) -> object:
         raise ReadError(f"is no YAML: {first}") from error
 
 
-def _method(name: str) -> Method:
-    for known in method.catalogue().values():
-        if known.mergekit == name:
-            return known
+def _method(name: str, *, based: bool) -> Method:
+    """Return our method for one of mergekit's; of two, that with a base if there is one."""
+    known = [each for each in method.catalogue().values() if each.mergekit == name]
+    for each in known:
+        if len(known) == 1 or each.needs_base == based:
+            return each
     found = method.find(name)  # raises with near names
     raise UsageError(f"mergekit has no method '{name}'", hint=f"write it in TOML: '{found.name}'")
 
@@ -150,7 +152,7 @@ def _prepare(chosen: Method, values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if value is None or (value is False and name == "filter_wise"):
             continue
-        prepared[name] = _spelled(name, value)
+        prepared[name.removeprefix("nuslerp_")] = _spelled(name, value)
     return prepared
 
 

@@ -257,3 +257,83 @@ def sce(xs, base, select_topk=1.0, **_):
     share = (np.sign(deltas) == sign) * eta.reshape(-1, *[1] * base.ndim)
     divisor = share.sum(axis=0)
     return base + (share * deltas).sum(axis=0) / np.where(divisor == 0, 1, divisor)
+
+
+def _arc(a, b, t):
+    """A point on the arc between two vectors; on the line where they are parallel."""
+    lengths = [max(float(np.sqrt((x**2).sum())), 1e-7) for x in (a, b)]
+    cosine = np.clip((a * b).sum() / lengths[0] / lengths[1], -1, 1)
+    if 1 - cosine**2 <= 1e-16:
+        return (1 - t) * a + t * b
+    theta = np.arccos(cosine)
+    return (np.sin((1 - t) * theta) * a + np.sin(t * theta) * b) / np.sin(theta)
+
+
+def nuslerp(xs, weights, flatten=True, row_wise=False, **_):
+    total = sum(weights)
+    t = 0.5 if abs(total) < 1e-6 else weights[1] / total
+    if flatten or not xs[0].ndim:
+        return _arc(*xs, t)
+    axis = 0 if row_wise else -1
+    rows = [np.moveaxis(x, axis, -1) for x in xs]
+    result = np.empty_like(rows[0])
+    for place in np.ndindex(result.shape[:-1]):
+        result[place] = _arc(rows[0][place], rows[1][place], t)
+    return np.moveaxis(result, -1, axis)
+
+
+def nuslerp_delta(xs, base, **k):
+    return base + nuslerp([x - base for x in xs], **k)
+
+
+def multislerp(xs, weights, normalize_weights=True, eps=1e-8, **_):
+    weights = np.array(weights, dtype=float)
+    if normalize_weights:
+        weights /= weights.sum()
+    flat = np.stack([x.ravel() for x in xs])
+    norms = np.linalg.norm(flat, axis=1)
+    units = flat / (norms + eps)[:, None]
+    mean = weights @ units
+    mean /= np.linalg.norm(mean)
+    tangent = weights @ (units - np.outer(units @ mean, mean))
+    angle = np.linalg.norm(tangent) + eps
+    result = mean * np.cos(angle) + tangent * np.sin(angle) / angle
+    return (result * (weights @ norms)).reshape(xs[0].shape)
+
+
+def multislerp_delta(xs, base, **k):
+    return base + multislerp([x - base for x in xs], **k)
+
+
+def _softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True) + 1e-8
+
+
+def arcee_fusion(xs, base, **_):
+    rows, others = np.atleast_1d(base), np.atleast_1d(xs[0])
+    p, q = _softmax(others), _softmax(rows)
+    importance = np.abs(others - rows) * (p * np.log(p / q)).sum(axis=-1, keepdims=True)
+    ordered = np.sort(importance.ravel())
+    first, middle, third = (ordered[int(s * (ordered.size - 1))] for s in (0.25, 0.5, 0.75))
+    taken = importance >= middle + 1.5 * (third - first)
+    return np.where(taken, others, rows).reshape(base.shape)
+
+
+def ram(xs, base, epsilon=1e-5, **_):
+    deltas = np.stack([x - base for x in xs])
+    changed = np.abs(deltas) > epsilon
+    return base + (deltas * changed).sum(axis=0) / np.maximum(changed.sum(axis=0), 1)
+
+
+def ramplus_tl(xs, base, r=0.1, alpha=0.2, epsilon=1e-5, **_):
+    deltas = np.stack([x - base for x in xs])
+    changed = np.abs(deltas) > epsilon
+    count = changed.sum(axis=0)
+    result = base.copy()
+    for delta, mine in zip(deltas, changed, strict=True):
+        alone, shared = mine & (count == 1), mine & (count > 1)
+        ratio = shared.sum() / max(alone.sum(), epsilon)
+        result = result + delta * alone * (1 + r * min(ratio, alpha))
+        result = result + delta * shared / np.maximum(count, 1)
+    return result

@@ -57,6 +57,17 @@ CASES = {
     "breadcrumbs": [{"density": 0.6}, {"density": [0.9, 0.5, 1.0], "gamma": [0.2, 0.0, 0.1]}],
     "breadcrumbs-ties": [{"density": 0.6, "gamma": 0.1}, {"density": 0.5, "rescale": "l1"}],
     "sce": [{}, {"select_topk": 0.5}, {"select_topk": 0.0}],
+    "nuslerp": [
+        {"weights": [1, 3]},
+        {"weights": [1, -1], "flatten": False},
+        {"weights": [2, 1], "flatten": False, "row_wise": True},
+    ],
+    "nuslerp-delta": [{"weights": [1, 3]}, {"weights": [3, 1], "flatten": False}],
+    "multislerp": [{"weights": [1, 2, 0.5]}, {"normalize_weights": False, "eps": 1e-6}],
+    "multislerp-delta": [{"weights": [1, 2, 0.5]}],
+    "arcee-fusion": [{}],
+    "ram": [{"epsilon": 0.5}, {}],
+    "ramplus-tl": [{"epsilon": 0.7, "r": 0.5, "alpha": 2.0}, {}],
 }
 SHAPES = [(), (1,), (7,), (5, 8), (4, 3, 2, 2), (6, 1), (0, 3)]
 TOLERANCE = {

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Final
 
-_MODULES: Final = ("averages", "interpolation", "geometry", "task_vectors", "consensus")
+_MODULES: Final = (
+    *("averages", "interpolation", "geometry", "spherical"),
+    *("task_vectors", "consensus", "selection"),
+)
 
 
 def load() -> None:
