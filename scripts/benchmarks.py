@@ -378,7 +378,7 @@ def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[s
     small, large = folder / "resnet34.pth", folder / "large.pth"
     if wanted in {None, "inspect"}:
         subprocess.run([sys.executable, SCRIPTS / "make_resnet34.py", small], cwd=ROOT, check=True)
-    if wanted not in {"parse", "merge", "lora"}:
+    if wanted not in {"parse", "merge", "lora", "help", "many"}:
         line = [
             sys.executable,
             str(SCRIPTS / "benchmark_torch.py"),
@@ -393,6 +393,7 @@ def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[s
 def run(options: argparse.Namespace) -> list[Result]:
     """Make the files, take all measurements wanted, and remove the files."""
     from benchmark_containers import bench_containers  # which imports this module
+    from benchmark_terminal import bench_help, bench_many
 
     quick, wanted, size_gb = options.quick, options.only, options.size_gb
     benchmarks: dict[str, Callable[[], Iterator[Result]]] = {
@@ -404,12 +405,14 @@ def run(options: argparse.Namespace) -> list[Result]:
         "safetensors": lambda: bench_safetensors(large, 3 if quick else 5),
         "containers": lambda: bench_containers(large, 3 if quick else 5),
         "merge": lambda: bench_merge(Path(folder), size_gb / 2, 3 if quick else 5, options),
+        "help": lambda: bench_help(3 if quick else 7),
+        "many": lambda: bench_many(Path(folder), 3),
         "lora": lambda: bench_lora(Path(folder), size_gb, 3),
     }
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
         free, needed = shutil.disk_usage(folder).free, int(3.2e9 * size_gb) + 1_000_000_000
-        if wanted != "parse" and free < needed:
+        if wanted not in {"parse", "help", "many"} and free < needed:
             raise RuntimeError(
                 f"{needed / 1e9:.1f} GB are needed in '{folder}', {free / 1e9:.1f} free"
             )
@@ -466,7 +469,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
     names = ["inspect", "parse", "strip", "rename", "stats", "safetensors", "containers"]
-    names += ["merge", "lora"]
+    names += ["merge", "lora", "help", "many"]
     parser.add_argument("--only", choices=names)
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
     parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")

@@ -33,6 +33,9 @@ FORMATS: Final[dict[str, str]] = {
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",
 }
 
+WRITABLE: Final = ("torch-zip", "safetensors", "safetensors-index", "torch-index", "dcp")
+"""Those of the table that can be written, for who lists them without importing any."""
+
 DEFAULT: Final = "torch-zip"
 """The format of what has none of its own, and of names without a suffix that says otherwise."""
 
@@ -71,7 +74,7 @@ def added() -> Iterator[Format]:
 
 def writable() -> list[str]:
     """Return the names of the formats that can be written, those of other packages included."""
-    return [each.name for each in (*built_in(), *added()) if not each.written_as]
+    return [*WRITABLE, *(each.name for each in added() if not each.written_as)]
 
 
 def of_suffix(suffix: str) -> Format | None:

@@ -115,7 +115,10 @@ class Recognition:
             parts = [f"torchvision {self.name}", "every key"]
         elif self.is_complete:
             more = self.found - self.wanted
-            parts = [f"torchvision {self.name}", f"every key and {more} more"]
+            parts = [
+                f"contains torchvision {self.name}",
+                f"and {more} more {'key' if more == 1 else 'keys'}",
+            ]
         else:
             parts = [
                 f"nearest to torchvision {self.name}",

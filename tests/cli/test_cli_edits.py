@@ -15,7 +15,7 @@ from ckpt_surgery.cli.commands.strip import strip
 from ckpt_surgery.cli.failing import report_stream
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import output_of
-from ckpt_surgery.formats.registry import FORMATS, get, writable
+from ckpt_surgery.formats.registry import FORMATS, WRITABLE, get, writable
 
 EDITS = (
     ["strip", "--prefix", "fc"],
@@ -326,6 +326,7 @@ def test_format_option_offers_what_can_be_written(folder, invoke):
     offered = invoke("convert", "--help").stdout.replace("\n", " ")
     for name in FORMATS:
         assert (name in writable()) is (get(name).written_as == "")
+    assert list(WRITABLE) == [name for name in FORMATS if not get(name).written_as]
     assert f"[{'|'.join(writable())}]" in offered
     refused = invoke("convert", "net.pth", "--format", "torch-tar", "-o", "x")
     assert refused.exit_code == 2

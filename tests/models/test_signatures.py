@@ -101,7 +101,7 @@ def test_added_layers_are_counted_as_more() -> None:
     found = recognised([*shapes_of("resnet18"), ("neck.weight", (3, 3))])
     assert found.is_complete
     assert not found.is_exact
-    assert str(found) == "torchvision resnet18, every key and 1 more, 1000-class head"
+    assert str(found) == "contains torchvision resnet18, and 1 more key, 1000-class head"
 
 
 def test_old_spellings_and_wrappers_are_seen_through() -> None:

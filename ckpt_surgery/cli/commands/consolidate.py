@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-import ckpt_surgery.ops.consolidate as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import new_file_options, output_of, report_options
 from ckpt_surgery.cli.output import finish
@@ -46,5 +45,7 @@ def consolidate(
         --format safetensors-index
       ckpt consolidate tp --axis '**.weight=0' --axis '**norm*=copies' -o m.pth
     """
+    import ckpt_surgery.ops.consolidate as verb
+
     report = verb.consolidate(files, output_of(ctx), axes=axes)
     return finish(ctx, report, show)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import ckpt_surgery.ops.convert as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_many
 from ckpt_surgery.cli.options import (
@@ -19,6 +18,9 @@ from ckpt_surgery.cli.options import (
 )
 from ckpt_surgery.cli.output import finish_edit
 from ckpt_surgery.cli.types import KeyName, StateDictPath
+
+if TYPE_CHECKING:
+    from ckpt_surgery.ops.convert import ConvertRequest
 
 
 @click.command(cls=Command)
@@ -87,6 +89,8 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert train.pth --format dcp -o DIR
       ckpt convert DIR -o train.pth
     """
+    import ckpt_surgery.ops.convert as verb
+
     if takes_many(ctx):
         from ckpt_surgery.cli.many import edit_each
 
@@ -97,9 +101,11 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     return finish_edit(ctx, report)
 
 
-def request_of(ctx: click.Context) -> verb.ConvertRequest:
+def request_of(ctx: click.Context) -> ConvertRequest:
     """Return what the line asks for."""
     given = ctx.params
+    import ckpt_surgery.ops.convert as verb
+
     return verb.ConvertRequest(
         at=given["at"],
         state_dict_only=given["state_dict_only"],

@@ -315,6 +315,8 @@ def _print(ctx: click.Context, report: FreezePlanReport, form: str) -> None:
         from ckpt_surgery.render.screen import paged
 
         with paged(sys.stdout, color=color_of(ctx), pager=not given["no_pager"]) as screen:
-            show(report, screen, folded=given["fold"])
+            # what is written has every row; a screen need not
+            written = given["output"] is not None and sys.stdout.isatty()
+            show(report, screen, folded=given["fold"] or written)
     else:
         sys.stdout.write(EMITTERS[form](report.plan))

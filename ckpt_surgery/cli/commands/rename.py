@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-import ckpt_surgery.ops.rename as verb
 from ckpt_surgery.cli.base import Command, in_order
 from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_many
 from ckpt_surgery.cli.options import (
@@ -137,6 +136,8 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
       ckpt rename train.pth --entry state_dict=model -o for_their_loader.pth
       ckpt rename weights.pth --wrap model -o wrapped.pth
     """
+    import ckpt_surgery.ops.rename as verb
+
     request = request_of(ctx)
     if takes_many(ctx):
         from ckpt_surgery.cli.many import edit_each
@@ -147,6 +148,8 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
 
 def request_of(ctx: click.Context) -> RenameRequest:
     """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
+    import ckpt_surgery.ops.rename as verb
+
     given = ctx.params
     return verb.RenameRequest(
         _rules(ctx),

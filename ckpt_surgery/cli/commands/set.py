@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import ckpt_surgery.ops.values as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
     input_argument,
@@ -59,6 +58,7 @@ def set_(ctx: click.Context, /, **_: Any) -> int:
       ckpt set train.pth best=0.5 --like-type -o t.pth
       ckpt set m.safetensors __metadata__/license=mit --in-place
     """
+    import ckpt_surgery.ops.values as verb
     from ckpt_surgery.render import values
 
     report = verb.set_values(source_of(ctx), output_of(ctx), request_of(ctx))
@@ -70,6 +70,8 @@ def set_(ctx: click.Context, /, **_: Any) -> int:
 
 def request_of(ctx: click.Context) -> SetRequest:
     """Return what the line asks for. Raises `UsageError` for what is no PATH=VALUE."""
+    import ckpt_surgery.ops.values as verb
+
     pairs = []
     for text in ctx.params["values"]:
         path, equals, value = text.partition("=")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import ckpt_surgery.ops.strip as verb
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.inputs import many_outputs_options, split_names, takes_many
 from ckpt_surgery.cli.options import (
@@ -104,6 +103,8 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt strip wrapped.pth --unwrap -o model.pth
       ckpt strip runs/ --training-state --output-template 'lean/{name}' -j 4
     """
+    import ckpt_surgery.ops.strip as verb
+
     split_names(ctx)
     if takes_many(ctx):
         from ckpt_surgery.cli.many import edit_each
@@ -117,6 +118,8 @@ def strip(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
 
 def request_of(ctx: click.Context) -> StripRequest:
     """Return what the line asks for. Raises `UsageError` for a rule that cannot work."""
+    import ckpt_surgery.ops.strip as verb
+
     given = ctx.params
     entries = given["entry"]
     return verb.StripRequest(
