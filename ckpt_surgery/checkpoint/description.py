@@ -238,7 +238,8 @@ class Checkpoint:
     the `dropped` among the other entries, `moved` tensors by the identity of their node, and
     other nodes that are `replaced`, by theirs. `devices` says which device is written in the place
     of one that tensors were saved on.
-    `architecture` is what a file beside the weights calls the model, if one does.
+    `architecture` is what a file beside the weights calls the model, if one does; `opcodes` are the
+    rarer ones in its pickles, and `globals` the classes and functions that these name.
     `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
     written again.
     """
@@ -257,6 +258,7 @@ class Checkpoint:
     replaced: Mapping[int, object] = field(default_factory=dict)
     devices: Mapping[str, str] = field(default_factory=dict)
     architecture: str = ""
+    opcodes: frozenset[int] = frozenset()
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -45,6 +45,8 @@ class PickleSequence:
         self.globals: list[Global] = []
         # Calls that those pickles make and whose results they throw away.
         self.lost: list[Object] = []
+        # Their rarer opcodes.
+        self.opcodes: set[int] = set()
 
     @property
     def file(self) -> Source:
@@ -93,6 +95,7 @@ class PickleSequence:
                 self.position = self._base + parsed.end
                 self.globals += parsed.globals
                 self.lost += parsed.lost
+                self.opcodes |= parsed.rare
                 return parsed
 
     def not_in_graphs(self) -> str:

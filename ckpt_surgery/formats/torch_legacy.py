@@ -100,6 +100,7 @@ def _read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
         format="torch-legacy",
         unwritable=_not_described(sequence, parsed),
         names=sequence.globals,
+        opcodes=frozenset(sequence.opcodes),
         limits=limits,
     )
 

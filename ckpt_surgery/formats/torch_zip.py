@@ -183,6 +183,7 @@ def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpo
         notes=tuple(notes),
         unwritable=not_in_graph(parsed, len(data)),
         names=parsed.globals,
+        opcodes=parsed.rare,
         limits=limits,
     )
     return _noting_unlisted(checkpoint, storages.by_key.values())

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.compact import find_pieces
 from ckpt_surgery.checkpoint.description import (
@@ -30,6 +30,7 @@ from ckpt_surgery.torch_objects.kinds import entry_counts
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats
+    from ckpt_surgery.torch_objects.safe_loading import SafeLoading
     from ckpt_surgery.training.documents import AverageFacts, TrainingFacts
     from ckpt_surgery.writing.output import ProgressBar
 
@@ -42,6 +43,7 @@ def inspect(
     params_only: bool = False,
     stats: bool = False,
     recognise: bool = False,
+    look_beside: bool = True,
     progress: ProgressBar | None = None,
 ) -> InspectReport:
     """Describe the checkpoint in `source`: its tensors, what lies beside them, ties, waste.
@@ -49,7 +51,8 @@ def inspect(
     `selection` and `at` narrow what is listed; `params_only` leaves out what is known to be a
     buffer. Only `stats` reads tensors, imports torch and shows `progress` in bytes; without it
     single numbers of the training state are read, such as an optimizer's step counts. `recognise`
-    looks the whole state dicts up among torchvision's architectures.
+    looks the whole state dicts up among torchvision's architectures. Without `look_beside` nothing
+    is said of plain values beside the weights, and not whether torch loads the file safely.
 
     Raises `UsageError` for a rule that matches nothing, `ReadError` for a bad input and
     `MissingDependencyError` if `stats` finds no torch.
@@ -76,8 +79,26 @@ def inspect(
             declared=checkpoint.architecture,
             files=tuple(source.name for source in checkpoint.sources[1:]),
             architectures=_architectures(checkpoint, listed) if recognise else {},
+            values=_values(checkpoint, training) if look_beside else {},
+            weights_only=_safe_loading(checkpoint) if look_beside else None,
             details={o.path: counts for o in checkpoint.others if (counts := entry_counts(o.node))},
         )
+
+
+def _values(
+    checkpoint: Checkpoint, training: Mapping[str, TrainingFacts]
+) -> dict[str, Mapping[str, Any]]:
+    """Return the plain values in each entry beside the weights that is no training state."""
+    from ckpt_surgery.torch_objects.entry_values import entry_values
+
+    found = {o.path: entry_values(o) for o in checkpoint.others if o.path not in training}
+    return {path: values for path, values in found.items() if values}
+
+
+def _safe_loading(checkpoint: Checkpoint) -> SafeLoading | None:
+    from ckpt_surgery.torch_objects.safe_loading import safe_loading
+
+    return safe_loading(checkpoint)
 
 
 def _shard_notes(checkpoint: Checkpoint) -> Iterator[str]:

@@ -22,6 +22,7 @@ class Machine:
 
     `stack` holds what was pushed since the last mark and `below` the stacks under each mark.
     `discarded` are nodes that were popped or left over, though something may still refer to them.
+    `rare` are opcodes that a state dict's pickle has few of, or none.
     """
 
     __slots__ = (
@@ -37,6 +38,7 @@ class Machine:
         "persistent_load",
         "pos",
         "protocol",
+        "rare",
         "stack",
     )
 
@@ -56,6 +58,7 @@ class Machine:
         self.duplicates = 0
         self.framed = False
         self.protocol = 0
+        self.rare: set[int] = set()
 
     def take(self, nbytes: int) -> bytes:
         """Return the next `nbytes` bytes. Raises `TruncatedPickleError`."""

@@ -45,7 +45,8 @@ class Parsed(NamedTuple):
     `end` is the offset just after STOP and `protocol` what PROTO said (0 if nothing). `globals`
     are all the names in the pickle, in order, even those of which nothing is left in the graph;
     `lost` are the calls among that: unpickling would make them and throw the result away, so
-    that writing the graph again would lose them.
+    that writing the graph again would lose them. `rare` are opcodes in it, all of those that only
+    some unpicklers read among them.
     """
 
     root: Node
@@ -53,6 +54,7 @@ class Parsed(NamedTuple):
     protocol: int
     globals: tuple[Global, ...]
     lost: tuple[Object, ...]
+    rare: frozenset[int] = frozenset()
 
 
 def parse(
@@ -87,7 +89,8 @@ def parse(
     for stack in machine.below:
         machine.discarded += stack
     lost = lost_calls(root, machine.discarded)
-    return Parsed(root, machine.pos, machine.protocol, tuple(machine.globals), lost)
+    names, rare = tuple(machine.globals), frozenset(machine.rare)
+    return Parsed(root, machine.pos, machine.protocol, names, lost, rare)
 
 
 class Looked(NamedTuple):
@@ -233,11 +236,13 @@ def _run(machine: Machine) -> Node:
                 value = Object("NEWOBJ", stack.pop(), args, at)
             elif op == 0x94:  # MEMOIZE
                 machine.stack = stack
+                machine.rare.add(op)
                 machine.put(len(memo))
                 continue
             elif op == 0x8C:  # SHORT_BINUNICODE
                 size = data[pos]
                 pos += 1 + size
+                machine.rare.add(op)
                 value = decode_text(data[pos - size : pos])
             elif op in (0x71, 0x72):  # BINPUT and LONG_BINPUT of what was filed before
                 value = stack.pop()
@@ -250,6 +255,7 @@ def _run(machine: Machine) -> Node:
                 if rare is None:
                     raise DamagedFileError(f"opcode 0x{op:02x} does not exist")
                 machine.pos, machine.stack = pos, stack
+                machine.rare.add(op)
                 rare(machine)
                 pos, stack = machine.pos, machine.stack
                 continue

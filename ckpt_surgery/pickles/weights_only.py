@@ -7,6 +7,7 @@ needs. Other code may have added names by ``torch.serialization.add_safe_globals
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
@@ -43,7 +44,6 @@ torch.serialization._get_layout torch.storage.TypedStorage torch.storage.Untyped
 torch._tensor._rebuild_from_type_v2 torch.per_tensor_affine torch.per_tensor_symmetric
 torch.per_channel_affine torch.per_channel_symmetric torch.per_channel_affine_float_qparams
 """
-_BLOCKED_MODULES: Final = frozenset({"sys", "os", "posix", "nt"})
 _ITEMS: Final = frozenset({"collections.OrderedDict", "collections.Counter"})
 _PYTHON_2: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
@@ -76,22 +76,30 @@ def refusal(
     `data` starts with the pickle; `root` and `names` are what `parse` made of it.
     """
     for name in names:
-        qualified = _qualified(name)
-        if name.module in _BLOCKED_MODULES or not is_allowed(qualified):
+        if not is_allowed_name(name.qualified):
             return f"it names '{name.qualified}', which torch does not allow by itself"
+    return refused_opcode(dict.fromkeys(opcodes(data))) or next(
+        filter(None, map(refused_node, walk(root, limits=limits))), None
+    )
+
+
+def is_allowed_name(written: str) -> bool:
+    """Return whether torch lets a pickle name a class or function, given its name as written."""
+    module, dot, name = written.rpartition(".")
+    return is_allowed(f"{_PYTHON_2.get(module, module)}{dot}{name}")
+
+
+def refused_opcode(codes: Iterable[int]) -> str | None:
+    """Return what is said of the first of some opcodes that torch does not read; None: of none."""
     known = _OPCODES.split()
-    for code in dict.fromkeys(opcodes(data)):
+    for code in codes:
         if NAMES[code] not in known:
             return f"it holds the opcode {NAMES[code]}, which only other unpicklers read"
-    return next(filter(None, map(_refused, walk(root, limits=limits))), None)
+    return None
 
 
-def _qualified(name: Global) -> str:
-    return f"{_PYTHON_2.get(name.module, name.module)}.{name.name}"
-
-
-def _refused(node: Node) -> str | None:
-    """Why torch does not make `node`, of names that it allows."""
+def refused_node(node: Node) -> str | None:
+    """Return why torch does not make `node`, of names that it allows; None if it does."""
     if isinstance(node, Extension):
         return "it takes an object from Python's extension registry"
     if isinstance(node, PersistentId):
@@ -100,7 +108,7 @@ def _refused(node: Node) -> str | None:
         return None
     if not isinstance(node.callee, Global):
         return "it calls something that it has made itself"
-    callee = _qualified(node.callee)
+    callee = node.callee.qualified
     if node.elements is not None:
         return f"it appends to a '{callee}', and torch only to lists"
     if node.items is not None and callee not in _ITEMS:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, join_path
@@ -16,10 +18,14 @@ from ckpt_surgery.render.training import average_line, training_lines
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats
     from ckpt_surgery.reports.inspection import InspectReport
+    from ckpt_surgery.torch_objects.safe_loading import SafeLoading
 
 _MOST_LINES: Final = 40  # of one kind in the footer
 _MOST_NAMES: Final = 8  # of one tie
 _MOST_FACTS: Final = 4  # of one kind in the training state
+_CPU: Final = "cpu"
+_MOST_BLAMED: Final = 2  # entries that torch.load refuses
+_MOST_VALUES: Final = 8  # plain values in an entry
 _LONGEST_VALUE: Final = 80  # characters
 _LONGEST_NOTE: Final = 500
 _BARS: Final = "▁▂▃▄▅▆▇█"
@@ -27,6 +33,7 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 _NAME: Final = Column("name", names=True)
 _SHAPE: Final = Column("shape", spare=4, style="cyan")
 _DTYPE: Final = Column("dtype", spare=7, style="green")
+_DEVICE: Final = Column("device", spare=6)
 _ELEMENTS: Final = Column("elements", right=True, spare=8)
 _BYTES: Final = Column("bytes", right=True, spare=9)
 _STATS: Final = (
@@ -107,7 +114,8 @@ def _grid(report: InspectReport, state_dict: StateDict, view: View) -> Grid:
             Column("state_dict", right=True, style="dim"),
             Column("parameters", right=True, style="dim"),
         ]
-    columns += [_NAME, _SHAPE, _DTYPE, _ELEMENTS, _BYTES]
+    device = _has_devices(state_dict)
+    columns += [_NAME, *_fact_columns(device)]
     if report.stats:
         columns += _STATS
     rows = []
@@ -117,19 +125,30 @@ def _grid(report: InspectReport, state_dict: StateDict, view: View) -> Grid:
         parameter = "-" if place.parameter is None else str(place.parameter)
         indices = (str(place.index), parameter) if view.both_indices else (str(place.index),)
         stats = _stats(report.stats.get(key)) if report.stats else ()
-        rows.append((*indices, printable(entry.name), *_facts(entry), *stats))
+        rows.append((*indices, printable(entry.name), *_facts(entry, device), *stats))
     return Grid(columns, rows)
 
 
-def _facts(entry: Entry, times: int = 1) -> tuple[str, str, str, str]:
-    """Shape, type, elements and bytes; of an entry that is no tensor there are none."""
+def _has_devices(state_dict: StateDict) -> bool:
+    """Return whether any tensor was saved elsewhere than on the CPU."""
+    return any(e.tensor is not None and e.tensor.device != _CPU for e in state_dict.entries)
+
+
+def _fact_columns(device: bool) -> tuple[Column, ...]:
+    return (_SHAPE, _DTYPE, *([_DEVICE] if device else []), _ELEMENTS, _BYTES)
+
+
+def _facts(entry: Entry, device: bool, times: int = 1) -> tuple[str, ...]:
+    """Shape, type, device, elements and bytes; of an entry that is no tensor there are none."""
     tensor = entry.tensor
     if tensor is None:
-        return "-", "(no tensor)", "-", "-"
+        return ("-", "(no tensor)", *(["-"] if device else []), "-", "-")
     dtype = tensor.dtype.name
     if tensor.layout != "strided":
         dtype += f" {printable(tensor.described_layout)}"
-    return shape(tensor.shape), dtype, f"{tensor.numel * times:,}", f"{tensor.nbytes * times:,}"
+    place = [printable(tensor.device)] if device else []
+    counts = (f"{tensor.numel * times:,}", f"{tensor.nbytes * times:,}")
+    return (shape(tensor.shape), dtype, *place, *counts)
 
 
 def _stats(stats: TensorStats | None) -> tuple[str, ...]:
@@ -145,17 +164,17 @@ def _stats(stats: TensorStats | None) -> tuple[str, ...]:
 
 
 def _folded_grid(state_dict: StateDict) -> Grid:
+    device = _has_devices(state_dict)
     rows = [
         (
             printable(row.name),
             f"{len(row.entries):,}",
-            *_facts(row.entries[0], len(row.entries)),
+            *_facts(row.entries[0], device, len(row.entries)),
         )
         for row in fold(state_dict.entries)
     ]
-    return Grid(
-        (_NAME, Column("tensors", right=True, spare=6), _SHAPE, _DTYPE, _ELEMENTS, _BYTES), rows
-    )
+    tensors = Column("tensors", right=True, spare=6)
+    return Grid((_NAME, tensors, *_fact_columns(device)), rows)
 
 
 def _tree_grid(root: Subtree) -> Grid:
@@ -204,15 +223,29 @@ def _footer(report: InspectReport, screen: Screen) -> Iterator[str]:
     )
     if totals.unused_nbytes:
         yield f"unused: {_exact_bytes(totals.unused_nbytes)} of storages that no tensor uses"
+    yield from _devices(report)
     others = [_other(report, other, screen) for other in report.others]
     yield from _section("other entries:", others, most)
     inner = (e for s in report.state_dicts for e in s.entries if e.tensor is None and e.tensors)
     yield from _section("tensors below entries that are none:", list(map(_hidden, inner)), most)
     averages = [average_line(each) for each in report.averages if each.title or each.counters]
     yield from _section("averages:", averages, most)
+    if report.weights_only is not None:
+        yield _loading(report.weights_only, screen.most(_MOST_BLAMED))
     yield from _section("ties:", [_tie(names, screen) for names in report.ties], most)
     for note in report.notes[:most]:
         yield f"note: {printable(note, screen.most(_LONGEST_NOTE))}"
+
+
+def _devices(report: InspectReport) -> Iterator[str]:
+    """Say where tensors were saved, those of an optimizer too, if not all were on the CPU."""
+    weights = (e for s in report.state_dicts for e in s.entries)
+    inside = chain.from_iterable(e.tensors if e.tensor is None else (e.tensor,) for e in weights)
+    beside = (tensor for other in report.others for tensor in other.tensors)
+    counts = Counter(tensor.device for tensor in chain(inside, beside))
+    if set(counts) - {_CPU}:
+        listed = (f"{printable(d)} ({count(n, 'tensor')})" for d, n in counts.most_common())
+        yield f"devices: {', '.join(listed)}; '--device cpu' writes it for any machine"
 
 
 def _exact_bytes(number: int) -> str:
@@ -231,9 +264,15 @@ def _other(report: InspectReport, other: Other, screen: Screen) -> str:
     path = printable(other.path) or "(top level)"
     if other.value is not None:
         return f"{path} = {_value(other.value, min(screen.most(_LONGEST_VALUE), LONGEST))}"
+    values = report.values.get(other.path, {})
+    if "" in values:
+        shown = _value(values[""], min(screen.most(_LONGEST_VALUE), LONGEST))
+        return f"{path} = {shown} ({printable(other.type)})"
     training = report.training.get(other.path)
     most = screen.most(_MOST_FACTS)
     facts = list(training_lines(training, most)) if training is not None else []
+    if values and not facts:
+        facts = _plain_values(values, screen)
     facts = facts or [
         count(number, what.removesuffix("s").replace("entrie", "entry"), what)
         for what, number in report.details.get(other.path, {}).items()
@@ -243,6 +282,30 @@ def _other(report: InspectReport, other: Other, screen: Screen) -> str:
         facts.append(nbytes(sum(tensor.nbytes for tensor in other.tensors)))
     type_name = printable(other.type)
     return f"{path}: {', '.join(facts)}" + (f" ({type_name})" if facts else type_name)
+
+
+def _plain_values(values: Mapping[str, object], screen: Screen) -> list[str]:
+    """``lr = 0.1``, ``optimizer/name = 'sgd'``, …"""
+    most = screen.most(_MOST_VALUES)
+    longest = min(screen.most(_LONGEST_VALUE), LONGEST)
+    shown = [f"{printable(p)} = {_value(v, longest)}" for p, v in islice(values.items(), most)]
+    return [*shown, f"… and {len(values) - most:,} more"] if len(values) > most else shown
+
+
+def _loading(found: SafeLoading, most: int) -> str:
+    """``weights_only=True: torch.load refuses args (argparse.Namespace); …``."""
+    if found.loads:
+        return "weights_only=True: torch.load takes it"
+    blamed = [
+        f"{printable(path) or 'the whole file'} ({printable(kind)})" for path, kind in found.entries
+    ]
+    if len(blamed) > most:
+        blamed = [*blamed[:most], f"{len(blamed) - most:,} more"]
+    what = (
+        f"refuses {', '.join(blamed)}" if blamed else f"refuses it: {printable(found.reason or '')}"
+    )
+    cure = f"; '{printable(found.cure)}' cures that" if found.cure else ""
+    return f"weights_only=True: torch.load {what}{cure}"
 
 
 def _hidden(entry: Entry) -> str:

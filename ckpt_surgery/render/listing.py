@@ -44,14 +44,16 @@ class Folded:
 
 
 def fold(entries: Sequence[Entry]) -> list[Folded]:
-    """Return entries of one shape and type whose names differ in a number between dots, as one."""
+    """Return entries of one form whose names differ in a number between dots, as one."""
     folds = fold_names((entry.name, _kind(entry)) for entry in entries)
     return [Folded(f.pattern, tuple(entries[index] for index in f.indices)) for f in folds]
 
 
 def _kind(entry: Entry) -> Hashable:
     tensor = entry.tensor
-    return None if tensor is None else (tensor.shape, tensor.dtype.name, tensor.described_layout)
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.dtype.name, tensor.described_layout, tensor.device
 
 
 @dataclass(slots=True)

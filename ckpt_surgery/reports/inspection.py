@@ -12,6 +12,7 @@ from ckpt_surgery.torch_objects.kinds import plain_value, type_name
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats
+    from ckpt_surgery.torch_objects.safe_loading import SafeLoading
     from ckpt_surgery.training.documents import AverageFacts, TrainingFacts
 
 
@@ -75,6 +76,11 @@ class InspectReport:
     """By the path of another entry."""
     averaged: Mapping[str, int] = field(default_factory=dict)
     """By the path of a moving average: how many models it has taken in."""
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By the path of another entry: the plain values in it, by their paths there."""
+    weights_only: SafeLoading | None = None
+    """Whether ``torch.load(weights_only=True)`` takes the file; None without a pickle, or if it was
+    not asked for."""
     averages: tuple[AverageFacts, ...] = ()
     """The moving averages, wherever they lie."""
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -107,6 +113,7 @@ class InspectReport:
             "globals": list(self.globals),
             "declared_architecture": self.declared or None,
             "shards": list(self.files),
+            "weights_only": None if self.weights_only is None else self.weights_only.to_dict(),
         }
 
     def _state_dict(self, state_dict: StateDict) -> dict[str, Any]:
@@ -156,6 +163,11 @@ class InspectReport:
             found["tensors"] = len(other.tensors)
             found["nbytes"] = sum(tensor.nbytes for tensor in other.tensors)
         found |= self.details.get(other.path, {})
+        values = dict(self.values.get(other.path, {}))
+        if "" in values:
+            found["value"] = values.pop("")
+        if values:
+            found["values"] = values
         if other.path in self.training:
             found["training"] = self.training[other.path].to_dict()
         return found

@@ -86,11 +86,13 @@ def assemble(
     notes: tuple[str, ...] = (),
     unwritable: str = "",
     names: Iterable[Global] | None = None,
+    opcodes: frozenset[int] = frozenset(),
     limits: Limits = DEFAULT_LIMITS,
 ) -> Checkpoint:
     """Describe a graph whose persistent ids were resolved to storages.
 
     `names` are the classes and functions that the pickle names; None: those left in its graph.
+    `opcodes` are the rarer ones in it.
 
     Raises `DamagedFileError` if a tensor does not fit its storage or a name stands twice, and
     `LimitExceededError` if the graph is too deep or its paths are too long.
@@ -118,6 +120,7 @@ def assemble(
         notes=(*notes, *survey.notes),
         unwritable=unwritable,
         replaced=survey.tensors.modern,
+        opcodes=opcodes,
     )
 
 

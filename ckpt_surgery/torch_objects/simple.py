@@ -61,6 +61,17 @@ def find_simple(checkpoint: Checkpoint) -> Iterator[tuple[str, Node, Node]]:
                 yield trail.path, node, value
 
 
+def is_simple(node: Object) -> bool:
+    """Return whether an object is hardly more than a plain value, which can take its place."""
+    return _simple(node) is not NOT_SIMPLE
+
+
+def plain_form(node: Object) -> Node:
+    """Return the plain value that an object stands for, itself if it is more than that."""
+    value = _simple(node)
+    return node if value is NOT_SIMPLE else value
+
+
 def _simple(node: Object, now: Now = lambda node: node) -> Node:
     """Return the plain value that an object stands for, `NOT_SIMPLE` if it is more than that."""
     name = type_name(node)

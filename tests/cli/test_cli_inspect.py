@@ -136,7 +136,7 @@ def test_footer_tells_what_lies_beside(folder, invoke):
         "state_dict_ema (ema)",
         "  epoch = 3",
         "  arch = 'net'",
-        "  args: argparse.Namespace",
+        "  args: lr = 0.1 (argparse.Namespace)",
     ):
         assert line in output.splitlines()
     assert "  optimizer: SGD, 1 group, lr 0.1, 8 states by order and shapes" in output

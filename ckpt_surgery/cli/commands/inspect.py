@@ -125,6 +125,7 @@ def _inspected(
         params_only=params_only,
         stats=stats,
         recognise=not (ctx.params["keys"] or ctx.params["csv"]),
+        look_beside=not (ctx.params["keys"] or ctx.params["csv"]),
         progress=bar,
     )
 
