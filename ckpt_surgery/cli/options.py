@@ -74,7 +74,8 @@ at_option = click.option(
 hash_name_option = click.option(
     "--hash-name",
     is_flag=True,
-    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth.",
+    help="Put the file's SHA-256 into its name, as torch.hub expects: name-f37072fd.pth. One that "
+    "is there is renewed.",
 )
 
 selection_options = all_of(

@@ -40,12 +40,14 @@ class LayoutOptions:
 
     `metadata` are texts to be put into the file beside the tensors, `duplicate_ties` says that
     tied tensors are written once for each name. `max_shard_size` is the most bytes of tensors in
-    one shard; None keeps the shards of the input, or takes 5 GB.
+    one shard; None keeps the shards of the input, or takes 5 GB. `nameless`: nothing that the
+    input was called goes into the file, so that equal weights give equal bytes.
     """
 
     metadata: Mapping[str, str] = field(default_factory=dict)
     duplicate_ties: bool = False
     max_shard_size: int | None = None
+    nameless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, join_path
@@ -54,22 +55,23 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
 
 
 def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
-    """Place every byte of the archive; there are no `options` for it."""
-    del options
-    archive = _lay_out_torch_zip(checkpoint)
+    """Place every byte of the archive; its root folder is called after a file, if that may be."""
+    archive = _lay_out_torch_zip(checkpoint, nameless=options.nameless)
     sources = [record.source for record in archive.records]
     return Layout((FileLayout("", archive.nbytes, sources, archive.write),))
 
 
-def _lay_out_torch_zip(checkpoint: Checkpoint) -> ZipLayout:
+def _lay_out_torch_zip(checkpoint: Checkpoint, *, nameless: bool) -> ZipLayout:
     """Return where every byte of the archive for `checkpoint` goes, before any is written.
 
-    A file that was an archive keeps its root folder, its generation of records and whatever else
-    it holds; every other one becomes what torch 2.13 would write.
+    A file that was an archive keeps its root folder (unless it is to be `nameless`), its generation
+    of records and whatever else it holds; every other one becomes what torch 2.13 would write.
     """
     container = checkpoint.container
     if not isinstance(container, Container):
         container = MODERN
+    if nameless:
+        container = replace(container, root=MODERN.root)
     lowered = lower(checkpoint)
     pickled = lowered.emit()
     if container.original and _keep_their_places(container, pickled):

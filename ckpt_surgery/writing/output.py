@@ -21,6 +21,7 @@ _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
 
 
 HASH_DIGITS: Final = 8
+_OWN_HASH: Final = re.compile(r"-[a-f0-9]{8,64}$")
 
 
 ProgressBar = Callable[[int], AbstractContextManager[Progress]]
@@ -37,11 +38,12 @@ class Output:
     speak. What the format cannot hold is left out with `allow_loss`, and refused without; plain
     values among it go into the JSON file `sidecar`. `options` are for the format's layout. With
     `hash_name` the first eight digits of the file's SHA-256 go into its name, as torch.hub expects:
-    ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``. `beside` are other files that are written
-    with it, such as a record. With `plain` numpy scalars, Namespaces and paths are written as plain
-    values; `device` (``cpu``) is said of all tensors, wherever they were saved. With `verify` what
-    is copied is compared with the checksums of its file, also in a dry run; None does so where a
-    digest of the output is taken: for `hash_name`, and if it is `recorded`.
+    ``resnet18.pth`` becomes ``resnet18-f37072fd.pth``; a hash that the name has is renewed.
+    `beside` are other files that are written with it, such as a record. With `plain` numpy scalars,
+    Namespaces and paths are written as plain values; `device` (``cpu``) is said of all tensors,
+    wherever they were saved. With `verify` what is copied is compared with the checksums of its
+    file, also in a dry run; None does so where a digest of the output is taken: for `hash_name`,
+    and if it is `recorded`.
     """
 
     path: PathLike | None = None
@@ -124,8 +126,11 @@ class Output:
         """Raise `WriteError` if anything that is written is one of `inputs`, also in a dry run.
 
         Only the input that is replaced in place may be; it is not told apart from the others here.
+        A name that a hash is yet to be put into is not that of the output.
         """
         place = self.path if self.path is not None else self.stream
+        if self.hash_name:
+            place = None
         own = [] if place is None else [Role(OUTPUT, place)]
         sidecar = [] if self.sidecar is None else [Role("'--sidecar'", self.sidecar)]
         require_distinct([*own, *sidecar, *self.beside], [Role(INPUT, file) for file in inputs])
@@ -138,9 +143,14 @@ class Output:
                 fields=("hash_name",),
             )
         name = Path(self.path).name
-        if _HASH_IN_NAME.search(Path(self.path).stem + "."):
+        if _HASH_IN_NAME.search(without_hash(Path(self.path).stem) + "."):
             raise UsageError(
                 f"'hash_name': torch.hub would take a part of '{name}' for the hash",
                 fields=("hash_name",),
                 hint="use a name without a dash before hexadecimal digits and a dot",
             )
+
+
+def without_hash(stem: str) -> str:
+    """Return a file's name, without its suffix, without a hash at its end."""
+    return _OWN_HASH.sub("", stem) or stem

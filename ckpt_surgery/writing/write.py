@@ -17,7 +17,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
-from ckpt_surgery.writing.output import HASH_DIGITS, Output
+from ckpt_surgery.writing.output import HASH_DIGITS, Output, without_hash
 from ckpt_surgery.writing.target import output_format, require_held, require_honoured, without
 from ckpt_surgery.writing.verifying import read_through, unchecked_nbytes, verified
 
@@ -191,7 +191,8 @@ def laid_out(
         require_held(checkpoint, target, refused)
     held = replace(without(checkpoint, losses), format=target.name)
     require_held(checkpoint, target, [loss for loss in target.losses(held) if loss.refused])
-    return held, target.lay_out(held, output.options), losses, beside
+    options = replace(output.options, nameless=output.hash_name)
+    return held, target.lay_out(held, options), losses, beside
 
 
 def _beside(checkpoint: Checkpoint, output: Output, losses: Sequence[Loss]) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def _named_by_content(layout: Layout, output: Output) -> Output:
     with scheduled(layout.sources, Computing()):
         layout.files[0].write(digest)
     path = Path(output.path)
-    name = f"{path.stem}-{digest.hexdigest()[:HASH_DIGITS]}{path.suffix}"
+    name = f"{without_hash(path.stem)}-{digest.hexdigest()[:HASH_DIGITS]}{path.suffix}"
     return replace(output, path=path.with_name(name), hash_name=False)
 
 

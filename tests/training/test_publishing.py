@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +149,7 @@ def test_the_name_has_the_hash_that_torch_hub_checks(trained: Path, tmp_path: Pa
         written.as_uri(), model_dir=str(tmp_path / "hub"), check_hash=True, progress=False
     )
     network().load_state_dict(loaded["state_dict"])
-    with pytest.raises(ckpt.WriteError, match="already exists"):
-        ckpt.strip(trained, target, training_state=True)
+    assert ckpt.strip(trained, target, training_state=True).output == report.output
     dry = ckpt.strip(
         trained, Output(tmp_path / "net.pth", hash_name=True, dry_run=True), training_state=True
     )
@@ -166,6 +167,42 @@ def test_the_weights_alone_load_as_torch_hub_gives_them(trained: Path, tmp_path:
         progress=False,
     )
     network().load_state_dict(loaded)
+
+
+def hash_named(source: Path, output: Path) -> str:
+    report = ckpt.convert(source, Output(output, hash_name=True))
+    return str(report.output)
+
+
+def test_the_same_weights_get_the_same_name_whatever_the_input_was_called(tmp_path: Path) -> None:
+    """It is that of what torch writes into a stream, and does not leak the input's name."""
+    weights = network().state_dict()
+    stream = io.BytesIO()
+    torch.save(weights, stream)
+    expected = hashlib.sha256(stream.getvalue()).hexdigest()[:8]
+    for name in ("secret-project.pth", "b.pt"):
+        torch.save(weights, tmp_path / name)
+        torch.save(weights, tmp_path / f"old-{name}", _use_new_zipfile_serialization=False)
+        for each in (name, f"old-{name}"):
+            (tmp_path / each).with_suffix("").mkdir()
+            written = hash_named(tmp_path / each, (tmp_path / each).with_suffix("") / "n.pth")
+            assert Path(written).name == f"n-{expected}.pth"
+            assert Path(written).read_bytes() == stream.getvalue()
+
+
+def test_a_hash_that_the_name_has_is_renewed(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3), "v": torch.ones(2)}, tmp_path / "a.pth")
+    first = Path(hash_named(tmp_path / "a.pth", tmp_path / "net-0123abcd.pth"))
+    torch.hub.load_state_dict_from_url(
+        first.as_uri(), model_dir=str(tmp_path / "hub"), check_hash=True, progress=False
+    )
+    cut = ckpt.strip(first, Output(first, hash_name=True), ckpt.selection(keys=["w"]))
+    second = Path(str(cut.output))
+    assert first.exists()
+    assert second != first
+    assert [len(each.name) for each in (first, second)] == [len("net-01234567.pth")] * 2
+    with pytest.raises(ckpt.WriteError, match="the output is the input"):
+        ckpt.convert(second, Output(second, hash_name=True))  # nothing changes, nor does the name
 
 
 @pytest.mark.parametrize(
