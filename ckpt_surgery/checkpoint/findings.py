@@ -24,6 +24,7 @@ Rule = Literal[
     "not-finite",
     "values",
     "digest",
+    "signature",
     "policy",
 ]
 
@@ -43,6 +44,7 @@ RULES: Final[dict[Rule, str]] = {
     "not-finite": "A tensor holds NaN or infinity",
     "values": "The elements of a tensor are unusual",
     "digest": "The model or the file is not the one that the digest is of",
+    "signature": "A signature is not of the key, or not of these bytes",
     "policy": "The file is not what the policy allows",
 }
 """What each kind of finding says of a file."""

@@ -55,6 +55,11 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "diff": ("ckpt_surgery.cli.commands.diff:diff", "Say what differs between two checkpoints."),
     "hash": ("ckpt_surgery.cli.commands.hash:hash_", "Say what a model is by one digest."),
+    "sign": ("ckpt_surgery.cli.commands.sign:sign", "Sign a model, and where it comes from."),
+    "bom": (
+        "ckpt_surgery.cli.commands.bom:bom",
+        "Print a bill of materials of models (CycloneDX).",
+    ),
     "completion": (
         "ckpt_surgery.cli.commands.completion:completion",
         "Print a script that completes ckpt in a shell.",

@@ -39,6 +39,17 @@ def finish(
     given = ctx.params
     if given["record"] is not None:
         _record(ctx, report, given["record"], force=given["force"])
+    return print_report(ctx, report, show, stream)
+
+
+def print_report(
+    ctx: click.Context,
+    report: _Report,
+    show: Callable[[_Report, Screen], None],
+    stream: TextIO | None = None,
+) -> int:
+    """Print a report, for people by `show`; its exit code."""
+    given = ctx.params
     stream = stream or report_stream(given)
     if given["quiet"] or stream is None:
         return report.exit_code

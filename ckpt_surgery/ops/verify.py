@@ -26,6 +26,7 @@ from ckpt_surgery.formats.other_formats import other_formats
 from ckpt_surgery.formats.pickle_scan import FoundPickle, find_pickles
 from ckpt_surgery.formats.torch_zip import PICKLE, forget_archive
 from ckpt_surgery.ops.digest_lists import DigestList
+from ckpt_surgery.ops.proofs import Proofs, proved
 from ckpt_surgery.ops.salvage import damage
 from ckpt_surgery.ops.verify_digests import DigestChecks
 from ckpt_surgery.ops.verify_policy import Policy
@@ -55,7 +56,8 @@ class Checks:
     `values` looks at every element, and imports torch. `require_checksums` makes it an error that
     bytes have no checksum, `strict` every warning one. `digests` are those of which the file must
     have one: ``ckpt1:…`` of a model, or SHA-256 of the whole file; `lists` say more of them, of
-    which all that are about the file must be right. `policy` says what is allowed.
+    which all that are about the file must be right. `policy` says what is allowed, `proofs` are
+    signatures that it is to have.
     """
 
     values: bool = False
@@ -64,6 +66,7 @@ class Checks:
     digests: Sequence[str] = ()
     lists: Sequence[DigestList] = ()
     policy: Policy | None = None
+    proofs: Proofs | None = None
 
 
 def verify(
@@ -82,7 +85,10 @@ def verify(
         try:
             file = opened(source) if isinstance(source, str | os.PathLike) else source
             with closing(file):
-                verdicts.append(_Inspection(file, checks, threads, progress).verdict())
+                verdict = _Inspection(file, checks, threads, progress).verdict()
+                verdicts.append(
+                    verdict if checks.proofs is None else proved(verdict, checks.proofs)
+                )
         except ReadError as error:
             failures.append(Failure.of(error, names[-1]))
     return VerifyReport(tuple(names), tuple(verdicts), tuple(failures), strict=checks.strict)

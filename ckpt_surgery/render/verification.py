@@ -79,6 +79,9 @@ def _facts(verdict: Verdict) -> Iterator[str]:
         yield "torch.load(weights_only=True) loads it"
     for digest in verdict.digests:
         yield f"digest: {digest}"
+    for proof in verdict.proofs:
+        says = f"{printable(proof['says'], _LONGEST)}; " if proof["says"] else ""
+        yield f"{proof['kind']}: {says}signed with the key {proof['key']}"
 
 
 def _show_salvaged(report: SalvageReport, screen: Screen) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ class Verdict:
 
     `format` is None for what is no checkpoint, or too damaged to say; `weights_only` for a file
     without a pickle. `tensors` is the number of those whose values were looked at, None without.
+    `proofs` are signatures that are right: their kind, file and key, and what a record says.
     """
 
     file: str
@@ -64,6 +65,7 @@ class Verdict:
     weights_only: WeightsOnly | None = None
     tensors: int | None = None
     digests: tuple[str, ...] = ()
+    proofs: tuple[Mapping[str, str], ...] = ()
 
     def count(self, severity: Severity) -> int:
         return sum(finding.severity == severity for finding in self.findings)
@@ -86,6 +88,7 @@ class Verdict:
             "weights_only": None if self.weights_only is None else self.weights_only.to_dict(),
             "tensors": self.tensors,
             "digests": list(self.digests),
+            "proofs": [dict(each) for each in self.proofs],
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from ckpt_surgery.cli.types import InputFile, OutputFile
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.ops.digest_lists import DigestList
+from ckpt_surgery.ops.proofs import Proofs
 from ckpt_surgery.ops.verify_digests import is_digest
 from ckpt_surgery.ops.verify_policy import parse_policy
 from ckpt_surgery.render.plain import to_json, write_json, write_jsonl
@@ -32,6 +34,7 @@ _FORMS: Final = {"json": "as_json"}  # options whose parameter has another name
     cls=Command,
     headings={
         "What to check": ("values", "require_checksums", "strict", "against_hash", "policy"),
+        "Signatures": ("signature", "statement", "public_key"),
         "Salvage": ("salvage", "force"),
     },
 )
@@ -55,6 +58,24 @@ _FORMS: Final = {"json": "as_json"}  # options whose parameter has another name
     metavar="POLICY",
     type=InputFile(),
     help="What is allowed, as TOML: globals, types, sizes, names.",
+)
+@click.option(
+    "--signature",
+    metavar="SIG",
+    type=InputFile(),
+    help="FILE has this signature of 'ckpt sign' or model-signing.",
+)
+@click.option(
+    "--statement",
+    metavar="INTOTO",
+    type=InputFile(),
+    help="FILE is the output of the edit in this signed record of 'ckpt sign --record'.",
+)
+@click.option(
+    "--public-key",
+    metavar="PEM",
+    type=InputFile(),
+    help="The key of which the signature is to be.",
 )
 @click.option(
     "--salvage",
@@ -85,6 +106,7 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
       ckpt verify model.pth --policy policy.toml --strict
       ckpt verify model.pth --against-hash ckpt1:2e64560...
       ckpt verify checkpoints/ --against-hash DIGESTS
+      ckpt verify model.pth --signature model.pth.sig --public-key key.pub
       ckpt verify cut.pth --salvage rest.pth
     """
     sources = sources_of(ctx)
@@ -96,6 +118,7 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
         raise UsageError("'--force' is about the output of '--salvage'")
     if given["salvage"] is not None and (len(sources) > 1 or not isinstance(sources[0], str)):
         raise UsageError("'--salvage' takes one FILE that is named")
+    _require_key(given, sources)
     progress = None if given["quiet"] else progress_bar(color=color_of(ctx))
     report = verb.verify(sources, _checks(ctx), threads=given["threads"], progress=progress)
     if given["salvage"] is not None and not report.failures:
@@ -117,7 +140,21 @@ def _checks(ctx: click.Context) -> verb.Checks:
         digests=[each for each in against if is_digest(each)],
         lists=[_list(each) for each in against if not is_digest(each)],
         policy=None if policy is None else parse_policy(read_text(policy, "--policy"), policy),
+        proofs=None
+        if given["public_key"] is None
+        else Proofs(given["public_key"], given["signature"], given["statement"]),
     )
+
+
+def _require_key(given: Mapping[str, Any], sources: Sequence[PathLike | Source]) -> None:
+    """Raise `UsageError` for signatures without a key, a key without them, or several files."""
+    signatures = given["signature"] is not None or given["statement"] is not None
+    if signatures != (given["public_key"] is not None):
+        raise UsageError(
+            "'--public-key' goes with '--signature' or '--statement', and they with it"
+        )
+    if signatures and (len(sources) > 1 or not isinstance(sources[0], str)):
+        raise UsageError("'--signature' and '--statement' take one FILE that is named")
 
 
 def _list(name: str) -> DigestList:
