@@ -18,7 +18,6 @@ from pathlib import Path
 import click
 
 from ckpt_surgery.cli.main import COMMANDS, cli
-from ckpt_surgery.cli.types import FormatName
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
 _BLOCK = re.compile(r"(<!-- options: (\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
@@ -36,8 +35,6 @@ def describe(option: click.Option) -> tuple[str, str]:
     value = option.metavar or ""
     if isinstance(option.type, click.Choice):
         value = "|".join(map(str, option.type.choices))
-    elif isinstance(option.type, FormatName):
-        value = option.type.get_metavar(option).strip("[]")
     if value:
         names = names[:-1] + f" {value}`"
     text = option.help or ""

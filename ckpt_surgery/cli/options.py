@@ -143,7 +143,9 @@ new_file_options = all_of(
         "--format",
         "output_format",
         type=FormatName(),
-        help="Format of the output, whatever OUT is called.",
+        metavar="FORMAT",
+        help="Format of the output, whatever OUT is called: torch-zip, safetensors, "
+        "safetensors-index, torch-index, dcp or torch-legacy.",
     ),
     click.option(
         "--allow-loss",

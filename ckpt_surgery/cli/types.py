@@ -88,13 +88,6 @@ class FormatName(TextType):
 
     name = "format"
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return the names, which are looked up only for help and errors."""
-        del param, ctx
-        from ckpt_surgery.formats.registry import writable
-
-        return f"[{'|'.join(writable())}]"
-
     def shell_complete(
         self,
         ctx: click.Context,  # noqa: ARG002 - Click's signature

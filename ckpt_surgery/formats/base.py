@@ -96,8 +96,9 @@ class Format(ABC):
 
     `name` is what reports and ``--format`` call it, `suffixes` (of file names, in lower case)
     choose it for an output, `title` is what messages call a file of it. A format that is only
-    read names in `written_as` the one that holds what it gives. `of_directories` says that its
-    checkpoints are directories and not files, `honours` which `LayoutOptions` it carries out.
+    read, or written only if asked for, names in `written_as` the one that holds what it gives.
+    `of_directories` says that its checkpoints are directories and not files, `honours` which
+    `LayoutOptions` it carries out.
     """
 
     name: ClassVar[str]
@@ -106,6 +107,11 @@ class Format(ABC):
     written_as: ClassVar[str] = ""
     of_directories: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether it can be written: it has a `lay_out` of its own."""
+        return type(self).lay_out is not Format.lay_out
 
     @abstractmethod
     def sniff(self, source: Source) -> bool:

@@ -33,7 +33,14 @@ FORMATS: Final[dict[str, str]] = {
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",
 }
 
-WRITABLE: Final = ("torch-zip", "safetensors", "safetensors-index", "torch-index", "dcp")
+WRITABLE: Final = (
+    "torch-zip",
+    "torch-legacy",
+    "safetensors",
+    "safetensors-index",
+    "torch-index",
+    "dcp",
+)
 """Those of the table that can be written, for who lists them without importing any."""
 
 DEFAULT: Final = "torch-zip"
@@ -74,7 +81,7 @@ def added() -> Iterator[Format]:
 
 def writable() -> list[str]:
     """Return the names of the formats that can be written, those of other packages included."""
-    return [*WRITABLE, *(each.name for each in added() if not each.written_as)]
+    return [*WRITABLE, *(each.name for each in added() if each.is_writable)]
 
 
 def of_suffix(suffix: str) -> Format | None:
@@ -85,7 +92,7 @@ def of_suffix(suffix: str) -> Format | None:
     if not suffix:
         return None
     for each in chain(built_in(), added()):
-        if suffix in each.suffixes and not each.written_as:
+        if suffix in each.suffixes and each.is_writable:
             return each
     if suffix in _OF_OTHERS:
         raise UsageError(

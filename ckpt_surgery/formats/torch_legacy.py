@@ -7,14 +7,14 @@ storage. The reference is ``torch/serialization.py`` (`_legacy_save`, `_legacy_l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
-from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import (
@@ -31,8 +31,8 @@ from ckpt_surgery.torch_objects.calls import sizes
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id, text
 
-_MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
-_PROTOCOL_VERSION: Final = 1001
+MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
+PROTOCOL_VERSION: Final = 1001
 
 _LONGEST_MAGIC: Final = 64
 """More bytes than a pickle of the magic number takes in any protocol."""
@@ -63,6 +63,19 @@ class TorchLegacy(Format):
         """Describe the file; raises as `_read_legacy` does."""
         return _read_legacy(source, limits)
 
+    def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
+        """Return what is not in the graph of the pickle, and tensors of later types."""
+        from ckpt_surgery.formats.torch_legacy_write import losses
+
+        return losses(checkpoint)
+
+    def lay_out(self, checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
+        """Place every byte; there are no `options` for it."""
+        from ckpt_surgery.formats.torch_legacy_write import layout
+
+        del options
+        return layout(checkpoint)
+
 
 def _looks_like_legacy(file: Source) -> bool:
     """Return whether the file begins with a pickle of the magic
@@ -73,7 +86,7 @@ def _looks_like_legacy(file: Source) -> bool:
         root = parse(head).root
     except ReadError:
         return False
-    return type(root) is int and root == _MAGIC_NUMBER
+    return type(root) is int and root == MAGIC_NUMBER
 
 
 def _read_legacy(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
@@ -112,7 +125,7 @@ def _begun(file: Source, limits: Limits) -> PickleSequence:
             "its first block is a header of a tar archive as well, which torch would read instead"
         )
     sequence = PickleSequence(ByteRange(file, 0, file.size), limits)
-    for what, expected in (("magic number", _MAGIC_NUMBER), ("protocol", _PROTOCOL_VERSION)):
+    for what, expected in (("magic number", MAGIC_NUMBER), ("protocol", PROTOCOL_VERSION)):
         found = sequence.pickle().root
         if type(found) is not int or found != expected:
             raise DamagedFileError(f"the {what} is not {expected}")

@@ -47,11 +47,13 @@ class Lowered:
     replaced: Mapping[int, Node]
     devices: Mapping[str, str] = field(default_factory=dict)
 
-    def emit(self, keys: Mapping[Storage, str] | None = None) -> Pickled:
+    def emit(self, keys: Mapping[Storage, str] | None = None, *, views: bool = False) -> Pickled:
         """Return the pickle; storages are numbered from 0 in the order
         of visiting unless `keys` say.
+
+        With `views` the ids of storages end as those before torch 1.6, which could be views.
         """
-        naming = _StorageNaming(keys, self.devices)
+        naming = _StorageNaming(keys, self.devices, (None,) if views else ())
         data = emit(self.root, persistent_id=naming.persistent_id, replaced=self.replaced)
         return Pickled(data, naming.keys)
 
@@ -62,6 +64,7 @@ class _StorageNaming:
 
     wanted: Mapping[Storage, str] | None
     devices: Mapping[str, str]
+    end: tuple[None, ...]
     keys: dict[Storage, str] = field(default_factory=dict)
     _classes: dict[str, Global] = field(default_factory=dict)
     _locations: dict[str, str] = field(default_factory=dict)
@@ -76,11 +79,12 @@ class _StorageNaming:
             self.keys[storage] = key
         pid = None if storage.device in self.devices else node.pid
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[3], str):
-            if len(pid) == 5 and pid[2] == key and pid[4] == storage.numel:
+            if pid[5:] == self.end and pid[2] == key and pid[4] == storage.numel:
                 return pid
             kind = pid[0] if isinstance(pid[0], str) else "storage"  # one object in all of them
-            return (kind, pid[1], key, pid[3], storage.numel)
-        return ("storage", self._class(storage), key, self._location(storage), storage.numel)
+            return (kind, pid[1], key, pid[3], storage.numel, *self.end)
+        location = self._location(storage)
+        return ("storage", self._class(storage), key, location, storage.numel, *self.end)
 
     def _location(self, storage: Storage) -> str:
         location = self.devices.get(storage.device, storage.device)

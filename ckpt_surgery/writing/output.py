@@ -94,7 +94,7 @@ class Output:
         """
         if self.format is not None:
             chosen = self._format_asked_for(self.format)
-            if chosen.written_as:
+            if not chosen.is_writable:
                 raise UsageError(
                     f"'format {self.format}': {chosen.title} can only be read",
                     fields=("format",),

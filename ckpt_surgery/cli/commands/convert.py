@@ -18,6 +18,7 @@ from ckpt_surgery.cli.options import (
 )
 from ckpt_surgery.cli.output import finish_edit
 from ckpt_surgery.cli.types import KeyName, StateDictPath
+from ckpt_surgery.errors import UsageError
 
 if TYPE_CHECKING:
     from ckpt_surgery.ops.convert import ConvertRequest
@@ -62,6 +63,9 @@ if TYPE_CHECKING:
     help="Refuse a cast that changes a number by more than SHARE of it: 0.004. A number that "
     "becomes zero changes by 1.",
 )
+@click.option(
+    "--legacy", is_flag=True, help="Write the format of torch before 1.6: --format torch-legacy."
+)
 @hash_name_option
 @output_options
 @many_outputs_options
@@ -85,6 +89,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert runs/ --output-template '{parent}/{stem}.safetensors'
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
       ckpt convert model.pth --dtype bf16 --dtype 'head.**=float32' -o half.pth
+      ckpt convert model.pth --legacy -o for-torch-1.5.pth
       ckpt convert m.pth --format safetensors-index --max-shard-size 5GB -o DIR
       ckpt convert train.pth --format dcp -o DIR
       ckpt convert DIR -o train.pth
@@ -97,6 +102,10 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
         request = request_of(ctx)
         return edit_each(ctx, lambda s, o: verb.convert(s, o, request), hash_name=hash_name)
     output = replace(output_of(ctx), hash_name=hash_name)
+    if ctx.params["legacy"]:
+        if output.format not in {None, "torch-legacy"}:
+            raise UsageError(f"'--legacy' and '--format {output.format}' contradict each other")
+        output = replace(output, format="torch-legacy")
     report = verb.convert(source_of(ctx), output, request_of(ctx))
     return finish_edit(ctx, report)
 
