@@ -25,6 +25,7 @@ from ckpt_surgery.cli.base import (
 from ckpt_surgery.cli.types import (
     CheckpointFile,
     FormatName,
+    FormatOption,
     InputFile,
     KeyName,
     OutputFile,
@@ -142,10 +143,10 @@ new_file_options = all_of(
     click.option(
         "--format",
         "output_format",
+        cls=FormatOption,
         type=FormatName(),
         metavar="FORMAT",
-        help="Format of the output, whatever OUT is called: torch-zip, safetensors, "
-        "safetensors-index, torch-index, dcp or torch-legacy.",
+        help="Format of the output, whatever OUT is called.",
     ),
     click.option(
         "--allow-loss",

@@ -99,6 +99,17 @@ class FormatName(TextType):
         return _items(name for name in writable() if name.startswith(incomplete))
 
 
+class FormatOption(click.Option):
+    """An option for the name of a format, whose help says which there are."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return how it is written and what it does; the names are looked up only for help."""
+        from ckpt_surgery.formats.registry import writable
+
+        record = super().get_help_record(ctx)
+        return record and (record[0], f"{record[1]} There are {', '.join(writable())}.")
+
+
 class StateDictPath(TextType):
     """The path of a state dict in the file."""
 
