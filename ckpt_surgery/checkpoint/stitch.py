@@ -8,8 +8,8 @@ from math import prod
 from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import DamagedFileError
-from ckpt_surgery.fileio import CHUNK, Bytes, ByteSource
-from ckpt_surgery.fileio.ranges import as_bytes
+from ckpt_surgery.fileio import CHUNK, ByteRange, Bytes, ByteSource
+from ckpt_surgery.fileio.ranges import as_bytes, wholes_of
 
 _MOST_DIMENSIONS: Final = 64  # torch's own limit
 _AHEAD: Final = 1 << 18  # bytes of each chunk that are read at a time
@@ -50,11 +50,12 @@ def stitch(shape: Sequence[int], itemsize: int, chunks: Sequence[Chunk]) -> Byte
         return Bytes(b"")
     held = [chunk for chunk in chunks if prod(chunk.sizes)]
     tiling = _tiled(held, shape, 0)
+    wholes = tuple(dict.fromkeys(whole for chunk in held for whole in wholes_of(chunk.data)))
     parts = [part for _, part in tiling]
     if all(isinstance(part, Chunk) for part in parts):
         data = [part.data for part in parts if isinstance(part, Chunk)]
-        return data[0] if len(data) == 1 else _Concatenated(tuple(data))
-    return _Stitched(tiling, itemsize, prod(shape) * itemsize)
+        return data[0] if len(data) == 1 else _Concatenated(tuple(data), wholes)
+    return _Stitched(tiling, itemsize, prod(shape) * itemsize, wholes)
 
 
 def _tiled(chunks: Sequence[Chunk], shape: Sequence[int], dimension: int) -> _Tiling:
@@ -93,9 +94,10 @@ def _require_whole(chunk: Chunk, shape: Sequence[int], dimension: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Concatenated:
-    """Sources one after the other."""
+    """Sources one after the other; `wholes` are ranges that they have parts of."""
 
     parts: tuple[ByteSource, ...]
+    wholes: tuple[ByteRange, ...]
 
     @property
     def nbytes(self) -> int:
@@ -113,11 +115,12 @@ class _Concatenated:
 
 @dataclass(frozen=True, slots=True)
 class _Stitched:
-    """Rows that are put together from several chunks."""
+    """Rows put together from several chunks; `wholes` are ranges that they are parts of."""
 
     tiling: _Tiling
     itemsize: int
     nbytes: int
+    wholes: tuple[ByteRange, ...]
 
     @property
     def crc32(self) -> None:

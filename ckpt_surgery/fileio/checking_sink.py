@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 from ckpt_surgery.fileio.buffers import ReadBuffer
-from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, PartOfRange
+from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, wholes_of
 from ckpt_surgery.fileio.sink import Sink, copy_chunks
 
 
@@ -45,8 +45,7 @@ class CheckingSink:
         Raises DamagedFileError if they, or those of the range that they are a part of, are not
         those of its checksum.
         """
-        whole = source.whole if isinstance(source, PartOfRange) else None
-        if whole is not None:
+        for whole in wholes_of(source):
             self._require(whole)
         if not isinstance(source, ByteRange):
             copy_chunks(source, self)

@@ -41,6 +41,23 @@ class PartOfRange(Protocol):
         """The range that the bytes are from."""
 
 
+@runtime_checkable
+class _PartsOfRanges(Protocol):
+    """A source of bytes of several ranges that have checksums as wholes."""
+
+    @property
+    def wholes(self) -> tuple[ByteRange, ...]:
+        """The ranges that bytes are from without being all of them."""
+
+
+def wholes_of(source: ByteSource) -> tuple[ByteRange, ...]:
+    """Return the ranges with checksums that `source` has parts of."""
+    if isinstance(source, _PartsOfRanges):
+        return source.wholes
+    whole = source.whole if isinstance(source, PartOfRange) else None
+    return () if whole is None else (whole,)
+
+
 @dataclass(frozen=True, slots=True)
 class ByteRange:
     """`nbytes` bytes of `source` from byte `offset` on.

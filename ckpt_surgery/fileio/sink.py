@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 from ckpt_surgery.errors import WriteError
-from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, PartOfRange
+from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, wholes_of
 
 Progress: TypeAlias = Callable[[int], object]
 """Called with the number of bytes that have just been written."""
@@ -64,11 +64,12 @@ def copy_with_crc32(source: ByteSource, sink: Sink, right: set[ByteRange] | None
     right: raises DamagedFileError if not. `right` are those of which that is known, and grows.
     """
     if source.crc32 is None and not isinstance(sink, Unreading):
-        whole = source.whole if isinstance(source, PartOfRange) else None
-        if whole is not None and whole not in (known := set() if right is None else right):
-            for _ in whole.chunks():
-                pass
-            known.add(whole)
+        known = set() if right is None else right
+        for whole in wholes_of(source):
+            if whole not in known:
+                for _ in whole.chunks():
+                    pass
+                known.add(whole)
         return copy_chunks(source, sink)
     sink.copy(source)
     return source.crc32 or 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,6 +17,7 @@ _SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors"})
 _LLAMA: Final = re.compile(r"consolidated\.\d+\.pth")
 _OF_DEEPSPEED: Final = re.compile(r"(.*zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _ZERO: Final = "*_optim_states.pt"
+_INDEX: Final = ".index.json"
 _LATEST: Final = "latest"
 _AFTER_RANK: Final = re.compile(r"^(.*rank[_-]?)(\d+)(?!.*rank[_-]?\d)(.*)$")
 _LAST_NUMBER: Final = re.compile(r"^(.*?)(\d+)(\D*)$")
@@ -80,6 +82,11 @@ def _in_directory(folder: Path) -> RankFiles:
         return RankFiles("deepspeed", (folder,))
     if any(path.name == ".metadata" or path.name.startswith("shard-") for path in files):
         return RankFiles("dcp", (folder,))
+    if any(path.name.endswith(_INDEX) for path in files):
+        raise UsageError(
+            f"'{folder}' holds one checkpoint in shards, and no files of ranks",
+            hint=f"write it as one file: ckpt convert {folder} -o OUT",
+        )
     llama = [path for path in files if _LLAMA.fullmatch(path.name)]
     if llama:
         return RankFiles("llama", tuple(_complete(llama)))
@@ -118,7 +125,7 @@ def _one_group(folder: Path, files: Sequence[Path]) -> list[Path]:
         shown = ", ".join(f"'{name}' ({len(paths)})" for name, paths in chosen.items())
         raise UsageError(
             f"'{folder}' holds several groups of files: {shown[:300]}",
-            hint="name the files of one group",
+            hint=f"name the files of one: {folder}/{next(iter(chosen)).replace('#', '*')}",
         )
     return next(iter(chosen.values()))
 
@@ -142,7 +149,8 @@ def _complete(paths: Sequence[Path]) -> list[Path]:
     count = int(size[1]) if size is not None else max(by_number) + 1
     first = 0 if size is not None else min(by_number)
     expected = range(first, count) if first <= 1 else range(count)
-    missing = [str(number) for number in expected if number not in by_number][: _MOST_NAMED + 1]
+    gaps = (str(number) for number in expected if number not in by_number)
+    missing = list(islice(gaps, _MOST_NAMED + 1))
     if missing:
         shown = ", ".join(missing[:_MOST_NAMED]) + ("…" if len(missing) > _MOST_NAMED else "")
         raise ReadError(f"the files of these ranks are missing: {shown}", path=str(paths[0].parent))

@@ -127,8 +127,9 @@ def test_files_of_ranks_are_found_by_their_numbers(tmp_path):
     consolidate(folder, tmp_path / "o.pth", axes=["w=0"])
     assert torch.load(tmp_path / "o.pth")["w"].tolist() == list(range(12))
     torch.save({"w": torch.ones(1)}, folder / "optim_world_size_12_rank_0.pt")
-    with pytest.raises(UsageError, match="several groups"):
+    with pytest.raises(UsageError, match="several groups") as caught:
         consolidate(folder, tmp_path / "o.pth", axes=["w=0"])
+    assert "model_world_size_12_rank_*.pt" in str(caught.value.hint)
     (folder / "optim_world_size_12_rank_0.pt").unlink()
     (folder / "model_world_size_12_rank_11.pt").unlink()
     with pytest.raises(ReadError, match="missing: 11"):
@@ -141,6 +142,10 @@ def test_directories_without_files_of_ranks_are_refused(tmp_path):
         consolidate(tmp_path / "empty", tmp_path / "o.pth")
     with pytest.raises(UsageError, match="among several inputs"):
         consolidate([tmp_path / "empty", tmp_path / "empty"], tmp_path / "o.pth")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UsageError, match="one checkpoint in shards"):
+        consolidate(tmp_path / "hf", tmp_path / "o.pth")
     torch.save({"epoch": 1}, tmp_path / "rank0.pt")
     with pytest.raises(UsageError, match="no tensor"):
         consolidate([tmp_path / "rank0.pt"], tmp_path / "o.pth")

@@ -238,3 +238,17 @@ def test_missing_files_and_a_pointer_elsewhere_are_refused(tmp_path):
         (folder / "latest").write_text(tag)
         with pytest.raises(ReadError, match="does not name"):
             consolidate(folder, tmp_path / "whole.pth")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_changed_bit_in_a_vector_is_noticed(stage, tmp_path):
+    """Parameters are parts of vectors, whose checksums are of the whole."""
+    folder = save(tmp_path / "saved", stage)
+    path = folder / "global_step5" / OPTIM
+    data = bytearray(path.read_bytes())
+    own = vectors(stage)[1][0].numpy().tobytes()
+    data[data.index(own) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFileError, match="checksum"):
+        consolidate(folder, tmp_path / "whole.pth")
+    assert not (tmp_path / "whole.pth").exists()
