@@ -33,7 +33,7 @@ class ByteSource(Protocol):
 
 
 @runtime_checkable
-class PartOfRange(Protocol):
+class _PartOfRange(Protocol):
     """A source of some bytes of a range that has a checksum as a whole (None: of no such one)."""
 
     @property
@@ -54,7 +54,7 @@ def wholes_of(source: ByteSource) -> tuple[ByteRange, ...]:
     """Return the ranges with checksums that `source` has parts of."""
     if isinstance(source, _PartsOfRanges):
         return source.wholes
-    whole = source.whole if isinstance(source, PartOfRange) else None
+    whole = source.whole if isinstance(source, _PartOfRange) else None
     return () if whole is None else (whole,)
 
 
