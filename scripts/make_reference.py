@@ -1,4 +1,4 @@
-"""Write the lists of options in docs/commands.md, between its markers, from the commands.
+"""Write the options in docs/commands.md, and the screens of help that tests compare with.
 
     python scripts/make_reference.py            bring the file up to date
     python scripts/make_reference.py --check    exit code 1 if it is not
@@ -20,6 +20,7 @@ import click
 from ckpt_surgery.cli.main import COMMANDS, cli
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+SCREENS = Path(__file__).resolve().parents[1] / "tests" / "cli" / "screens"
 _BLOCK = re.compile(r"(<!-- options: (\S+) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -96,16 +97,34 @@ def updated(document: str) -> str:
     return _BLOCK.sub(lambda match: match[1] + made[match[2]] + match[3], document)
 
 
+def help_screens() -> dict[str, str]:
+    """The help of `ckpt` and of every command, as on a terminal of 80 columns, by file names."""
+    shown = {}
+    # of 80 columns Click leaves two empty
+    root = click.Context(cli, info_name="ckpt", terminal_width=78, **cli.context_settings)
+    for name, command in {"ckpt": cli, **commands()}.items():
+        own = root
+        if name != "ckpt":
+            own = click.Context(command, info_name=name, parent=root, **command.context_settings)
+        lines = command.get_help(own).splitlines()
+        shown[f"help-{name}.80.txt"] = "\n".join(line.rstrip() for line in lines) + "\n"
+    return shown
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument("document", type=Path, nargs="?", default=DOCUMENT)
     given = parser.parse_args()
+    screens = help_screens()  # first: Click keeps the option for help as it was first asked for
     old = given.document.read_text(encoding="utf-8")
     new = updated(old)
     if given.check:
         return int(old != new)
     given.document.write_text(new, encoding="utf-8")
+    if given.document == DOCUMENT:
+        for name, text in screens.items():
+            (SCREENS / name).write_text(text, encoding="utf-8")
     return 0
 
 

@@ -8,6 +8,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ckpt_surgery.names.fold import fold
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape, visible
 
@@ -59,7 +60,7 @@ def show(report: DiffReport, view: DiffView, screen: Screen) -> None:
         screen.line("other entries:")
         _show_lines(map(_tree_line, report.others), view, screen)
     for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, 500)}", "yellow")
+        screen.line(f"warning: {printable(warning, 500)}", WARNING)
 
 
 def _file(file: DiffedFile) -> str:

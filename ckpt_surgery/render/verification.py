@@ -7,13 +7,14 @@ from itertools import groupby
 from typing import Final
 
 from ckpt_surgery.checkpoint.findings import Finding
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.reports.verification import SalvageReport, Verdict, VerifyReport
 
 _MOST: Final = 20  # findings of one kind and severity
 _LONGEST: Final = 500  # characters of a message
-_STYLES: Final = {"error": "bold red", "warning": "yellow", "note": "dim"}
+_STYLES: Final = {"error": "bold red", "warning": WARNING, "note": "dim"}
 _ALL_DIGITS: Final = 64
 _LEVELS: Final = ("dangerous", "doubtful", "unknown", "harmless")
 
@@ -87,7 +88,7 @@ def _facts(verdict: Verdict) -> Iterator[str]:
 def _show_salvaged(report: SalvageReport, screen: Screen) -> None:
     screen.line(f"salvaged {count(len(report.tensors), 'tensor')}", "bold")
     for warning in report.warnings:
-        screen.line(f"warning: {printable(warning, _LONGEST)}", "yellow")
+        screen.line(f"warning: {printable(warning, _LONGEST)}", WARNING)
     if report.lost:
         screen.line(f"lost: {len(report.lost):,}")
         for each in report.lost[:_MOST]:

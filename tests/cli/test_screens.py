@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ckpt_surgery.cli.main import COMMANDS as COMMAND_NAMES
+from ckpt_surgery.cli.main import cli
+
 pyte = pytest.importorskip("pyte")
 
 _SCREENS = Path(__file__).with_name("screens")
@@ -29,7 +32,22 @@ COMMANDS = {
     "match": ["match", "wide.pth", "--like", "net.pth"],
     "fit": ["fit", "net.pth", "--like", "wide.pth", "-o", "out.pth"],
     "freeze-plan": ["freeze-plan", "wide.pth", "--freeze-prefix", "backbone"],
+    "freeze-plan-written": ["freeze-plan", "wide.pth", "--train", "head", "--lr", "0.1", "-o",
+                            "plan.json"],
+    "inspect-many": ["inspect", "wide.pth", "train.pth.tar", "net.pth"],
+    "strip-many": ["strip", "wide.pth", "other.pth", "head.bias", "--output-template",
+                   "{stem}-without-its-head{suffix}"],
+    "match-many": ["match", "wide.pth", "net.pth", "--like", "other.pth"],
+    "edit": ["edit", "wide.pth", "--flip", "**.query.weight=0", "-o", "out.pth"],
+    "rename": ["rename", "wide.pth", "--strip-prefix", "backbone", "--allow-unmatched", "-o",
+               "out.pth"],
+    "verify": ["verify", "wide.pth", "cut.pth"],
+    "diff": ["diff", "wide.pth", "other.pth", "--values"],
+    "hash": ["hash", "wide.pth", "other.pth"],
+    "get": ["get", "train.pth.tar"],
 }  # fmt: skip
+ON_BOTH = {"default", "red", "green", "cyan", "magenta"}
+"""Colors of text that can be read on a light and on a dark background."""
 
 
 @pytest.fixture
@@ -43,7 +61,12 @@ def wide(folder: Path) -> Path:
     state["head.bias"] = torch.arange(4.0)
     torch.save(state, folder / "wide.pth")
     torch.save({name: value + 1 for name, value in state.items()}, folder / "other.pth")
+    (folder / "cut.pth").write_bytes((folder / "wide.pth").read_bytes()[:9000])
     return folder
+
+
+def help_file(name: str) -> Path:
+    return _SCREENS / f"help-{name}.80.txt"
 
 
 def rendered(text: str, columns: int) -> list[str]:
@@ -61,6 +84,7 @@ def rendered(text: str, columns: int) -> list[str]:
 def test_screen_is_as_it_was_looked_at(name, columns, wide, at_terminal):
     _, text = at_terminal(*COMMANDS[name], columns=columns)
     lines = rendered(text, columns)
+    assert not any(line.endswith("Traceback") for line in lines)
     file = _SCREENS / f"{name}.{columns}.txt"
     if os.environ.get("CKPT_UPDATE_SCREENS"):
         file.parent.mkdir(exist_ok=True)
@@ -70,4 +94,31 @@ def test_screen_is_as_it_was_looked_at(name, columns, wide, at_terminal):
 
 def test_every_kept_screen_is_tested():
     kept = {path.name for path in _SCREENS.iterdir()}
-    assert kept == {f"{name}.{columns}.txt" for name in COMMANDS for columns in WIDTHS}
+    tables = {f"{name}.{columns}.txt" for name in COMMANDS for columns in WIDTHS}
+    assert kept == tables | {help_file(name).name for name in ["ckpt", *COMMAND_NAMES]}
+
+
+@pytest.mark.parametrize("name", ["inspect", "match", "freeze-plan", "verify", "diff", "merge"])
+def test_colors_are_read_on_light_and_on_dark(name, wide, at_terminal):
+    """No background, no white, no black, no yellow, nothing bright."""
+    screen = pyte.Screen(120, 200)
+    pyte.Stream(screen).feed(at_terminal(*COMMANDS[name], columns=120)[1].replace("\n", "\r\n"))
+    cells = [cell for line in screen.buffer.values() for cell in line.values()]
+    assert {cell.fg for cell in cells} <= ON_BOTH
+    assert {cell.bg for cell in cells} == {"default"}
+    assert not any(cell.reverse for cell in cells)
+
+
+@pytest.mark.parametrize("name", ["ckpt", *COMMAND_NAMES])
+def test_help_is_as_it_was_looked_at_whatever_the_width(name, at_terminal, capsys, monkeypatch):
+    """scripts/make_reference.py writes these anew."""
+    words = [] if name == "ckpt" else [name]
+    _, text = at_terminal(*words, "--help", columns=80)
+    lines = rendered(text, 80)
+    assert lines == help_file(name).read_text(encoding="utf-8").splitlines()
+    assert max(map(len, lines)) <= 80
+    for columns in ("120", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--help"])
+        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == lines
