@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ def load_elements(tensor: Tensor) -> torch.Tensor | None:
     dtype: torch.dtype = getattr(torch, name)
     if not tensor.numel:
         return torch.empty(0, dtype=dtype)
-    stored = torch.frombuffer(_stored_bytes(tensor, tensor.storage), dtype=torch.uint8)
+    stored = _stored_bytes(tensor, tensor.storage)
     if tensor.storage.big_endian:
         width = dtype.itemsize // (2 if dtype.is_complex else 1)
         stored = stored.view(-1, width).flip(1).reshape(-1)
@@ -132,15 +133,26 @@ def _loaded_reader(tensor: Tensor) -> Callable[[int, int], torch.Tensor]:
     return read
 
 
-def _stored_bytes(tensor: Tensor, storage: Storage) -> bytearray:
-    """Return the bytes from the tensor's first element to its last, out of what may be far more."""
+def _stored_bytes(tensor: Tensor, storage: Storage) -> torch.Tensor:
+    """Return the bytes from the tensor's first element to its last, out of what may be far more.
+
+    Raises `DamagedFileError` if they are all of a range, and not those of its checksum.
+    """
+    import torch
+
     start, nbytes = tensor.dtype.nbytes(tensor.offset), tensor.dtype.nbytes(tensor.extent)
     if isinstance(storage.data, ByteRange):
-        return bytearray(storage.data.slice(start, nbytes).read())
+        part = storage.data.slice(start, nbytes)
+        raw = torch.empty(nbytes, dtype=torch.uint8)
+        piece = raw.numpy().data
+        part.source.read_into(part.offset, piece)
+        if part.crc32:
+            part.require_checksum(zlib.crc32(piece))
+        return raw
     data = bytearray()
     for chunk in storage.data.chunks():
         data += chunk
-    return data[start : start + nbytes]
+    return torch.frombuffer(data[start : start + nbytes], dtype=torch.uint8)
 
 
 def require_torch() -> None:

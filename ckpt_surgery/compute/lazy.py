@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Storage, Tensor, contiguous_strides
 from ckpt_surgery.compute.casts import CastTally
+from ckpt_surgery.compute.element_job import ElementJob
+from ckpt_surgery.compute.jobs import JobBytes
 from ckpt_surgery.dtypes import UNTYPED, DType
-from ckpt_surgery.fileio import CHUNK
+from ckpt_surgery.fileio import CHUNK, ByteSource
 
 if TYPE_CHECKING:
     import torch
@@ -64,18 +66,20 @@ def computed_tensor(
     key: str = "",
     big_endian: bool = False,
     tally: CastTally | None = None,
+    workspace: int | None = None,
 ) -> Tensor:
     """Return the description of a contiguous tensor of its own storage,
     whose elements `compute` makes.
+
+    With `workspace`, the bytes that it takes meanwhile, it is computed ahead, in any thread.
     """
     untyped = dtype.storage_class is None
     plain = Tensor(shape, dtype, contiguous_strides(shape))
-    storage = Storage(
-        key,
-        UNTYPED if untyped else dtype,
-        "cpu",
-        _LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally),
-        untyped=untyped,
-        big_endian=big_endian,
-    )
+    data: ByteSource = _LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally)
+    if workspace is not None:
+        job = ElementJob(compute, shape, dtype, workspace)
+        job.big_endian, job.tally = big_endian, tally
+        data = JobBytes(job)
+    stored = UNTYPED if untyped else dtype
+    storage = Storage(key, stored, "cpu", data, untyped=untyped, big_endian=big_endian)
     return replace(plain, storage=storage)

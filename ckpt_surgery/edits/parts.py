@@ -160,7 +160,14 @@ class Concat(BatchEdit):
         shape = (*first.shape[:dim], size, *first.shape[dim + 1 :])
         compute = partial(_joined, tuple(tensors), dim, self.heads)
         big_endian = first.storage is not None and first.storage.big_endian
-        made = computed_tensor(shape, first.dtype, compute, key=self.name, big_endian=big_endian)
+        made = computed_tensor(
+            shape,
+            first.dtype,
+            compute,
+            key=self.name,
+            big_endian=big_endian,
+            workspace=2 * sum(tensor.nbytes for tensor in tensors),
+        )
         return replace(made, requires_grad=first.requires_grad, device=first.device)
 
 

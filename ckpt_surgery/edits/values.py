@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.compute.element_job import ElementJob
 from ckpt_surgery.compute.elements import can_load, load_elements
+from ckpt_surgery.compute.jobs import JobBytes
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import DType
 from ckpt_surgery.edits.base import BatchEdit, Edit
@@ -129,13 +131,22 @@ def lazily(
     """Return a tensor of `shape` that `compute` makes of the elements of `tensor` when written."""
     big_endian = tensor.storage is not None and tensor.storage.big_endian
     made = computed_tensor(
-        shape, dtype, lambda: compute(elements_of(tensor)), key=name, big_endian=big_endian
+        shape,
+        dtype,
+        lambda: compute(elements_of(tensor)),
+        key=name,
+        big_endian=big_endian,
+        workspace=tensor.nbytes,
     )
     return replace(made, requires_grad=tensor.requires_grad, device=tensor.device)
 
 
 def elements_of(tensor: Tensor) -> Elements:
     """Return the elements of a plain tensor in memory, in its shape."""
+    data = None if tensor.storage is None else tensor.storage.data
+    job = data.job if isinstance(data, JobBytes) else None
+    if isinstance(job, ElementJob) and tensor.is_contiguous and tensor.nbytes == job.nbytes:
+        return job.begin().reshape(tensor.shape)  # no need to lay out what is laid out again
     elements = load_elements(tensor)
     if elements is None:
         raise PlanError(f"a tensor of '{tensor.dtype.name}' cannot be read by its elements")
