@@ -393,6 +393,7 @@ def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[s
 def run(options: argparse.Namespace) -> list[Result]:
     """Make the files, take all measurements wanted, and remove the files."""
     from benchmark_containers import bench_containers  # which imports this module
+    from benchmark_contents import bench_contents
     from benchmark_terminal import bench_help, bench_many
 
     quick, wanted, size_gb = options.quick, options.only, options.size_gb
@@ -404,6 +405,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "stats": lambda: bench_stats(large, 3),
         "safetensors": lambda: bench_safetensors(large, 3 if quick else 5),
         "containers": lambda: bench_containers(large, 3 if quick else 5),
+        "contents": lambda: bench_contents(large, 3 if quick else 5),
         "merge": lambda: bench_merge(Path(folder), size_gb / 2, 3 if quick else 5, options),
         "help": lambda: bench_help(3 if quick else 7),
         "many": lambda: bench_many(Path(folder), 3),
@@ -469,7 +471,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
     names = ["inspect", "parse", "strip", "rename", "stats", "safetensors", "containers"]
-    names += ["merge", "lora", "help", "many"]
+    names += ["contents", "merge", "lora", "help", "many"]
     parser.add_argument("--only", choices=names)
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
     parser.add_argument("--dir", type=Path, help="where the files are made (default: TMPDIR)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_dicts
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
 
 EditOptimizer: TypeAlias = Literal["auto", "reset", "keep", "drop"]
+_MOVING: Final = frozenset({"copy", "tie", "untie", "clone", "layers", "renumber"})
+"""Rules that take entries as they are: numbers are copied, and torch is not needed."""
 _HINT = (
     "--optimizer reset lets the state of these parameters begin anew, keep leaves it, drop drops it"
 )
@@ -57,7 +59,8 @@ class EditRequest:
         Raises `UsageError` for a rule that matches nothing, and `PlanError` for a shape that does
         not fit and for an optimizer that cannot follow.
         """
-        require_torch()
+        if any(rule.option not in _MOVING for rule in self.rules):
+            require_torch()
         planned, lineage = _planned(checkpoint, self.rules, self.at)
         return _with_optimizers(checkpoint, planned, lineage, self.optimizer)
 
