@@ -29,7 +29,7 @@ from ckpt_surgery.formats.torch_zip import (
 from ckpt_surgery.formats.torchscript_code import Declaration, declarations
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 from ckpt_surgery.torch_objects.kinds import type_name
-from ckpt_surgery.torch_objects.mappings import named_items, state_of
+from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items, state_of
 from ckpt_surgery.torch_objects.module_tree import ModuleTree
 from ckpt_surgery.torch_objects.tensors import TensorReader
 
@@ -211,7 +211,19 @@ class _Reader:
         return iter(modules)
 
     def _is_tensor(self, value: Node) -> bool:
-        return self.tree.describe(value) is not None
+        """Say whether `value` is a tensor.
+
+        Raises `DamagedFileError` for one that ``torch.load`` would give hooks, which
+        ``torch.jit.load`` does not look at.
+        """
+        tensor = self.tree.describe(value)
+        if tensor is None or not isinstance(tensor.node, Object):
+            return False
+        args = tensor.node.args
+        for hooks in args if isinstance(args, tuple) else ():
+            if isinstance(hooks, (Dict, Object)) and mapping_pairs(hooks):
+                raise DamagedFileError(f"'{tensor.node.name}' has arguments of the wrong form")
+        return True
 
 
 def _others(attributes: list[tuple[str, Node]], reader: TensorReader) -> Iterator[Other]:

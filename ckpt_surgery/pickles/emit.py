@@ -22,6 +22,7 @@ from ckpt_surgery.pickles.nodes import (
     Object,
     PersistentId,
 )
+from ckpt_surgery.pickles.settled import Begun
 from ckpt_surgery.pickles.walk import NOTHING_REPLACED, too_deep, too_many_nodes
 
 _BATCH: Final = 1000
@@ -50,7 +51,9 @@ def emit(
     that is the node's own. `replaced` maps the identity of a node to one that is written in its
     place wherever it occurs (and is not itself looked up in it).
 
-    Raises `LimitExceededError` if the graph or the pickle is larger than `limits` allow.
+    Raises `LimitExceededError` if the graph or the pickle is larger than `limits` allow, and
+    `LossyEditError` if a call would be given something else than when it was read, because the
+    pickle changes it after the call.
     """
     return _Writer(persistent_id, replaced, limits).write(root)
 
@@ -66,7 +69,7 @@ class _Level(NamedTuple):
 
     After the last of `nodes` comes the opcode `after`; `made`, if any, is then complete and gets
     its place in the memo. If it got that while its parts were written, because it is one of them,
-    `unmake` throws away the copy. Then come the `batches` of its contents.
+    `unmake` throws away the copy. Then come the `batches` of the contents of `node`.
     """
 
     nodes: Iterator[Node]
@@ -74,6 +77,7 @@ class _Level(NamedTuple):
     made: Node = None
     unmake: bytes = b""
     batches: Iterator[_Batch] = _NO_BATCHES
+    node: Node = None
 
 
 class _Writer:
@@ -95,14 +99,16 @@ class _Writer:
         self.out = bytearray(b"\x80\x02")
         self.memo: dict[int, bytes] = {}
         self.names: dict[tuple[str, str], bytes] = {}
+        self.begun = Begun(replaced, limits)
         self.kept: list[Node] = []
 
     def write(self, root: Node) -> bytes:
         """Return the pickle of `root`, PROTO to STOP; once only."""
         out, memo, replaced, limits = self.out, self.memo, self.replaced, self.limits
         left = limits.operations
-        levels: list[tuple[Iterator[Node], bytes, Node, bytes, Iterator[_Batch]]] = []
-        nodes, after, made, unmake, batches = _Level(iter((root,)), b".")
+        levels: list[tuple[Iterator[Node], bytes, Node, bytes, Iterator[_Batch], Node]] = []
+        nodes, after, made, unmake, batches, opened = _Level(iter((root,)), b".")
+        begun = self.begun
         while True:
             for node in nodes:
                 left -= 1
@@ -129,10 +135,10 @@ class _Writer:
                 else:
                     level = self._open(node)
                     if level is not None:
-                        levels.append((nodes, after, made, unmake, batches))
+                        levels.append((nodes, after, made, unmake, batches, opened))
                         if len(levels) > limits.depth:
                             raise too_deep(limits)
-                        nodes, after, made, unmake, batches = level
+                        nodes, after, made, unmake, batches, opened = level
                         break
             else:
                 if made is None:
@@ -141,16 +147,21 @@ class _Writer:
                     out += unmake + memo[id(made)]
                     batches = _NO_BATCHES
                 else:
+                    if isinstance(opened, Object):
+                        begun.require_settled(opened)
                     out += after
                     self._put(made)
                 made = None
                 batch = next(batches, None)
                 if batch is not None:
+                    begun.go_on(opened)
                     before, contents, after = batch
                     out += before
                     nodes = iter(contents)
                 elif levels:
-                    nodes, after, made, unmake, batches = levels.pop()
+                    if opened is not None:
+                        begun.end(opened)
+                    nodes, after, made, unmake, batches, opened = levels.pop()
                 else:
                     self._check_size()
                     return bytes(out)
@@ -198,12 +209,12 @@ class _Writer:
             self.out += b"("
             args = self.replaced.get(id(call.args), call.args)
             parts = (call.callee, *args) if isinstance(args, tuple) else parts
-        return _Level(iter(parts), opcode, made, opcode + b"0", batches)
+        return _Level(iter(parts), opcode, made, opcode + b"0", batches, call)
 
     def _open_container(self, node: Node, opcode: bytes, batches: Iterator[_Batch]) -> _Level:
         self.out += opcode
         self._put(node)
-        return _Level(iter(()), batches=batches)
+        return _Level(iter(()), batches=batches, node=node)
 
     def _open_global(self, node: Global) -> _Level | None:
         written = self.names.get((node.module, node.name))

@@ -151,6 +151,7 @@ def add_elements(target: Node, elements: list[Node], at: int) -> None:
     """Do what APPEND and APPENDS at `at` do to `target`. Raises `DamagedFileError`."""
     if isinstance(target, List):
         target += elements
+        target.began = target.began or at
     elif isinstance(target, Object):
         if target.items is not None or target.state is not NO_STATE:
             raise DamagedFileError("an object is given elements after its items or its state")
@@ -169,6 +170,7 @@ def add_items(target: Node, items: list[Node], at: int) -> None:
         raise DamagedFileError("a key without a value is set on a dictionary")
     if isinstance(target, Dict):
         target.items += items
+        target.began = target.began or at
     elif isinstance(target, Object):
         if target.state is not NO_STATE:
             raise DamagedFileError("an object is given items after its state")

@@ -87,26 +87,26 @@ class ByteString:
 
 
 class List(list[Node]):
-    """A list of the pickle; `changed` is where elements were last added."""
+    """A list of the pickle; `began` is where elements were first added, `changed` where last."""
 
-    __slots__ = ("changed",)
+    __slots__ = ("began", "changed")
 
     def __init__(self, nodes: Iterable[Node] = (), changed: int = 0) -> None:
         super().__init__(nodes)
-        self.changed = changed
+        self.began = self.changed = changed
 
 
 class Dict:
     """A dictionary: `items` is flat, key, value, key, value, …, in the order of the file.
 
-    `changed` is where items were last set.
+    `began` is where items were first set, `changed` where last.
     """
 
-    __slots__ = ("changed", "items")
+    __slots__ = ("began", "changed", "items")
 
     def __init__(self, items: list[Node] | None = None) -> None:
         self.items: list[Node] = [] if items is None else items
-        self.changed = 0
+        self.began = self.changed = 0
 
     def pairs(self) -> Iterator[tuple[Node, Node]]:
         return zip(self.items[::2], self.items[1::2], strict=True)

@@ -239,6 +239,7 @@ def _add_elements(machine: Machine) -> None:
     ):
         raise DamagedFileError("an element is added to something that is no set")
     target.args[0].extend(elements)
+    target.at = target.changed = machine.pos
 
 
 def _frozenset(machine: Machine) -> None:

@@ -263,6 +263,8 @@ class _Survey:
                 raise
             self.notes.append(f"the module '{error.entry}' is not understood: {error.message}")
             return None
+        for _ in self.tensors.below(node, set()):
+            pass  # those that the state dict leaves out are looked at, too: torch loads all of them
         self.notes.extend(reading.approximate)
         if not reading.state_dict.entries and place.parent is not None:
             return None

@@ -13,6 +13,11 @@ SETS: Final = frozenset(
 )
 COMPILED: Final = "torch._dynamo.eval_frame.OptimizedModule"
 _LOAD_TYPE: Final = frozenset({"dill._dill._load_type", "dill.dill._load_type"})
+# Where no class is a module: an instance of these is what it is, whatever its attributes.
+_NO_MODULES: Final = frozenset(
+    {"__builtin__", "argparse", "builtins", "collections", "datetime", "enum", "functools", "torch",
+     "torch._tensor", "torch._utils", "torch.nn.parameter", "torch.tensor", "types"}
+)  # fmt: skip
 _COPY_REG: Final = frozenset({"copy_reg", "copyreg"})
 
 
@@ -34,7 +39,7 @@ def is_module(node: Node) -> bool:
         name = text(key)
         if name in wanted and isinstance(value, (Dict, Object)):
             wanted.remove(name)
-    return not wanted
+    return not wanted and class_name_of(node).rpartition(".")[0] not in _NO_MODULES
 
 
 def class_name_of(node: Object) -> str:

@@ -178,17 +178,20 @@ def _strided_v1(_: TensorReader, call: Call) -> Tensor:
 def _strided_v2(_: TensorReader, call: Call) -> Tensor:
     if len(call) > 6:
         _math_bits(call, 6)
+    _require_hooks(call, 5)
     return _strided(call, call.boolean(4))
 
 
 def _strided_v3(_: TensorReader, call: Call) -> Tensor:
     if len(call) > 7:
         _math_bits(call, 7)
+    _require_hooks(call, 5)
     return _strided(call, call.boolean(4), call.dtype(6))
 
 
 def _quantized(reader: TensorReader, call: Call) -> Tensor:
     parts = tuple(reader.below(call.settled(4)))
+    _require_hooks(call, 6)
     return replace(_strided(call, call.boolean(5)), layout="quantized", parts=parts)
 
 
@@ -196,6 +199,7 @@ def _parameter(reader: TensorReader, call: Call) -> Tensor:
     inner = reader.describe(call.reference(0))
     if inner is None:
         raise DamagedFileError(f"'{call.node.name}' wraps something that is no tensor")
+    _require_hooks(call, 2)
     parts = inner.parts
     if len(call) > 3:
         parts += _attributes(reader, inner, call.settled(3), call.node)
@@ -222,6 +226,13 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
     if sharded is not None:
         return replace(tensor, layout="sharded", shard=sharded.shard)
     return tensor
+
+
+def _require_hooks(call: Call, index: int) -> None:
+    """Refuse hooks in a form that no version of torch writes: it keeps whatever is there."""
+    hooks = call.reference(index)
+    if hooks is not None and mapping_pairs(hooks) is None:
+        raise wrong_form(call.node)
 
 
 def _attributes(

@@ -368,6 +368,20 @@ def test_what_follows_the_end_of_a_pickle_is_told(record: str, tmp_path: Path) -
     assert f"an edit would lose something: {told}" in read(longer).notes
 
 
+def test_hooks_that_jit_does_not_look_at_are_refused(tmp_path: Path) -> None:
+    """``torch.load`` would give them to the tensor that is written."""
+    path = script(Tied(), tmp_path / "model.pt")
+    hooked = b"}X\1\0\0\0aK\1s\x85R"
+
+    def with_hooks(name: str, data: bytes) -> bytes:
+        return data.replace(b")R", hooked, 1) if name == "data.pkl" else data
+
+    bad = edited(path, tmp_path / "bad.pt", with_hooks)
+    assert torch.jit.load(bad).state_dict()
+    with pytest.raises(DamagedFileError, match="has arguments of the wrong form"):
+        read(bad)
+
+
 # What torch's parser understands like the printed form, and a pattern for that does not.
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "a comment": lambda code: code.replace("  __parameters__", "# note\n  __parameters__", 1),

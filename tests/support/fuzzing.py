@@ -1,8 +1,10 @@
 """Mutated checkpoints: only refusals, nothing endless, and never another answer than torch's.
 
-torch is asked with ``weights_only=True`` alone, which runs nothing of a file; a process that asks
-it should be one that may crash (`scripts/fuzz` sees to that). Where both read a file they must
-agree in every name, shape, type, stride and bit, and so must torch about what `ckpt` writes of it.
+torch is asked with ``weights_only=True``, which runs nothing of a file, then, if that refuses, with
+an unpickler that knows torch's own classes alone (`restricted`), or as TorchScript; safetensors'
+library is asked about its own format. A process that asks should be one that may crash
+(`scripts/fuzz` sees to that). Where both read a file they must agree in every name, shape, type,
+stride and bit, and so must torch about what `ckpt` writes of it.
 What is permitted to differ:
 
 - `ckpt` refuses and torch reads: damage that does not reach torch's result (a wrong CRC field, a
@@ -16,6 +18,7 @@ What is permitted to differ:
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import re
@@ -28,15 +31,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import restricted
 import torch
+from opcode_mutations import mutate_opcodes, tar_of
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.errors import CkptError, LossyEditError
 from ckpt_surgery.fileio.atomic import atomic_output
-from ckpt_surgery.formats import read
+from ckpt_surgery.formats import read, registry
 from ckpt_surgery.formats.torch_zip_layout import _lay_out_torch_zip
 from ckpt_surgery.ops.inspect import inspect
 from ckpt_surgery.pickles import Limits
+from ckpt_surgery.torch_objects.tensors import math_bits
 
 # Small, so that a mutation that would go on for long is refused soon.
 LIMITS = Limits(operations=1 << 22, depth=2_000)
@@ -44,10 +50,22 @@ LARGEST_GROWTH = 1 << 20  # bytes that a rewritten file may be larger than 64 ti
 
 # What torch says of a tensor that is not inside its storage.
 OUT_OF_BOUNDS = re.compile(
-    r"not resizable|out of bounds|record size|negative (size|dimension|stride)|"
-    r"storage_offset.*>= 0|exceeds|overflow",
+    r"not resizable|out of bounds(?! access to globals)|record size|"
+    r"negative (size|dimension|stride)|storage_offset.*>= 0|exceeds|overflow",
     re.IGNORECASE,
 )
+
+
+def prepare() -> None:
+    """Let this process ask once for what never changes, and takes most of the time of a case.
+
+    That is which packages add formats, and the source code of torch's modules, which a legacy file
+    of a module has with it.
+    """
+    torch.serialization.get_source_lines_and_file = functools.cache(  # type: ignore[attr-defined]
+        torch.serialization.get_source_lines_and_file  # type: ignore[attr-defined]
+    )
+    registry._added = functools.cache(registry._added)
 
 
 def seeds() -> dict[str, bytes]:
@@ -77,7 +95,68 @@ def seeds() -> dict[str, bytes]:
     from safetensors.torch import save
 
     found["safetensors"] = save({n: t.clone() for n, t in model.state_dict().items()})
+    found["attributes"] = _saved(_attributes())
+    found["legacy views"] = _legacy_views()
+    found["tar"] = _tar()
+    found["TorchScript"] = _scripted(model)
     return found
+
+
+def _attributes() -> dict[str, Any]:
+    """Tensors that are rebuilt with a state, in mappings of several classes."""
+    marked = torch.ones(2)
+    marked.note = [1, 2]  # type: ignore[attr-defined]
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    parameter.scale = torch.ones(1)  # type: ignore[attr-defined]
+    weights: Any = OrderedDict(marked=marked, parameter=parameter, plain=torch.arange(3.0))
+    weights._metadata = OrderedDict({"": {"version": 1}})
+    return {"model": weights, "counts": Counter(a=1), "size": torch.Size([2, 3])}
+
+
+def _legacy_views() -> bytes:
+    """A legacy file of views of one storage, as torch 0.3 wrote them."""
+    from legacy_files import FLOATS, legacy, reference, tensor
+
+    items = {
+        "root": tensor(reference(), 0, (4,), (1,)),
+        "view": tensor(reference(view=("8", 1, 3)), 1, (2,), (1,)),
+        "whole": tensor(reference(view=("9", 0, 4)), 0, (2, 2), (2, 1)),
+    }
+    return legacy(items, ["7"], (4, FLOATS))
+
+
+def _tar() -> bytes:
+    """An archive of torch 0.1.12, of a storage and a view of it."""
+    from bombs import name, number, text, whole
+    from lies import ordered
+
+    def keyed(*parts: bytes) -> bytes:
+        return whole(b"(" + b"".join(parts) + b"t")
+
+    def placed(key: int, storage: int, size: int, offset: int) -> bytes:
+        head = keyed(number(key), number(storage), name("torch", "FloatTensor"))
+        return head + struct.pack("<iiqqq", 1, 0, size, 1, offset)
+
+    entries = (("w", text("11") + b"Q"), ("v", text("12") + b"Q"), ("same", text("11") + b"Q"))
+    return tar_of(
+        {
+            "sys_info": whole(b"}"),
+            "storages": whole(number(1))
+            + keyed(number(1), text("cpu"), name("torch", "FloatStorage"))
+            + struct.pack("<qffff", 4, 1, 2, 3, 4)
+            + whole(b"](" + b"(" + b"".join(map(number, (2, 1, 1, 2))) + b"te"),
+            "tensors": whole(number(2)) + placed(11, 1, 4, 0) + placed(12, 2, 1, 1),
+            "pickle": whole(ordered(*entries)),
+        }
+    )
+
+
+def _scripted(model: torch.nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(model), buffer)
+    return buffer.getvalue()
 
 
 def _training(model: torch.nn.Module) -> dict[str, Any]:
@@ -265,10 +344,10 @@ MUTATIONS: dict[str, Mutation] = {
         edit_structure,
         swap_records,
         edit_pickle,
-        edit_pickle,
+        mutate_opcodes,
     )
 }
-_WEIGHTS = [3 if name == "edit_pickle" else 1 for name in MUTATIONS]
+_WEIGHTS = [{"edit_pickle": 3, "mutate_opcodes": 12}.get(name, 1) for name in MUTATIONS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,13 +411,45 @@ def check(data: bytes, folder: Path) -> str:
     path.write_bytes(data)
     out.unlink(missing_ok=True)
     theirs = _ask_torch(path)
+    if isinstance(theirs, _Refusal):
+        theirs = _ask_restricted(path, theirs)
     try:
         with read(path, limits=LIMITS) as checkpoint:
             inspect(path).to_dict()
+            if checkpoint.format == "safetensors":
+                return _as_the_library(checkpoint, data)
+            if not isinstance(theirs, _Refusal):
+                theirs = _usable(theirs)
             written = _written(checkpoint, out, len(data))
             return _compared(checkpoint, theirs, out if written else None)
     except CkptError:
         return "both refuse" if isinstance(theirs, _Refusal) else "only torch reads"
+
+
+def _as_the_library(checkpoint: Checkpoint, data: bytes) -> str:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        theirs = load(data)
+    except (SafetensorError, KeyError) as error:  # an element type that torch does not have
+        if isinstance(error, KeyError):
+            return "only ckpt reads: an element type that torch has not"
+        raise WrongAnswerError(f"safetensors refuses it: {error}") from error
+    (ours,) = checkpoint.state_dicts
+    if sorted(ours.names) != sorted(theirs):
+        raise WrongAnswerError("other names than safetensors reads")
+    for entry in ours.entries:
+        tensor, real = entry.tensor, theirs[entry.name]
+        if tensor is None or tensor.storage is None or tensor.shape != tuple(real.shape):
+            raise WrongAnswerError(f"'{entry.name}' has another shape for safetensors")
+        mine = b"".join(map(bytes, tensor.storage.data.chunks()))
+        flat = real.contiguous().reshape(-1)
+        if f"torch.{tensor.dtype.name}" != str(real.dtype) or mine != (
+            flat.view(torch.uint8).numpy().tobytes() if len(flat) else b""
+        ):
+            raise WrongAnswerError(f"'{entry.name}' is another tensor for safetensors")
+    return "both read, and agree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +464,57 @@ def _ask_torch(path: Path) -> Any:
             return torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
             return _Refusal(str(error))
+
+
+def _ask_restricted(path: Path, first: _Refusal) -> Any:
+    """What torch loads with its own classes alone; TorchScript as the state dict that it has.
+
+    `first` is what torch said before; that a tensor is outside its storage stays what it says.
+    """
+    if OUT_OF_BOUNDS.search(first.message):
+        return first
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = torch.load(
+                path, weights_only=False, map_location="cpu", pickle_module=restricted.module
+            )
+            return found.state_dict() if isinstance(found, torch.jit.ScriptModule) else found
+        except Exception as error:
+            return _Refusal(str(error))
+
+
+_REASONS = {
+    "a name that torch has not or that is not asked for": (
+        r"is not allowed|Can't get attribute|No module named|ForwardRef"
+    ),
+    "an opcode, a protocol or a frame that it does not take": (
+        r"protocol|opcode|frame|persistent id|load_binpersid|encoding"
+    ),
+    "code of TorchScript that cannot be compiled": r"[Uu]nknown type|expected .* (here|found)|"
+    r"undefined value|variants are available|File \"code/|has no attribute or method|was not in "
+    r"the map|INTERNAL ASSERT|Class Namespace|isinstance|Unresolved type|not found in|torchscript",
+    "a module that cannot be used": r"^unusable",
+    "text of Python 2": r"codec can't decode",
+}
+
+
+def _why(message: str) -> str:
+    """Why torch refuses what `ckpt` reads; what is left is a call or an operation that fails.
+
+    Those are of no tensor: what interprets a call refuses it unless torch would make it.
+    """
+    found = (reason for reason, sign in _REASONS.items() if re.search(sign, message))
+    return next(found, "a call or an operation fails, of something else than a tensor")
+
+
+def _usable(theirs: Any) -> Any:
+    """`theirs`, if its modules have state dicts; a refusal otherwise."""
+    try:
+        _plain(theirs)
+    except Exception as error:
+        return _Refusal(f"unusable: {error}")
+    return theirs
 
 
 def _written(checkpoint: Checkpoint, out: Path, size: int) -> bool:
@@ -373,9 +535,10 @@ def _compared(checkpoint: Checkpoint, theirs: Any, out: Path | None) -> str:
     if isinstance(theirs, _Refusal):
         if OUT_OF_BOUNDS.search(theirs.message) and not checkpoint.unwritable:
             raise WrongAnswerError(f"a tensor that torch refuses: {theirs.message[:200]}")
-        return "only ckpt reads"
+        return f"only ckpt reads: {_why(theirs.message)}"
+    _require_tensors(checkpoint, theirs)
     for state_dict in checkpoint.state_dicts:
-        mapping = _at(theirs, state_dict.path)
+        mapping = _state(_at(theirs, state_dict.path))
         if not isinstance(mapping, Mapping) or state_dict.names != list(mapping):
             raise WrongAnswerError(f"other names in '{state_dict.path}'")
         for entry in state_dict.entries:
@@ -383,15 +546,56 @@ def _compared(checkpoint: Checkpoint, theirs: Any, out: Path | None) -> str:
     if out is not None:
         again = _ask_torch(out)
         if isinstance(again, _Refusal):
+            again = _ask_restricted(out, again)
+        if isinstance(again, _Refusal):
             raise WrongAnswerError(f"torch does not read what is written: {again.message[:200]}")
-        _require_same_objects(again, theirs)
+        _require_same_objects(again, _plain(theirs))
     return "both read, and agree"
+
+
+def _state(value: Any) -> Any:
+    return value.state_dict() if isinstance(value, torch.nn.Module) else value
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it is written: modules as their state dicts."""
+    if isinstance(value, torch.nn.Module):
+        return value.state_dict() or value
+    if type(value) in {dict, OrderedDict}:
+        return type(value)((key, _plain(item)) for key, item in value.items())
+    return [_plain(item) for item in value] if type(value) is list else value
+
+
+def _require_tensors(checkpoint: Checkpoint, theirs: Any) -> None:
+    """What torch finds tensors in is not silently empty."""
+    if checkpoint.notes or checkpoint.format == "torchscript":
+        return
+    count = sum(1 for _ in _tensors_in(_plain(theirs)))
+    if count and not any(True for _ in checkpoint.all_tensors):
+        raise WrongAnswerError(f"{count} tensors for torch, and none is said")
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    waiting, seen = [value], set()
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, torch.Tensor):
+            if found.numel():
+                yield found
+        elif isinstance(found, Mapping):
+            waiting += found.values()
+        elif isinstance(found, (list, tuple)):
+            waiting += found
 
 
 def _at(value: Any, path: str) -> Any:
     for key in path.split("/") if path else ():
         if isinstance(value, Mapping):
-            value = {str(k): v for k, v in value.items()}.get(key)
+            held = {str(k): v for k, v in value.items()}
+            value = held[key] if key in held else getattr(value, key, None)
         elif isinstance(value, (list, tuple)):
             value = value[int(key)]
         else:
@@ -404,15 +608,19 @@ def _require_same(ours: Tensor | None, theirs: Any, name: str) -> None:
         return  # not understood, or made of parts: carried over, and compared when written
     if not isinstance(theirs, torch.Tensor):
         raise WrongAnswerError(f"'{name}' is no tensor for torch")
-    told = (ours.shape, ours.stride, ours.offset, f"torch.{ours.dtype.name}")
-    real = (tuple(theirs.shape), theirs.stride(), theirs.storage_offset(), str(theirs.dtype))
+    told = (ours.shape, ours.stride, f"torch.{ours.dtype.name}")
+    real = (tuple(theirs.shape), theirs.stride(), str(theirs.dtype))
     if told != real:
         raise WrongAnswerError(f"'{name}' is {told} for ckpt and {real} for torch")
+    if math_bits(ours) != (theirs.is_conj(), theirs.is_neg()):
+        raise WrongAnswerError(f"'{name}' is negated or conjugated for one alone")
     size = ours.dtype.nbytes(ours.extent)
     start = ours.dtype.nbytes(ours.offset)
     mine = b"".join(map(bytes, ours.storage.data.chunks()))[start : start + size]
     storage = theirs.untyped_storage()
-    other = bytes(storage[start : start + size]) if size else b""
+    # torch cuts views of storages out, so that theirs is another offset than that in the file
+    there = theirs.storage_offset() * theirs.element_size()
+    other = bytes(storage[there : there + size]) if size else b""
     if mine != other and not ours.storage.big_endian:
         raise WrongAnswerError(f"'{name}' has other bytes")
 
@@ -435,6 +643,8 @@ def _require_same_objects(ours: Any, theirs: Any, path: str = "") -> None:
             raise WrongAnswerError(f"'{path}' has another length after")
         for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
             _require_same_objects(mine, other, f"{path}/{index}")
+    elif isinstance(theirs, torch.nn.Module):
+        _require_same_objects(vars(ours), vars(theirs), path)
     elif repr(ours) != repr(theirs):
         raise WrongAnswerError(f"'{path}' is {ours!r} after, {theirs!r} before"[:200])
 

@@ -48,7 +48,13 @@ def ordered(*pairs: tuple[str, bytes], state: bytes = b"") -> bytes:
     return ODICT + b"(" + b"".join(text(key) + value for key, value in pairs) + b"u" + state
 
 
-def rebuilt(*, size: bytes | None = None, stride: bytes | None = None, more: bytes = b"") -> bytes:
+def rebuilt(
+    *,
+    size: bytes | None = None,
+    stride: bytes | None = None,
+    hooks: bytes = ODICT,
+    more: bytes = b"",
+) -> bytes:
     """Like `shown`, with a size, a stride or further arguments as these opcodes make them."""
     return call(
         "torch._utils._rebuild_tensor_v2",
@@ -57,7 +63,7 @@ def rebuilt(*, size: bytes | None = None, stride: bytes | None = None, more: byt
         numbers([4]) if size is None else size,
         numbers([1]) if stride is None else stride,
         b"\x89",
-        ODICT,
+        hooks,
         more,
     )
 
@@ -144,6 +150,11 @@ CALLS = {
     "a tensor is negated after the call": Lie(
         two(later(rebuilt(more=_NEGATED), fetch(60) + text("neg") + b"\x88s")),
         "is changed after the call",
+    ),
+    "hooks are of another class": Lie(
+        two(ordered(("w", rebuilt(hooks=name("torch", "Size") + b")R")))),
+        "has arguments of the wrong form",
+        weights_only=False,
     ),
     "an attribute is set after the call": Lie(
         two(later(from_type(_NEGATED), fetch(60) + text("grad") + b"Ns")),

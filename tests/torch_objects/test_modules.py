@@ -426,6 +426,7 @@ def test_module_is_known_by_its_state() -> None:
     for node in (
         Dict(["_parameters", Dict(), "_modules", Dict()]),
         Object("NEWOBJ", LINEAR, ()),
+        module(cls=Global("collections", "OrderedDict")),
         Object("NEWOBJ", LINEAR, (), state=(None, Dict())),
         Object("NEWOBJ", LINEAR, (), state=Dict(["_parameters", Dict()])),
         Object("NEWOBJ", LINEAR, (), state=Dict(["_parameters", 3, "_modules", None])),
