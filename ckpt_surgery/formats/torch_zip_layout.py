@@ -75,7 +75,9 @@ def _lay_out_torch_zip(checkpoint: Checkpoint, *, nameless: bool) -> ZipLayout:
     lowered = lower(checkpoint)
     pickled = lowered.emit()
     if container.original and _keep_their_places(container, pickled):
-        return _same_storages(container, lowered.emit(_own_keys(pickled)))
+        own = _own_keys(pickled)
+        # mostly they are called so already, and a second pickle would be the same
+        return _same_storages(container, pickled if own == pickled.keys else lowered.emit(own))
     return _new_storages(container, pickled)
 
 

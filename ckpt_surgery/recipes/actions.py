@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.fit.request import FitRequest
-from ckpt_surgery.merge.request import MergeRequest
 from ckpt_surgery.recipes.work import Work
 from ckpt_surgery.writing.output import Output
+
+if TYPE_CHECKING:
+    from ckpt_surgery.fit.request import FitRequest
+    from ckpt_surgery.merge.request import MergeRequest
 
 
 class OneFile(Protocol):

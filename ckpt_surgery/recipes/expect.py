@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.dtypes import NAMES, named
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PlanError, UsageError
-from ckpt_surgery.matching.target_source import TargetRequest
 from ckpt_surgery.names import Rule, near
 from ckpt_surgery.recipes.work import Work
+
+if TYPE_CHECKING:
+    from ckpt_surgery.matching.target_source import TargetRequest
 
 ANY: Final = -1
 """A size in an expected shape that may be any."""
