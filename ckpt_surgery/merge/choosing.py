@@ -12,6 +12,8 @@ from typing import Final
 from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.detect import is_checkpoint_directory
+from ckpt_surgery.formats.sharded import INDEX_SUFFIX
 from ckpt_surgery.names import near
 
 _SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")
@@ -24,13 +26,17 @@ _NUMBER: Final = re.compile(r"\d+")
 def expand(names: Iterable[str]) -> list[str]:
     """Directories and patterns as the files in them, sorted with numbers as numbers.
 
-    Raises `UsageError` for a directory or a pattern without a checkpoint.
+    A directory that is one checkpoint (shards with their index, a distributed checkpoint) stands
+    for itself. Raises `UsageError` for a directory or a pattern without a checkpoint.
     """
     files: list[str] = []
     for name in names:
         path = Path(name)
         if path.is_dir():
             found = [str(p) for p in path.iterdir() if p.suffix in _SUFFIXES and p.is_file()]
+            has_index = any(p.name.endswith(INDEX_SUFFIX) for p in path.iterdir())
+            if (has_index or not found) and is_checkpoint_directory(path):
+                found = [name]
             if not found:
                 raise UsageError(
                     "the directory holds no checkpoint",

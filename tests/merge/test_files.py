@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ckpt_surgery import Output, convert, merge
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.formats.base import LayoutOptions
 from ckpt_surgery.merge.choosing import best, expand, last
 
 
@@ -26,6 +28,17 @@ def test_a_directory_is_its_checkpoints_in_order_of_their_numbers(run):
     assert expand(["run"]) == [f"run/checkpoint{n}.pt" for n in (2, 9, 10)] + [
         "run/checkpoint_best.pt"
     ]
+
+
+def test_a_directory_that_is_one_checkpoint_stands_for_itself(run):
+    most = LayoutOptions(max_shard_size=50)
+    torch.save({"a": torch.ones(9), "b": torch.zeros(9)}, "net.pth")
+    for kind in ("safetensors-index", "torch-index", "dcp"):
+        options = LayoutOptions() if kind == "dcp" else most
+        convert("net.pth", Output(kind, format=kind, options=options))
+        assert expand([kind]) == [kind]
+        merge(expand([kind, "net.pth"]), Output(f"{kind}.pth"), method="average")
+        assert torch.load(f"{kind}.pth")["a"].tolist() == [1.0] * 9
 
 
 def test_a_pattern_is_the_files_that_match(run):
