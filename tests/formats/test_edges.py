@@ -58,18 +58,16 @@ def test_metadata_that_is_not_texts_by_texts_is_a_loss(tmp_path: Path, value: ob
 def test_an_index_of_exactly_the_most_bytes_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.save({"w": torch.ones(2)}, tmp_path / "net.pth")
+    torch.save({"w": torch.ones(2), "v": torch.ones(2)}, tmp_path / "net.pth")
     convert(
         tmp_path / "net.pth",
-        Output(
-            tmp_path / "d", format="safetensors-index", options=LayoutOptions(max_shard_size=10**6)
-        ),
+        Output(tmp_path / "d", format="safetensors-index", options=LayoutOptions(max_shard_size=8)),
     )
     (index,) = (tmp_path / "d").glob("*.index.json")
     size = index.stat().st_size
     monkeypatch.setattr(sharded, "_MAX_INDEX_BYTES", size)
     with read(index) as checkpoint:
-        assert [name for name, _ in checkpoint.tensors] == ["w"]
+        assert [name for name, _ in checkpoint.tensors] == ["w", "v"]
     monkeypatch.setattr(sharded, "_MAX_INDEX_BYTES", size - 1)
     with pytest.raises((LimitExceededError, ReadError)):
         read(index)
