@@ -36,15 +36,27 @@ def merge_numbers(
         others = [file for file in files if file is not base]
         inputs = Inputs(named={file.label: file.original for file in reversed(others)})
         edited, outcome = prepare(recipe, scope, policies, base, files, inputs, output)
-        written = write(edited.after, output, inputs=inputs.sources, computing=computing)
-        from ckpt_surgery.merge.jobs import MergeJob, running_nbytes
+        return written_report(base, files, edited, outcome, inputs, output, computing)
 
-        jobs = [job for job in _jobs(edited.after) if isinstance(job, MergeJob)]
-        computed = sum(job.nbytes for job in jobs)
-        peak = min(computing.room, computed) + max((job.workspace for job in jobs), default=0)
-        peak += running_nbytes(len(files) + 1, computing.workers) if computed else 0
-        outcome = replace(outcome, peak=peak)
-        return report_of(base, edited, outcome, written)
+
+def written_report(
+    base: MergeFile,
+    files: Sequence[MergeFile],
+    edited: Edited,
+    outcome: Outcome,
+    inputs: Inputs,
+    output: Output,
+    computing: Computing,
+) -> MergeReport:
+    """Write the base after a merge, and return the report of it."""
+    written = write(edited.after, output, inputs=inputs.sources, computing=computing)
+    from ckpt_surgery.merge.jobs import MergeJob, running_nbytes
+
+    jobs = [job for job in _jobs(edited.after) if isinstance(job, MergeJob)]
+    computed = sum(job.nbytes for job in jobs)
+    peak = min(computing.room, computed) + max((job.workspace for job in jobs), default=0)
+    peak += running_nbytes(len(files) + 1, computing.workers) if computed else 0
+    return report_of(base, edited, replace(outcome, peak=peak), written)
 
 
 def prepare(

@@ -2,7 +2,7 @@
 
 Read are ``merge_method``, ``models``, ``base_model``, ``parameters`` (with ``filter`` lists),
 ``dtype`` and ``out_dtype``, with mergekit's own defaults (0.1.5), so that the numbers come out the
-same. What assembles layers (``slices``, ``modules``, gradients over layers) is refused.
+same; ``slices`` and lists of numbers over layers give a `LayeredRecipe`. ``modules`` are refused.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
 from ckpt_surgery.merge import method
+from ckpt_surgery.merge.layered import LayeredRecipe, Slice, SliceSource, gradients
 from ckpt_surgery.merge.method import Method
 from ckpt_surgery.merge.recipe import (
     WEIGHT,
@@ -28,38 +29,47 @@ from ckpt_surgery.merge.recipe import (
 )
 
 _READ: Final = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
-_LAYERS: Final = ("slices", "modules")
+_SLICE: Final = ("sources", "base_model", "parameters")
 _BESIDE: Final = ("tokenizer_source", "tokenizer", "chat_template", "name")
 _UNWEIGHTED_THERE: Final = ("karcher",)
 _WITHOUT_EFFECT: Final = frozenset({"int8_mask", "density", "rescale"})
 """What mergekit takes for every method of its family, whether it uses it or not."""
 
 
-def parse(text: str) -> MergeRecipe:
+def parse(text: str) -> MergeRecipe | LayeredRecipe:
     """Return the recipe in a mergekit configuration.
 
-    Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong or assembles layers,
-    and `MissingDependencyError` without PyYAML.
+    Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong, and
+    `MissingDependencyError` without PyYAML.
     """
     return _from_config(_load(text))
 
 
-def _from_config(loaded: object) -> MergeRecipe:
+def _from_config(loaded: object) -> MergeRecipe | LayeredRecipe:
     """Return the recipe in a mergekit configuration that has been parsed to mappings and lists.
 
     Raises `UsageError` as `parse` does.
     """
     config = mapping_of(loaded, "the recipe")
-    for key in _LAYERS:
-        if key in config:
-            raise UsageError(
-                f"'{key}' assembles a model from layers, which is no merge of tensors",
-                hint="rename the layers first, then merge files whose names agree",
-            )
-    require_keys(config, (*_READ, *_BESIDE), "the recipe")
+    if "modules" in config:
+        raise UsageError(
+            "'modules' puts a model together from parts with layers of their own",
+            hint="merge the parts apart, with a selection for each",
+        )
+    require_keys(config, (*_READ, "slices", *_BESIDE), "the recipe")
+    given = [name for name in ("models", "slices") if config.get(name) is not None]
+    if not given:
+        raise UsageError("the recipe needs 'models' or 'slices'")
+    if len(given) > 1:
+        raise UsageError("'models' and 'slices' contradict each other")
     chosen = _method(text_of(config, "merge_method"), based=config.get("base_model") is not None)
-    models = [_model(entry) for entry in tables(config.get("models"), "models")]
     base = _file(config["base_model"]) if config.get("base_model") is not None else None
+    if given == ["slices"]:
+        return _sliced(config, chosen, base)
+    models = [_model(entry) for entry in tables(config.get("models"), "models")]
+    common = mapping_of(config.get("parameters") or {}, "parameters")
+    if any(gradients([common, *(values for _, values in models)])):
+        return _layered(config, chosen, base, models)
     models = _ordered(chosen, models, base)
     settings = [values for _, values in models]
     settings.append(mapping_of(config.get("parameters") or {}, "parameters"))
@@ -80,6 +90,75 @@ def _from_config(loaded: object) -> MergeRecipe:
     )
     _require_weights(recipe)
     return recipe
+
+
+def _sliced(config: Mapping[str, Any], chosen: Method, base: str | None) -> LayeredRecipe:
+    """Return the recipe of a model that is put together from layers of others."""
+    slices = []
+    for entry in tables(config["slices"], "slices"):
+        require_keys(entry, _SLICE, "a slice")
+        own = _file(entry["base_model"]) if entry.get("base_model") is not None else base
+        sources = [_source(source, chosen) for source in tables(entry.get("sources"), "sources")]
+        settings = mapping_of(entry.get("parameters") or {}, "parameters")
+        slices.append(_slice(sources, chosen, own, _prepare(chosen, settings)))
+    if not slices:
+        raise UsageError("'slices' is an empty list")
+    return _layered_recipe(config, chosen, slices)
+
+
+def _source(entry: dict[str, Any], chosen: Method) -> SliceSource:
+    require_keys(entry, ("model", "layer_range", "parameters"), "a source")
+    found = entry.get("layer_range")
+    if (
+        not isinstance(found, list)
+        or len(found) != 2
+        or not all(isinstance(each, int) and not isinstance(each, bool) for each in found)
+    ):
+        raise UsageError(f"'layer_range' must be two numbers, got {found!r}")
+    settings = mapping_of(entry.get("parameters") or {}, "parameters")
+    return SliceSource(_file(entry.get("model")), found[0], found[1], _prepare(chosen, settings))
+
+
+def _layered(
+    config: Mapping[str, Any],
+    chosen: Method,
+    base: str | None,
+    models: Sequence[tuple[str, Mapping[str, Any]]],
+) -> LayeredRecipe:
+    """Return the recipe of whole models whose numbers depend on layers: one slice."""
+    sources = [SliceSource(file, settings=_prepare(chosen, own)) for file, own in models]
+    if base is not None and all(source.file != base for source in sources):
+        sources.append(SliceSource(base))
+    return _layered_recipe(config, chosen, [_slice(sources, chosen, base, {})])
+
+
+def _slice(
+    sources: list[SliceSource], chosen: Method, base: str | None, settings: Mapping[str, Any]
+) -> Slice:
+    if not sources:
+        raise UsageError("a slice has no sources")
+    place = next((i for i, source in enumerate(sources) if source.file == base), None)
+    if base is not None and place is None and chosen.needs_base:
+        raise UsageError(f"'base_model' '{base}' is not among the sources of a slice")
+    if place and not chosen.needs_base and chosen.min_inputs == 2:  # of two, the base is the first
+        sources = [sources[place], *sources[:place], *sources[place + 1 :]]
+        place = 0
+    others = len(sources) - (chosen.needs_base and place is not None)
+    chosen.check_files(others, has_base=chosen.needs_base and place is not None)
+    return Slice(tuple(sources), settings, place)
+
+
+def _layered_recipe(
+    config: Mapping[str, Any], chosen: Method, slices: Sequence[Slice]
+) -> LayeredRecipe:
+    common = mapping_of(config.get("parameters") or {}, "parameters")
+    return LayeredRecipe(
+        chosen,
+        tuple(slices),
+        _prepare(chosen, common),
+        optional_text(config, "out_dtype") or optional_text(config, "dtype"),
+        _notes(config, chosen, [common]),
+    )
 
 
 def _load(text: str) -> object:
@@ -160,11 +239,10 @@ def _spelled(name: str, value: Any) -> Any:
     if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
-        if not value or not all(isinstance(item, dict) for item in value):
-            raise UsageError(
-                f"'{name}' is a list over layers, and layers have no order here",
-                hint="write filters: [{filter: layers.0., value: …}, …, {value: …}]",
-            )
+        if not value:
+            raise UsageError(f"'{name}' is an empty list")
+        if not all(isinstance(item, dict) for item in value):
+            return [_spelled(name, item) for item in value]
         for item in value:
             require_keys(item, ("filter", "value"), f"'{name}'")
         return [{**item, "value": _spelled(name, item.get("value"))} for item in value]

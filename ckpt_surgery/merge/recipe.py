@@ -36,7 +36,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from ckpt_surgery import dtypes
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
@@ -45,6 +45,9 @@ from ckpt_surgery.merge.method import Method
 from ckpt_surgery.merge.parameters import Settings, as_number
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, IntegerPolicy
 from ckpt_surgery.names.suggest import near_hint
+
+if TYPE_CHECKING:
+    from ckpt_surgery.merge.layered import LayeredRecipe
 
 SelectorKind = Literal["all", "prefix", "pattern", "glob"]
 WEIGHT: Final = "weight"
@@ -175,7 +178,7 @@ def _resolve(settings: Sequence[object], count: int) -> object:
     return tuple(chosen)
 
 
-def read_recipe(path: PathLike) -> MergeRecipe:
+def read_recipe(path: PathLike) -> MergeRecipe | LayeredRecipe:
     """Return the recipe in a file: mergekit's YAML if its name ends in
     ``.yaml`` or ``.yml``, else TOML.
 

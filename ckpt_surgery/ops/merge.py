@@ -76,11 +76,16 @@ def merge_recipe(
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     read = recipe if isinstance(recipe, MergeRecipe) else read_recipe(recipe)
+    policies = Policies(keys, on_shape, allow_nonfinite)
+    if not isinstance(read, MergeRecipe):
+        from ckpt_surgery.merge.layered_plan import merge_layers
+
+        computing = Computing(threads, memory)
+        return merge_layers(read, target, scope or MergeScope(), policies, computing)
     inputs = [entry.file for entry in read.inputs]
     count = len(inputs) + (read.base is not None and read.base not in inputs)
     require_several(count, least=1 if read.method.max_inputs == 1 else 2)
     files = Sources(inputs, read.base, base_apart=read.method.needs_base)
-    policies = Policies(keys, on_shape, allow_nonfinite)
     return merge_numbers(
         read, files, target, scope or MergeScope(), policies, Computing(threads, memory)
     )

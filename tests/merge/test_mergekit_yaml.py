@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 
 import pytest
+import torch
 
+from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
+from ckpt_surgery.formats import read
 from ckpt_surgery.merge import mergekit_yaml
+from ckpt_surgery.merge.layered import _evaluate
 from ckpt_surgery.merge.mergekit_yaml import _from_config
 from ckpt_surgery.merge.recipe import read_recipe
+from ckpt_surgery.ops.merge import merge_recipe
+from ckpt_surgery.writing.output import Output
+from ckpt_surgery.writing.write import write
 
 
 def model(path, **parameters):
@@ -153,21 +162,45 @@ def test_methods_without_weights_need_none():
         assert recipe.notes == ()
 
 
+def sliced(slices):
+    """What makes of a configuration one of slices."""
+    return {"models": None, "slices": slices}
+
+
+def of_layers(name, found):
+    return sliced([{"sources": [{"model": name, "layer_range": found}]}])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"slices": []}, "'slices' assembles a model from layers"),
-        ({"modules": {}}, "'modules' assembles a model from layers"),
+        ({"slices": []}, "'models' and 'slices' contradict"),
+        ({"modules": {}}, "'modules' puts a model together from parts"),
         ({"merge_method": "tis"}, "unknown method 'tis'"),
         ({"merge_method": "median"}, "mergekit has no method 'median'"),
         ({"merge_method": None}, "'merge_method' must be a text"),
         ({"models": None}, "needs 'models'"),
+        (sliced([]), "'slices' is an empty list"),
+        (sliced([{"sources": []}]), "a slice has no sources"),
+        (
+            sliced([{"sources": [{"model": "base", "layer_range": 3}]}]),
+            "must be two numbers, got 3",
+        ),
+        (
+            sliced([{"sources": [{"model": "base", "layer_range": [0, True]}]}]),
+            "must be two numbers",
+        ),
+        (sliced([{"sources": [{"model": "base"}]}]), "must be two numbers, got None"),
+        (sliced([{"source": []}]), "a slice has no 'source'"),
+        (
+            sliced([{"sources": [{"model": "a", "layer_range": [0, 1]}]}]),
+            "is not among the sources",
+        ),
         ({"models": [{"model": 3}]}, "must be the path of a file, got 3"),
         ({"models": [{"model": "a", "weight": 1}]}, "a model has no 'weight'"),
         ({"models": [model("a")]}, "model 'a' has no weight"),
         ({"models": [model("a", weight=[{"filter": "x", "value": 1}])]}, "has no weight"),
-        ({"models": [model("a", weight=[0.0, 0.5, 1.0])]}, "'weight' is a list over layers"),
-        ({"models": [model("a", weight=[])]}, "'weight' is a list over layers"),
+        ({"models": [model("a", weight=[])]}, "'weight' is an empty list"),
         ({"models": [model("a", weight={"value": 1, "filtr": "x"})]}, "has no 'filtr'"),
         ({"models": [model("a", weight=1, rank=3)]}, "no parameter 'rank'"),
         ({"parameters": [1]}, "'parameters' must be a table"),
@@ -243,3 +276,105 @@ def test_a_parser_error_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", lambda _name: Broken)
     with pytest.raises(ReadError, match="is no YAML"):
         mergekit_yaml.parse("x")
+
+
+def layers(tmp_path, name, count, start=0.0, **more):
+    weights = {f"model.layers.{i}.mlp.weight": torch.full((2,), start + i) for i in range(count)}
+    weights |= {"model.embed_tokens.weight": torch.full((2,), start - 1), **more}
+    weights["lm_head.weight"] = torch.full((2,), start + 9)
+    torch.save(weights, tmp_path / name)
+    return str(tmp_path / name)
+
+
+def carried_out(config, tmp_path):
+    (tmp_path / "merge.yaml").write_text(json.dumps(config))
+    merge_recipe(tmp_path / "merge.yaml", Output(tmp_path / "out.pth", force=True))
+    return torch.load(tmp_path / "out.pth")
+
+
+def test_layers_are_put_together_and_what_is_around_them_is_of_the_ends(tmp_path):
+    one, two = layers(tmp_path, "a.pth", 3), layers(tmp_path, "b.pth", 4, 100.0)
+    config = {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": one, "layer_range": [0, 2]}]},
+            {"sources": [{"model": two, "layer_range": [1, 3]}]},
+            {"sources": [{"model": two, "layer_range": [1, 2]}]},
+        ],
+    }
+    found = carried_out(config, tmp_path)
+    assert {name: float(value[0]) for name, value in found.items()} == {
+        "model.embed_tokens.weight": -1,
+        **{f"model.layers.{i}.mlp.weight": v for i, v in enumerate([0, 1, 101, 102, 101])},
+        "lm_head.weight": 109,
+    }
+    third, last = (found[f"model.layers.{i}.mlp.weight"] for i in (2, 4))
+    assert third.data_ptr() != last.data_ptr()
+
+
+def test_a_plan_of_layers_is_carried_out_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    layers(tmp_path, "a.pth", 3)
+    layers(tmp_path, "b.pth", 3, 50.0)
+    both = [{"model": "a.pth", "layer_range": [0, 3]}, {"model": "b.pth", "layer_range": [0, 3]}]
+    both[0]["parameters"] = {"weight": [0.0, 1.0]}
+    settings = {"weight": 0.5}
+    config = {"merge_method": "linear", "slices": [{"sources": both, "parameters": settings}]}
+    (tmp_path / "merge.yaml").write_text(json.dumps(config))
+    report = merge_recipe("merge.yaml", "out.pth")
+    plan = Plan.from_dict(json.loads(json.dumps(report.to_dict()))["plan"])
+    (tmp_path / "again").mkdir()
+    with read("a.pth") as base, Inputs(read=read) as inputs:
+        write(plan.apply(base, inputs), Output("again/out.pth"), inputs=inputs.sources)
+    assert (tmp_path / "again" / "out.pth").read_bytes() == (tmp_path / "out.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        (([0, 3], [0, 2]), "different numbers of layers: 2, 3"),
+        (([0, 5], [0, 5]), "no layers 0 to 5: it has 3"),
+        (([2, 1], [0, 1]), "no layers 2 to 1"),
+    ],
+)
+def test_layers_that_are_not_there_are_refused(ranges, words, tmp_path):
+    files = [layers(tmp_path, f"{name}.pth", 3) for name in "ab"]
+    pairs = zip(files, ranges, strict=True)
+    sources = [{"model": file, "layer_range": found} for file, found in pairs]
+    config = {"merge_method": "linear", "slices": [{"sources": sources}]}
+    with pytest.raises(UsageError, match=words):
+        carried_out({**config, "parameters": {"weight": 1}}, tmp_path)
+    sources[1]["layer_range"] = sources[0]["layer_range"] = [0, 1]
+    with pytest.raises(UsageError, match="has no weight for"):
+        carried_out(config, tmp_path)
+
+
+def test_two_lists_of_layers_have_no_gradient(tmp_path):
+    more = {f"decoder.block.{i}.w": torch.ones(2) for i in range(3)}
+    one, two = layers(tmp_path, "a.pth", 3, **more), layers(tmp_path, "b.pth", 3, **more)
+    models = [{"model": one, "parameters": {"weight": [0, 1]}}]
+    models += [{"model": two, "parameters": {"weight": 1}}]
+    with pytest.raises(UsageError, match="several lists of layers"):
+        carried_out({"merge_method": "linear", "models": models}, tmp_path)
+    torch.save({"a.w": torch.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(UsageError, match="there are no layers"):
+        carried_out({"merge_method": "linear", "models": models}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "t", "value"),
+    [
+        (3, 0.5, 3),
+        ([0, 10], 0.25, 2.5),
+        ([1, 5, 2], 1.0, 2),
+        ([7], 0.4, 7),
+        (["a", "b"], 0.5, "a"),
+        ([True, False], 1.0, False),
+        ([{"filter": "mlp", "value": [0, 1]}, {"filter": "*", "value": 4}], 0.5, 0.5),
+        ([{"filter": "attn", "value": 1}], 0.5, None),
+        ({"filter": "mlp", "value": 2}, 0.5, 2),
+        ([], 0.5, None),
+    ],
+)
+def test_a_setting_has_a_value_at_every_layer(setting, t, value):
+    assert _evaluate(setting, "layers.0.mlp.weight", t) == value
