@@ -52,7 +52,14 @@ if TYPE_CHECKING:
     from ckpt_surgery.merge.request import MergeRequest
     from ckpt_surgery.merge.scope import MergeScope
     from ckpt_surgery.names import Rule, Selection, selection
-    from ckpt_surgery.names.rewrite import AddPrefix, MapNames, Replace, StripPrefix, Substitute
+    from ckpt_surgery.names.rewrite import (
+        AddPrefix,
+        MapNames,
+        Replace,
+        StripPrefix,
+        Substitute,
+        Unwrap,
+    )
     from ckpt_surgery.ops.consolidate import consolidate
     from ckpt_surgery.ops.convert import ConvertRequest, convert
     from ckpt_surgery.ops.diff import DiffRequest, diff
@@ -148,6 +155,7 @@ _HOMES = {
         "Replace",
         "StripPrefix",
         "Substitute",
+        "Unwrap",
     ),
     "ckpt_surgery.ops.salvage": ("salvage",),
     "ckpt_surgery.ops.values": ("SetRequest", "get_value", "list_values", "set_values"),
@@ -231,6 +239,7 @@ __all__ = [  # `_HOMES` holds the same names, grouped; a test compares them
     "Substitute",
     "Tensor",
     "UnknownFormatError",
+    "Unwrap",
     "UsageError",
     "ValueChange",
     "VerifyReport",

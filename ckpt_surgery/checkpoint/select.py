@@ -76,8 +76,13 @@ def all_names(state_dicts: Iterable[StateDict]) -> list[str]:
 
 
 def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
-    """Return the state dict at `at`, or the only one. Raises `UsageError` if there are several."""
+    """Return the state dict at `at`, or the only one, or the only one that is no moving average.
+
+    Raises `UsageError` if there are several.
+    """
     found = choose_state_dicts(checkpoint, at)
+    if not at and len(models := [each for each in found if each.kind == "model"]) == 1:
+        return models[0]
     if len(found) > 1:
         paths = ", ".join(f"'{state_dict.path}' ({state_dict.kind})" for state_dict in found)
         raise UsageError(

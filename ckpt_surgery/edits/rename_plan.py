@@ -15,6 +15,7 @@ from ckpt_surgery.names.metadata import rewrite_metadata
 from ckpt_surgery.names.rewrite import (
     RewriteRule,
     Rewritten,
+    Unwrap,
     find_collisions,
     require_changes,
     rewrite,
@@ -32,7 +33,7 @@ def plan_rename(
     if not rules:
         raise UsageError(
             "no rule says what to rename",
-            hint="give --strip-prefix, --add-prefix, --replace, --sub or --map",
+            hint="give --strip-prefix, --add-prefix, --replace, --sub, --map or --unwrap",
         )
     seen = views(checkpoint, at)
     plain = [rewrite(view.state_dict.names, rules) for view in seen]
@@ -45,12 +46,13 @@ def plan_rename(
         warnings += left
     edits: list[Edit] = []
     modules: list[Edit] = []
+    must_change = not all(isinstance(rule, Unwrap) for rule in rules)
     for view, each in zip(seen, rewritten, strict=True):
         state_dict = view.state_dict
         _require_good_names(state_dict, each)
         edits += view.translated(_renames(state_dict, each))
-        modules += view.translated(_modules(state_dict, each, rules))
-        if not any(each.changed) and state_dict.entries:
+        modules += view.translated(_modules(state_dict, each))
+        if must_change and not any(each.changed) and state_dict.entries:
             warnings.append(
                 f"no name in '{state_dict.path}' changes, so it is out of step with the others"
             )
@@ -82,12 +84,10 @@ def _renames(state_dict: StateDict, rewritten: Rewritten) -> Iterator[Rename]:
     return (Rename(state_dict.path, old, new) for old, new in pairs if old != new)
 
 
-def _modules(
-    state_dict: StateDict, rewritten: Rewritten, rules: Sequence[RewriteRule]
-) -> Iterator[RenameModule]:
+def _modules(state_dict: StateDict, rewritten: Rewritten) -> Iterator[RenameModule]:
     """Yield an edit for each record in ``_metadata`` whose module is called otherwise or gone."""
     modules = list(state_dict.metadata or ())
-    moved = rewrite_metadata(modules, state_dict.names, rewritten.names, rules)
+    moved = rewrite_metadata(modules, state_dict.names, rewritten.names, rewritten.rules)
     return (
         RenameModule(state_dict.path, module, moved.get(module))
         for module in modules

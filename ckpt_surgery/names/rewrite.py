@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.select import Selection
+from ckpt_surgery.names.spellings import NAMED_WRAPPERS
 from ckpt_surgery.names.suggest import compile_regex, require_listed, suggestion, with_dot
+
+_COUNTER = "n_averaged"  # stands beside what AveragedModel wraps
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,47 @@ class MapNames:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwrap:
+    """Take the segments of known wrappers off, however nested, if there are any.
+
+    Those that no model has by itself (``_orig_mod``, …) go wherever they stand; ``module`` only
+    from the front, and if all names have it. With `model` Lightning's ``model`` goes as well, once,
+    from the names that have it. `prefix` is what goes from the front, known for given names only.
+    """
+
+    model: bool = False
+    prefix: str = ""
+
+    def resolved(self, names: Sequence[str]) -> Unwrap:
+        """Return the rule as it is for these names."""
+        prefix, asked = "", self.model
+        group = [self._inner(name) for name in names if name != _COUNTER]
+        while group:
+            if all(name.startswith(f"{prefix}module.") for name in group):
+                prefix += "module."
+                continue
+            inside = [name for name in group if name.startswith(f"{prefix}model.")]
+            if not asked or not inside:
+                break
+            prefix, asked, group = f"{prefix}model.", False, inside
+        return Unwrap(self.model, prefix)
+
+    def _inner(self, name: str) -> str:
+        *modules, last = name.split(".")
+        return ".".join([*(part for part in modules if part not in NAMED_WRAPPERS), last])
+
+    def apply(self, name: str) -> str:
+        return self._inner(name).removeprefix(self.prefix)
+
+    @property
+    def option(self) -> str:
+        return "--unwrap-model" if self.model else "--unwrap"
+
+    def to_dict(self) -> dict[str, object]:
+        return {"rule": "unwrap-model" if self.model else "unwrap"}
+
+
+@dataclass(frozen=True, slots=True)
 class Within:
     """Another rule, for those names alone that `selection` takes when its turn comes."""
 
@@ -165,7 +209,7 @@ class Within:
         return self.rule.to_dict() | {"except" if self.selection.keep else "within": rules}
 
 
-RewriteRule = StripPrefix | AddPrefix | Replace | Delete | Substitute | MapNames | Within
+RewriteRule = StripPrefix | AddPrefix | Replace | Delete | Substitute | MapNames | Unwrap | Within
 
 
 def parse_name_map(text: str, source: str, option: str = "--map") -> MapNames:
@@ -219,12 +263,13 @@ class Rewritten:
     """Names after every rule, aligned with the names before.
 
     `changed` counts the names that each rule changed; `stages` are the names as each rule found
-    them.
+    them, and `rules` what each was for these names.
     """
 
     names: tuple[str, ...]
     changed: tuple[int, ...]
     stages: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    rules: tuple[RewriteRule, ...] = field(default=(), repr=False)
 
 
 def rewrite(names: Sequence[str], rules: Sequence[RewriteRule]) -> Rewritten:
@@ -236,8 +281,11 @@ def rewrite(names: Sequence[str], rules: Sequence[RewriteRule]) -> Rewritten:
     """
     stages = [tuple(names)]
     changed = []
-    for rule in rules:
+    known: list[RewriteRule] = []
+    for given in rules:
         before = stages[-1]
+        rule = given.resolved(before) if isinstance(given, Unwrap) else given
+        known.append(rule)
         after = tuple(rule.apply(name) for name in before)
         if any(_is_text(old) and not _is_text(new) for old, new in zip(before, after, strict=True)):
             raise UsageError(
@@ -246,7 +294,7 @@ def rewrite(names: Sequence[str], rules: Sequence[RewriteRule]) -> Rewritten:
             )
         changed.append(sum(old != new for old, new in zip(before, after, strict=True)))
         stages.append(after)
-    return Rewritten(stages[-1], tuple(changed), tuple(stages[:-1]))
+    return Rewritten(stages[-1], tuple(changed), tuple(stages[:-1]), tuple(known))
 
 
 def _is_text(name: str) -> bool:
@@ -260,7 +308,7 @@ def _is_text(name: str) -> bool:
 
 
 def require_changes(rules: Sequence[RewriteRule], rewritten: Sequence[Rewritten]) -> None:
-    """Refuse a rule that changed no name of any of the rewritten mappings.
+    """Refuse a rule that changed no name of any of the rewritten mappings; `Unwrap` may.
 
     A map must find every old name that it lists. Raises `UsageError`.
     """
@@ -271,7 +319,7 @@ def require_changes(rules: Sequence[RewriteRule], rewritten: Sequence[Rewritten]
         elif isinstance(rule, MapNames):
             existing = set(names)
             require_listed(rule.option, [old for old in rule.names if old not in existing], names)
-        if not any(each.changed[index] for each in rewritten):
+        if not isinstance(rule, Unwrap) and not any(each.changed[index] for each in rewritten):
             raise _changes_nothing(rule, names)
 
 

@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Container, Iterator
 from typing import Final
 
-_WRAPPERS: Final = frozenset(
+NAMED_WRAPPERS: Final = frozenset(
     {
-        "module",  # DataParallel, DistributedDataParallel, AveragedModel
         "_orig_mod",  # torch.compile
         "_fsdp_wrapped_module",
         "_fpw_module",  # FSDP in torch 1.11
@@ -16,7 +15,10 @@ _WRAPPERS: Final = frozenset(
         "_forward_module",  # Lightning Fabric
     }
 )
-"""Segments that a wrapper around a module adds to the names of everything inside it."""
+"""Segments that a wrapper around a module adds, and that no model has by itself."""
+
+# and that of DataParallel, DistributedDataParallel, AveragedModel
+_WRAPPERS: Final = NAMED_WRAPPERS | {"module"}
 
 _LONGEST: Final = 512  # characters
 

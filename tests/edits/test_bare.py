@@ -111,9 +111,9 @@ def test_ties_stay_whatever_the_archive(generation: str, tmp_path: Path) -> None
 
 
 def test_one_state_dict_is_chosen(tmp_path: Path) -> None:
-    value = {"model": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}
+    value = {"g": {"w": torch.ones(2)}, "d": {"w": torch.ones(2)}, "ema": {"w": torch.zeros(2)}}
     path = save(value, tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="there are 2 state dicts"):
+    with pytest.raises(UsageError, match="there are 3 state dicts"):
         convert(path, tmp_path / "out.pth", tensors_only=True)
     convert(path, tmp_path / "out.pth", tensors_only=True, at="ema")
     assert_same(dict(torch.load(tmp_path / "out.pth")), {"w": torch.zeros(2)})

@@ -339,11 +339,23 @@ def test_state_dict_is_taken_out_alone(trained: Path, tmp_path: Path) -> None:
     assert set(report.dropped) == set(load(trained)) - {"state_dict"}
 
 
+@pytest.mark.parametrize("at", [None, "model", "ema"])
+def test_strip_and_convert_take_the_same_state_dict_alone(at: str | None, tmp_path: Path) -> None:
+    """Of a model with its average the model, unless the average is asked for."""
+    value = {"model": weights(), "ema": weights(), "epoch": 1}
+    path = save(value, tmp_path / "w.pth")
+    converted = convert(path, tmp_path / "c.pth", state_dict_only=True, at=at)
+    stripped = strip(path, tmp_path / "s.pth", state_dict_only=True, at=[] if at is None else [at])
+    assert (tmp_path / "c.pth").read_bytes() == (tmp_path / "s.pth").read_bytes()
+    assert set(converted.dropped) == set(stripped.dropped) == set(value) - {at or "model"}
+    assert_same(dict(load(tmp_path / "c.pth")), dict(value[at or "model"]))
+
+
 def test_one_of_several_is_chosen(tmp_path: Path) -> None:
-    path = save({"model": weights(), "ema": weights(), "epoch": 1}, tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="there are 2 state dicts") as caught:
+    path = save({"g": weights(), "d": weights(), "ema": weights()}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="there are 3 state dicts") as caught:
         convert(path, tmp_path / "out.pth", state_dict_only=True)
-    assert caught.value.hint == "choose one, for example with --at model"
+    assert caught.value.hint == "choose one, for example with --at g"
     convert(path, tmp_path / "out.pth", at="ema")
     assert list(load(tmp_path / "out.pth")) == ["a", "b", "c"]
     with pytest.raises(UsageError, match="no state dict there"):

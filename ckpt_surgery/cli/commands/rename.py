@@ -32,6 +32,7 @@ from ckpt_surgery.names.rewrite import (
     RewriteRule,
     StripPrefix,
     Substitute,
+    Unwrap,
     Within,
     parse_name_map,
 )
@@ -52,11 +53,18 @@ _RULES: Final[dict[str, Callable[[Any], RewriteRule]]] = {
 @click.command(
     cls=Command,
     headings={
-        "Rules": ("strip_prefix", "add_prefix", "replace", "delete", "sub", "map"),
+        "Rules": ("unwrap", "unwrap_model", *_RULES),
         "Beside the names": ("entry", "wrap", "state_dict_only"),
     },
 )
 @files_argument
+@click.option(
+    "--unwrap",
+    is_flag=True,
+    help="First take off what wrappers add, however nested, if anything: 'module.', '_orig_mod.', "
+    "'_fsdp_wrapped_module.', '_checkpoint_wrapped_module.'.",
+)
+@click.option("--unwrap-model", is_flag=True, help="As --unwrap, and Lightning's 'model.' as well.")
 @click.option(
     "--strip-prefix",
     multiple=True,
@@ -128,6 +136,7 @@ def rename(ctx: click.Context, /, **_: Any) -> int:
     \b
     Examples:
       ckpt rename train.pth --strip-prefix module. -o model.pth
+      ckpt rename compiled.pth --unwrap -o model.pth
       ckpt rename model.pth --add-prefix module.base_model. -o wrapped.pth
       ckpt rename m.pth --delete .net --sub '^layer(\d)' 'stage\1' -o new.pth
       ckpt rename model.pth --map names.toml --dry-run
@@ -166,6 +175,11 @@ def _rules(ctx: click.Context) -> list[RewriteRule]:
     """Return the rules in the order of the line, each for the names that are selected."""
     rules = [_RULES[name](value) for name, value in in_order(ctx, _RULES)]
     selection = selection_of(ctx)
+    given = ctx.params
+    if given["unwrap"] or given["unwrap_model"]:
+        if selection.rules:
+            raise UsageError("'--unwrap' is for all names, and others are selected")
+        return [Unwrap(given["unwrap_model"]), *rules]
     return [Within(rule, selection) for rule in rules] if selection.rules else rules
 
 
