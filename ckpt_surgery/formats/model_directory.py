@@ -68,6 +68,15 @@ class ModelDirectory(Format):
         return replace(checkpoint, architecture=architecture, notes=(*checkpoint.notes, *notes))
 
 
+def index_in(source: DirectorySource) -> Source | None:
+    """Return the index of the sharded checkpoint in a directory, None without one.
+
+    Raises `ReadError` if it is not clear which is meant.
+    """
+    chosen = _chosen(source)
+    return source.member(chosen) if chosen.endswith(INDEX_SUFFIX) else None
+
+
 def _top_level(source: DirectorySource) -> list[str]:
     return [name for name in source.names if "/" not in name]
 

@@ -61,12 +61,14 @@ class Salvaged:
     """A checkpoint of which a part is missing.
 
     `right_nbytes` gives the bytes of a storage, from its start, that are there and not known to be
-    wrong; `notes` say what else is not as it should be.
+    wrong; `notes` say what else is not as it should be. `lost` are tensors of which nothing but the
+    name is known, and why.
     """
 
     checkpoint: Checkpoint
     right_nbytes: Callable[[Storage], int]
     notes: tuple[str, ...] = ()
+    lost: tuple[tuple[str, str], ...] = ()
 
     def is_whole(self, tensor: Tensor) -> bool:
         """Return whether all bytes of a tensor are right."""

@@ -43,7 +43,7 @@ class _Sharded(Format):
         if not _looks_like_index(source):
             return False
         try:
-            files = _read_index(source).files
+            files = read_index(source).files
         except ReadError:  # some index: `read` says what is wrong with it
             return self.shard_suffix == _SAFETENSORS
         return all(file.endswith(_SAFETENSORS) for file in files) == (
@@ -145,7 +145,7 @@ def _looks_like_index(source: Source) -> bool:
     return f'"{_WEIGHT_MAP}"'.encode() in source.read_at(0, source.size)
 
 
-def _read_index(source: Source) -> _Index:
+def read_index(source: Source) -> _Index:
     """Return what the index says. Raises `DamagedFileError` if it is not of an index's form."""
     if source.size > _MAX_INDEX_BYTES:
         raise LimitExceededError(
@@ -170,7 +170,7 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
     """
     from ckpt_surgery.formats.detect import find_format
 
-    index = _read_index(source)
+    index = read_index(source)
     shards: list[tuple[str, Checkpoint]] = []
     for file in index.files:
         member = folder.member(file)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.compact import compact
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, join_path
-from ckpt_surgery.checkpoint.findings import Finding, Rule
+from ckpt_surgery.checkpoint.findings import Finding, Rule, finding_of
 from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
 from ckpt_surgery.fileio import Source, looks_like_zip
 from ckpt_surgery.formats.base import Loss
-from ckpt_surgery.formats.detect import opened
+from ckpt_surgery.formats.detect import opened, source_is_directory
 from ckpt_surgery.formats.salvage import Salvaged, parts_of, read_damaged
 from ckpt_surgery.reports.verification import Lost, SalvageReport
 from ckpt_surgery.writing.output import Output
@@ -38,7 +39,7 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
     output.check()
     file = opened(source) if isinstance(source, str | os.PathLike) else source
     with closing(file):
-        found = read_damaged(file)
+        found = _read(file)
         lost = list(_lost(found))
         kept = without(found.checkpoint, lost)
         tensors = [name for name, _ in kept.tensors]
@@ -52,9 +53,22 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
             written.output,
             written.format,
             tuple(tensors),
-            tuple(Lost(loss.path, loss.part, loss.why) for loss in lost),
+            (
+                *(Lost(loss.path, loss.part, loss.why) for loss in lost),
+                *(Lost(name, "entry", why) for name, why in found.lost),
+            ),
             (*found.notes, *written.warnings),
         )
+
+
+def _read(file: Source) -> Salvaged:
+    """Read what is left of a file, or of the shards that an index or a directory holds."""
+    from ckpt_surgery.formats.sharded_salvage import read_damaged_shards
+
+    sharded = read_damaged_shards(file)
+    if sharded is None and source_is_directory(file):
+        raise ReadError("only sharded checkpoints are salvaged from directories", path=file.name)
+    return read_damaged(file) if sharded is None else sharded
 
 
 def _storages(checkpoint: Checkpoint) -> Iterator[Storage]:
@@ -80,7 +94,7 @@ def _lost(found: Salvaged) -> Iterator[Loss]:
 
 def damage(source: Source) -> Iterator[Finding]:
     """Yield which records of a damaged archive are not whole, and how many are."""
-    if not looks_like_zip(source):
+    if source_is_directory(source) or not looks_like_zip(source):
         return
     try:
         parts = parts_of(source)
@@ -101,3 +115,16 @@ def damage(source: Source) -> Iterator[Finding]:
             hint="'--salvage OUT' writes the tensors that are whole",
             rule="damaged",
         )
+
+
+def shard_damage(source: Source) -> list[Finding]:
+    """Return what is wrong with each shard of a sharded checkpoint."""
+    from ckpt_surgery.formats.sharded_salvage import damaged_shards
+
+    return [
+        replace(
+            finding_of(error),
+            entry=f"{file}: {error.entry}" if error.entry not in {None, file} else file,
+        )
+        for file, error in damaged_shards(source)
+    ]

@@ -27,7 +27,7 @@ from ckpt_surgery.formats.pickle_scan import FoundPickle, find_pickles
 from ckpt_surgery.formats.torch_zip import PICKLE, forget_archive
 from ckpt_surgery.ops.digest_lists import DigestList
 from ckpt_surgery.ops.proofs import Proofs, proved
-from ckpt_surgery.ops.salvage import damage
+from ckpt_surgery.ops.salvage import damage, shard_damage
 from ckpt_surgery.ops.verify_digests import DigestChecks
 from ckpt_surgery.ops.verify_policy import Policy
 from ckpt_surgery.pickles import DEFAULT_LIMITS
@@ -147,10 +147,10 @@ class _Inspection:
             with collector_paused():
                 return format_, format_.read(self.file, DEFAULT_LIMITS), None
         except UnknownFormatError as error:
-            return None, None, error
+            self.findings += shard_damage(self.file)
+            return None, None, None if self.findings else error
         except (DamagedFileError, LimitExceededError) as error:
-            self.findings.append(finding_of(error))
-            self.findings += damage(self.file)
+            self.findings += shard_damage(self.file) or [finding_of(error), *damage(self.file)]
             return None, None, None
         finally:
             forget_archive()

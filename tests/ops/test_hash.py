@@ -10,13 +10,15 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from archives import GENERATIONS, generation, read_records, write_records
 from safetensors.torch import save_file
 from torch.utils.serialization import config
 from torch_checks import quiet, save
 
-from ckpt_surgery import ReadError, UsageError, check_digests, digest, selection, strip
+from ckpt_surgery import ReadError, UsageError, check_digests, convert, digest, selection, strip
 from ckpt_surgery.fileio import FileSource
+from ckpt_surgery.formats.base import LayoutOptions
 from ckpt_surgery.writing.output import Output
 
 
@@ -254,3 +256,29 @@ def test_a_damaged_file_is_unreadable_not_different(tmp_path: Path) -> None:
     report = check_digests(before, list_name="list")
     assert {each.status for each in report.checked[:-1]} == {"unreadable"}
     assert report.exit_code == 2
+
+
+def test_one_model_has_one_digest_in_every_container(tmp_path: Path) -> None:
+    """torch.save, safetensors, shards of both, and a distributed checkpoint that torch wrote."""
+    torch.manual_seed(0)
+    base = torch.randn(40)
+    tensors = {"a.w": torch.randn(5, 7), "b": torch.arange(9).to(torch.bfloat16), "n": base.clone()}
+    files = [save(tensors, tmp_path / "w.pth"), tmp_path / "w.safetensors", tmp_path / "by_torch"]
+    save_file(tensors, files[1])
+    with quiet():
+        dcp.save(tensors, checkpoint_id=files[2])
+    for kind in ("safetensors-index", "torch-index", "dcp"):
+        files.append(tmp_path / kind)
+        options = LayoutOptions() if kind == "dcp" else LayoutOptions(max_shard_size=150)
+        convert(files[0], Output(files[-1], format=kind, options=options))
+    found = digest(files)
+    assert not found.failures
+    assert len({model.digest for model in found.models}) == 1
+    assert len(found.models) == len(files)
+    # each tensor has one, too, and a bit of one of them changes that and the model's
+    assert len({tuple(sorted(model.tensors.items())) for model in found.models}) == 1
+    tensors["a.w"].view(torch.int32)[3, 2] ^= 1
+    (other,) = digest([save(tensors, tmp_path / "x.pth")]).models
+    changed = {n for n, each in other.tensors.items() if each != found.models[0].tensors[n]}
+    assert changed == {"a.w"}
+    assert other.digest != found.models[0].digest

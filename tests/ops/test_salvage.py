@@ -9,13 +9,15 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from archives import big_endian, generation, rewrite
 from safetensors.torch import save_file
 from torch.utils.serialization import config
 from torch_checks import assert_same, load, quiet, save
 
-from ckpt_surgery import DamagedFileError, Output, ReadError, read, salvage
+from ckpt_surgery import DamagedFileError, Output, ReadError, convert, read, salvage, verify
 from ckpt_surgery.fileio import ByteRange, FileSource, read_zip
+from ckpt_surgery.formats.base import LayoutOptions
 
 
 def tensors() -> OrderedDict[str, torch.Tensor]:
@@ -241,3 +243,73 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "s.pt"))
     with pytest.raises(ReadError, match="TorchScript"):
         salvage(tmp_path / "s.pt", Output(tmp_path / "out.pth"))
+
+
+# --- shards
+
+
+def sharded(kind: str, tmp_path: Path) -> tuple[OrderedDict[str, torch.Tensor], Path]:
+    """Tensors, and a directory that holds them in several shards."""
+    whole = OrderedDict((f"l{n}.w", torch.arange(40.0) + n) for n in range(6))
+    target = Output(tmp_path / "model", format=kind, options=LayoutOptions(max_shard_size=400))
+    convert(save(whole, tmp_path / "w.pth"), target)
+    return whole, tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", ["safetensors-index", "torch-index"])
+def test_of_truncated_shards_every_complete_tensor_is_recovered(kind: str, tmp_path: Path) -> None:
+    whole, folder = sharded(kind, tmp_path)
+    shard = min(folder.glob("*-00002-of-*"))
+    data, ends = shard.read_bytes(), whole_at(shard)
+    assert len(ends) == 2
+    out, seen = tmp_path / "out.pth", set()
+    for cut in sorted(
+        {place + d for place in ends.values() for d in (-1, 0)} | {len(data) - 1, 10}
+    ):
+        shard.write_bytes(data[:cut])
+        report = salvage(folder, Output(out, force=True))
+        found = dict(load(out))
+        kept = {name for name in whole if name not in ends or ends[name] <= cut}
+        assert set(found) == set(report.tensors) == kept
+        assert_same(found, {name: whole[name] for name in found})
+        assert {each.path for each in report.lost} == set(whole) - kept
+        seen.add(len(kept))
+        if cut < len(data):
+            (verdict,) = verify([folder]).verdicts
+            named = {f.entry for f in verdict.findings if f.severity == "error"}
+            assert any((each or "").startswith(shard.name) for each in named)
+    assert seen == {4, 5, 6}
+
+
+def test_of_a_missing_shard_the_index_says_what_is_lost(tmp_path: Path) -> None:
+    whole, folder = sharded("safetensors-index", tmp_path)
+    gone = min(folder.glob("*-00001-of-*"))
+    gone.unlink()
+    for source in (folder, folder / "model.safetensors.index.json"):
+        report = salvage(source, Output(tmp_path / "out.pth", force=True))
+        assert [each.path for each in report.lost] == ["l0.w", "l1.w"]
+        assert {each.why for each in report.lost} == {f"{gone.name}: the file is missing"}
+        assert_same(dict(load(tmp_path / "out.pth")), dict(list(whole.items())[2:]))
+        (finding,) = verify([source]).verdicts[0].findings
+        assert (finding.severity, finding.entry) == ("error", gone.name)
+
+
+def test_a_shard_with_a_wrong_checksum_is_salvaged_like_a_file(tmp_path: Path) -> None:
+    _, folder = sharded("torch-index", tmp_path)
+    shard = min(folder.glob("*-00003-of-*"))
+    data = bytearray(shard.read_bytes())
+    data[data.index((torch.arange(40.0) + 5).numpy().tobytes()) + 9] ^= 1
+    shard.write_bytes(data)
+    report = salvage(folder, Output(tmp_path / "out.pth"))
+    assert [each.path for each in report.lost] == ["l5.w"]
+
+
+def test_what_is_no_sharded_checkpoint_is_not_salvaged_from_a_directory(tmp_path: Path) -> None:
+    with quiet():
+        dcp.save({"w": torch.ones(50)}, checkpoint_id=tmp_path / "dcp")
+    with pytest.raises(ReadError):
+        salvage(tmp_path / "dcp", Output(tmp_path / "out.pth"))
+    file = tmp_path / "dcp" / "__0_0.distcp"
+    file.write_bytes(file.read_bytes()[:-300])
+    (verdict,) = verify([tmp_path / "dcp"]).verdicts
+    assert verdict.findings[0].severity == "error"
