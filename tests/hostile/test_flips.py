@@ -59,3 +59,11 @@ def test_a_flip_that_nobody_reads_is_told_from_one_that_was_missed(
     in_padding = flips.data.index(b"ZZZ") * 8
     assert flips.judge(in_numbers) == "missed"
     assert flips.judge(in_padding) == "harmless"
+
+
+def test_bits_behind_the_end_of_compressed_code_are_harmless(shared_dir: Path) -> None:
+    """The last byte of a deflated record has bits that belong to no code (RFC 1951, 3.2.3)."""
+    path = shared_dir / "real" / "affnet" / "torchscript_2019_affnet.pt"
+    flips = Flips(path.read_bytes(), path)
+    assert flips.judge(8 * 13145 + 3) == "harmless"
+    assert flips.judge(8 * 13145 + 0) == "found"
