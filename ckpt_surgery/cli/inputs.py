@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 import click
 
-from ckpt_surgery.cli.options import all_of
+from ckpt_surgery.cli.options import all_of, standard_input
 from ckpt_surgery.cli.types import CheckpointFile
 from ckpt_surgery.errors import PathLike, UsageError
-from ckpt_surgery.fileio import FileSource, Source
+from ckpt_surgery.fileio import Source
 
 _SUFFIXES: Final = frozenset(
     {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors", ".th", ".tar", ".jit", ".ptl"}
@@ -97,20 +96,12 @@ def sources_of(ctx: click.Context) -> list[PathLike | Source]:
     Raises `UsageError` if none is named and standard input is a terminal or closed, if it is named
     twice, and for a directory that holds no checkpoint.
     """
-    names: tuple[str, ...] = ctx.params["files"] or ("-",)
+    names: tuple[str, ...] = ctx.params["files"]
     if names.count("-") > 1:
         raise UsageError("standard input is named twice")
-    return [_stdin(ctx) if name == "-" else name for name in _expanded(names)]
-
-
-def _stdin(ctx: click.Context) -> FileSource:
-    if sys.stdin is None or sys.stdin.isatty():
-        raise UsageError(
-            "no FILE is named, and standard input is "
-            + ("closed" if sys.stdin is None else "a terminal"),
-            hint=f"see '{ctx.command_path} --help'",
-        )
-    return FileSource.from_stream(sys.stdin.buffer)
+    if not names:
+        return [standard_input(ctx, named=False)]
+    return [standard_input(ctx) if name == "-" else name for name in _expanded(names)]
 
 
 def _expanded(names: Iterable[str]) -> Iterator[str]:

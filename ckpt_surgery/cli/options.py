@@ -235,8 +235,16 @@ def source_of(ctx: click.Context) -> PathLike | Source:
     name: str | None = ctx.params["file"]
     if name not in {None, "-"}:
         return str(name)
+    return standard_input(ctx, named=name is not None)
+
+
+def standard_input(ctx: click.Context, *, named: bool = True) -> FileSource:
+    """Return standard input as an open file; `named` says that the line asks for it: ``-``.
+
+    Raises `UsageError` if it is a terminal or closed, and if it is a device that is not named.
+    """
     kind = _no_pipe(sys.stdin)
-    if kind and (name is None or kind != "a device"):
+    if kind and not (named and kind == "a device"):
         raise UsageError(
             f"no FILE is named, and standard input is {kind}",
             hint=f"see '{ctx.command_path} --help'",

@@ -26,7 +26,8 @@ def show(report: EditReport, screen: Screen) -> None:
     show_warnings(report.warnings, screen)
     written = f"written to {printable(report.output)}" if report.output else "nothing was written"
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
-    screen.line(f"{written}, {size}" if report.output else f"dry run: {written}, {size}", "bold")
+    done = written if report.output else f"dry run: {written}"
+    screen.line(f"{printable(', '.join(report.inputs))}: {done}, {size}", "bold")
 
 
 def _lines(report: EditReport, most: int) -> Iterator[str]:

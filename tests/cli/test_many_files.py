@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,3 +164,20 @@ def test_what_is_left_of_each_file_is_let_go(monkeypatch):
 def test_the_table_is_shown_on_a_terminal(runs, at_terminal):
     code, seen = at_terminal("inspect", "runs/a", columns=80)
     assert (code, "3 files: 6 tensors" in seen) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("inspect", "verify", "hash", "convert -o x.pth", "match --like net.pth", "freeze-plan"),
+        *("strip --name x -o x.pth", "rename --add-prefix x -o x.pth", "edit --untie x -o x.pth"),
+        "fit --like net.pth -o x.pth",
+    ],
+)
+def test_no_file_and_no_pipe_is_a_usage_error_in_cron(folder, environment, line):
+    done = subprocess.run(
+        [sys.executable, "-m", "ckpt_surgery", *line.split()],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no FILE is named, and standard input is a device\n")

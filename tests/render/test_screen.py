@@ -250,7 +250,7 @@ def test_edit_report_names_warnings_and_edits():
         "carried over: " + ", ".join(f"o{i}" for i in range(22)),
         "compacted: 2.0 KiB that no tensor uses",
         "warning: careful \\x1b",
-        "written to b.pth, 10 bytes -> 4.9 KiB",
+        "a.pth: written to b.pth, 10 bytes -> 4.9 KiB",
     ]
 
 
