@@ -296,3 +296,21 @@ def test_half_precision_is_rounded_once(tmp_path):
     torch.testing.assert_close(found["0.weight"].double(), exact, rtol=2**-11, atol=0)
     with pytest.raises(UsageError):
         edit(tmp_path / "in.pth", tmp_path / "y.pth", rules("fold-batch-norm", "=1"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_that_cannot_be_folded_are_refused(tmp_path):
+    norm = {f"bn.{name}": value for name, value in nn.BatchNorm2d(2).state_dict().items()}
+    for weight, words in (
+        (torch.ones(2, 3, dtype=torch.int32), "has no fractions"),
+        (torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8), "has no fractions"),
+    ):
+        torch.save({"conv.weight": weight, **norm}, tmp_path / "in.pth")
+        with pytest.raises(PlanError, match=words):
+            edit(tmp_path / "in.pth", tmp_path / "x.pth", rules("fold-batch-norm", "conv=bn"))
+    weights = Original(4).state_dict()
+    for name in ("rbr_dense", "rbr_1x1"):
+        weights[f"{name}.conv.weight"] = weights[f"{name}.conv.weight"][:, :3].clone()
+    torch.save(weights, tmp_path / "in.pth")
+    with pytest.raises(PlanError, match="has no identity"):
+        edit(tmp_path / "in.pth", tmp_path / "x.pth", rules("fold-repvgg", "**"))

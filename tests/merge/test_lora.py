@@ -7,9 +7,11 @@ import re
 
 import pytest
 import torch
+from click.testing import CliRunner
 from frameworks import framework
 from safetensors.torch import load_file, save_file
 
+from ckpt_surgery.cli.main import cli
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import CkptError, NonFiniteError, PlanError, UsageError
@@ -466,3 +468,89 @@ def test_large_weights_are_made_in_rows(tmp_path):
     for name in "ab":
         up, down = (adapter[f"{name}.lora_{x}.weight"].double() for x in "BA")
         is_rounded(found[f"{name}.weight"], base[f"{name}.weight"].double() + up @ down)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"rank_pattern": {"(": 2}}, "has no pattern in"),
+        ({"alpha_pattern": [1]}, "'alpha_pattern' is no table"),
+        ({"r": 2.5}, "'r' is 2.5, which is no number"),
+        ({"r": True}, "'r' is True, which is no number"),
+        ({"arrow_config": {"top_k": 2}}, "a router of adapters cannot be folded"),
+        ({"trainable_token_indices": [1]}, "rows of embeddings"),
+    ],
+)
+def test_configurations_that_say_what_cannot_be_are_refused(said, words, tmp_path):
+    save_file(base_weights(), tmp_path / "base.safetensors")
+    adapter = peft_directory(tmp_path / "adapter", q_adapter(), **said)
+    with pytest.raises(CkptError, match=re.escape(words)):
+        merge([tmp_path / "base.safetensors", adapter], tmp_path / "o.safetensors", "lora")
+
+
+def test_a_configuration_without_alpha_has_pefts(tmp_path):
+    base = base_weights()
+    save_file(base, tmp_path / "base.safetensors")
+    weights = q_adapter()
+    adapter = peft_directory(tmp_path / "adapter", weights)
+    file = adapter / "adapter_config.json"
+    said = {key: value for key, value in json.loads(file.read_text()).items() if "alpha" not in key}
+    file.write_text(json.dumps(said))
+    merge([tmp_path / "base.safetensors", adapter], tmp_path / "o.safetensors", "lora")
+    start, name = "base_model.model.down.0.attn.to_q", "down.0.attn.to_q.weight"
+    up, down = (weights[f"{start}.lora_{x}.weight"].double() for x in "BA")
+    found = load_file(tmp_path / "o.safetensors")
+    is_rounded(found[name], base[name].double() + 4 * (up @ down))
+
+
+def test_a_whole_weight_goes_where_the_prefix_leads(tmp_path):
+    weights = {**q_adapter(), "base_model.model.norm.weight": torch.full((4,), 7.0)}
+    base = {f"m.{name}": value for name, value in base_weights().items()}
+    save_file(base, tmp_path / "base.safetensors")
+    adapter = peft_directory(tmp_path / "adapter", weights)
+    merge([tmp_path / "base.safetensors", adapter], tmp_path / "o.safetensors", "lora")
+    assert load_file(tmp_path / "o.safetensors")["m.norm.weight"].tolist() == [7.0] * 4
+    rules = Selection([Rule("prefix", "m.down")])
+    request = MergeRequest("lora", scope=MergeScope(selection=rules))
+    report = merge([tmp_path / "base.safetensors", adapter], tmp_path / "p.safetensors", request)
+    assert report.copied == (("m.norm.weight", "not selected"),)
+    assert torch.equal(
+        load_file(tmp_path / "p.safetensors")["m.norm.weight"], base["m.norm.weight"]
+    )
+
+
+def test_names_that_underscores_make_alike_are_refused(tmp_path):
+    base = {"a.b_c.weight": torch.ones(2, 2), "a_b.c.weight": torch.ones(2, 2)}
+    adapter = {"lora_unet_a_b_c.lora_down.weight": torch.ones(1, 2)}
+    adapter |= {"lora_unet_a_b_c.lora_up.weight": torch.ones(2, 1)}
+    with pytest.raises(UsageError, match=r"'a_b_c' may be 'a\.b_c' and 'a_b\.c'"):
+        folded(tmp_path, base, adapter)
+
+
+def test_an_adapter_is_one_state_dict(tmp_path):
+    save_file(base_weights(), tmp_path / "base.safetensors")
+    torch.save({"a": q_adapter(), "b": q_adapter()}, tmp_path / "two.pth")
+    files = [tmp_path / "base.safetensors", tmp_path / "two.pth"]
+    with pytest.raises(UsageError, match="there are 2 state dicts in it"):
+        merge(files, tmp_path / "o.safetensors", "lora")
+
+
+def test_a_step_of_a_recipe_folds_an_adapter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(base_weights(), "base.safetensors")
+    peft_directory(tmp_path / "adapter", q_adapter())
+    recipe = """
+    [inputs]
+    base = "base.safetensors"
+    extra = "adapter/adapter_model.safetensors"
+    [[steps]]
+    merge = { with = "extra", method = "lora", scale = "0.5" }
+    [[outputs]]
+    file = "out.safetensors"
+    """
+    (tmp_path / "recipe.toml").write_text(recipe)
+    result = CliRunner().invoke(cli, ["apply", "recipe.toml"])
+    assert result.exit_code == 0, result.output
+    merge(["base.safetensors", "adapter"], "again.safetensors", "lora", scales=[0.5])
+    files = [(tmp_path / f"{name}.safetensors").read_bytes() for name in ("out", "again")]
+    assert files[0] == files[1]

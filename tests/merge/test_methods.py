@@ -578,3 +578,22 @@ def test_unknown_method_names_near_ones():
         find("zzzz")
     assert "average" in caught.value.hint
     assert find("task_arithmetic") is find("task-arithmetic")
+
+
+def test_directions_that_cancel_each_other_out_have_no_middle():
+    method = find("multislerp")
+    with pytest.raises(UsageError, match="sum up to 0"):
+        method.bind(2, has_base=False, weights=[1, -1])
+    x = torch.tensor([1.0, 2.0, 2.0])
+    settings = method.bind(2, has_base=False)
+    assert torch.equal(merge_tensor(method, settings, "w", [x, -x]), torch.zeros(3))
+    turned = [
+        torch.tensor([1.0, 0]),
+        torch.tensor([-0.5, 0.75**0.5]),
+        torch.tensor([-0.5, -(0.75**0.5)]),
+    ]
+    settings = method.bind(3, has_base=False, values={"eps": 1e-6})
+    with pytest.raises(UsageError, match="cancel each other out"):
+        merge_tensor(method, settings, "w", turned)
+    settings = method.bind(1, has_base=False)
+    assert torch.equal(merge_tensor(method, settings, "w", [x]), x)

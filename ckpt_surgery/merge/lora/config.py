@@ -20,6 +20,9 @@ _METADATA_KEY: Final = "lora_adapter_metadata"
 """Where diffusers keeps the configurations of a file, each key after its component's name."""
 
 _MAX_BYTES: Final = 1 << 22
+_DEFAULT_ALPHA: Final = 8
+"""PEFT's, where a configuration says none."""
+
 # The base that such an adapter was trained on is not the base that the user has.
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _NOT_FOLDED: Final = {
@@ -123,7 +126,7 @@ def parsed(config: Mapping[str, Any], label: str) -> AdapterConfig:
             hint="save it as a plain LoRA: "
             "save_pretrained(…, path_initial_model_for_weight_conversion=…)",
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
+    rank, alpha = config.get("r"), config.get("lora_alpha", _DEFAULT_ALPHA)
     return AdapterConfig(
         rank=_number(rank, "r", label, int) if rank is not None else None,
         alpha=_number(alpha, "lora_alpha", label, float) if alpha is not None else None,
