@@ -240,6 +240,7 @@ class Checkpoint:
     of one that tensors were saved on.
     `architecture` is what a file beside the weights calls the model, if one does; `opcodes` are the
     rarer ones in its pickles, and `globals` the classes and functions that these name.
+    `provenance` is to be kept in the file that is written: how it came about, as JSON.
     `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
     written again.
     """
@@ -259,6 +260,7 @@ class Checkpoint:
     devices: Mapping[str, str] = field(default_factory=dict)
     architecture: str = ""
     opcodes: frozenset[int] = frozenset()
+    provenance: str = ""
 
     def __enter__(self) -> Checkpoint:
         return self

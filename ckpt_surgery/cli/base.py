@@ -23,7 +23,7 @@ _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "What is written": (
         *("plain", "device", "allow_loss", "sidecar", "metadata", "duplicate_ties"),
-        "max_shard_size",
+        *("max_shard_size", "provenance"),
     ),
     "Output": (
         *(

@@ -183,6 +183,11 @@ new_file_options = all_of(
         help="Say of all tensors that they were saved on the CPU, wherever they were.",
     ),
     click.option(
+        "--provenance",
+        is_flag=True,
+        help="Keep in OUT how it came about: version, command, digests of the inputs, plan.",
+    ),
+    click.option(
         "--plain",
         is_flag=True,
         help="Write numpy scalars, Namespaces and paths as plain values, which "
@@ -317,6 +322,7 @@ def output_of(ctx: click.Context) -> Output:
         progress=None if given["quiet"] else progress_bar(color=color_of(ctx)),
         device=given["device"],
         plain=given["plain"],
+        provenance=given["provenance"],
         verify=given["verify"],
         recorded=record is not None,
         beside=() if record is None else (Role("'--record'", record),),

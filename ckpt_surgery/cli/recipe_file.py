@@ -118,7 +118,7 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _output(said: Mapping[str, Any]) -> RecipeOutput:
-    names = ("allow-loss", "duplicate-ties", "hash-name", "plain", "verify")
+    names = ("allow-loss", "duplicate-ties", "hash-name", "plain", "verify", "provenance")
     texts_of = ("file", "from", "format", "sidecar", "device")
     known = (*texts_of, "metadata", "max-shard-size", *names)
     _require_known(said, known, "an output")
@@ -137,6 +137,7 @@ def _output(said: Mapping[str, Any]) -> RecipeOutput:
         sidecar=None if "sidecar" not in said else _text(said["sidecar"], "'sidecar'"),
         options=LayoutOptions(texts, flags["duplicate-ties"], most),
         plain=flags["plain"],
+        provenance=flags["provenance"],
         verify=flags["verify"] if "verify" in said else None,
         device=None if "device" not in said else _text(said["device"], "'device'"),
     )
@@ -209,10 +210,17 @@ def _outputs_of(report: Mapping[str, Any]) -> tuple[RecipeOutput, ...]:
         if each.get("output") is None:
             continue
         path, name = _text(each["output"], "'output'"), _text(each.get("from"), "'from'")
-        plan = each.get("plan") or []
-        lossy = any(isinstance(e, dict) and e.get("allow_loss") is True for e in plan)
-        chosen = _text(each.get("format"), "'format'")
-        found.append(RecipeOutput(Output(path=path, format=chosen, allow_loss=lossy), name))
+        plan = {e["edit"]: e for e in _list(each, "plan") if isinstance(e.get("edit"), str)}
+        output = Output(
+            path=path,
+            format=_text(each.get("format"), "'format'"),
+            allow_loss=any(edit.get("allow_loss") is True for edit in plan.values()),
+            plain="plain" in plan,
+            device="cpu" if "set-device" in plan else None,
+            provenance="set-provenance" in plan,
+            options=LayoutOptions(dict(_table(plan.get("set-metadata", {}), "values"))),
+        )
+        found.append(RecipeOutput(output, name))
     return tuple(found)
 
 
@@ -330,6 +338,7 @@ def _as_line_says(own: Output, line: Output, *, replaced: bool) -> Output:
         sidecar=line.sidecar or own.sidecar,
         options=line.options if line.options != LayoutOptions() else own.options,
         plain=line.plain or own.plain,
+        provenance=line.provenance or own.provenance,
         device=line.device or own.device,
         verify=own.verify if line.verify is None else line.verify,
         beside=(*own.beside, *line.beside),

@@ -32,6 +32,7 @@ KINDS: Final[dict[str, str]] = {
     "plain": "ckpt_surgery.edits.plain:ToPlain",
     "set-device": "ckpt_surgery.edits.device:SetDevice",
     "set-metadata": "ckpt_surgery.edits.metadata:SetMetadata",
+    "set-provenance": "ckpt_surgery.edits.provenance:SetProvenance",
     "set-value": "ckpt_surgery.edits.set_value:SetValue",
     "permute": "ckpt_surgery.edits.rearrange:Permute",
     "transpose": "ckpt_surgery.edits.rearrange:Transpose",

@@ -98,7 +98,7 @@ class Format(ABC):
     choose it for an output, `title` is what messages call a file of it. A format that is only
     read, or written only if asked for, names in `written_as` the one that holds what it gives.
     `of_directories` says that its checkpoints are directories and not files, `honours` which
-    `LayoutOptions` it carries out.
+    `LayoutOptions` it carries out, `keeps_provenance` that it keeps that of a checkpoint.
     """
 
     name: ClassVar[str]
@@ -107,6 +107,7 @@ class Format(ABC):
     written_as: ClassVar[str] = ""
     of_directories: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = frozenset()
+    keeps_provenance: ClassVar[bool] = False
 
     @property
     def is_writable(self) -> bool:

@@ -55,6 +55,7 @@ class Safetensors(Format):
 
     name = "safetensors"
     title = "a safetensors file"
+    keeps_provenance = True
     suffixes = (".safetensors",)
     honours = frozenset({"metadata", "duplicate_ties"})
 

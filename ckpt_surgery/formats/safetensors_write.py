@@ -21,6 +21,7 @@ from ckpt_surgery.errors import LossyEditError, UsageError
 from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats.base import FileLayout, Layout, LayoutOptions, Loss
+from ckpt_surgery.formats.provenance import KEY as PROVENANCE
 from ckpt_surgery.formats.safetensors import (
     MAX_HEADER_BYTES,
     METADATA,
@@ -156,9 +157,10 @@ def _write(sources: Sequence[ByteSource], nbytes: int, sink: Sink) -> None:
 def _metadata(checkpoint: Checkpoint, options: LayoutOptions) -> dict[str, str] | None:
     """Return the texts to be written, those of the checkpoint first; None if there are none."""
     kept = next((other.value for other in checkpoint.others if other.path == METADATA), None)
-    if kept is None and not options.metadata:
+    made = {PROVENANCE: checkpoint.provenance} if checkpoint.provenance else {}
+    if kept is None and not options.metadata and not made:
         return None
-    return {**(kept or {}), **options.metadata}
+    return {**(kept or {}), **made, **options.metadata}
 
 
 def _require_no_alias(metadata: Mapping[str, str], names: Sequence[str]) -> None:

@@ -85,6 +85,7 @@ class TorchZip(Format):
 
     name = "torch-zip"
     title = "an archive of torch.save"
+    keeps_provenance = True
     suffixes = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th", ".model", ".state_dict")
 
     def sniff(self, source: Source) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -9,6 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Storage, join_path
 from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.zip_write import Derived, ZipLayout, lay_out
 from ckpt_surgery.formats.base import FileLayout, Layout, LayoutOptions, Loss
+from ckpt_surgery.formats.provenance import RECORD
 from ckpt_surgery.formats.serialization_id import serialization_id
 from ckpt_surgery.formats.torch_zip import (
     MODERN,
@@ -54,6 +56,10 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
     return found
 
 
+_LAST: Final = frozenset({"version", SERIALIZATION_ID})
+"""Records that torch writes after all others."""
+
+
 def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
     """Place every byte of the archive; its root folder is called after a file, if that may be."""
     archive = _lay_out_torch_zip(checkpoint, nameless=options.nameless)
@@ -72,6 +78,8 @@ def _lay_out_torch_zip(checkpoint: Checkpoint, *, nameless: bool) -> ZipLayout:
         container = MODERN
     if nameless:
         container = replace(container, root=MODERN.root)
+    if checkpoint.provenance:
+        container = _with_provenance(container, checkpoint.provenance)
     lowered = lower(checkpoint)
     pickled = lowered.emit()
     if container.original and _keep_their_places(container, pickled):
@@ -79,6 +87,21 @@ def _lay_out_torch_zip(checkpoint: Checkpoint, *, nameless: bool) -> ZipLayout:
         # mostly they are called so already, and a second pickle would be the same
         return _same_storages(container, pickled if own == pickled.keys else lowered.emit(own))
     return _new_storages(container, pickled)
+
+
+def _with_provenance(container: Container, text: str) -> Container:
+    """Return a container with a record of how the checkpoint came about, before the version."""
+    record = (RECORD, Bytes(text.encode("utf-8", "surrogatepass")))
+
+    def placed(records: Sequence[tuple[str, ByteSource]]) -> tuple[tuple[str, ByteSource], ...]:
+        kept = [each for each in records if each[0] != RECORD]
+        ends = (place for place, (name, _) in enumerate(kept) if name in _LAST)
+        place = next(ends, len(kept))
+        return (*kept[:place], record, *kept[place:])
+
+    before = tuple(each for each in container.before if each[0] != RECORD)
+    original = placed(container.original) if container.original else ()
+    return replace(container, before=before, after=placed(container.after), original=original)
 
 
 def archive_of_pickle(pickled: Pickled) -> ZipLayout:

@@ -61,7 +61,7 @@ def carry_out(
     if scope.state_dict_only:
         more.append(OnlyStateDict(the_state_dict(after, scope.at).path))
         after = more[-1].apply(after, inputs)
-    after, last = finishing(after, output)
+    after, last = finishing(after, output, "merge", (*edits, *more), inputs.sources)
     return Edited(before, after, (*edits, *more, *last), changes, ties)
 
 

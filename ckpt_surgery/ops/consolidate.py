@@ -58,7 +58,7 @@ def consolidate(
     with ExitStack() as opened:
         writer, found = _consolidated(named, rules, opened)
         before = found.checkpoint
-        finished, _ = finishing(for_output(before, target), target)
+        finished, _ = finishing(for_output(before, target), target, "consolidate")
         written = write(finished, target, inputs=before.sources)
     return ConsolidateReport(
         inputs=tuple(source.name for source in before.sources),

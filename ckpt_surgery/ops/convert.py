@@ -114,7 +114,8 @@ def convert(
     with read(source) as checkpoint:
         with about_file(checkpoint.file.name):
             planned = asked.plan(checkpoint)
-        converted, last = finishing(planned.plan.apply(for_output(checkpoint, target)), target)
+        converted = planned.plan.apply(for_output(checkpoint, target))
+        converted, last = finishing(converted, target, "convert", planned.plan.edits)
         planned = replace(planned, plan=Plan((*planned.plan.edits, *last)))
         return _report(checkpoint, planned, write(converted, target))
 

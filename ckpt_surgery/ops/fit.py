@@ -76,7 +76,8 @@ def fit(
         fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
         if asked.emit_map is not None:
             _write_map(asked.emit_map, fitting.fitted, target)
-        fitted, last = finishing(fitting.result, target)
+        done = fitting.planned.plan.edits
+        fitted, last = finishing(fitting.result, target, "fit", done, aim.sources)
         written = write(fitted, target, inputs=aim.sources)
         result = written.checkpoint
         edits = (*fitting.planned.plan.edits, *last, *conversion(checkpoint.format, written))

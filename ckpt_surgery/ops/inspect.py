@@ -23,6 +23,7 @@ from ckpt_surgery.checkpoint.select import choose_state_dicts, select
 from ckpt_surgery.errors import LimitExceededError, PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.provenance import steps_of
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.inspection import InspectReport, Place, Totals
 from ckpt_surgery.torch_objects.averages import AVERAGED_MODEL_COUNT, holds_average
@@ -77,6 +78,7 @@ def inspect(
             averaged=_averaged(averages),
             averages=averages,
             declared=checkpoint.architecture,
+            provenance=tuple(steps_of(checkpoint)),
             files=tuple(source.name for source in checkpoint.sources[1:]),
             architectures=_architectures(checkpoint, listed) if recognise else {},
             values=_values(checkpoint, training) if look_beside else {},

@@ -34,7 +34,7 @@ def edit(
         before = for_output(checkpoint, target)
         with about_file(checkpoint.file.name):
             planned = build(before)
-        edited, last = finishing(planned.plan.apply(before), target)
+        edited, last = finishing(planned.plan.apply(before), target, command, planned.plan.edits)
         planned = replace(planned, plan=Plan((*planned.plan.edits, *last)))
         return _report(command, checkpoint, planned, write(edited, target))
 

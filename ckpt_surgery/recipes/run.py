@@ -53,7 +53,7 @@ def apply_recipe(recipe: Recipe, *, computing: Computing | None = None) -> Apply
         outputs = _distinct([replace(each, name=each.name or last) for each in recipe.outputs])
         for each in outputs:
             each.output.refuse_inputs([*work.sources])
-        written = [_write(each, work, computing) for each in outputs]
+        written = [_write(each, work, steps, computing) for each in outputs]
         return ApplyReport(named, tuple(steps), tuple(written), tuple(notes), nbytes)
 
 
@@ -106,11 +106,15 @@ def _distinct(outputs: Sequence[RecipeOutput]) -> list[RecipeOutput]:
     ]
 
 
-def _write(each: RecipeOutput, work: Work, computing: Computing | None) -> OutputReport:
+def _write(
+    each: RecipeOutput, work: Work, steps: Sequence[StepReport], computing: Computing | None
+) -> OutputReport:
     assert each.name is not None  # noqa: S101  # `apply_recipe` gave it one
     checkpoint = work.edited(each.name)
-    finished, last = finishing(for_output(checkpoint, each.output), each.output)
     sources: list[Source] = [*work.sources]
+    done = [edit for step in steps for edit in Plan.from_dict(step.plan).edits]
+    before = for_output(checkpoint, each.output)
+    finished, last = finishing(before, each.output, "apply", done, sources)
     written = write(finished, each.output, inputs=sources, computing=computing)
     return OutputReport(
         each.name,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, join_path
 from ckpt_surgery.render.listing import Subtree, fold, tree
@@ -206,6 +206,16 @@ def _walk(root: Subtree) -> Iterator[tuple[str, Subtree]]:
             yield ("    " if last else "│   ") + guide, node
 
 
+def _made_by(step: Mapping[str, Any]) -> str:
+    """Return a step of the provenance in a line: ``ckpt 0.2.0: strip of 'a.pth', 3 edits``."""
+    inputs, plan = step.get("inputs"), step.get("plan")
+    listed = inputs if isinstance(inputs, list) else []
+    files = [str(each.get("file")) for each in listed if isinstance(each, Mapping)]
+    of = f" of {', '.join(map(repr, files))}" if files else ""
+    edits = f", {count(len(plan), 'edit')}" if isinstance(plan, list) else ""
+    return f"ckpt {step.get('version', '?')}: {step['command']}{of}{edits}"
+
+
 def _footer(report: InspectReport, screen: Screen) -> Iterator[str]:
     totals, most = report.totals, screen.most(_MOST_LINES)
     shards = f", {count(len(report.files), 'file')}" if report.files else ""
@@ -221,6 +231,8 @@ def _footer(report: InspectReport, screen: Screen) -> Iterator[str]:
         f"total: {count(totals.tensors, 'tensor')}, {count(totals.numel, 'element')}, "
         f"{_exact_bytes(totals.nbytes)}"
     )
+    for step in report.provenance:
+        yield f"made by {printable(_made_by(step))}"
     if totals.unused_nbytes:
         yield f"unused: {_exact_bytes(totals.unused_nbytes)} of storages that no tensor uses"
     yield from _devices(report)

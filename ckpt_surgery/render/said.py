@@ -16,7 +16,9 @@ _OF_VALUES: Final = frozenset(
     }
 )
 # What is done to the file as a whole, whatever the verb.
-OF_FILES: Final = frozenset({"compact", "plain", "set-device", "set-metadata", "convert"})
+OF_FILES: Final = frozenset(
+    {"compact", "plain", "set-device", "set-metadata", "set-provenance", "convert"}
+)
 
 
 def said_of(
@@ -34,6 +36,8 @@ def _said(edit: Mapping[str, Any]) -> str:
             return f"compacted: {nbytes(int(unused))} that no tensor uses"
         case {"edit": "only-tensors"}:
             return "tensors only: each is rebuilt; metadata, attributes and all else are gone"
+        case {"edit": "set-provenance"}:
+            return "provenance: kept in the file; 'ckpt inspect' shows it"
         case {"edit": "convert"}:
             return f"converted: {edit['from']} -> {edit['to']}"
         case {"edit": "set-metadata", "values": values}:

@@ -89,6 +89,8 @@ class InspectReport:
     """What a file beside the weights calls the model: ``config.json``."""
     files: tuple[str, ...] = ()
     """The shards, if the checkpoint comes from several files."""
+    provenance: tuple[Mapping[str, Any], ...] = ()
+    """What the file says was done to make it, in order."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", once(self.notes))
@@ -113,6 +115,7 @@ class InspectReport:
             "globals": list(self.globals),
             "declared_architecture": self.declared or None,
             "shards": list(self.files),
+            "provenance": [dict(step) for step in self.provenance],
             "weights_only": None if self.weights_only is None else self.weights_only.to_dict(),
         }
 

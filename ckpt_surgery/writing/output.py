@@ -43,7 +43,7 @@ class Output:
     Namespaces and paths are written as plain values; `device` (``cpu``) is said of all tensors,
     wherever they were saved. With `verify` what is copied is compared with the checksums of its
     file, also in a dry run; None does so where a digest of the output is taken: for `hash_name`,
-    and if it is `recorded`.
+    and if it is `recorded`. With `provenance` the file keeps how it came about.
     """
 
     path: PathLike | None = None
@@ -64,6 +64,7 @@ class Output:
     device: str | None = None
     verify: bool | None = None
     recorded: bool = False
+    provenance: bool = False
 
     @property
     def verifies(self) -> bool:

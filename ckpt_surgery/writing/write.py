@@ -184,6 +184,12 @@ def laid_out(
         )
     target = output_format(checkpoint, output)
     require_honoured(target, output.options)
+    if checkpoint.provenance and not target.keeps_provenance:
+        raise UsageError(
+            f"'provenance': {target.title} cannot keep it",
+            fields=("provenance",),
+            hint="--record keeps the report beside the output",
+        )
     losses = list(target.losses(checkpoint))
     beside = _beside(checkpoint, output, losses)
     if not output.allow_loss:
