@@ -192,6 +192,7 @@ class StateDict:
 
     `metadata` is ``_metadata``: module path to the node of what is stored for it (None: the
     mapping has none). `node` is the graph node it was read from, and that writing it replaces.
+    `missing` names modules whose weights are not among the entries, though the model has them.
     """
 
     path: str
@@ -199,6 +200,7 @@ class StateDict:
     entries: tuple[Entry, ...]
     metadata: Mapping[str, object] | None = None
     node: object = field(default=None, compare=False, repr=False)
+    missing: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> Iterator[tuple[str, Tensor]]:

@@ -67,7 +67,7 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:
     return Layout((FileLayout("", archive.nbytes, sources, archive.write),))
 
 
-def _lay_out_torch_zip(checkpoint: Checkpoint, *, nameless: bool) -> ZipLayout:
+def _lay_out_torch_zip(checkpoint: Checkpoint, *, nameless: bool = False) -> ZipLayout:
     """Return where every byte of the archive for `checkpoint` goes, before any is written.
 
     A file that was an archive keeps its root folder (unless it is to be `nameless`), its generation

@@ -189,6 +189,8 @@ class _Reader:
         """Record what the module itself holds; returns its children."""
         self.tree.metadata[prefix[:-1]] = Dict(["version", _MODULE_VERSION])
         declared, slots = self.declaration(node), named_items(state_of(node))
+        if slots is None and mapping_pairs(state_of(node)) is not None:
+            raise self.tree.damaged("an attribute of a module has no name", prefix[:-1])
         if declared is None or slots is None:
             what = prefix[:-1] or "the model itself"
             self.notes.append(f"'{what}' is restored by its own code: its entries are left out")
@@ -213,12 +215,14 @@ class _Reader:
     def _is_tensor(self, value: Node) -> bool:
         """Say whether `value` is a tensor.
 
-        Raises `DamagedFileError` for one that ``torch.load`` would give hooks, which
-        ``torch.jit.load`` does not look at.
+        Raises `DamagedFileError` for one that begins beyond its storage, even if it is empty, as
+        ``torch.jit.load`` does, and for one with hooks, which ``torch.load`` would give to it.
         """
         tensor = self.tree.describe(value)
         if tensor is None or not isinstance(tensor.node, Object):
             return False
+        if tensor.storage and tensor.dtype.nbytes(tensor.offset) > tensor.storage.nbytes:
+            raise DamagedFileError("a tensor begins beyond the end of its storage")
         args = tensor.node.args
         for hooks in args if isinstance(args, tuple) else ():
             if isinstance(hooks, (Dict, Object)) and mapping_pairs(hooks):

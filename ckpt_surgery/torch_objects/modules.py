@@ -9,7 +9,7 @@ or a hook may have other ideas.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict, StateDictKind
@@ -66,7 +66,8 @@ def read_module(
     tree = ModuleTree(path, describe, limits)
     reader = _Reader(tree)
     tree.walk(node, reader.enter)
-    return ModuleReading(tree.state_dict(kind, node), class_name_of(node), tuple(reader.reasons()))
+    state_dict = replace(tree.state_dict(kind, node), missing=tuple(reader.missing))
+    return ModuleReading(state_dict, class_name_of(node), tuple(reader.reasons()))
 
 
 @dataclass(slots=True)
@@ -79,6 +80,9 @@ class _Reader:
     tree: ModuleTree
     _foreign: dict[str, None] = field(default_factory=dict)
     _self_saving: dict[str, None] = field(default_factory=dict)
+    missing: dict[str, None] = field(
+        default_factory=dict
+    )  # modules whose weights only code can tell
     _hooked: dict[str, None] = field(default_factory=dict)
     _skipped: dict[str, None] = field(default_factory=dict)
 
@@ -86,7 +90,7 @@ class _Reader:
         """Record what the module itself holds; returns its children."""
         fields = _fields_of(node)
         self.tree.spend(len(fields), prefix)
-        self._note_class(class_name_of(node))
+        self._note_class(class_name_of(node), prefix)
         self._note_hooks(fields, prefix)
         self.tree.metadata[prefix[:-1]] = _local_metadata(class_name_of(node), fields)
         transient = self._transient(fields, prefix)
@@ -116,6 +120,7 @@ class _Reader:
             else:
                 made_by = class_name_of(node)[:SHOWN_NAME] or "unknown"
                 self._skipped[f"{prefix}{name} ({made_by})"] = None
+                self.missing[prefix + name] = None
 
     def _items(
         self, fields: dict[str, Node], which: str, prefix: str
@@ -143,9 +148,11 @@ class _Reader:
         error = self.tree.damaged(message, name)
         return UnreadableModuleError(error.message, entry=error.entry)
 
-    def _note_class(self, name: str) -> None:
+    def _note_class(self, name: str, prefix: str) -> None:
         if saves_itself(name):
             self._self_saving[name] = None
+            if ".quantized." in name:  # its weights are packed, and only its code unpacks them
+                self.missing[prefix[:-1] or "the model itself"] = None
         elif not name.startswith(("torch.", "torchvision.")):
             self._foreign[name or "unknown"] = None
 

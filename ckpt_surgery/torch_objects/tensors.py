@@ -144,7 +144,7 @@ class TensorReader:
         if node.op != "REDUCE":
             return None
         function = _FUNCTIONS.get(node.callee.qualified)
-        if function is not None and isinstance(node.args, tuple):
+        if function is not None:
             handler, least, most = function
             return handler(self, Call.plain(node, least, most))
         return None

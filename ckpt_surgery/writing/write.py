@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.compute.casts import Cast, CastCount, tallies_of
 from ckpt_surgery.compute.jobs import Computing, scheduled
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
@@ -20,6 +20,8 @@ from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.writing.output import HASH_DIGITS, Output, without_hash
 from ckpt_surgery.writing.target import output_format, require_held, require_honoured, without
 from ckpt_surgery.writing.verifying import read_through, unchecked_nbytes, verified
+
+_MOST_MISSING: Final = 5  # modules that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ def laid_out(
             path=name,
             hint=f"take the weights alone: ckpt convert --state-dict-only {name} -o weights.pth",
         )
+    if not output.allow_loss:
+        _require_whole(checkpoint)
     target = output_format(checkpoint, output)
     require_honoured(target, output.options)
     if checkpoint.provenance and not target.keeps_provenance:
@@ -199,6 +203,19 @@ def laid_out(
     require_held(checkpoint, target, [loss for loss in target.losses(held) if loss.refused])
     options = replace(output.options, nameless=output.hash_name)
     return held, target.lay_out(held, options), losses, beside
+
+
+def _require_whole(checkpoint: Checkpoint) -> None:
+    """Raise `LossyEditError` for a model whose state dict was not read in full."""
+    missing = [join_path(s.path, name) for s in checkpoint.state_dicts for name in s.missing]
+    if missing:
+        shown = ", ".join(f"'{name}'" for name in missing[:_MOST_MISSING])
+        more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
+        raise LossyEditError(
+            f"weights that only the code of their modules unpacks would be lost: {shown}{more}",
+            path=checkpoint.file.name,
+            hint="save the model's state_dict() with torch; --allow-loss leaves them out",
+        )
 
 
 def _beside(checkpoint: Checkpoint, output: Output, losses: Sequence[Loss]) -> dict[str, Any]:

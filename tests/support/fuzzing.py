@@ -562,7 +562,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.nn.Module):
         return value.state_dict() or value
     if type(value) in {dict, OrderedDict}:
-        return type(value)((key, _plain(item)) for key, item in value.items())
+        return type(value)((key, _plain(item)) for key, item in _items(value))
     return [_plain(item) for item in value] if type(value) is list else value
 
 
@@ -573,6 +573,11 @@ def _require_tensors(checkpoint: Checkpoint, theirs: Any) -> None:
     count = sum(1 for _ in _tensors_in(_plain(theirs)))
     if count and not any(True for _ in checkpoint.all_tensors):
         raise WrongAnswerError(f"{count} tensors for torch, and none is said")
+
+
+def _items(mapping: Any) -> list[tuple[Any, Any]]:
+    """The items of a mapping, even if one of its attributes is called ``items``."""
+    return list(dict.items(mapping) if isinstance(mapping, dict) else mapping.items())
 
 
 def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -586,7 +591,7 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
             if found.numel():
                 yield found
         elif isinstance(found, Mapping):
-            waiting += found.values()
+            waiting += (value for _, value in _items(found))
         elif isinstance(found, (list, tuple)):
             waiting += found
 
@@ -594,8 +599,9 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
 def _at(value: Any, path: str) -> Any:
     for key in path.split("/") if path else ():
         if isinstance(value, Mapping):
-            held = {str(k): v for k, v in value.items()}
-            value = held[key] if key in held else getattr(value, key, None)
+            held = {**getattr(value, "__dict__", {}), **dict(_items(value))}
+            named = {type(k).__name__: v for k, v in held.items()}  # as keys of other types appear
+            value = {**named, **{str(k): v for k, v in held.items()}}.get(key)
         elif isinstance(value, (list, tuple)):
             value = value[int(key)]
         else:
@@ -636,7 +642,7 @@ def _require_same_objects(ours: Any, theirs: Any, path: str = "") -> None:
     elif isinstance(theirs, Mapping):
         if list(map(repr, ours)) != list(map(repr, theirs)):
             raise WrongAnswerError(f"'{path}' has other keys after")
-        for (key, mine), other in zip(ours.items(), theirs.values(), strict=True):
+        for (key, mine), (_, other) in zip(_items(ours), _items(theirs), strict=True):
             _require_same_objects(mine, other, f"{path}/{key}")
     elif isinstance(theirs, (list, tuple)):
         if len(ours) != len(theirs):
@@ -656,7 +662,7 @@ def _bits(tensor: torch.Tensor) -> tuple[object, ...]:
     plain = tensor.detach().resolve_conj().resolve_neg()
     if plain.numel() > 1 << 16:  # expanded
         return (*about, tensor.stride())
-    flat = plain.contiguous().reshape(-1)
+    flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
     return (*about, tensor.stride(), flat.view(torch.uint8).numpy().tobytes() if len(flat) else b"")
 
 
