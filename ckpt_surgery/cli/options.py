@@ -72,6 +72,18 @@ at_option = click.option(
     help="Only the state dict at PATH in the file, such as 'state_dict'. Repeatable.",
 )
 
+
+def one_at(ctx: click.Context) -> str | None:
+    """Return what ``--at`` says to a command that is about one state dict; None if it says nothing.
+
+    Raises `UsageError` if it is given more than once.
+    """
+    paths: tuple[str, ...] = ctx.params["at"]
+    if len(paths) > 1:
+        raise UsageError(f"'{ctx.command_path}' is about one state dict, and '--at' names several")
+    return next(iter(paths), None)
+
+
 hash_name_option = click.option(
     "--hash-name",
     is_flag=True,

@@ -143,3 +143,20 @@ def test_first_keys_count_as_the_state_dict_does(folder, invoke, net):
     names = frozen(invoke("freeze-plan", *model, "--first-keys", "6"))
     assert names == {"conv1.weight", "bn1.weight", "bn1.bias"}
     assert invoke("freeze-plan", "net.pth", "--first-keys", "999").exit_code == 2
+
+
+def test_at_is_the_same_option_everywhere(folder, invoke):
+    having = {
+        (option.help, option.multiple)
+        for command in COMMAND.values()
+        for option in command.params
+        if "--at" in option.opts
+    }
+    assert len(having) == 1
+    twice = ("train.pth.tar", "--at", "state_dict", "--at", "state_dict_ema")
+    for line in (("convert", *twice, "-o", "x.pth"), ("freeze-plan", *twice)):
+        result = invoke(*line)
+        assert (result.exit_code, "is about one state dict" in result.stderr) == (2, True)
+    once = ("train.pth.tar", "--at", "state_dict_ema")
+    assert invoke("convert", *once, "-o", "x.pth").exit_code == 0
+    assert invoke("freeze-plan", *once).exit_code == 0

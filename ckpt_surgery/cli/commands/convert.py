@@ -10,14 +10,16 @@ import click
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_many
 from ckpt_surgery.cli.options import (
+    at_option,
     hash_name_option,
+    one_at,
     output_of,
     output_options,
     report_options,
     source_of,
 )
 from ckpt_surgery.cli.output import finish_edit
-from ckpt_surgery.cli.types import KeyName, StateDictPath
+from ckpt_surgery.cli.types import KeyName
 from ckpt_surgery.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,12 +38,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Write the tensors of the state dict and nothing else, each rebuilt.",
 )
-@click.option(
-    "--at",
-    metavar="PATH",
-    type=StateDictPath(),
-    help="Which state dict to write alone, such as 'state_dict'.",
-)
+@at_option
 @click.option(
     "--dtype",
     multiple=True,
@@ -77,7 +74,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6,
     safetensors, a directory of shards of either with an index, or one of
     torch.distributed.checkpoint (dcp). A pickled model becomes its state dict; its class need not
-    be importable, and none of its code runs.
+    be importable, and none of its code runs. With --at the state dict there is written alone.
 
     \b
     Examples:
@@ -116,7 +113,7 @@ def request_of(ctx: click.Context) -> ConvertRequest:
     import ckpt_surgery.ops.convert as verb
 
     return verb.ConvertRequest(
-        at=given["at"],
+        at=one_at(ctx),
         state_dict_only=given["state_dict_only"],
         tensors_only=given["tensors_only"],
         dtypes=given["dtype"],

@@ -14,8 +14,10 @@ import ckpt_surgery.ops.freeze_plan as verb
 from ckpt_surgery.cli.base import Command, color_of, in_order
 from ckpt_surgery.cli.options import (
     SELECTING,
+    at_option,
     if_changed_option,
     input_argument,
+    one_at,
     pager_option,
     report_options,
     rule_of,
@@ -23,7 +25,7 @@ from ckpt_surgery.cli.options import (
     source_of,
 )
 from ckpt_surgery.cli.target_options import model_of, model_options
-from ckpt_surgery.cli.types import KeyName, OutputFile, StateDictPath
+from ckpt_surgery.cli.types import KeyName, OutputFile
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fileio.unchanged import write_unless_same
 from ckpt_surgery.freeze.build import (
@@ -180,12 +182,7 @@ _RULES: Final[dict[str, tuple[_Action, Callable[[Any], Selector]]]] = {
     help="No weight decay for 'bias', 'norm' or a selection.",
 )
 @selection_options
-@click.option(
-    "--at",
-    metavar="PATH",
-    type=StateDictPath(),
-    help="The state dict to plan for, such as 'state_dict'.",
-)
+@at_option
 @model_options
 @click.option("--fold", is_flag=True, help="One row for a subtree that is treated alike.")
 @click.option(
@@ -226,7 +223,7 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
     model = model_of(ctx)
     source = None if given["file"] is None and model is not None else source_of(ctx)
     report = verb.freeze_plan(
-        source, _recipe(ctx), model=model, at=given["at"], epoch=given["epoch"] or 0
+        source, _recipe(ctx), model=model, at=one_at(ctx), epoch=given["epoch"] or 0
     )
     if given["output"] is not None:
         write_unless_same(
