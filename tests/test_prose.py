@@ -1,10 +1,12 @@
-"""What the package says about itself: docstrings that need not be read twice."""
+"""What the package says about itself: docstrings that need not be read twice, names of files."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import module_names
 
@@ -36,3 +38,9 @@ def test_docstring_of_a_function_begins_with_a_verb() -> None:
         if not is_property(function) and _NO_VERB.match(ast.get_docstring(function) or "")
     ]
     assert found == []
+
+
+def test_every_file_of_tests_has_a_name_of_its_own() -> None:
+    """pytest imports them by it: two of one name are not collected together."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
