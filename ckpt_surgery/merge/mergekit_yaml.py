@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
@@ -27,10 +28,12 @@ from ckpt_surgery.merge.recipe import (
     tables,
     text_of,
 )
+from ckpt_surgery.merge.vocabularies import same_vocabularies
 
 _READ: Final = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
 _SLICE: Final = ("sources", "base_model", "parameters")
-_BESIDE: Final = ("tokenizer_source", "tokenizer", "chat_template", "name")
+_TOKENIZER: Final = ("tokenizer_source", "tokenizer")
+_BESIDE: Final = ("chat_template", "name")
 _UNWEIGHTED_THERE: Final = ("karcher",)
 _WITHOUT_EFFECT: Final = frozenset({"int8_mask", "density", "rescale"})
 """What mergekit takes for every method of its family, whether it uses it or not."""
@@ -39,10 +42,23 @@ _WITHOUT_EFFECT: Final = frozenset({"int8_mask", "density", "rescale"})
 def parse(text: str) -> MergeRecipe | LayeredRecipe:
     """Return the recipe in a mergekit configuration.
 
-    Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong, and
-    `MissingDependencyError` without PyYAML.
+    Raises `ReadError` if it is no YAML, `UsageError` if what it says is wrong, `MismatchError` if
+    it speaks of tokenizers and those of its models differ, and `MissingDependencyError` without
+    PyYAML.
     """
-    return _from_config(_load(text))
+    config = _load(text)
+    recipe = _from_config(config)
+    if isinstance(config, dict) and any(config.get(key) is not None for key in _TOKENIZER):
+        said = same_vocabularies(_files_of(recipe))
+        return replace(recipe, notes=(*recipe.notes, said))
+    return recipe
+
+
+def _files_of(recipe: MergeRecipe | LayeredRecipe) -> tuple[str, ...]:
+    if isinstance(recipe, LayeredRecipe):
+        return recipe.files
+    files = [entry.file for entry in recipe.inputs]
+    return tuple(dict.fromkeys([*([recipe.base] if recipe.base else []), *files]))
 
 
 def _from_config(loaded: object) -> MergeRecipe | LayeredRecipe:
@@ -56,7 +72,7 @@ def _from_config(loaded: object) -> MergeRecipe | LayeredRecipe:
             "'modules' puts a model together from parts with layers of their own",
             hint="merge the parts apart, with a selection for each",
         )
-    require_keys(config, (*_READ, "slices", *_BESIDE), "the recipe")
+    require_keys(config, (*_READ, "slices", *_TOKENIZER, *_BESIDE), "the recipe")
     given = [name for name in ("models", "slices") if config.get(name) is not None]
     if not given:
         raise UsageError("the recipe needs 'models' or 'slices'")
