@@ -203,6 +203,10 @@ def test_the_line_names_other_files(folder: Path) -> None:
         ("[[steps]]\nstrip = { ema = true }", "'--ema' says what '--training-state' leaves"),
         ("[[steps]]\nrename = { replace = ['a'] }", "'replace' takes 2 texts, not 1"),
         ("[[steps]]\nconvert = { at = ['a', 'b'] }", "'--at' names several"),
+        (
+            "[[steps]]\nstrip = { optimizer = ['keep', 'drop'] }",
+            "takes one value, not 2",
+        ),
         ("[[steps]]\nmerge = { method = 'average' }", "one file is nothing to merge"),
         ("[[steps]]\nmerge = { with = 'b.pth', int = 'all' }", "invalid value for '--int'"),
         ("[[steps]]\nfit = { like = 'b.pth', emit-map = 'x' }", "'fit' has no 'emit-map'"),
