@@ -89,7 +89,7 @@ def _kind(source: Source) -> tuple[str, str] | None:
     return next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), None)
 
 
-class _Raw(io.RawIOBase):
+class SourceFile(io.RawIOBase):
     """A source as a file object."""
 
     def __init__(self, source: Source) -> None:
@@ -98,9 +98,22 @@ class _Raw(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._source.size}
+        if (at := starts[whence] + offset) < 0:
+            raise OSError("before the start")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        count = min(len(view), self._source.size - self._at)
+        count = max(min(len(view), self._source.size - self._at), 0)
         if count:
             self._source.read_into(self._at, view[:count])
         self._at += count
@@ -122,7 +135,7 @@ class _Decompressed(io.RawIOBase):
                 path=source.name,
                 hint=f"pip install {module}, or: {self._what} -dc FILE | ckpt COMMAND",
             ) from error
-        self._stream = opener(io.BufferedReader(_Raw(source), 1 << 20))
+        self._stream = opener(io.BufferedReader(SourceFile(source), 1 << 20))
         self._left = max(_ALWAYS, _MOST_TIMES * source.size)
 
     def readable(self) -> bool:

@@ -32,6 +32,15 @@ _DOWNLOAD: Final = "the download may have failed"
 _READABLE: Final = "what torch.save, torch.jit.save and safetensors wrote can be read"
 _OTHER_ARCHIVE: Final = "the zip archive is damaged, or another program's and not torch.save's"
 _DECOMPRESS: Final = "decompress it first: {} -dc FILE | ckpt COMMAND"
+_HDF5: Final = "read it with h5py, and write its arrays with numpy.savez or safetensors"
+_GGUF: Final = (
+    "the package 'gguf' reads it (gguf.GGUFReader, gguf.dequantize); transformers loads it with "
+    "from_pretrained(…, gguf_file=FILE)"
+)
+_MXNET: Final = "mxnet.nd.load reads it; write its arrays with numpy.savez"
+_ONNX_HINT: Final = "onnx.numpy_helper.to_array of each initializer gives its arrays"
+_FLAX: Final = "flax.serialization.msgpack_restore reads it; write its arrays with numpy.savez"
+_TFLITE: Final = "tf.lite.Interpreter(FILE).get_tensor gives its arrays"
 # What files that are no checkpoints begin with, for a helpful message.
 _OTHER_FORMATS: Final = (
     (b"\x1f\x8b", "gzip data", _DECOMPRESS.format("gzip")),
@@ -39,9 +48,12 @@ _OTHER_FORMATS: Final = (
     (b"\xfd7zXZ", "xz data", _DECOMPRESS.format("xz")),
     (b"\x28\xb5\x2f\xfd", "zstd data", _DECOMPRESS.format("zstd")),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "extract it first"),
-    (b"\x93NUMPY", "a numpy array", None),
-    (b"\x89HDF", "an HDF5 file", None),
-    (b"GGUF", "a GGUF file", None),
+    (b"\x89HDF", "an HDF5 file (Keras writes them)", _HDF5),
+    (b"GGUF", "a GGUF file of llama.cpp", _GGUF),
+    (b"ggml", "a GGML file of llama.cpp", _GGUF),
+    (b"lmgg", "a GGML file of llama.cpp", _GGUF),
+    (b"tjgg", "a GGML file of llama.cpp", _GGUF),
+    (b"\x12\x01\0\0\0\0\0\0", "a file of parameters of mxnet", _MXNET),
     (b"\xff\xd8\xff", "a JPEG image", None),
     (b"\x89PNG", "a PNG image", None),
     (b"%PDF", "a PDF document", None),
@@ -52,6 +64,9 @@ _OTHER_FORMATS: Final = (
 )
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _ONNX: Final = re.compile(rb"\x08[\x01-\x1f][\x12\x3a]")  # its version, then producer or graph
+_FLAX_MAP: Final = re.compile(  # a map, whose first key is a short text
+    rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.)[\w./ -]+", re.DOTALL
+)
 _TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
@@ -131,10 +146,6 @@ def source_is_directory(source: Source) -> bool:
 
 def _unknown_zip(file: Source) -> CkptError:
     """Return the error for a zip archive of no format."""
-    start = file.read_at(0, min(file.size, 256))
-    name = start[30 : 30 + int.from_bytes(start[26:28], "little")]
-    if name.endswith(b".npy"):
-        return UnknownFormatError("this is a numpy archive (.npz)", hint=_READABLE)
     try:
         read_zip(file)
     except DamagedFileError as error:
@@ -157,9 +168,15 @@ def _unknown(file: Source) -> CkptError:
         if text.startswith(magic):
             return UnknownFormatError(f"this is {what}", hint=hint or _READABLE)
     if start[:1] == b"\x80" and start[1:2] in {b"\0", b"\1", b"\2", b"\3", b"\4", b"\5"}:
-        return UnknownFormatError("a plain pickle, not a file of torch.save", hint=_READABLE)
+        return UnknownFormatError(
+            "a plain pickle, not a file of torch.save, that does not end as one", hint=_DOWNLOAD
+        )
     if _ONNX.match(start):
-        return UnknownFormatError("this looks like an ONNX model", hint=_READABLE)
+        return UnknownFormatError("this looks like an ONNX model", hint=_ONNX_HINT)
+    if start[4:8] == b"TFL3":
+        return UnknownFormatError("this is a TensorFlow Lite model", hint=_TFLITE)
+    if _FLAX_MAP.match(start):
+        return UnknownFormatError("this looks like msgpack, which flax writes", hint=_FLAX)
     if _TEXT.fullmatch(start):
         return UnknownFormatError("this is text, not a checkpoint", hint=_DOWNLOAD)
     return UnknownFormatError("not a checkpoint of any known format", hint=_READABLE)

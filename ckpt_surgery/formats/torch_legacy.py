@@ -61,7 +61,9 @@ class TorchLegacy(Format):
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the file; raises as `_read_legacy` does."""
-        return _read_legacy(source, limits)
+        from ckpt_surgery.formats.torch_zip import with_arrays
+
+        return with_arrays(_read_legacy(source, limits), limits)
 
     def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
         """Return what is not in the graph of the pickle, and tensors of later types."""

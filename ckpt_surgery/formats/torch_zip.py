@@ -187,7 +187,17 @@ def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpo
         opcodes=parsed.rare,
         limits=limits,
     )
+    checkpoint = with_arrays(checkpoint, limits)
     return _noting_unlisted(checkpoint, storages.by_key.values())
+
+
+def with_arrays(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
+    """Return the checkpoint; one that holds numpy's arrays instead of weights, with tensors."""
+    if checkpoint.state_dicts or not any(name.startswith("numpy") for name in checkpoint.globals):
+        return checkpoint
+    from ckpt_surgery.torch_objects.arrays import reassembled
+
+    return reassembled(checkpoint, limits)
 
 
 def _noting_unlisted(checkpoint: Checkpoint, storages: Iterable[Storage]) -> Checkpoint:

@@ -8,19 +8,12 @@ import pickle
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ckpt_surgery import read
 from ckpt_surgery.errors import CkptError, ReadError, UnknownFormatError
 
 READABLE = "what torch.save, torch.jit.save and safetensors wrote can be read"
-
-
-def arrays() -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, a=np.ones(3))
-    return buffer.getvalue()
 
 
 def documents(name: str) -> bytes:
@@ -41,10 +34,14 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "gzip": (b"\x1f\x8b\x08\0", "gzip", "gzip -dc FILE"),
     "zstd": (b"\x28\xb5\x2f\xfd\0", "zstd", "zstd -dc FILE"),
     "image": (b"\xff\xd8\xff\xe0\0\x10JFIF", "JPEG", READABLE),
-    "ONNX": (b"\x08\x07\x12\x07pytorch\x1a\x051.9.0:\x80", "ONNX", READABLE),
-    "GGUF": (b"GGUF\3\0\0\0", "GGUF", READABLE),
+    "ONNX": (b"\x08\x07\x12\x07pytorch\x1a\x051.9.0:\x80", "ONNX", "onnx.numpy_helper"),
+    "GGUF": (b"GGUF\3\0\0\0", "GGUF", "gguf.GGUFReader"),
     "pickle": (pickle.dumps({"a": 1}), "plain pickle", READABLE),
-    "numpy arrays": (arrays(), "numpy archive", READABLE),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "HDF5", "h5py"),
+    "TensorFlow Lite": (b"\x1c\0\0\0TFL3\x14\0 \0", "TensorFlow Lite", "tf.lite.Interpreter"),
+    "flax": (b"\x81\xa6params\x81\xa6kernel\xc7", "msgpack", "msgpack_restore"),
+    "mxnet": (b"\x12\1\0\0\0\0\0\0\0\0\0\0", "mxnet", "mxnet.nd.load"),
+    "cut pickle": (pickle.dumps({"a": 1})[:-1], "does not end as one", "download"),
     "documents": (documents("a.txt"), "in no folder", "another program's"),
     "documents in a folder": (documents("a/b.txt"), "data.pkl", "another program's"),
     "anything": (bytes(range(128, 256)), "no|any known format", READABLE),

@@ -1,0 +1,151 @@
+"""numpy's files: ``.npy`` of one array, ``.npz`` of several, as state dicts.
+
+An ``.npy`` file is a magic, a version, the length of a header, the header (a literal of Python) and
+the elements; an ``.npz`` file a zip archive of these (``numpy.lib.format``). Arrays of objects are
+pickles; they are named and not read.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Final, cast
+
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
+from ckpt_surgery.errors import DamagedFileError, LimitExceededError
+from ckpt_surgery.fileio import ByteRange, MemorySource, Source, looks_like_zip
+from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.compressed import SourceFile
+from ckpt_surgery.pickles import Limits
+from ckpt_surgery.torch_objects.arrays import array_tensor, dtype_of_code
+from ckpt_surgery.torch_objects.kinds import role_of
+
+_MAGIC: Final = b"\x93NUMPY"
+_LONGEST_HEADER: Final = 1 << 16
+_LOCAL_HEADER: Final = 30
+_SUFFIX: Final = ".npy"
+_ALONE: Final = "arr_0"
+"""What numpy calls an array that was given no name."""
+
+
+class Npy(Format):
+    """One array."""
+
+    name = "npy"
+    title = "a numpy array"
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it begins with numpy's magic."""
+        return source.size > len(_MAGIC) and source.read_at(0, len(_MAGIC)) == _MAGIC
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the array. Raises `DamagedFileError` if it is not what its header says."""
+        del limits
+        return _checkpoint(self.name, source, [(_ALONE, ByteRange(source, 0, source.size))])
+
+
+class Npz(Format):
+    """A zip archive of arrays."""
+
+    name = "npz"
+    title = "a numpy archive"
+    written_as = "torch-zip"
+
+    def sniff(self, source: Source) -> bool:
+        """Say whether it is a zip archive whose first member is called an array."""
+        if not looks_like_zip(source):
+            return False
+        start = source.read_at(0, min(source.size, 1 << 12))
+        length = int.from_bytes(start[26:28], "little")
+        return start[_LOCAL_HEADER : _LOCAL_HEADER + length].endswith(_SUFFIX.encode())
+
+    def read(self, source: Source, limits: Limits) -> Checkpoint:
+        """Describe the arrays; those that are compressed are decompressed into memory.
+
+        Raises `DamagedFileError` for an archive or an array that is broken, and
+        `LimitExceededError` for members that are far more than the file.
+        """
+        del limits
+        return _checkpoint(self.name, source, _members(source))
+
+
+def _members(source: Source) -> Iterator[tuple[str, ByteRange]]:
+    room = max(1 << 30, 100 * source.size)
+    seen: set[str] = set()
+    try:
+        with zipfile.ZipFile(cast("IO[bytes]", io.BufferedReader(SourceFile(source)))) as archive:
+            for member in archive.infolist():
+                if not member.filename.endswith(_SUFFIX) or member.filename in seen:
+                    raise DamagedFileError("is no array, or there twice", entry=member.filename)
+                seen.add(member.filename)
+                room -= member.file_size
+                if room < 0:
+                    raise LimitExceededError("its members are far more than the file")
+                yield member.filename.removesuffix(_SUFFIX), _content(source, archive, member)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
+        raise DamagedFileError(
+            f"the zip archive is damaged: {str(error).lower()}", path=source.name
+        ) from error
+
+
+def _content(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ByteRange:
+    if member.compress_type != zipfile.ZIP_STORED:
+        data = archive.read(member)
+        return ByteRange(MemorySource(data, name=source.name, origin=source), 0, len(data))
+    archive.open(member).close()  # compares the local header with the directory
+    header = source.read_at(member.header_offset, _LOCAL_HEADER)
+    name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    start = member.header_offset + _LOCAL_HEADER + name + extra
+    return ByteRange(source, start, member.file_size, crc32=member.CRC)
+
+
+def _checkpoint(
+    name: str, source: Source, arrays: Iterator[tuple[str, ByteRange]] | list[tuple[str, ByteRange]]
+) -> Checkpoint:
+    entries: list[Entry] = []
+    others: list[Other] = []
+    for key, data in arrays:
+        tensor = _array(key, data)
+        if isinstance(tensor, Tensor):
+            entries.append(Entry(key, tensor, role_of(key, tensor)))
+        else:
+            others.append(Other(key, f"numpy.ndarray of {tensor}"))
+    return Checkpoint(
+        format=name,
+        sources=(source,),
+        root=None,
+        state_dicts=(StateDict("", "model", tuple(entries)),) if entries else (),
+        others=tuple(others),
+    )
+
+
+def _array(key: str, data: ByteRange) -> Tensor | str:
+    """Return the tensor of an ``.npy`` file, or what its elements are if torch has no such type."""
+    start = data.slice(0, min(12, data.nbytes)).read() if data.nbytes else b""
+    wide = start[6:7] in {b"\2", b"\3"}
+    begin = 12 if wide else 10
+    length = int.from_bytes(start[8:begin], "little")
+    if not start.startswith(_MAGIC) or length > min(_LONGEST_HEADER, data.nbytes - begin):
+        raise DamagedFileError("is no array of numpy", entry=key)
+    try:
+        header = ast.literal_eval(data.slice(begin, length).read().decode("utf-8").strip())
+        code, columns, shape = header["descr"], header["fortran_order"], header["shape"]
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
+        raise DamagedFileError("the header of the array is malformed", entry=key) from error
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        raise DamagedFileError("the shape of the array is malformed", entry=key)
+    dtype = dtype_of_code(code[1:]) if isinstance(code, str) else None
+    if dtype is None:
+        return "objects" if code == "|O" else str(code)[:40]
+    rest = data.slice(begin + length, data.nbytes - begin - length)
+    try:
+        return array_tensor(
+            shape, dtype, rest, key=key, columns=columns is True, big=code[0] == ">"
+        )
+    except DamagedFileError as error:
+        error.entry = key
+        raise
