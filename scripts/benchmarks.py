@@ -392,6 +392,7 @@ def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[s
 
 def run(options: argparse.Namespace) -> list[Result]:
     """Make the files, take all measurements wanted, and remove the files."""
+    from benchmark_audit import bench_audit
     from benchmark_containers import bench_containers  # which imports this module
     from benchmark_contents import bench_contents
     from benchmark_terminal import bench_help, bench_many
@@ -403,6 +404,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "strip": lambda: bench_edit("strip", large, 3 if quick else 5),
         "rename": lambda: bench_edit("rename", large, 3 if quick else 5),
         "stats": lambda: bench_stats(large, 3),
+        "audit": lambda: bench_audit(large, 3 if quick else 5),
         "safetensors": lambda: bench_safetensors(large, 3 if quick else 5),
         "containers": lambda: bench_containers(large, 3 if quick else 5),
         "contents": lambda: bench_contents(large, 3 if quick else 5),
@@ -470,7 +472,7 @@ def main() -> int:
         prog="scripts/bench", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="a smaller file and fewer rounds")
-    names = ["inspect", "parse", "strip", "rename", "stats", "safetensors", "containers"]
+    names = ["inspect", "parse", "strip", "rename", "stats", "audit", "safetensors", "containers"]
     names += ["contents", "merge", "lora", "help", "many"]
     parser.add_argument("--only", choices=names)
     parser.add_argument("--size-gb", type=float, metavar="N", help="the large file (default: 2)")
