@@ -7,8 +7,8 @@ its `Structure` adds what no file can show (children without parameters, kinds o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Final, Literal
@@ -125,6 +125,8 @@ class Inventory:
         `keys` are the names of the state dict in its order, if those of the entries are not.
         Raises LimitExceededError for a name of more than 1024 characters.
         """
+        entries = list(entries)
+        hooked = _hooked_buffers({entry.name for entry in entries})
         firsts: dict[object, NamedEntry] = {}
         aliases: dict[str, list[str]] = {}
         buffers: list[str] = []
@@ -133,7 +135,8 @@ class Inventory:
         for entry in entries:
             require_short(entry.name)
             names.append(entry.name)
-            if not _is_parameter(entry):
+            is_hooked = entry.role == "unknown" and entry.name in hooked
+            if is_hooked or not _is_parameter(entry):
                 buffers.append(entry.name)
                 continue
             key = ("name", entry.name) if entry.tie is None else ("tie", entry.tie)
@@ -150,9 +153,17 @@ class Inventory:
         return cls(parameters, tuple(buffers), guessed, structure, listed)
 
     @classmethod
-    def of_state_dict(cls, state_dict: StateDict, structure: Structure | None = None) -> Inventory:
-        """Return the inventory of a state dict as it was read from a file."""
-        return cls.of(_entries(state_dict), structure, state_dict.names)
+    def of_state_dict(
+        cls, state_dict: StateDict, structure: Structure | None = None, *, every: bool = False
+    ) -> Inventory:
+        """Return the inventory of a state dict as it was read from a file.
+
+        With `every` each tensor is a parameter, integers included.
+        """
+        entries = _entries(state_dict)
+        if every:
+            entries = (replace(entry, role="parameter") for entry in entries)
+        return cls.of(entries, structure, state_dict.names)
 
     @property
     def names(self) -> Iterator[str]:
@@ -244,6 +255,24 @@ class Inventory:
         """Modules that own a weight (not only a bias), but none of two or more dimensions."""
         weighted = {p.module for p in self.parameters if not p.is_bias}
         return frozenset(weighted - {p.module for p in self.parameters if len(p.shape) > 1})
+
+
+def _hooked_buffers(names: Set[str]) -> set[str]:
+    """Return buffers that pruning, spectral norm and parametrisations put beside a parameter.
+
+    Pruning makes ``weight_mask`` beside ``weight_orig``, spectral norm ``weight_u`` and
+    ``weight_v`` beside it, or ``_u`` and ``_v`` of a parametrisation. ``weight_v`` beside
+    ``weight_g`` is a parameter of weight norm.
+    """
+    found: set[str] = set()
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        stem, _, suffix = name.rpartition("_")
+        in_parametrisation = leaf in {"_u", "_v"} and "parametrizations" in owner.split(".")
+        beside_original = suffix in {"mask", "u", "v"} and f"{stem}_orig" in names
+        if in_parametrisation or beside_original:
+            found.add(name)
+    return found
 
 
 def require_short(name: str) -> None:

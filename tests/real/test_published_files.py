@@ -16,6 +16,7 @@ from published import (
     LIGHTNING,
     NOT_READ_IN_FULL,
     TORCH_FILES,
+    WITHOUT_MODEL,
     ZIP_FILES,
     as_module,
     canonical,
@@ -127,7 +128,9 @@ def test_converted_file_loads_as_the_same(name: str, real: Path, tmp_path: Path)
         assert ours.stride() == theirs.stride()
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if "new_pytorch" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if "new_pytorch" not in name and name not in WITHOUT_MODEL]
+)
 def test_state_dict_alone_loads_with_weights_only(name: str, real: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.pth"
     ckpt("convert", "--state-dict-only", real / name, "-o", out)
@@ -172,7 +175,10 @@ def test_unchanged_archive_is_the_same_file(name: str, real: Path, tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize("name", [name for name in TORCH_FILES if "new_pytorch" not in name])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in TORCH_FILES if "new_pytorch" not in name and name not in WITHOUT_MODEL],
+)
 def test_stripped_keys_are_what_torch_says_is_missing(
     name: str, real: Path, tmp_path: Path
 ) -> None:
@@ -220,3 +226,19 @@ def test_what_lies_beside_the_weights_survives(
                 beside += 1
         assert beside == len(before.root.items) // 2 - 1
         assert after.globals == before.globals
+
+
+def test_an_optimizer_of_its_own_holds_no_model(real: Path) -> None:
+    report = ckpt_surgery.inspect(real / "rl-trained-agents/sb3_ppo_policy.optimizer.pth")
+    assert report.state_dicts == ()
+    (optimizer,) = report.training[""].optimizers
+    assert (optimizer.layout, optimizer.states) == ("Adam", 12)
+
+
+def test_integer_parameters_are_those_of_their_optimizer(real: Path) -> None:
+    """torch's optimizer of this file has a parameter for each entry, integers included."""
+    report = ckpt_surgery.inspect(real / "pytorx/pytorx_integer_parameters.pth.tar")
+    (optimizer,) = report.training["optimizer"].optimizers
+    (state_dict,) = report.state_dicts
+    assert len(optimizer.parameters) == len(state_dict.entries) == 48
+    assert optimizer.certainty in {"order", "partial"}

@@ -33,6 +33,8 @@ FILES = {
     "picklescan/tests_data_pytorch_model.bin": "torch-legacy",
     "pytorch_resnet_cifar10/resnet20-12fca82f.th": "torch-legacy",
     "pytorch_resnet_cifar10/resnet32-d509ac18.th": "torch-legacy",
+    "pytorx/pytorx_integer_parameters.pth.tar": "torch-legacy",
+    "rl-trained-agents/sb3_ppo_policy.optimizer.pth": "torch-zip",
     "silero-vad/silero_vad_2023-04.jit": "torchscript",
     "silero-vad/src_silero_vad_data_silero_vad_16k.safetensors": "safetensors",
     "taesd/taef2_decoder.pth": "torch-zip",
@@ -41,11 +43,10 @@ FILES = {
 NOT_READ_IN_FULL = {
     "affnet/torchscript_2019_affnet.pt",
     "allennlp/allennlp_model.tar.gz",
-    "pytorx/pytorx_integer_parameters.pth.tar",
     "rl-trained-agents/sb3_ars_cartpole.zip",
-    "rl-trained-agents/sb3_ppo_policy.optimizer.pth",
     "safetensors/safetensors_all_dtypes.safetensors",
 }
+WITHOUT_MODEL = {"rl-trained-agents/sb3_ppo_policy.optimizer.pth"}
 TORCH_FILES = [name for name, kind in FILES.items() if kind.startswith("torch-")]
 ZIP_FILES = [name for name, kind in FILES.items() if kind == "torch-zip"]
 LIGHTNING = [name for name in FILES if "v2_regression" in name]

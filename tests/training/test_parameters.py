@@ -1,5 +1,9 @@
+import warnings
+
 import pytest
+import torch
 from freeze_helpers import NET, conv, linear, net, norm
+from torch.nn.utils import prune
 
 from ckpt_surgery.training.parameters import Inventory, NamedEntry, Structure
 
@@ -136,3 +140,18 @@ def test_with_a_model_the_kind_of_the_module_decides() -> None:
     assert [p.name for p in inventory.parameters if inventory.is_norm(p)] == [
         "layer1.0.conv1.weight"
     ]
+
+
+def test_what_hooks_put_beside_a_parameter_is_a_buffer() -> None:
+    """Pruning's mask, and the vectors of spectral norm; weight norm's `weight_v` is a parameter."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    torch.nn.utils.spectral_norm(model[1])
+    torch.nn.utils.parametrizations.spectral_norm(model[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.nn.utils.weight_norm(model[3])
+    entries = (NamedEntry(name, tuple(t.shape)) for name, t in model.state_dict().items())
+    found = Inventory.of(entries)
+    assert {p.name for p in found.parameters} == {name for name, _ in model.named_parameters()}
+    assert set(found.buffers) == {name for name, _ in model.named_buffers()}

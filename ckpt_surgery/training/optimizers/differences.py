@@ -47,19 +47,26 @@ class Difference:
         parameters: Parameters,
         moments: MomentChanges,
         homes: ChosenGroups | None,
+        *,
+        every: bool = False,
     ) -> Difference:
+        """Compare the parameters of `state_dicts` with those that they have in `after`.
+
+        With `every` each of their tensors is a parameter.
+        """
         new = {s.path: s for s in after.state_dicts}
         targets: list[Target] = []
         old_names: list[str] = []
         changed: dict[str, MomentChange | MomentMaker] = {}
         for old_dict in state_dicts:
-            old = Inventory.of_state_dict(old_dict).parameters
+            old = Inventory.of_state_dict(old_dict, every=every).parameters
             old_names += (qualified(state_dicts, old_dict, p.name) for p in old)
             new_dict = new.get(old_dict.path)
             if new_dict is None:
                 continue
             lineage = _Lineage(old_dict, old, new_dict, sources.get(old_dict.path, {}))
-            own = parameters.get(old_dict.path) or Inventory.of_state_dict(new_dict).parameters
+            own = parameters.get(old_dict.path)
+            own = own or Inventory.of_state_dict(new_dict, every=every).parameters
             made = _made(moments.get(old_dict.path, {}), old)
             for parameter in own:
                 name = qualified(state_dicts, old_dict, parameter.name)
@@ -129,11 +136,12 @@ class Differences:
         self._after, self._given = after, (sources, parameters, moments, homes)
         self._known: dict[tuple[int, ...], Difference] = {}
 
-    def of(self, state_dicts: tuple[StateDict, ...]) -> Difference:
+    def of(self, state_dicts: tuple[StateDict, ...], *, every: bool = False) -> Difference:
         """Return the difference of these state dicts, which must be those from before the edit."""
-        key = tuple(map(id, state_dicts))
+        key = (every, *map(id, state_dicts))
         if key not in self._known:
-            self._known[key] = Difference.of(state_dicts, self._after, *self._given)
+            given = self._given
+            self._known[key] = Difference.of(state_dicts, self._after, *given, every=every)
         return self._known[key]
 
 

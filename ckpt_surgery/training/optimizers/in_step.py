@@ -160,6 +160,8 @@ def _difference(
     if optimizer.model is not None:
         possible.insert(0, optimizer.model.state_dicts)
     differences = [known.of(models) for models in possible]
+    if optimizer.model is not None and optimizer.model.every:
+        differences[0] = known.of(optimizer.model.state_dicts, every=True)
     first = next((each for each in differences if each.any), None)
     if first is None or choice != "auto":
         return first

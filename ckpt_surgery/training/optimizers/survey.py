@@ -31,21 +31,22 @@ class TrainedModel:
     """State dicts whose parameters an optimizer holds, mostly one.
 
     `parameters` are names and shapes in the order of ``parameters()``, each tied one once; of
-    several state dicts the names are ``path/name``.
+    several state dicts the names are ``path/name``. With `every` all tensors are parameters.
     """
 
     state_dicts: tuple[StateDict, ...]
     parameters: tuple[tuple[str, tuple[int, ...]], ...]
+    every: bool = False
 
     @classmethod
-    def of(cls, state_dicts: Sequence[StateDict]) -> TrainedModel:
+    def of(cls, state_dicts: Sequence[StateDict], *, every: bool = False) -> TrainedModel:
         """Return the parameters of these state dicts, one after the other."""
         parameters = [
             (qualified(state_dicts, state_dict, parameter.name), parameter.shape)
             for state_dict in state_dicts
-            for parameter in Inventory.of_state_dict(state_dict).parameters
+            for parameter in Inventory.of_state_dict(state_dict, every=every).parameters
         ]
-        return cls(tuple(state_dicts), tuple(parameters))
+        return cls(tuple(state_dicts), tuple(parameters), every)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,9 @@ class _Models:
         if key not in self._known:
             self._known[key] = TrainedModel.of(state_dicts)
         model = self._known[key]
+        tensors = sum(entry.tensor is not None for s in state_dicts for entry in s.entries)
+        if len(model.parameters) < len(state.keys) == tensors:
+            model = TrainedModel.of(state_dicts, every=True)  # integers are parameters, too
         self._left -= len(model.parameters) + len(state.keys)
         if self._left < 0:
             return model, StateOwners("none", "there are too many optimizers", {})
