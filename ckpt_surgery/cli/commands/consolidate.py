@@ -43,7 +43,7 @@ def consolidate(
       ckpt consolidate rank*.pt -o model.pth
       ckpt consolidate global_step100 -o model.safetensors --max-shard-size 5GB \
         --format safetensors-index
-      ckpt consolidate tp --axis '**.weight=0' --axis '**norm*=copies' -o m.pth
+      ckpt consolidate tp --axis '**.weight=0' --axis '**norm*.*=copies' -o m.pth
     """
     import ckpt_surgery.ops.consolidate as verb
 

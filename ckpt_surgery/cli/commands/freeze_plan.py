@@ -212,7 +212,7 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
     \b
     Examples:
       ckpt freeze-plan resnet34.pth --train head --lr 1e-3
-      ckpt freeze-plan resnet34.pth --first 165 --fold
+      ckpt freeze-plan resnet34.pth --first 60 --fold
       ckpt freeze-plan r34.pth --lr 1e-3 --group fc:lr=1e-2 --emit python > g.py
       ckpt freeze-plan --model torchvision:vit_b_16 --lr 1e-3 --layer-decay 0.75 \
           --no-decay

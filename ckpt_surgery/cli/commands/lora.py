@@ -55,9 +55,9 @@ def lora(ctx: click.Context, /, words: tuple[str, ...], **_: Any) -> int:
     \b
     Examples:
       ckpt lora extract base.safetensors tuned.safetensors --rank 16 -o adapter
-      ckpt lora extract base/ tuned/ --rank 64 --glob '**.self_attn.*' -o adapter
+      ckpt lora extract base/ tuned/ --rank 64 --glob '**.self_attn.**' -o adapter
       ckpt lora merge style/ subject/ --scale 0.7,1 -o both
-      ckpt lora merge a.safetensors b.safetensors --rank 32 -o both.safetensors
+      ckpt lora merge style/ subject/ --rank 32 -o both
     """
     import ckpt_surgery.ops.lora as verb
 

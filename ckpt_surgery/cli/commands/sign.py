@@ -55,7 +55,7 @@ def sign(ctx: click.Context, /, file: str, key: str, **_: Any) -> int:
     \b
     Examples:
       ckpt sign model.safetensors --key key.pem
-      ckpt sign weights/ --key key.pem --password-env KEY_PASSWORD -o weights.sig
+      ckpt sign weights/ --key own.pem --password-env KEY_PASSWORD -o weights.sig
       ckpt strip run.pth --training-state -o net.pth --record net.json
       ckpt sign net.pth --key key.pem --record net.json
       ckpt verify net.pth --signature net.pth.sig --public-key key.pub

@@ -104,7 +104,7 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
       ckpt verify resnet34.pth
       ckpt verify checkpoints/ --values --sarif > ckpt.sarif
       ckpt verify model.pth --policy policy.toml --strict
-      ckpt verify model.pth --against-hash ckpt1:2e64560...
+      ckpt verify model.pth --against-hash "$DIGEST"
       ckpt verify checkpoints/ --against-hash DIGESTS
       ckpt verify model.pth --signature model.pth.sig --public-key key.pub
       ckpt verify cut.pth --salvage rest.pth
