@@ -305,6 +305,7 @@ class TestLosses:
         assert json.loads(beside.read_text()) == json.loads(json.dumps(plain))
         assert report.dropped == ("epoch", "args")
         assert report.warnings == ("in the sidecar: epoch, args",)
+        beside.write_text("{}")  # what it holds already would be no error
         with pytest.raises(WriteError, match="already exists"):
             convert(path, Output(tmp_path / "p.safetensors", sidecar=beside))
         assert not (tmp_path / "p.safetensors").exists()
