@@ -39,6 +39,7 @@ from ckpt_surgery.torch_objects.storages import parse_storage_id, text
 from ckpt_surgery.torch_objects.tensor_calls import build
 
 _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
+_HOOKS = "collections.OrderedDict"
 _CONTAINERS = (tuple, list, Dict, Object)
 # Shares of the operations of `Limits`: how often objects that parts of tensors refer to may be
 # looked at again, and how many tensors others may be made of, counted as often as they occur.
@@ -231,6 +232,8 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
 def _require_hooks(call: Call, index: int) -> None:
     """Refuse hooks in a form that no version of torch writes: it keeps whatever is there."""
     hooks = call.reference(index)
+    if isinstance(hooks, Object) and hooks.args == () and hooks.name == _HOOKS:
+        return  # every tensor has them, so that this has to be quick
     if hooks is not None and mapping_pairs(hooks) is None:
         raise wrong_form(call.node)
 
