@@ -70,6 +70,37 @@ class Gathered:
                 yield block[start : start + size]
 
 
+def part_of(data: ByteSource, start: int, nbytes: int) -> ByteSource:
+    """Return the `nbytes` bytes of `data` from byte `start` on."""
+    if isinstance(data, ByteRange):
+        return data.slice(start, nbytes)
+    return data if start == 0 and nbytes == data.nbytes else _Part(data, start, nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The `nbytes` bytes from byte `start` on of a source that is no range of a file."""
+
+    source: ByteSource
+    start: int
+    nbytes: int
+
+    @property
+    def crc32(self) -> None:
+        return None
+
+    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
+        """Yield the bytes in order; what comes before them is made and thrown away."""
+        at, end = 0, self.start + self.nbytes
+        for chunk in self.source.chunks(size):
+            wanted = chunk[max(self.start - at, 0) : max(end - at, 0)]
+            at += len(chunk)
+            if wanted:
+                yield wanted
+            if at >= end:
+                return
+
+
 class _Axis(NamedTuple):
     """A dimension: `n` words, so many words apart in the storage and in the result."""
 

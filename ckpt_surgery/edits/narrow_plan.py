@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.edits.follow import with_those_inside
 from ckpt_surgery.edits.narrow import OnlyStateDict
-from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.plan import Planned, followed_by
 
 if TYPE_CHECKING:
     from ckpt_surgery.training.optimizers import OptimizerChoice
@@ -26,4 +25,4 @@ def narrowed(
     """
     planned = with_those_inside(checkpoint, planned, choice)
     alone = OnlyStateDict(the_state_dict(planned.plan.apply(checkpoint), at).path)
-    return replace(planned, plan=Plan((*planned.plan.edits, alone)))
+    return followed_by(planned, [alone])

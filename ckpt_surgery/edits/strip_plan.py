@@ -29,11 +29,13 @@ def plan_strip(
     at: Sequence[str] = (),
     training_state: Callable[[str, Node], object] | None = None,
     compact: bool = False,
+    break_views: bool = False,
     or_nothing: bool = False,
 ) -> Planned:
     """Remove the selected entries, what `training_state` says of (path, node), unused bytes.
 
-    `training_state` gives something true for what is to go.
+    `training_state` gives something true for what is to go. Unused bytes are those before other
+    edits; `with_true_numbers` counts them when the plan is whole.
 
     Training state goes wherever it lies: beside the state dicts, or among the weights of one.
 
@@ -73,7 +75,7 @@ def plan_strip(
         if not beside and not among:
             warnings.append(NO_TRAINING_STATE)
     if compact:
-        edits.append(Compact(unused_nbytes(checkpoint)))
+        edits.append(Compact(unused_nbytes(checkpoint), break_views=break_views))
     if not selection.rules and training_state is None and not compact and not or_nothing:
         raise UsageError(
             "nothing is selected",

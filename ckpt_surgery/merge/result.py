@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.checkpoint.compact import unused_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import RuleCount, the_state_dict
 from ckpt_surgery.edits.base import Edit
-from ckpt_surgery.edits.compact import Compact
+from ckpt_surgery.edits.compact import plan_compact
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.drop import Drop
 from ckpt_surgery.edits.finish import finishing
@@ -55,7 +54,7 @@ def carry_out(
     more, changes = follow_base(original, before, concerned, scope.optimizer)
     after = Plan(tuple(more)).apply(merged, inputs)
     if scope.compact:
-        more.append(Compact(unused_nbytes(after)))
+        more.append(plan_compact(after))
         after = more[-1].apply(after, inputs)
     ties = tuple(broken_ties(before, after))
     if scope.state_dict_only:

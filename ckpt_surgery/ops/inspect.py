@@ -167,7 +167,7 @@ def _totals(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> Totals:
         if part.storage is not None
     }
     pieces = find_pieces(checkpoint.all_tensors)
-    used = sum(piece.nbytes for piece in pieces if piece.storage in storages)
+    used = sum(piece.used_nbytes for piece in pieces if piece.storage in storages)
     storage_nbytes = sum(storage.nbytes for storage in storages)
     return Totals(
         tensors=len(tensors),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.edits.compact import with_true_numbers
 from ckpt_surgery.edits.entry_plan import plan_entry_drops, split_by_depth, unwrapping
 from ckpt_surgery.edits.follow import with_all_in_step
 from ckpt_surgery.edits.narrow_plan import narrowed
@@ -34,7 +35,8 @@ class StripRequest:
     An optimizer loses the state of removed parameters, and the others are renumbered; `optimizer`
     ``"keep"`` leaves it as it is, ``"drop"`` leaves it out. `training_state` removes optimizers,
     schedulers and the like, and moving averages, or with `ema` puts these in the model's place.
-    `compact` removes the bytes of storages that no remaining tensor uses. Everything else is
+    `compact` removes the bytes of storages that no remaining tensor uses, and with `break_views`
+    gives each of several overlapping tensors its own bytes. Everything else is
     carried over as it is, or with `state_dict_only` left out: the one state dict that remains, or
     that at `at`, is then the whole file. Tied weights stay tied.
 
@@ -50,6 +52,7 @@ class StripRequest:
     training_state: bool = False
     ema: bool = False
     compact: bool = False
+    break_views: bool = False
     optimizer: OptimizerChoice = "auto"
     state_dict_only: bool = False
     entries: Sequence[str] = ()
@@ -64,6 +67,12 @@ class StripRequest:
                 hint="add 'training_state'",
                 fields=("ema", "training_state"),
             )
+        if self.break_views and not self.compact:
+            raise UsageError(
+                "'break_views' says how 'compact' cuts",
+                hint="add 'compact'",
+                fields=("break_views", "compact"),
+            )
         if self.training_state and self.optimizer != "auto":
             raise UsageError(
                 f"'training_state' and 'optimizer {self.optimizer}' contradict each other",
@@ -77,6 +86,9 @@ class StripRequest:
 
     def plan(self, checkpoint: Checkpoint) -> Planned:
         """Plan it. Raises `UsageError` for a rule that matches nothing, and `PlanError`."""
+        return with_true_numbers(checkpoint, self._planned(checkpoint))
+
+    def _planned(self, checkpoint: Checkpoint) -> Planned:
         drops, counts = plan_entry_drops(
             checkpoint,
             [EntryRule(text) for text in self.entries],
@@ -96,6 +108,7 @@ class StripRequest:
             at=self.at,
             training_state=TrainingStates().kind if self.training_state else None,
             compact=self.compact,
+            break_views=self.break_views,
             or_nothing=bool(self.entries)
             or self.unwrap
             or self.state_dict_only

@@ -33,7 +33,7 @@ def _said(edit: Mapping[str, Any]) -> str:
     """Return what is said of an edit that the lists do not show."""
     match edit:
         case {"edit": "compact", "unused_nbytes": unused}:
-            return f"compacted: {nbytes(int(unused))} that no tensor uses"
+            return _compacted(int(unused), edit)
         case {"edit": "only-tensors"}:
             return "tensors only: each is rebuilt; metadata, attributes and all else are gone"
         case {"edit": "set-provenance"}:
@@ -63,6 +63,17 @@ def _said(edit: Mapping[str, Any]) -> str:
         case {"edit": kind, "name": name} if kind in _OF_VALUES:
             return f"{kind}: {printable(str(name))}"
     return ""
+
+
+def _compacted(unused: int, edit: Mapping[str, Any]) -> str:
+    """Return what a compaction does, with what it keeps and copies where it does."""
+    kept, copied = int(edit.get("kept_nbytes", 0)), int(edit.get("copied_nbytes", 0))
+    said = f"compacted: {nbytes(unused)} that no tensor uses"
+    if kept:
+        said += f", of which {nbytes(kept)} inside overlapping views stay"
+    if copied:
+        said += f"; views broken: {nbytes(copied)} more"
+    return said
 
 
 def _branch(branch: Mapping[str, Any]) -> str:

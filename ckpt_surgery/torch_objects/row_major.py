@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Storage, Tensor
-from ckpt_surgery.checkpoint.gather import Gathered
+from ckpt_surgery.checkpoint.gather import Gathered, part_of
 from ckpt_surgery.errors import LimitExceededError, ReadError
-from ckpt_surgery.fileio import CHUNK, ByteRange, ByteSource
+from ckpt_surgery.fileio import CHUNK, ByteSource
 from ckpt_surgery.torch_objects.tensors import math_bits
 
 MOST_REPEATED: Final = 1 << 26
@@ -64,39 +64,9 @@ def _as_stored(tensor: Tensor, storage: Storage) -> ByteSource:
     if not nbytes:
         return Gathered(data, (0,), (1,), dtype.itemsize)
     if tensor.is_contiguous:
-        return _part(data, start, nbytes)
-    data = _part(data, start, dtype.nbytes(tensor.extent))
+        return part_of(data, start, nbytes)
+    data = part_of(data, start, dtype.nbytes(tensor.extent))
     return Gathered(data, tensor.shape, tensor.stride, dtype.itemsize)
-
-
-def _part(data: ByteSource, start: int, nbytes: int) -> ByteSource:
-    if isinstance(data, ByteRange):
-        return data.slice(start, nbytes)
-    return data if start == 0 and nbytes == data.nbytes else _Part(data, start, nbytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The `nbytes` bytes from byte `start` on of a source that is no range of a file."""
-
-    source: ByteSource
-    start: int
-    nbytes: int
-
-    @property
-    def crc32(self) -> None:
-        return None
-
-    def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
-        """Yield the bytes in order; what comes before them is made and thrown away."""
-        at, end = 0, self.start + self.nbytes
-        for chunk in self.source.chunks(size):
-            wanted = chunk[max(self.start - at, 0) : max(end - at, 0)]
-            at += len(chunk)
-            if wanted:
-                yield wanted
-            if at >= end:
-                return
 
 
 @dataclass(frozen=True, slots=True)

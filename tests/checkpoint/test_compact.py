@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch_checks import assert_torch_reads, bits, load, plain_tensors, save
 
 from ckpt_surgery import Output, inspect, read, selection, strip
 from ckpt_surgery.checkpoint.compact import compact, find_pieces, unused_nbytes
+from ckpt_surgery.checkpoint.coverage import used_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Storage, Tensor
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.fileio import ByteRange, Bytes, FileSource
@@ -46,10 +48,23 @@ def addresses(tensor: torch.Tensor) -> set[tuple[int, int]]:
     return {(key, int(place)) for place in places.flatten()}
 
 
-def compacted(value: Any, path: Path) -> Path:
+def unused(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the storages of `tensors` that no element of one lies in, as torch has them."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    used = set().union(*map(addresses, tensors))
+    return sum(storages.values()) - len(used) * tensors[0].itemsize
+
+
+def compacted(value: Any, path: Path, **choices: Any) -> Path:
     out = path.with_name("compact.pth")
-    strip(save(value, path), Output(out, force=True), compact=True)
+    strip(save(value, path), Output(out, force=True), compact=True, **choices)
     return out
+
+
+def place(tensor: torch.Tensor) -> Any:
+    """What ties have in common: where their elements lie, and in which steps."""
+    steps = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n != 1]
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, steps
 
 
 @settings(
@@ -79,12 +94,48 @@ def test_compaction_changes_nothing_that_can_be_seen(
     sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in before}
     kept = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in after}
     assert sum(kept.values()) <= sum(sizes.values())
-    assert inspect(out).totals.unused_nbytes == 0
+    for file, views_of_it in ((tmp_path / "w.pth", before), (out, after)):
+        assert inspect(file).totals.unused_nbytes == unused(views_of_it)
 
     again = tmp_path / "again" / "compact.pth"
     again.parent.mkdir(exist_ok=True)
     strip(out, Output(again, force=True), compact=True)
     assert again.read_bytes() == out.read_bytes()
+
+
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(views(), st.sampled_from(DTYPES))
+def test_broken_views_share_nothing_but_what_ties_do(
+    tmp_path: Path, made: list[Any], dtype: torch.dtype
+) -> None:
+    storages = [torch.arange(40).add(100 * i).to(dtype) for i in range(2)]
+    before = [storages[i].as_strided(*rest) for i, *rest in made]
+    value = {f"w{index}": tensor for index, tensor in enumerate([*before, *before[:1]])}
+    if not value:
+        return
+    before = list(value.values())
+    path = tmp_path / "w.pth"
+    save({name: tensor.view_as(tensor) for name, tensor in value.items()}, path)
+    out = tmp_path / "compact.pth"
+    report = strip(path, Output(out, force=True), compact=True, break_views=True)
+    after = list(load(out).values())
+
+    for old, new in zip(before, after, strict=True):
+        assert bits(new) == bits(old)
+    for (a, b), (c, d) in zip(combinations(before, 2), combinations(after, 2), strict=True):
+        tied = bool(a.numel()) and place(a) == place(b)
+        assert tied == (c.untyped_storage()._cdata == d.untyped_storage()._cdata) or not a.numel()
+        assert not tied or place(c) == place(d)
+
+    (edit,) = report.plan
+    distinct = {str(place(t)): t for t in before if t.numel()}.values()
+    apart = sum(len(addresses(t)) for t in distinct)
+    together = len(set().union(*map(addresses, before)))
+    assert edit["unused_nbytes"] == unused(before)
+    assert edit.get("copied_nbytes", 0) == (apart - together) * dtype.itemsize
+    assert edit.get("kept_nbytes", 0) == unused(after) == inspect(out).totals.unused_nbytes
 
 
 def storage_nbytes(path: Path) -> list[int]:
@@ -103,7 +154,7 @@ CASES: dict[str, tuple[dict[str, Any], list[int]]] = {
     "the same column twice": ({"a": VIEWED[::7], "b": VIEWED[::7]}, [572, 572]),
     "two columns": ({"a": VIEWED[0:20:2], "b": VIEWED[1:20:2]}, [80, 80]),
     "expanded": ({"a": VIEWED[5:6].expand(3, 4)}, [4]),
-    "expanded with gaps": ({"a": VIEWED[5::9][:4].expand(3, 4)}, [112]),
+    "expanded with gaps": ({"a": VIEWED[5::9][:4].expand(3, 4)}, [16]),
     "empty": ({"a": VIEWED[5:5], "b": VIEWED[7:7]}, [0, 0]),
     "empty beside full": ({"a": VIEWED[5:5], "b": VIEWED[7:9]}, [0, 8]),
     "a scalar": ({"a": VIEWED[7]}, [4]),
@@ -120,6 +171,102 @@ def test_storages_are_cut_to_what_is_used(name: str, tmp_path: Path) -> None:
         k: t.tolist() for k, t in value.items()
     }
     assert_torch_reads(out, found)
+
+
+BROKEN: dict[str, tuple[dict[str, Any], list[int]]] = {
+    "an overlap": ({"a": VIEWED[10:20], "b": VIEWED[15:30]}, [40, 60]),
+    "a tie": ({"a": VIEWED[10:20], "b": VIEWED[10:20]}, [40, 40]),
+    "two shapes of the whole": ({"a": VIEWED, "b": VIEWED.reshape(10, 100)}, [4000, 4000]),
+    "a part of the whole": ({"a": VIEWED, "b": VIEWED[:7]}, [4000, 28]),
+    "a row and its transpose": (
+        {"a": VIEWED[:6].view(2, 3), "b": VIEWED[:6].view(2, 3).t()},
+        [24, 24],
+    ),
+    "steps": ({"a": VIEWED[:100:4], "b": VIEWED[:100:6]}, [100, 68]),
+    "interleaved": ({"a": VIEWED[0:20:2], "b": VIEWED[1:20:2]}, [40, 40]),
+    "repeated": ({"a": VIEWED[3:4].expand(8), "b": VIEWED[:9]}, [4, 36]),
+    "nothing": ({"a": VIEWED[5:5], "b": VIEWED[5:5], "c": VIEWED[4:6]}, [0, 0, 8]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_views_have_the_bytes_of_their_elements(name: str, tmp_path: Path) -> None:
+    value, sizes = BROKEN[name]
+    out = compacted(value, tmp_path / "w.pth", break_views=True)
+    found = load(out)
+    assert storage_nbytes(out) == sizes
+    assert all(torch.equal(found[key], tensor) for key, tensor in value.items())
+    kept = {t.untyped_storage()._cdata for t in found.values() if t.numel()}
+    assert len(kept) == (1 if name == "a tie" else sum(t.numel() > 0 for t in value.values()))
+
+
+def test_broken_views_are_named_those_of_an_optimizer_counted(tmp_path: Path) -> None:
+    base = torch.arange(100.0)
+    value = {
+        "model": {f"w{i}": base[i : i + 10] for i in range(7)} | {"v": torch.ones(2)},
+        "optimizer": {"state": {0: {"m": base[5:15]}}, "param_groups": []},
+    }
+    path = save(value, tmp_path / "w.pth")
+    report = strip(path, tmp_path / "o.pth", compact=True, break_views=True)
+    (warning,) = report.warnings
+    assert warning == (
+        "views that overlapped have bytes of their own: 'model/w0', 'model/w1', 'model/w2', "
+        "'model/w3', 'model/w4', 2 more, 1 beside the weights"
+    )
+    found = load(tmp_path / "o.pth")
+    found["model"]["w0"][5] = -1
+    assert found["model"]["w1"][4] == found["optimizer"]["state"][0]["m"][0] == 5
+    report = strip(tmp_path / "o.pth", tmp_path / "p.pth", compact=True, break_views=True)
+    assert report.warnings == ("no views overlap: there are none to be broken",)
+
+
+def test_numbers_are_those_after_the_edits_before(tmp_path: Path) -> None:
+    """What goes uses nothing any longer, also if all beside the weights goes last."""
+    base = torch.arange(100.0)
+    value = {"model": {"w": base[:10], "v": torch.ones(2)}, "average": [base[5:]]}
+    path = save(value, tmp_path / "w.pth")
+    report = strip(path, tmp_path / "o.pth", compact=True, state_dict_only=True)
+    assert report.plan[-1] == {"edit": "compact", "unused_nbytes": 360}
+    assert storage_nbytes(tmp_path / "o.pth") == [40, 8]
+
+
+def test_views_with_steps_are_counted_exactly_whatever_they_do() -> None:
+    storage = Storage("0", BY_NAME["uint8"], "cpu", Bytes(bytes(400)))
+    for views_of_it in (
+        [((9, 9), (5, 7), 3)],  # overlaps itself
+        [((9, 9), (5, 7), 3), ((20,), (13,), 0), ((4, 3), (20, 1), 7)],
+        [((50,), (6,), 0), ((50,), (4,), 2), ((2, 9), (0, 1), 300)],
+        [((10, 3), (30, 1), 0), ((10, 5), (30, 1), 2)],
+    ):
+        base = torch.zeros(400)
+        for shape, stride, offset in views_of_it:
+            base.as_strided(shape, stride, offset).fill_(1)
+        found = used_nbytes(strided(storage, *each) for each in views_of_it)
+        assert found == int(base.sum())
+
+
+def test_gaps_count_as_used_where_counting_would_take_too_long() -> None:
+    storage = Storage("0", BY_NAME["uint8"], "cpu", Bytes(b""))
+    huge = [strided(storage, (1 << 20,), (step,)) for step in (4093, 4095)]
+    assert used_nbytes(huge) == ((1 << 20) - 1) * 4095 + 1
+    assert used_nbytes(huge[:1]) == 1 << 20  # needs no counting
+
+
+def test_views_of_computed_bytes_are_broken_too() -> None:
+    storage = Storage("0", BY_NAME["uint8"], "cpu", Bytes(bytes(range(100))))
+    checkpoint = described(strided(storage, (4,), (1,), 2), strided(storage, (3,), (2,), 4))
+    first, second = (e.tensor for e in compact(checkpoint, break_views=True).state_dicts[0].entries)
+    assert content(first) == bytes([2, 3, 4, 5])
+    assert content(second) == bytes([4, 5, 6, 7, 8])
+
+
+def test_tensors_that_nothing_rebuilds_are_told_apart(source: FileSource) -> None:
+    """Two new ones of one storage were taken for one, and one got the bytes of the other."""
+    storage = Storage("0", BY_NAME["uint8"], "cpu", ByteRange(source, 0, 100))
+    new = (replace(strided(storage, (2,), (1,), at), node=None) for at in (5, 50))
+    after = compact(described(*new))
+    assert [content(e.tensor) for e in after.state_dicts[0].entries] == [bytes([5, 6]), b"23"]
+    assert after.moved == {}
 
 
 def test_tied_views_stay_one_storage(tmp_path: Path) -> None:
@@ -243,7 +390,7 @@ def test_storage_that_lies_in_memory_is_left_alone() -> None:
     checkpoint = described(strided(storage, (2,), (1,)), strided(storage, (2,), (3,), 10))
     assert compact(checkpoint) == checkpoint
     assert compact(checkpoint).moved == {}
-    assert unused_nbytes(checkpoint) == 100 - 8 - 16
+    assert unused_nbytes(checkpoint) == 100 - 8 - 8
 
 
 def test_tensor_without_node_or_storage_is_left_alone(source: FileSource) -> None:

@@ -19,6 +19,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "compact": (["merge", "a.pth", "a.pth", "-m", "average", "--compact"], "'--compact' has no"),
     "at": (["strip", "a.pth", "--prefix", "a", "--at", "x"], "'--at x': no state dict there"),
     "ema": (["strip", "a.pth", "--ema"], "'--ema' says what '--training-state' leaves"),
+    "break_views": (["strip", "a.pth", "--break-views"], "'--break-views' says how '--compact'"),
     "like": (
         ["match", "a.pth", "--like", "a.pth", "--set", "a.b=1"],
         "'--model-arg', '--set' and '--build' are about a model, and '--like' names a file",

@@ -456,7 +456,7 @@ edits = st.one_of(
     st.builds(Rename, texts, texts, texts),
     st.builds(RenameModule, texts, texts, st.none() | texts),
     st.builds(DropOther, texts),
-    st.builds(Compact, st.integers(0, 2**40)),
+    st.builds(Compact, st.integers(0, 2**40), st.integers(0, 9), st.booleans()),
 )
 
 

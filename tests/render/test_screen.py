@@ -224,7 +224,10 @@ def test_edit_report_names_warnings_and_edits():
         inputs=("a.pth",),
         output="b.pth",
         format="torch-zip",
-        plan=({"edit": "compact", "unused_nbytes": 2048},),
+        plan=(
+            {"edit": "compact", "unused_nbytes": 2048},
+            {"edit": "compact", "unused_nbytes": 9, "kept_nbytes": 4, "copied_nbytes": 5},
+        ),
         rules=(
             {"kind": "keys", "text": "k.txt", "matched": 1},
             {"rule": "replace", "old": ".net", "new": "", "matched": 2},
@@ -249,6 +252,10 @@ def test_edit_report_names_warnings_and_edits():
         "removed beside them: optimizer, (top level)",
         "carried over: " + ", ".join(f"o{i}" for i in range(22)),
         "compacted: 2.0 KiB that no tensor uses",
+        (
+            "compacted: 9 bytes that no tensor uses, of which 4 bytes inside overlapping views "
+            "stay; views broken: 5 bytes more"
+        ),
         "warning: careful \\x1b",
         "a.pth: written to b.pth, 10 bytes -> 4.9 KiB",
     ]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     headings={
         "What else": (
             *("entry", "training_state", "ema", "state_dict_only", "unwrap", "compact"),
-            "optimizer",
+            *("break_views", "optimizer"),
         )
     },
 )
@@ -75,6 +75,11 @@ if TYPE_CHECKING:
     "--compact",
     is_flag=True,
     help="Drop bytes that no tensor uses; true ties stay ties.",
+)
+@click.option(
+    "--break-views",
+    is_flag=True,
+    help="With --compact: give each of several overlapping tensors its own bytes, as clone() does.",
 )
 @at_option
 @optimizer_option
@@ -128,6 +133,7 @@ def request_of(ctx: click.Context) -> StripRequest:
         training_state=given["training_state"],
         ema=given["ema"],
         compact=given["compact"],
+        break_views=given["break_views"],
         optimizer=given["optimizer"],
         state_dict_only=given["state_dict_only"],
         entries=entries,
