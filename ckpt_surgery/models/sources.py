@@ -81,6 +81,7 @@ def offline() -> Iterator[None]:
         if self.family not in _NETWORK:
             connect(self, address)
             return
+        self.close()  # who called may close it after an OSError alone
         raise ConstructionError(
             "building the model would reach for the network",
             hint="an argument, or the model's configuration, asks for weights",

@@ -159,6 +159,10 @@ def test_no_builder_reaches_for_the_network(monkeypatch):
     monkeypatch.setitem(sys.modules, package.__name__, package)
     with pytest.raises(ckpt.ConstructionError, match="would reach for the network"):
         built("smp:Calling")
+    refused = socket.socket()
+    with sources.offline(), pytest.raises(ckpt.ConstructionError):
+        refused.connect(("127.0.0.1", 9))
+    assert refused.fileno() == -1  # nobody else would close it
     local = socket.socket(socket.AF_UNIX)
     with sources.offline(), local, pytest.raises(OSError, match="No such file"):
         local.connect("/nowhere/at/all")
