@@ -23,10 +23,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ckpt_surgery.errors import CkptError, ConstructionError, UsageError
+from ckpt_surgery.errors import (
+    CkptError,
+    ConstructionError,
+    MissingDependencyError,
+    UsageError,
+)
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
-from ckpt_surgery.models.sources import is_library, library_builder, needs_values, offline
+from ckpt_surgery.models.sources import (
+    is_library,
+    library_builder,
+    needs_values,
+    offline,
+    refuse_loading,
+)
 from ckpt_surgery.models.specs import ModelSpec, Setting, Value
 from ckpt_surgery.models.stand_ins import as_description, on_meta_device, with_fakes
 from ckpt_surgery.models.target import ModuleSpec, Target, TensorSpec
@@ -113,12 +124,35 @@ def run_factory(
 def find_factory(spec: ModelSpec) -> Callable[..., Any]:
     """Return what to call with the arguments of `spec`; raises as `build_module` does."""
     if is_library(spec.source):
-        with _hospitality(spec):
-            try:
-                return library_builder(spec)
-            except Exception as error:
-                raise _construction_error(spec, error) from error
-    factory = _torchvision_builder(spec) if spec.is_torchvision else _import_callable(spec)
+        return _library_factory(spec)
+    if spec.is_torchvision:
+        return _taking_arguments(spec, _torchvision_builder(spec))
+    return _taking_arguments(spec, _import_callable(spec))
+
+
+def _library_factory(spec: ModelSpec) -> Callable[..., Any]:
+    """Return what builds a model of a library, or else the callable of a module so called.
+
+    ``timm:create_model`` is no model of timm, but a function of the package.
+    """
+    refuse_loading(spec)
+    with _hospitality(spec):
+        try:
+            return library_builder(spec)
+        except (UsageError, MissingDependencyError) as error:
+            refused = error
+        except Exception as error:
+            raise _construction_error(spec, error) from error
+    try:
+        with _working_directory_importable():
+            factory = _import_callable(spec)
+    except UsageError:
+        raise refused from None
+    return _working_directory_importable()(_taking_arguments(spec, factory))
+
+
+def _taking_arguments(spec: ModelSpec, factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `factory`. Raises UsageError if it does not take the arguments of `spec`."""
     try:
         signature = inspect.signature(factory)
     except (ValueError, TypeError):

@@ -49,18 +49,22 @@ def needs_values(source: str) -> bool:
     return source == "ultralytics"
 
 
-def library_builder(spec: ModelSpec) -> Builder:
-    """Return what builds the model that `spec` names in a library.
-
-    Raises `MissingDependencyError` without the library, `UsageError` for a name that it does not
-    have, and for arguments that would load weights.
-    """
+def refuse_loading(spec: ModelSpec) -> None:
+    """Raise `UsageError` for arguments that would load weights."""
     for name in _LOADING:
         if spec.arguments.get(name):
             raise UsageError(
                 f"'{name}' would load weights, which a description needs none of",
                 hint="give the checkpoint to take weights from as FILE",
             )
+
+
+def library_builder(spec: ModelSpec) -> Builder:
+    """Return what builds the model that `spec` names in a library.
+
+    Raises `MissingDependencyError` without the library, `UsageError` for a name that it does not
+    have.
+    """
     find = {"timm": _timm, "hf": _transformers, "smp": _smp, "ultralytics": _ultralytics}
     with offline():
         return find[spec.source](spec)

@@ -72,6 +72,35 @@ def test_models_of_timm_take_its_arguments_and_tags(timm):
         built("timm:hf-hub:some/one")
 
 
+def test_what_is_no_model_of_timm_may_be_a_callable_of_the_package(timm):
+    assert built("timm:create_model", model_name="resnet18", num_classes=3).fc.out_features == 3
+    assert type(built("timm:models.resnet.resnet18")).__name__ == "ResNet"
+    with pytest.raises(ckpt.UsageError, match="does not take these arguments: missing"):
+        built("timm:create_model")
+    with pytest.raises(ckpt.UsageError, match="'pretrained' would load weights"):
+        built("timm:create_model", model_name="resnet18", pretrained=True)
+    with pytest.raises(ckpt.UsageError, match="timm has no model 'layers'"):
+        built("timm:layers")
+
+
+def test_a_module_of_ones_own_may_be_called_like_a_library(tmp_path, monkeypatch):
+    """It lies in the current folder, and so may what it imports when it is called."""
+    (tmp_path / "part_of_hf.py").write_text("from torch.nn import Linear\n")
+    (tmp_path / "hf.py").write_text(
+        "def head(classes):\n    from part_of_hf import Linear\n    return Linear(4, classes)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert built("hf:head", classes=5).out_features == 5
+        with pytest.raises(ckpt.UsageError, match="does not take these arguments"):
+            built("hf:head", clases=5)
+        with pytest.raises(ckpt.UsageError, match="'hf:body': there is no configuration"):
+            built("hf:body")
+    finally:
+        for name in ("hf", "part_of_hf"):
+            sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("source", ["timm", "smp", "hf", "ultralytics"])
 def test_weights_are_refused_with_the_reason(source):
     with pytest.raises(ckpt.UsageError, match="'pretrained' would load weights"):
