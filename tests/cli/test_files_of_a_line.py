@@ -44,6 +44,16 @@ def _words(parameter, path):
     return [parameter.opts[-1], *["other"] * (parameter.nargs - 1), str(path)]
 
 
+def _required(command, *given):
+    """Return words for all that `command` requires, but for what is `given`."""
+    return [
+        word
+        for parameter in command.params
+        if parameter.required and parameter not in given
+        for word in _words(parameter, "required")
+    ]
+
+
 def test_every_file_on_a_line_is_known_to_be_read_or_written():
     bare = [p.name for _, p in _parameters(click.Path) if type(p.type) is click.Path]
     assert bare == []
@@ -59,8 +69,9 @@ def test_no_output_is_an_input(name, output, read, link, tmp_path):
     path = _LINKS[link](tmp_path / "link.json", file)
     command = cli.get_command(_LINE, name)
     dry_run = [["--dry-run"]] if any(p.name == "dry_run" for p in command.params) else []
+    required = _required(command, output, read)
     for more in ([], ["--force"], *dry_run):
-        words = [*_words(output, path), *_words(read, file), *more]
+        words = [*_words(output, path), *_words(read, file), *required, *more]
         with command.make_context(name, words, parent=_LINE) as ctx:
             with pytest.raises(WriteError, match=r"is the (input|file of)") as caught:
                 refuse_inputs_as_outputs(ctx)
@@ -92,7 +103,7 @@ LINES = {
     ),
     "the map is the map": (
         [*FIT, "--rename-map", "map.toml", "--emit-map", "map.toml"],
-        "'--emit-map' is the file of '--rename-map'",
+        "'--emit-map' is the file of '--map'",
     ),
     "the output is what it is like": (
         ["fit", "net.pth", "--like", "other.pth", "-o", "other.pth"],

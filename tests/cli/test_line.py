@@ -34,12 +34,12 @@ def test_every_command_has_options_with_values():
 
 
 @pytest.mark.parametrize(("name", "spelling", "nargs"), list(_valued()))
-@pytest.mark.parametrize("swallowed", ["--json", "-q", "--help", "--jsonn", "--json=x", "--"])
+@pytest.mark.parametrize("swallowed", ["--json", "-h", "--help", "--jsonn", "--json=x", "--"])
 def test_no_option_takes_an_option_for_its_value(name, spelling, nargs, swallowed):
     command = _command(name)
     for given in range(nargs):
         line = [*["x"] * given, swallowed, "y", "y"]
-        for words in ([spelling, *line], ["-q", "FILE", spelling, *line]):
+        for words in ([spelling, *line], ["--no-color", "FILE", spelling, *line]):
             with pytest.raises(UsageError, match=f"'{spelling}' lacks a value") as caught:
                 command.make_context(name, list(words), parent=_LINE)
             assert f"'{swallowed}'" in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,10 +273,28 @@ def test_the_state_dict_alone_is_what_load_state_dict_takes(
     assert set(whole) <= {*report.dropped, "state_dict"}
 
 
-def test_which_of_several_state_dicts_is_left_is_said(trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(ckpt.UsageError, match="2 state dicts"):
-        ckpt.strip(trained, tmp_path / "out.pth", ckpt.selection(prefix="0"), state_dict_only=True)
+def test_which_of_several_models_is_left_is_said(tmp_path: Path) -> None:
+    first, second = network().state_dict(), network().state_dict()
+    torch.save({"generator": first, "discriminator": second}, tmp_path / "in.pth")
+    request = ckpt.StripRequest(ckpt.selection(prefix="0"), state_dict_only=True)
+    with pytest.raises(ckpt.UsageError, match="2 state dicts") as caught:
+        ckpt.strip(tmp_path / "in.pth", tmp_path / "out.pth", request)
+    assert caught.value.hint == "choose one, for example with --at generator"
     assert not (tmp_path / "out.pth").exists()
+    ckpt.strip(tmp_path / "in.pth", tmp_path / "out.pth", replace(request, at=["discriminator"]))
+    found = load(tmp_path / "out.pth")
+    assert set(found) == {name for name in second if not name.startswith("0.")}
+    assert all(torch.equal(found[name], second[name]) for name in found)
+
+
+def test_of_a_model_and_its_average_the_model_is_left(trained: Path, tmp_path: Path) -> None:
+    whole = torch.load(trained, weights_only=False)
+    chosen = ckpt.selection(prefix="0")
+    report = ckpt.strip(trained, tmp_path / "out.pth", chosen, state_dict_only=True)
+    found, model = load(tmp_path / "out.pth"), whole["state_dict"]
+    assert set(found) == {name for name in model if not name.startswith("0.")}
+    assert all(torch.equal(found[name], model[name]) for name in found)
+    assert set(report.dropped) == set(whole) - {"state_dict"}
 
 
 def test_an_optimizer_that_cannot_go_alone_goes_with_all_that_lies_beside(tmp_path: Path) -> None:
