@@ -17,7 +17,7 @@ _ALIKE: Final = 0.75  # difflib's ratio; all names end alike, in .pth
 # What people call what ckpt calls otherwise, or does by another command.
 _OTHER_WORDS: Final = {
     "diff": "'ckpt match A --like B' compares names, shapes and types",
-    "cast": "'ckpt fit FILE --like FILE --dtype float16' casts all tensors",
+    "cast": "'ckpt convert FILE --dtype float16' casts all tensors",
     "split": "'ckpt strip FILE --keep --prefix P' writes a part; without --keep, the rest",
     "edit": "'ckpt strip' removes entries, 'ckpt rename' renames them, 'ckpt fit' changes shapes",
     "extract": "'ckpt convert FILE --at PATH' writes one state dict alone",
