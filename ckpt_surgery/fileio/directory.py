@@ -63,7 +63,12 @@ class DirectorySource:
     def _open(self, relative: str) -> FileSource:
         require_below(relative, self.name)
         if relative not in self._sizes and not self._leads_inside(relative):
-            raise DamagedFileError("the file is missing", path=self.name, entry=relative)
+            raise DamagedFileError(
+                "the file is missing",
+                path=self.name,
+                entry=relative,
+                hint="the files of a checkpoint are to lie beside each other",
+            )
         return FileSource.open(os.path.join(self.name, relative))  # noqa: PTH118
 
     def _leads_inside(self, relative: str) -> bool:

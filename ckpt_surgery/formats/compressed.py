@@ -34,7 +34,7 @@ class Compressed(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether it begins as a stream of gzip, bzip2, xz or zstd."""
-        return _kind(source) is not None
+        return is_compressed(source)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the checkpoint in the stream, decompressed to an anonymous temporary file.
@@ -44,7 +44,7 @@ class Compressed(Format):
         """
         from ckpt_surgery.formats.detect import find_format
 
-        inner = _decompressed(_Decompressed(source, limits), source)
+        inner = decompressed(source)
         try:
             checkpoint = find_format(inner).read(inner, limits)
         except BaseException:
@@ -54,14 +54,23 @@ class Compressed(Format):
         return checkpoint
 
 
-def _decompressed(stream: _Decompressed, source: Source) -> Source:
-    """Return what a stream holds: in memory if it is small, else in a temporary file."""
-    start = io.BufferedReader(stream, 1 << 20)
-    data = start.read(_IN_MEMORY)
+def is_compressed(source: Source) -> bool:
+    """Say whether `source` begins as a stream of gzip, bzip2, xz or zstd."""
+    return _kind(source) is not None
+
+
+def decompressed(source: Source) -> Source:
+    """Return what a compressed stream holds, under its name; raises as `Compressed.read` does."""
+    start = cast("IO[bytes]", io.BufferedReader(_Decompressed(source), 1 << 20))
+    return spooled(start, source, source.name)
+
+
+def spooled(stream: IO[bytes], origin: Source, name: str) -> Source:
+    """Return what a stream made from `origin` holds: in memory if that is small, else in a file."""
+    data = stream.read(_IN_MEMORY)
     if len(data) < _IN_MEMORY:
-        return MemorySource(data, name=source.name, origin=source)
-    rest = cast("IO[bytes]", start)
-    return FileSource.from_stream(cast("BinaryIO", _Continued(data, rest)), name=source.name)
+        return MemorySource(data, name=name, origin=origin)
+    return FileSource.from_stream(cast("BinaryIO", _Continued(data, stream)), name=name)
 
 
 class _Continued(io.RawIOBase):
@@ -123,8 +132,7 @@ class SourceFile(io.RawIOBase):
 class _Decompressed(io.RawIOBase):
     """What the stream holds, up to a bound."""
 
-    def __init__(self, source: Source, limits: Limits) -> None:
-        del limits
+    def __init__(self, source: Source) -> None:
         self._name = source.name
         self._what, module = _kind(source) or ("", "")
         try:

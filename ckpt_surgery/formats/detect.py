@@ -21,6 +21,7 @@ from ckpt_surgery.errors import (
 )
 from ckpt_surgery.fileio import FileSource, Source, looks_like_zip, read_zip
 from ckpt_surgery.formats import registry
+from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.collector import collector_paused
 
@@ -62,6 +63,13 @@ _OTHER_FORMATS: Final = (
     (b"<", "a web page or XML, not a checkpoint", _DOWNLOAD),
     (b"{", "JSON or the like, not a checkpoint", _DOWNLOAD),
 )
+# What belongs to a checkpoint, and by itself is none.
+_PART_SUFFIX: Final = ".distcp"
+_PART: Final = "this is one file of a distributed checkpoint (torch.distributed.checkpoint)"
+_PART_HINT: Final = "name its directory, which holds '.metadata': 'ckpt inspect DIR'"
+_JSON_SUFFIX: Final = ".json"
+_JSON_HINT: Final = "name the file of weights, or an index with a 'weight_map', or its directory"
+_MOST_JSON: Final = 1 << 26  # bytes
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 _ONNX: Final = re.compile(rb"\x08[\x01-\x1f][\x12\x3a]")  # its version, then producer or graph
 _FLAX_MAP: Final = re.compile(  # a map, whose first key is a short text
@@ -106,11 +114,26 @@ def _read(source: Source, limits: Limits) -> Checkpoint:
 
 
 def opened(path: PathLike) -> Source:
-    """Open a file, or a directory. Raises `ReadError` if that is not possible."""
+    """Open a file, a directory, or a member of an archive (``model.zip:policy.pth``).
+
+    A file whose own name has the colon comes first. Raises `ReadError` if that is not possible.
+    """
     if os.path.isdir(path):  # noqa: PTH112 - a path object takes its time to import
         from ckpt_surgery.fileio.directory import DirectorySource
 
         return DirectorySource.open(path)
+    return opened_file(path)
+
+
+def opened_file(path: PathLike) -> Source:
+    """Open a file or a member of an archive. Raises `ReadError` as `opened` does."""
+    name = os.fspath(path)
+    if ":" in name and not os.path.lexists(name):
+        from ckpt_surgery.formats.archive_members import open_member
+
+        member = open_member(name)
+        if member is not None:
+            return member
     return FileSource.open(path)
 
 
@@ -146,6 +169,11 @@ def source_is_directory(source: Source) -> bool:
 
 def _unknown_zip(file: Source) -> CkptError:
     """Return the error for a zip archive of no format."""
+    from ckpt_surgery.formats.archive_members import describe_archive
+
+    found = describe_archive(file)
+    if found is not None:
+        return found
     try:
         read_zip(file)
     except DamagedFileError as error:
@@ -156,12 +184,34 @@ def _unknown_zip(file: Source) -> CkptError:
     )
 
 
+def _is_json(file: Source) -> bool:
+    """Say whether a file is a JSON object or list as a whole."""
+    import json
+
+    if file.size > _MOST_JSON:
+        return False
+    try:
+        found = json.loads(file.read_at(0, file.size))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict | list)
+
+
 def _unknown(file: Source) -> CkptError:
     """Return the error for a file of no format, which says what it looks like."""
+    if file.name.endswith(_PART_SUFFIX):
+        return UnknownFormatError(_PART, hint=_PART_HINT)
     if file.size == 0:
         return UnknownFormatError("the file is empty", hint="the save or download did not finish")
     if looks_like_zip(file):
         return _unknown_zip(file)
+    if file.name.endswith(_JSON_SUFFIX) and _is_json(file):
+        return UnknownFormatError("this is JSON, not weights", hint=_JSON_HINT)
+    if file.size >= TAR_BLOCK and is_tar_header(file.read_at(0, TAR_BLOCK)):
+        from ckpt_surgery.formats.archive_members import describe_archive
+
+        if (found := describe_archive(file)) is not None:
+            return found
     start = file.read_at(0, min(file.size, 64))
     text = start.removeprefix(_BYTE_ORDER_MARK).lstrip()
     for magic, what, hint in _OTHER_FORMATS:

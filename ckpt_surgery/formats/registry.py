@@ -30,6 +30,7 @@ FORMATS: Final[dict[str, str]] = {
     "dcp-safetensors": "ckpt_surgery.formats.dcp_safetensors:DcpSafetensors",
     "model-directory": "ckpt_surgery.formats.model_directory:ModelDirectory",
     "compressed": "ckpt_surgery.formats.compressed:Compressed",
+    "torch-export": "ckpt_surgery.formats.torch_export:TorchExport",
     "npz": "ckpt_surgery.formats.numpy_files:Npz",
     "npy": "ckpt_surgery.formats.numpy_files:Npy",
     "pickle": "ckpt_surgery.formats.plain_pickle:PlainPickle",

@@ -9,9 +9,10 @@ from contextlib import closing
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
-from ckpt_surgery.fileio import CHUNK, ByteRange, FileSource, Source
+from ckpt_surgery.fileio import CHUNK, ByteRange, Source
 from ckpt_surgery.fileio.parallel import Tally, in_threads, shown
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.detect import opened_file
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.hashing import (
     FileDigest,
@@ -177,7 +178,7 @@ def _size(source: PathLike | Source) -> int:
 
 
 def _hash_file(source: PathLike | Source, tally: Tally) -> FileDigest:
-    opened = FileSource.open(source) if isinstance(source, str | os.PathLike) else source
+    opened = opened_file(source) if isinstance(source, str | os.PathLike) else source
     with closing(opened) as file:
         return FileDigest(file.name, _sha256(file, tally), file.size)
 

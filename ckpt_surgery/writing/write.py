@@ -13,7 +13,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.compute.casts import Cast, CastCount, tallies_of
 from ckpt_surgery.compute.jobs import Computing, scheduled
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
-from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio import PartSource, Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
@@ -317,6 +317,11 @@ def _opened(
 def _path_of(file: Source, output: Output) -> PathLike:
     """Return where the output goes. Raises `UsageError` if the input cannot be replaced."""
     path = file.path if output.in_place else output.path
+    if path is None and isinstance(file, PartSource):
+        raise UsageError(
+            f"'{file.name}' is a part of a file and cannot be edited in place",
+            hint="give -o FILE: the rest of that file is not written again",
+        )
     if path is None:
         raise UsageError(
             f"'{file.name}' is no file of its own and cannot be edited in place",

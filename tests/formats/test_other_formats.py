@@ -42,8 +42,8 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "flax": (b"\x81\xa6params\x81\xa6kernel\xc7", "msgpack", "msgpack_restore"),
     "mxnet": (b"\x12\1\0\0\0\0\0\0\0\0\0\0", "mxnet", "mxnet.nd.load"),
     "cut pickle": (pickle.dumps({"a": 1})[:-1], "does not end as one", "download"),
-    "documents": (documents("a.txt"), "in no folder", "another program's"),
-    "documents in a folder": (documents("a/b.txt"), "data.pkl", "another program's"),
+    "documents": (documents("a.txt"), "no checkpoint was found", "there are: 'a.txt'"),
+    "documents in a folder": (documents("a/b.txt"), "zip archive of 1 file", "'a/b.txt'"),
     "anything": (bytes(range(128, 256)), "no|any known format", READABLE),
 }
 
@@ -57,8 +57,7 @@ def test_other_file_is_named_for_what_it_is(name: str, tmp_path: Path) -> None:
         read(file)
     assert hint in (refused.value.hint or "")
     assert str(refused.value).startswith(f"'{file}'")
-    is_zip = content.startswith(b"PK")
-    assert is_zip or isinstance(refused.value, UnknownFormatError)
+    assert isinstance(refused.value, UnknownFormatError)
 
 
 @pytest.mark.parametrize("path", [os.curdir, os.devnull])
@@ -66,3 +65,41 @@ def test_what_is_no_file_is_refused_with_a_hint(path: str) -> None:
     with pytest.raises(CkptError) as refused:
         read(path)
     assert refused.value.hint
+
+
+# Files that belong to a checkpoint and are none by themselves: content, what is said, the hint.
+PARTS = {
+    "__0_0.distcp": (b"PK\3\4 several archives, one after another", "distributed checkpoint"),
+    "__1_0.distcp": (b"", "distributed checkpoint"),
+    "config.json": (b'{"architectures": ["BertModel"]}', "this is JSON, not weights"),
+    "model.safetensors.index.json": (b'{"metadata": {}}', "this is JSON, not weights"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_part_of_a_checkpoint_is_not_called_damaged_or_a_failed_download(name, tmp_path):
+    content, said = PARTS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnknownFormatError, match=said) as refused:
+        read(tmp_path / name)
+    told = f"{refused.value} {refused.value.hint}"
+    assert "damaged" not in told
+    assert "download" not in told
+    assert "directory" in told
+
+
+def test_json_that_is_cut_may_be_a_failed_download(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"architectures": ["Ber')
+    with pytest.raises(UnknownFormatError) as refused:
+        read(tmp_path / "config.json")
+    assert "download" in (refused.value.hint or "")
+
+
+def test_index_without_its_shards_says_which_file_is_missing(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(ReadError, match="model-00001-of-00002") as refused:
+        read(path)
+    told = f"{refused.value} {refused.value.hint}"
+    assert "damaged" not in told
+    assert "beside" in told
