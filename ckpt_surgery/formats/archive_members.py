@@ -104,6 +104,11 @@ def describe_archive(source: Source) -> CkptError | None:
         return None
     kind = "zip" if looks_like_zip(source) else "tar"
     files = f"{len(members)} file{'' if len(members) == 1 else 's'}"
+    if not os.path.isfile(source.name):  # noqa: PTH113 - standard input, an archive in another
+        return UnknownFormatError(
+            f"a {kind} archive of {files}",
+            hint=f"write it to a file, and name a member as 'FILE{SEPARATOR}MEMBER'",
+        )
     readable = list(_readable(members))
     if not readable:
         return UnknownFormatError(

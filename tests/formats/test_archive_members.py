@@ -203,3 +203,10 @@ def test_archive_of_nothing_and_a_cut_archive_are_said(tmp_path):
     for name in ("nothing:w", "cut.tar:w.pth", "cut.tar", "cut.gz:w.pth"):
         with pytest.raises(CkptError):
             read(tmp_path / name)
+
+
+def test_archive_that_is_no_file_is_to_be_written_to_one(tmp_path):
+    zipped(tmp_path / "out", files={"in.zip": zipped(tmp_path / "in.zip").read_bytes()})
+    with pytest.raises(UnknownFormatError, match="a zip archive of 3 files") as told:
+        read(tmp_path / "out:in.zip")
+    assert told.value.hint == "write it to a file, and name a member as 'FILE:MEMBER'"
