@@ -37,9 +37,7 @@ class Call:
 
     @classmethod
     def plain(cls, node: Object, least: int, most: int) -> Call:
-        """Return the call `node`, to whose result nothing is done,
-        of `least` to `most` arguments.
-        """
+        """Return the call `node` of `least` to `most` arguments; nothing is done to its result."""
         if node.state is not NO_STATE or node.items is not None or node.elements is not None:
             raise DamagedFileError(f"the result of '{node.name}' is given a state or items")
         args = node.args
@@ -49,9 +47,7 @@ class Call:
 
     @classmethod
     def of_state(cls, node: Object) -> Call:
-        """Return what the state of `node`, a tuple, says; `node`
-        itself is called without arguments.
-        """
+        """Return what the state of `node`, a tuple, says; it is itself called without arguments."""
         if node.args != () or node.items is not None or node.elements is not None:
             raise DamagedFileError(f"the result of '{node.name}' is given arguments or items")
         if not isinstance(node.state, tuple):

@@ -369,8 +369,9 @@ def _strided(call: Call, requires_grad: bool, dtype: DType | None = None) -> Ten
         requires_grad=requires_grad,
         node=call.node,
     )
-    end = tensor.dtype.nbytes(offset + tensor.extent)
-    if tensor.extent and end > storage.nbytes:
+    extent = tensor.extent
+    end = tensor.dtype.nbytes(offset + extent)
+    if extent and end > storage.nbytes:
         raise DamagedFileError(
             f"a tensor of shape {shape} reaches to byte {end} of a storage of {storage.nbytes}",
             entry=f"storage {storage.key}",
@@ -399,8 +400,7 @@ def math_bits(tensor: Tensor) -> tuple[bool, bool]:
 
 
 def _math_bits(call: Call, index: int) -> tuple[bool, bool]:
-    """Return what the metadata of a tensor say, if there are any; torch
-    asks for presence, not for value.
+    """Return what the metadata of a tensor say, if there are any; torch asks for presence alone.
 
     Raises `DamagedFileError` if they are no dictionary of truth values.
     """
