@@ -91,10 +91,9 @@ def _values(
     checkpoint: Checkpoint, training: Mapping[str, TrainingFacts]
 ) -> dict[str, Mapping[str, Any]]:
     """Return the plain values in each entry beside the weights that is no training state."""
-    from ckpt_surgery.torch_objects.entry_values import entry_values
+    from ckpt_surgery.torch_objects.entry_values import values_of_entries
 
-    found = {o.path: entry_values(o) for o in checkpoint.others if o.path not in training}
-    return {path: values for path, values in found.items() if values}
+    return values_of_entries(other for other in checkpoint.others if other.path not in training)
 
 
 def _safe_loading(checkpoint: Checkpoint) -> SafeLoading | None:

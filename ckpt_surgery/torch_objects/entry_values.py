@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Other, join_path
@@ -17,21 +17,30 @@ _DEEPEST: Final = 20
 _LONGEST_LIST: Final = 16
 
 
-def entry_values(other: Other) -> Mapping[str, Any]:
-    """Return the plain values below an entry by their paths in it.
+def values_of_entries(others: Iterable[Other]) -> dict[str, Mapping[str, Any]]:
+    """Return the plain values below entries: by the entry's path, by their paths in it.
 
     Those are numbers, truth values, None, short texts, and short lists of these, in dictionaries
     and Namespaces; scalars of numpy and paths are given as plain values. An entry with tensors has
     none that are shown, and only the first 1,000 are. What is a plain value itself has the path "".
+    A dictionary that is in several entries is shown in the first, so that the time is linear.
     """
+    seen: set[int] = set()
+    found = {other.path: _values_of(other, seen) for other in others}
+    return {path: values for path, values in found.items() if values}
+
+
+def _values_of(other: Other, seen: set[int]) -> Mapping[str, Any]:
     if other.tensors:
         return {}
     known, value = _value(other.node)
     if known and isinstance(other.node, Object):  # a scalar of numpy, a path
         return {"": value}
     found: dict[str, Any] = {}
+    if id(other.node) in seen:
+        return found
     waiting: list[Iterator[tuple[str, Node]]] = [_parts("", other.node)]
-    seen = {id(other.node)}
+    seen.add(id(other.node))
     while waiting and len(found) < _MOST:
         for path, node in waiting[-1]:
             known, value = _value(node)
