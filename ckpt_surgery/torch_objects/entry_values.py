@@ -70,10 +70,10 @@ def _value(node: Node) -> tuple[bool, Any]:
     if node is None:
         return True, None
     if isinstance(node, (list, tuple)):
-        values = [_value(part) for part in node[:_LONGEST_LIST]]
-        short = len(node) <= _LONGEST_LIST
-        nested = any(isinstance(part, (list, tuple)) for part in node)
-        plain = short and not nested and all(known for known, _ in values)
+        if len(node) > _LONGEST_LIST or any(isinstance(part, (list, tuple)) for part in node):
+            return False, None
+        values = [_value(part) for part in node]
+        plain = all(known for known, _ in values)
         return plain, [value for _, value in values] if plain else None
     value = plain_value(plain_form(node) if isinstance(node, Object) else node)
     return value is not None, value
