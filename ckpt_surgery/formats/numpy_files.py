@@ -7,8 +7,8 @@ pickles; they are named and not read.
 
 from __future__ import annotations
 
-import ast
 import io
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,6 +25,12 @@ from ckpt_surgery.torch_objects.kinds import role_of
 
 _MAGIC: Final = b"\x93NUMPY"
 _LONGEST_HEADER: Final = 1 << 16
+# ``numpy.lib.format`` writes the three keys in this order; numpy of Python 2 wrote sizes as ``3L``.
+_HEADER: Final = re.compile(
+    r"\s*\{'descr': (?:'(?P<code>[^'\\]+)'|(?P<fields>\[.*\])), 'fortran_order': "
+    r"(?P<columns>True|False), 'shape': \((?P<shape>[\dL, ]*)\),? ?\}\s*",
+    re.DOTALL,
+)
 _LOCAL_HEADER: Final = 30
 _SUFFIX: Final = ".npy"
 _ALONE: Final = "arr_0"
@@ -123,6 +129,26 @@ def _checkpoint(
     )
 
 
+def _header(key: str, said: bytes) -> tuple[str, bool, tuple[int, ...]]:
+    """Return the code of the type (fields as they are), whether columns come first, and the shape.
+
+    Read as numpy writes it, without Python's own parser: the text comes from the file. Raises
+    `DamagedFileError` for any other form.
+    """
+    found = _HEADER.fullmatch(said.decode("utf-8", "replace"))
+    if found is None:
+        raise DamagedFileError("the header of the array is malformed", entry=key)
+    sizes = [size.strip().removesuffix("L") for size in found["shape"].split(",")]
+    if sizes[-1] == "":
+        sizes.pop()
+    elif len(sizes) == 1:
+        sizes = [""]  # one number in brackets is no tuple
+    if not all(size.isdecimal() and size.isascii() and len(size) < 20 for size in sizes):
+        raise DamagedFileError("the shape of the array is malformed", entry=key)
+    code = found["code"] or found["fields"]
+    return code, found["columns"] == "True", tuple(map(int, sizes))
+
+
 def _array(key: str, data: ByteRange) -> Tensor | str:
     """Return the tensor of an ``.npy`` file, or what its elements are if torch has no such type."""
     start = data.slice(0, min(12, data.nbytes)).read() if data.nbytes else b""
@@ -131,21 +157,13 @@ def _array(key: str, data: ByteRange) -> Tensor | str:
     length = int.from_bytes(start[8:begin], "little")
     if not start.startswith(_MAGIC) or length > min(_LONGEST_HEADER, data.nbytes - begin):
         raise DamagedFileError("is no array of numpy", entry=key)
-    try:
-        header = ast.literal_eval(data.slice(begin, length).read().decode("utf-8").strip())
-        code, columns, shape = header["descr"], header["fortran_order"], header["shape"]
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        raise DamagedFileError("the header of the array is malformed", entry=key) from error
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise DamagedFileError("the shape of the array is malformed", entry=key)
-    dtype = dtype_of_code(code[1:]) if isinstance(code, str) else None
+    code, columns, shape = _header(key, data.slice(begin, length).read())
+    dtype = dtype_of_code(code[1:])
     if dtype is None:
-        return "objects" if code == "|O" else str(code)[:40]
+        return "objects" if code == "|O" else code[:40]
     rest = data.slice(begin + length, data.nbytes - begin - length)
     try:
-        return array_tensor(
-            shape, dtype, rest, key=key, columns=columns is True, big=code[0] == ">"
-        )
+        return array_tensor(shape, dtype, rest, key=key, columns=columns, big=code[0] == ">")
     except DamagedFileError as error:
         error.entry = key
         raise
