@@ -31,6 +31,7 @@ _PLAIN_TENSORS: Final = frozenset(
 )
 _LONG4: Final = 0x8B  # the opcode of numbers of more than 255 bytes, a bit of which is the sign
 _LONG_BITS: Final = 255 * 8
+_LONGEST_NAME: Final = 200  # of a class: each object has its own copy
 _MOST_ENTRIES: Final = 3  # that a hint names one by one
 _EASY_PATH: Final = r"[\w./@+,:=-]+"  # no sign of a shell, none of a glob
 _CONVERT: Final = "ckpt convert"
@@ -77,7 +78,7 @@ def safe_loading(checkpoint: Checkpoint) -> SafeLoading | None:
     opcode = refused_opcode(sorted(checkpoint.opcodes))
     if not found and named is None and opcode is None:
         return SafeLoading(True)
-    said = opcode if named is None else f"it names '{named}'"
+    said = opcode if named is None else f"it names '{named[:_LONGEST_NAME]}'"
     reason = found[0].reason if found else said
     entries = tuple(dict.fromkeys((each.path, each.kind) for each in found))
     return SafeLoading(False, entries, reason, _cure(checkpoint, found, nowhere=named is not None))
@@ -152,7 +153,7 @@ def _refused(node: Object) -> str | None:
 
 
 def _named(name: Global) -> str:
-    return f"it names '{name.qualified}'"
+    return f"it names '{name.qualified[:_LONGEST_NAME]}'"
 
 
 def _parts(node: Node) -> Iterator[tuple[str, Node, str]]:

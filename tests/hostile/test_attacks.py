@@ -163,7 +163,8 @@ def test_published_attacks_do_no_harm(shared_dir: Path, tmp_path: Path) -> None:
     for name, outcome in outcomes.items():
         assert_harmless(outcome)
         parsed = name.endswith("in an archive")
-        assert parsed or set(outcome["codes"]) == {2}, (name, outcome)
+        honest = name.endswith(".npy")  # an array of numbers, which is read
+        assert parsed or honest or set(outcome["codes"]) == {2}, (name, outcome)
 
 
 def test_the_watch_sees_what_hostile_code_would_do(tmp_path: Path) -> None:
