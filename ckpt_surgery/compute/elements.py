@@ -13,8 +13,8 @@ from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.fileio.checksum import PieceSums
 from ckpt_surgery.fileio.sources import ends_early
 from ckpt_surgery.pickles.collector import collector_paused
+from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.row_major import MOST_REPEATED
-from ckpt_surgery.torch_objects.tensors import math_bits
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import state_dict_at
 from ckpt_surgery.errors import LossyEditError
+from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.row_major import row_major
-from ckpt_surgery.torch_objects.tensors import math_bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,12 @@ from ckpt_surgery.formats.torch_zip_layout import losses as torch_losses
 from ckpt_surgery.pickles import Node, PersistentId
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.rebuild import Lowered, lower, settled
 from ckpt_surgery.torch_objects.row_major import row_major
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensor_calls import build
-from ckpt_surgery.torch_objects.tensors import TensorReader, math_bits
+from ckpt_surgery.torch_objects.tensors import TensorReader
 
 _FILE: Final = "__0_0.distcp"
 _OWNED: Final = ("__*_*.distcp", NAME)

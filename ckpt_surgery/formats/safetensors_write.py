@@ -29,9 +29,9 @@ from ckpt_surgery.formats.safetensors import (
     is_alias,
     is_unicode,
 )
+from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.rebuild import is_module_state
 from ckpt_surgery.torch_objects.row_major import row_major
-from ckpt_surgery.torch_objects.tensors import math_bits
 
 _ALIGNMENT: Final = 8
 _MOST_NAMED: Final = 4

@@ -26,7 +26,7 @@ from ckpt_surgery.merge.method import Method, find
 from ckpt_surgery.merge.parameters import Settings, Value
 from ckpt_surgery.merge.policies import IntegerPolicy
 from ckpt_surgery.pickles import Object
-from ckpt_surgery.torch_objects.tensors import math_bits
+from ckpt_surgery.torch_objects.math_bits import math_bits
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.jobs import Job

@@ -10,8 +10,8 @@ from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.errors import ReadError
 from ckpt_surgery.fileio import CHUNK, ByteSource
 from ckpt_surgery.torch_objects.digest import tensor_digest
+from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.row_major import row_major
-from ckpt_surgery.torch_objects.tensors import math_bits
 
 _BLOCK: Final = CHUNK // 4
 

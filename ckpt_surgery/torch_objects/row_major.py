@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint.description import Storage, Tensor
 from ckpt_surgery.checkpoint.gather import Gathered, part_of
 from ckpt_surgery.errors import LimitExceededError, ReadError
 from ckpt_surgery.fileio import CHUNK, ByteSource
-from ckpt_surgery.torch_objects.tensors import math_bits
+from ckpt_surgery.torch_objects.math_bits import math_bits
 
 MOST_REPEATED: Final = 1 << 26
 """Elements that a view may have beyond those it stores: one may claim 10**12 over four."""

@@ -27,6 +27,7 @@ from ckpt_surgery.pickles import (
 from ckpt_surgery.torch_objects import dtensor
 from ckpt_surgery.torch_objects.calls import Call, sizes, wrong_form
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.math_bits import FROM_TYPE, bits_of_call
 from ckpt_surgery.torch_objects.old_forms import (
     has_gradient,
     is_old_tensor,
@@ -178,14 +179,14 @@ def _strided_v1(_: TensorReader, call: Call) -> Tensor:
 
 def _strided_v2(_: TensorReader, call: Call) -> Tensor:
     if len(call) > 6:
-        _math_bits(call, 6)
+        bits_of_call(call, 6)
     _require_hooks(call, 5)
     return _strided(call, call.boolean(4))
 
 
 def _strided_v3(_: TensorReader, call: Call) -> Tensor:
     if len(call) > 7:
-        _math_bits(call, 7)
+        bits_of_call(call, 7)
     _require_hooks(call, 5)
     return _strided(call, call.boolean(4), call.dtype(6))
 
@@ -211,7 +212,7 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
     function, args = call.reference(0), call.settled(2)
     if not isinstance(function, Global) or not isinstance(args, tuple):
         return None
-    if function.qualified in _FROM_TYPE:  # torch wraps a tensor once
+    if function.qualified in FROM_TYPE:  # torch wraps a tensor once
         return None
     tensor = reader.rebuild(Object("REDUCE", function, args, call.node.at))
     if tensor is None:
@@ -385,38 +386,6 @@ def _stored_dtype(storage: Storage, pid: Node) -> DType:
     return storage.dtype if said is None else said.dtype
 
 
-def math_bits(tensor: Tensor) -> tuple[bool, bool]:
-    """Return whether torch would read the stored elements as conjugated, and whether as negated."""
-    node = tensor.node
-    if isinstance(node, Object) and node.name in _FROM_TYPE and isinstance(node.args, tuple):
-        function, _, args, _ = node.args
-        node = Object("REDUCE", function, args, node.at)
-    index = _METADATA.get(node.name) if isinstance(node, Object) else None
-    if index is None or not isinstance(node, Object) or not isinstance(node.args, tuple):
-        return False, False
-    if len(node.args) <= index:
-        return False, False
-    return _math_bits(Call.plain(node, 0, index + 1), index)
-
-
-def _math_bits(call: Call, index: int) -> tuple[bool, bool]:
-    """Return what the metadata of a tensor say, if there are any; torch asks for presence alone.
-
-    Raises `DamagedFileError` if they are no dictionary of truth values.
-    """
-    metadata = call.settled(index)
-    if metadata is None:
-        return False, False
-    if not isinstance(metadata, Dict):
-        raise wrong_form(call.node)
-    names = set()
-    for key, value in metadata.pairs():
-        if not isinstance(value, bool) or text(key) is None:
-            raise wrong_form(call.node)
-        names.add(text(key))
-    return "conj" in names, "neg" in names
-
-
 _Handler = Callable[[TensorReader, Call], Tensor | None]
 # Each with the least and the most arguments that any version of torch gives it.
 _FUNCTIONS: dict[str, tuple[_Handler, int, int]] = {
@@ -438,12 +407,8 @@ _FUNCTIONS: dict[str, tuple[_Handler, int, int]] = {
         "_rebuild_xla_tensor": (_device_tensor, 4, 4),
     }.items()
 }
-_FROM_TYPE: Final = frozenset(
-    {"torch._tensor._rebuild_from_type_v2", "torch.tensor._rebuild_from_type_v2"}
-)
-_FUNCTIONS.update(dict.fromkeys(_FROM_TYPE, (_from_type, 4, 4)))
+_FUNCTIONS.update(dict.fromkeys(FROM_TYPE, (_from_type, 4, 4)))
 _FUNCTIONS["torch.nested._internal.nested_tensor._rebuild_njt"] = _jagged, 1, 1
-_METADATA: Final = {"torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v3": 7}
 # Setting one of these changes the tensor or what is read of it; torch writes none of them, since
 # it writes a tensor's `__dict__` alone: the data descriptors of its class, of all versions.
 _OWN_ATTRIBUTES: Final = frozenset(

@@ -42,7 +42,7 @@ from ckpt_surgery.formats import read, registry
 from ckpt_surgery.formats.torch_zip_layout import _lay_out_torch_zip
 from ckpt_surgery.ops.inspect import inspect
 from ckpt_surgery.pickles import Limits
-from ckpt_surgery.torch_objects.tensors import math_bits
+from ckpt_surgery.torch_objects.math_bits import math_bits
 
 # Small, so that a mutation that would go on for long is refused soon.
 LIMITS = Limits(operations=1 << 22, depth=2_000)

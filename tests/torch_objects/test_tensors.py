@@ -17,8 +17,9 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import Bytes
 from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Object, PersistentId
 from ckpt_surgery.torch_objects import tensors
+from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.tensor_calls import relocated
-from ckpt_surgery.torch_objects.tensors import TensorReader, math_bits, sizes
+from ckpt_surgery.torch_objects.tensors import TensorReader, sizes
 
 FLOATS = Storage("0", BY_NAME["float32"], "cuda:0", Bytes(bytes(48)))
 PLACE = PersistentId(("storage", Global("torch", "FloatStorage"), "0", "cuda:0", 12), FLOATS)
