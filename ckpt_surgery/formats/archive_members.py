@@ -210,7 +210,7 @@ def _of_zip(source: Source) -> Iterator[_Member]:
 
     archive = zipfile.ZipFile(_file(source))  # nothing to close: the file is the source's
     for info in archive.infolist():
-        if not info.is_dir():
+        if info.filename and not info.filename.endswith("/"):  # `is_dir` needs a name
             stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
             yield _Member(info.filename, info.file_size, stored, opener(info))
 

@@ -26,7 +26,7 @@ CLOSED = {"malicious1.7z"}
 # What picklescan calls dangerous by mistake: it takes a memo entry that was never written for a
 # module, and the unpickler fails there.
 _MISTAKES = {"unknown.os"}
-_NO_SAMPLES = {"LICENSE", "README.md"}
+_NO_SAMPLES = ("LICENSE", "README.md", "int_array")  # the last are honest numbers of numpy
 
 
 def dangerous(report: VerifyReport) -> set[str]:
@@ -39,7 +39,9 @@ def dangerous(report: VerifyReport) -> set[str]:
 
 
 def samples(shared_dir: Path) -> list[Path]:
-    return [f for f in sorted((shared_dir / "hostile").iterdir()) if f.name not in _NO_SAMPLES]
+    return [
+        f for f in sorted((shared_dir / "hostile").iterdir()) if not f.name.startswith(_NO_SAMPLES)
+    ]
 
 
 def test_the_dangerous_name_of_every_attack_is_an_error(shared_dir: Path) -> None:

@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,7 +39,10 @@ def main() -> None:
     # Done in this process first, so that whatever is imported later comes from a hostile file.
     for line in honest["lines"]:
         _run(line)
-    codecs.lookup("raw_unicode_escape")  # imported when first used
+    # imported when first used, by honest files as well
+    codecs.lookup("raw_unicode_escape")
+    codecs.lookup("cp437")  # names in zip archives
+    import_module("ckpt_surgery.formats.archive_members")
     gc.collect()
     gc.freeze()
     for job in jobs:
