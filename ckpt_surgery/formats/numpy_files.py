@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import IO, Final, cast
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
+from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, MemorySource, Source, looks_like_zip
 from ckpt_surgery.formats.base import Format
@@ -34,6 +35,9 @@ _HEADER: Final = re.compile(
 _LOCAL_HEADER: Final = 30
 _SUFFIX: Final = ".npy"
 _ALONE: Final = "arr_0"
+_ARRAY: Final = "numpy.ndarray of "
+_OBJECTS: Final = "objects"
+_OF_OBJECTS: Final = _ARRAY + _OBJECTS
 """What numpy calls an array that was given no name."""
 
 
@@ -52,6 +56,10 @@ class Npy(Format):
         """Describe the array. Raises `DamagedFileError` if it is not what its header says."""
         del limits
         return _checkpoint(self.name, source, [(_ALONE, ByteRange(source, 0, source.size))])
+
+    def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        """Yield an error for an array of objects."""
+        return _pickles(checkpoint)
 
 
 class Npz(Format):
@@ -77,6 +85,22 @@ class Npz(Format):
         """
         del limits
         return _checkpoint(self.name, source, _members(source))
+
+    def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        """Yield an error for each array of objects."""
+        return _pickles(checkpoint)
+
+
+def _pickles(checkpoint: Checkpoint) -> Iterator[Finding]:
+    for other in checkpoint.others:
+        if other.type == _OF_OBJECTS:
+            yield Finding(
+                "error",
+                "an array of objects is a pickle, which is not looked into",
+                entry=other.path,
+                hint="numpy runs it with allow_pickle=True alone",
+                rule="unknown-global",
+            )
 
 
 def _members(source: Source) -> Iterator[tuple[str, ByteRange]]:
@@ -119,7 +143,7 @@ def _checkpoint(
         if isinstance(tensor, Tensor):
             entries.append(Entry(key, tensor, role_of(key, tensor)))
         else:
-            others.append(Other(key, f"numpy.ndarray of {tensor}"))
+            others.append(Other(key, f"{_ARRAY}{tensor}"))
     return Checkpoint(
         format=name,
         sources=(source,),
@@ -160,7 +184,7 @@ def _array(key: str, data: ByteRange) -> Tensor | str:
     code, columns, shape = _header(key, data.slice(begin, length).read())
     dtype = dtype_of_code(code[1:])
     if dtype is None:
-        return "objects" if code == "|O" else code[:40]
+        return _OBJECTS if code == "|O" else code[:40]
     rest = data.slice(begin + length, data.nbytes - begin - length)
     try:
         return array_tensor(shape, dtype, rest, key=key, columns=columns, big=code[0] == ">")

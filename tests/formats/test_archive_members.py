@@ -210,9 +210,3 @@ def test_archive_that_is_no_file_is_to_be_written_to_one(tmp_path):
     with pytest.raises(UnknownFormatError, match="a zip archive of 3 files") as told:
         read(tmp_path / "out:in.zip")
     assert told.value.hint == "write it to a file, and name a member as 'FILE:MEMBER'"
-
-
-def test_member_without_a_name_is_left_out(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "m.zip", files={"": b"", "policy.pth": saved()})
-    with pytest.raises(UnknownFormatError, match="1 file; checkpoints in it: 'policy.pth'"):
-        read(path)

@@ -15,7 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ckpt_surgery import DamagedFileError, LimitExceededError, UnknownFormatError, convert, read
+from ckpt_surgery import (
+    DamagedFileError,
+    LimitExceededError,
+    UnknownFormatError,
+    convert,
+    read,
+    verify,
+)
 
 _TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16")
 
@@ -200,3 +207,13 @@ def test_broken_archives_and_bombs_are_refused(tmp_path):
     (tmp_path / "bomb.npz").write_bytes(out.getvalue().replace(size * 2, b"\1\0\0\0\0\0\0\x7f"))
     with pytest.raises((LimitExceededError, DamagedFileError)):
         read(tmp_path / "bomb.npz")
+
+
+def test_arrays_of_objects_are_no_safe_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "o.npy", np.array([{"a": 1}], dtype=object))
+    np.savez(tmp_path / "o.npz", o=np.array([None]), n=np.ones(2))
+    np.savez(tmp_path / "n.npz", n=np.ones(2))
+    found = verify([tmp_path / "o.npy", tmp_path / "o.npz", tmp_path / "n.npz"])
+    said = [[f.entry for f in each.findings if f.severity == "error"] for each in found.verdicts]
+    assert said == [["arr_0"], ["o"], []]
+    assert found.exit_code == 1
