@@ -33,6 +33,7 @@ _LONG4: Final = 0x8B  # the opcode of numbers of more than 255 bytes, a bit of w
 _LONG_BITS: Final = 255 * 8
 _LONGEST_NAME: Final = 200  # of a class: each object has its own copy
 _MOST_ENTRIES: Final = 3  # that a hint names one by one
+_METADATA: Final = "_metadata"  # of a state dict, which goes where its weights go
 _EASY_PATH: Final = r"[\w./@+,:=-]+"  # no sign of a shell, none of a glob
 _CONVERT: Final = "ckpt convert"
 _WEIGHTS_ALONE: Final = f"{_CONVERT} --state-dict-only"
@@ -186,8 +187,8 @@ def _is_inside(trail: Trail | None, whole: set[Trail]) -> bool:
 def _cure(checkpoint: Checkpoint, found: list[_Blamed], *, nowhere: bool) -> str | None:
     """Return the command that writes a file which torch takes, with as little lost as possible."""
     weights = [s for s in checkpoint.state_dicts if s.kind == "model"] or checkpoint.state_dicts
-    if not weights:
-        return None
+    if not weights or any(each.missing for each in checkpoint.state_dicts):
+        return None  # weights that only code unpacks are in no file that ckpt writes
     among = [each for each in found if _is_among(each.path, checkpoint.state_dicts)]
     if checkpoint.unwritable or (nowhere and not found):
         return _alone(_TENSORS_ALONE, weights)
@@ -211,7 +212,8 @@ def _is_among(path: str, state_dicts: tuple[StateDict, ...]) -> bool:
         if not path or path == each.path or each.path.startswith(f"{path}/"):
             return True
         inside = path.startswith(f"{each.path}/") if each.path else True
-        if inside and path.removeprefix(f"{each.path}/").partition("/")[0] in each.names:
+        first = path.removeprefix(f"{each.path}/").partition("/")[0]
+        if inside and (first == _METADATA or first in each.names):
             return True
     return False
 

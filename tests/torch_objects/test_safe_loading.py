@@ -38,6 +38,12 @@ def with_attribute() -> Subclass:
     return value
 
 
+def with_metadata() -> OrderedDict[str, Any]:
+    made: OrderedDict[str, Any] = OrderedDict(WEIGHTS)
+    made._metadata = OrderedDict(x=LATER)  # type: ignore[attr-defined]
+    return made
+
+
 # A file, what is to blame, the command that cures it.
 CASES: dict[str, tuple[Any, list[str], str | None]] = {
     "weights": (WEIGHTS, [], None),
@@ -75,6 +81,7 @@ CASES: dict[str, tuple[Any, list[str], str | None]] = {
     "list": ([WEIGHTS, LATER], ["1"], "convert --state-dict-only"),
     "among the weights": ({"m": {**WEIGHTS, "extra": LATER}}, ["m/extra"],
                           "convert --tensors-only"),
+    "in the metadata": (with_metadata(), ["_metadata/x"], "convert --tensors-only"),
     "own class": (Subclass(WEIGHTS), [""], "convert --tensors-only"),
     "own class below": ({"model": Subclass(WEIGHTS), "x": 1}, ["model"], "convert --tensors-only"),
     "attribute": (with_attribute(), [""], "convert --tensors-only"),
