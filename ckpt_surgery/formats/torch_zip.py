@@ -175,7 +175,9 @@ def read_torch_zip(file: Source, archive: ZipArchive, limits: Limits) -> Checkpo
     container = _container(archive, storages)
     if container.idle:
         count, size = len(container.idle), sum(data.nbytes for _, data in container.idle)
-        notes.append(f"{count} storage records of {size} bytes are used by nothing")
+        are = "storage record" if count == 1 else "storage records"
+        used = "is" if count == 1 else "are"
+        notes.append(f"{count} {are} of {size} bytes {used} used by nothing")
     checkpoint = assemble(
         parsed.root,
         sources=(file,),

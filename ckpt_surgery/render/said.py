@@ -38,8 +38,8 @@ def _said(edit: Mapping[str, Any]) -> str:
             return "tensors only: each is rebuilt; metadata, attributes and all else are gone"
         case {"edit": "set-provenance"}:
             return "provenance: kept in the file; 'ckpt inspect' shows it"
-        case {"edit": "convert"}:
-            return f"converted: {edit['from']} -> {edit['to']}"
+        case {"edit": "convert", "from": old, "to": new}:
+            return f"converted: {old} -> {new}" if old != new else ""
         case {"edit": "set-metadata", "values": values}:
             return f"metadata: {printable(', '.join(f'{k}={v}' for k, v in values.items()))}"
         case {"edit": "take-weights", "state_dict": path}:
