@@ -233,10 +233,16 @@ def not_in_graph(parsed: Parsed, nbytes: int) -> str:
 
 
 class StorageRecords:
-    """Resolves the persistent ids of an archive's pickle to the records in `folder`."""
+    """Resolves the persistent ids of an archive's pickle to the records in `folder`.
 
-    def __init__(self, archive: ZipArchive, folder: str = STORAGE_FOLDER) -> None:
+    `of_script` takes the classes that only TorchScript's writer names.
+    """
+
+    def __init__(
+        self, archive: ZipArchive, folder: str = STORAGE_FOLDER, *, of_script: bool = False
+    ) -> None:
         self.archive = archive
+        self._of_script = of_script
         self.folder = folder
         self.by_key: dict[str, Storage] = {}
         order = archive.get("byteorder")
@@ -247,7 +253,7 @@ class StorageRecords:
 
         Raises `DamagedFileError` if it names none, or one of another size or element type.
         """
-        wanted = parse_storage_id(pid)
+        wanted = parse_storage_id(pid, of_script=self._of_script)
         if wanted is None:
             raise DamagedFileError("a persistent id names no storage")
         known = self.by_key.get(wanted.key)

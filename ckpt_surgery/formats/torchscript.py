@@ -12,10 +12,10 @@ Reading only: the code would have to follow every change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from ckpt_surgery.checkpoint.description import Checkpoint, Other
+from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import Source, ZipArchive, read_zip
 from ckpt_surgery.formats.base import Format
@@ -76,6 +76,20 @@ class TorchScript(Format):
         return records(checkpoint)
 
 
+def _with_own_nodes(state_dict: StateDict) -> StateDict:
+    """Return the entries, those of types without a storage class in Python without their nodes.
+
+    The class in such a node is one that `torch.load` does not know: the tensor is rebuilt anew.
+    """
+    entries = (
+        replace(entry, tensor=replace(entry.tensor, node=None), node=None)
+        if entry.tensor is not None and entry.tensor.dtype.storage_class is None
+        else entry
+        for entry in state_dict.entries
+    )
+    return replace(state_dict, entries=tuple(entries))
+
+
 def _read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
     """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
 
@@ -98,7 +112,7 @@ def _read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Chec
         format=_FORMAT,
         sources=(file,),
         root=root,
-        state_dicts=(tree.state_dict("model", root),),
+        state_dicts=(_with_own_nodes(tree.state_dict("model", root)),),
         others=tuple(_others([*reader.attributes, ("constants", constants)], tensors)),
         globals=tuple(
             dict.fromkeys(
@@ -119,7 +133,7 @@ def _parse(archive: ZipArchive, name: str, limits: Limits) -> tuple[Node, str]:
     record = archive.get(name)
     if record is None:
         raise DamagedFileError("the record is missing", path=archive.file.name, entry=name)
-    storages = StorageRecords(archive, f"{name.removesuffix('.pkl')}/")
+    storages = StorageRecords(archive, f"{name.removesuffix('.pkl')}/", of_script=True)
     data = record.read(limits.pickle_bytes)
     parsed = parse(data, limits=limits, persistent_load=storages.load)
     return parsed.root, not_in_graph(parsed, len(data))

@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ckpt_surgery.dtypes import BY_STORAGE_CLASS, UNTYPED, DType
+from ckpt_surgery.dtypes import BY_NAME, BY_STORAGE_CLASS, UNTYPED, DType
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import ByteString, Global, Node
 
 _LONGEST_NAME: Final = 1000  # characters; torch's keys are numbers, its devices short
+# TorchScript's writer names a class after every element type (`getStorageKey` in
+# torch/csrc/jit/serialization/pickler.cpp), also after those that have none in Python.
+_SCRIPT_CLASSES: Final = {
+    "Float8_e5m2Storage": "float8_e5m2", "Float8_e4m3fnStorage": "float8_e4m3fn",
+    "Float8_e5m2fnuzStorage": "float8_e5m2fnuz", "Float8_e4m3fnuzStorage": "float8_e4m3fnuz",
+    "Float8_e8m0fnuStorage": "float8_e8m0fnu", "Float4_e2m1fn_x2Storage": "float4_e2m1fn_x2",
+    "UInt16Storage": "uint16", "UInt32Storage": "uint32", "UInt64Storage": "uint64",
+}  # fmt: skip
 _UNTYPED_CLASSES = frozenset({"UntypedStorage", "_UntypedStorage"})
 
 
@@ -37,9 +45,10 @@ def text(node: Node) -> str | None:
     return None
 
 
-def parse_storage_id(pid: Node) -> StorageId | None:
+def parse_storage_id(pid: Node, *, of_script: bool = False) -> StorageId | None:
     """Return what `pid` says about a storage; None if it does not speak of one.
 
+    `of_script` takes the classes that only TorchScript's writer names; such storages are untyped.
     Raises `DamagedFileError` if it does but breaks the form, as `torch.load` would.
     """
     if not isinstance(pid, tuple) or not pid or text(pid[0]) != "storage":
@@ -54,19 +63,19 @@ def parse_storage_id(pid: Node) -> StorageId | None:
         raise DamagedFileError("a storage's key or location is a text of absurd length")
     if type(numel) is not int or numel < 0:
         raise DamagedFileError("a storage's element count is not a number", entry=f"storage {key}")
-    dtype, untyped = storage_dtype(storage_class, key)
+    dtype, untyped = storage_dtype(storage_class, key, of_script=of_script)
     return StorageId(key, dtype, untyped, location, numel)
 
 
-def storage_dtype(storage_class: Node, key: str) -> tuple[DType, bool]:
-    """Return the element type that a storage class stands for, and
-    whether it is untyped (bytes).
-    """
+def storage_dtype(storage_class: Node, key: str, *, of_script: bool = False) -> tuple[DType, bool]:
+    """Return the element type that a storage class stands for, and whether it is of bytes."""
     if isinstance(storage_class, Global):
         name = storage_class.name.rpartition(".")[2]
         if name in _UNTYPED_CLASSES:
             return UNTYPED, True
         if name in BY_STORAGE_CLASS:
             return BY_STORAGE_CLASS[name], False
+        if of_script and name in _SCRIPT_CLASSES:
+            return BY_NAME[_SCRIPT_CLASSES[name]], True
     what = storage_class.qualified if isinstance(storage_class, Global) else "something else"
     raise DamagedFileError(f"unknown storage class '{what}'", entry=f"storage {key}")
