@@ -41,6 +41,8 @@ _LOOKED_BYTES: Final = 64 << 20  # bytes that may be decompressed to find that o
 _LISTED: Final = 8
 _ONLY_LEADS: Final = frozenset({"compressed", "safetensors-index", "torch-index"})
 _OF_TORCH: Final = ("data.pkl", "constants.pkl", "archive_format")
+# Of torch as well, but called as files of others may be: they count where no checkpoint is found.
+_BESIDE_PICKLE: Final = ("version", "byteorder", ".format_version")
 _OTHER: Final = "zip and tar archives have members, also compressed ones"
 _BROKEN: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError, EOFError,
@@ -111,6 +113,8 @@ def describe_archive(source: Source) -> CkptError | None:
         )
     readable = list(_readable(members))
     if not readable:
+        if any(member.name.split("/")[-1] in _BESIDE_PICKLE for member in members):
+            return None
         return UnknownFormatError(
             f"a {kind} archive of {files}, in which no checkpoint was found",
             hint=f"a member is read as '{source.name}{SEPARATOR}MEMBER'; {_shown(members)}",
