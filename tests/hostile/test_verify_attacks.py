@@ -44,6 +44,13 @@ def samples(shared_dir: Path) -> list[Path]:
     ]
 
 
+def test_honest_numbers_among_the_attacks_are_no_error(shared_dir: Path) -> None:
+    for name in ("int_array.npy", "int_arrays_compressed.npz"):
+        report = verify([shared_dir / "hostile" / name])
+        assert report.exit_code == 0
+        assert not dangerous(report)
+
+
 def test_the_dangerous_name_of_every_attack_is_an_error(shared_dir: Path) -> None:
     for path in samples(shared_dir):
         report = verify([path])
