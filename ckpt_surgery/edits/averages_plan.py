@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
@@ -133,6 +133,30 @@ def with_averages(checkpoint: Checkpoint, planned: Planned) -> Planned:
         plan=Plan((*first, *edits, *last)),
         warnings=(*planned.warnings, *warnings),
     )
+
+
+def averages_left_behind(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
+    """Yield a sentence for each average that is no state dict and whose model was fitted anew."""
+    old = {state_dict.path: state_dict for state_dict in before.state_dicts}
+    new = {state_dict.path: state_dict for state_dict in after.state_dicts}
+    for average in find_averages(before):
+        if average.place not in {"list", "entry"} or average.model not in new:
+            continue
+        own, now = old[average.model], new[average.model]
+        named = average.place == "entry"
+        if _parameters_of(own, named=named) != _parameters_of(now, named=named):
+            yield (
+                f"the average in '{average.path}' is carried over as it was, out of step with its "
+                "model"
+            )
+
+
+def _parameters_of(state_dict: StateDict, *, named: bool) -> list[object]:
+    """Return what tells parameters apart: their names, where they lie, in their order."""
+    return [
+        (name if named else None, id(tensor.storage), tensor.offset, tensor.shape)
+        for name, tensor in state_dict.tensors
+    ]
 
 
 def _new_names(plan: Plan, path: str) -> dict[str, str]:

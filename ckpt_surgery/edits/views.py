@@ -41,6 +41,27 @@ class View:
                 case _:
                     raise TypeError(edit)
 
+    def put_back(self, state_dict: StateDict, changed: StateDict) -> StateDict:
+        """Return the state dict in the file with `changed` in the place of what the view has."""
+        if not self.prefix:
+            return changed
+        names = [entry.name.startswith(self.prefix) for entry in state_dict.entries]
+        at = names.index(True) if True in names else len(names)
+        rest = [e for e, own in zip(state_dict.entries, names, strict=True) if not own]
+        new = [replace(e, name=self.prefix + e.name, key_node=None) for e in changed.entries]
+        metadata = state_dict.metadata
+        if metadata is not None and changed.metadata is not None:
+            root = self._module("")
+            kept = {
+                module: value
+                for module, value in metadata.items()
+                if module != root and not module.startswith(self.prefix)
+            }
+            moved = {self._module(module): value for module, value in changed.metadata.items()}
+            metadata = kept | moved
+        entries = (*rest[:at], *new, *rest[at:])
+        return replace(state_dict, entries=entries, metadata=metadata)
+
     def _module(self, path: str) -> str:
         return self.prefix + path if path else self.prefix.removesuffix(".")
 
@@ -64,9 +85,9 @@ def views(checkpoint: Checkpoint, at: Sequence[str]) -> list[View]:
         elif layout.beside and any(n.startswith(layout.beside) for n in state_dict.names):
             for prefix in (layout.beside, layout.wrapper):
                 path = join_path(state_dict.path, prefix.removesuffix("."))
-                found.append(_view(state_dict, path, prefix))
+                found.append(view_of(state_dict, path, prefix))
         else:
-            found.append(_view(state_dict, state_dict.path, layout.wrapper))
+            found.append(view_of(state_dict, state_dict.path, layout.wrapper))
     return found
 
 
@@ -88,7 +109,10 @@ def _models_of_wrapped(checkpoint: Checkpoint, chosen: Sequence[StateDict]) -> d
     return models
 
 
-def _view(state_dict: StateDict, path: str, prefix: str) -> View:
+def view_of(state_dict: StateDict, path: str, prefix: str) -> View:
+    """Return what of a state dict lies below `prefix`, without it; `path` is what to call it."""
+    if not prefix:
+        return View(state_dict, path)
     entries = tuple(
         replace(entry, name=entry.name.removeprefix(prefix))
         for entry in state_dict.entries

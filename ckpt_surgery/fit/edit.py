@@ -15,6 +15,7 @@ from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_there
+from ckpt_surgery.edits.views import view_of
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.fit.moments import elements_of
@@ -84,6 +85,9 @@ class Fit(BatchEdit):
     Each is an entry of its own, one adapted from it, or an initial value: the target's own (drawn
     from `seed` for a model) or what its fill says. `extra_state` are names of what the target
     keeps beside tensors, taken from the state dict or else from the target's file.
+
+    The state dict may be an average whose names have a `prefix`: `items` are then about those
+    that have it, without it, and the others stay.
     """
 
     kind: ClassVar[str] = "fit"
@@ -92,14 +96,21 @@ class Fit(BatchEdit):
     items: tuple[FitItem, ...]
     extra_state: tuple[str, ...] = ()
     seed: int = 0
+    prefix: str = ""
 
     @classmethod
     def of(
-        cls, state_dict: str, items: Sequence[FitItem], target: Target, goal: FitTarget, seed: int
+        cls,
+        state_dict: str,
+        items: Sequence[FitItem],
+        target: Target,
+        goal: FitTarget,
+        seed: int,
+        prefix: str = "",
     ) -> Fit:
         """Return the edit that carries out planned items, without what only a report says."""
         bare = (replace(i, reason=None, would_adapt=(), is_suspect=False) for i in items)
-        return cls(state_dict, goal, tuple(bare), target.extra_state, seed)
+        return cls(state_dict, goal, tuple(bare), target.extra_state, seed, prefix)
 
     @classmethod
     def apply_all(cls, run: Sequence[Fit], checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:
@@ -110,8 +121,9 @@ class Fit(BatchEdit):
 
         def fitted(state_dict: StateDict, edits: Sequence[Fit]) -> StateDict:
             for edit in edits:
-                values = _Values(edit, _aim(inputs, edit.target), state_dict, big_endian)
-                state_dict = values.state_dict()
+                view = view_of(state_dict, state_dict.path, edit.prefix)
+                values = _Values(edit, _aim(inputs, edit.target), view.state_dict, big_endian)
+                state_dict = view.put_back(state_dict, values.state_dict())
             return state_dict
 
         return edit_state_dicts(run, checkpoint, fitted)

@@ -12,6 +12,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts, the_state_dict
 from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.compute.elements import can_load
+from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import following
@@ -19,6 +20,7 @@ from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.views import View, views
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.distinct import Role
@@ -26,6 +28,7 @@ from ckpt_surgery.fileio.unchanged import write_unless_same
 from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
 from ckpt_surgery.fit.groups import group_of, require_used
+from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.fit.moments import AdaptMoment
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
@@ -127,27 +130,35 @@ def prepare(
     if asked.initial is not None:
         options = replace(options, may_be_initial=_permitted(asked.initial, aim))
     chosen = choose_state_dicts(checkpoint, asked.at)
+    seen = views(checkpoint, asked.at)
     fitted = []
-    for each in chosen:
-        with _naming(checkpoint, each, several=len(chosen) > 1):
+    for each in (view.state_dict for view in seen):
+        with _naming(checkpoint, each, several=len(seen) > 1):
             fitted.append(_plan(each, aim, options, asked))
     with _naming(checkpoint, chosen[0], several=False):
         check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
     label = like or next(iter(aim.inputs), None)
     goal = FitTarget.of(asked.model, asked.model_args, asked.settings, label, asked.build)
     keep_aim(inputs, goal, aim)
-    fits = Plan(tuple(Fit.of(f.path, f.plan.items, aim.target, goal, asked.seed) for f in fitted))
+    fits = Plan(
+        tuple(
+            Fit.of(view.path, f.plan.items, aim.target, goal, asked.seed, view.prefix)
+            for view, f in zip(seen, fitted, strict=True)
+        )
+    )
     result = fits.apply(checkpoint, inputs)
     # what lies beside weights that are written alone need not follow them
     beside = replace(checkpoint, others=()) if asked.state_dict_only else checkpoint
-    step = _in_step(beside, result, fitted, aim.target, asked)
+    step = _in_step(beside, result, seen, fitted, aim.target, asked)
     result = Plan(tuple(following(step))).apply(result)
     left = tuple(_left_out(chosen, result))
     alone = _alone(checkpoint, asked)
     result = Plan(alone).apply(result)
-    warnings = (*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings)
+    warnings = [*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings]
+    if beside.others:
+        warnings += averages_left_behind(beside, result)
     plan = Plan((*fits.edits, *following(step), *alone))
-    planned = Planned(plan, warnings=warnings, optimizers=step.changes)
+    planned = Planned(plan, warnings=tuple(warnings), optimizers=step.changes)
     return _Fitting(planned, result, tuple(fitted), left)
 
 
@@ -168,17 +179,26 @@ def _named_as(fitted: Sequence[Fitted], casts: Sequence[Cast]) -> Iterator[Cast]
 def _in_step(
     before: Checkpoint,
     after: Checkpoint,
+    seen: Sequence[View],
     fitted: Sequence[Fitted],
     target: Target,
     asked: FitRequest,
 ) -> InStep:
     """Return the result with its optimizers following the fit."""
     choice, rules = asked.optimizer, asked.groups
-    items = {each.path: {item.name: item for item in each.plan.items} for each in fitted}
-    sources = {
-        path: {name: None if i.status == "initial" else i.source for name, i in own.items()}
-        for path, own in items.items()
-    }
+    items: dict[str, dict[str, FitItem]] = {}
+    sources: dict[str, dict[str, str | None]] = {}
+    parameters: dict[str, list[Parameter]] = {}
+    for view, each in zip(seen, fitted, strict=True):
+        own, origins = items.setdefault(view.path, {}), sources.setdefault(view.path, {})
+        for item in each.plan.items:
+            own[view.prefix + item.name] = item
+            known = item.status != "initial" and item.source is not None
+            origins[view.prefix + item.name] = f"{view.prefix}{item.source}" if known else None
+        parameters.setdefault(view.path, []).extend(
+            replace(p, name=view.prefix + p.name, aliases=tuple(view.prefix + a for a in p.aliases))
+            for p in _parameters(target)
+        )
 
     moments = {
         path: {
@@ -202,7 +222,7 @@ def _in_step(
             choice if choice in {"keep", "drop"} else "auto",
             sources=sources,
             moments=moments if choice == "resize" else None,
-            parameters=dict.fromkeys(items, _parameters(target)),
+            parameters=parameters,
             homes=lambda name: group_of(name, rules),
         )
         added = [name.rpartition("/")[2] for c in step.changes for name in c.added]
