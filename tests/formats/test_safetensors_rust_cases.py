@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch_checks import load, quiet, save
 
-from ckpt_surgery import Output, convert, read
-from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError, UnknownFormatError
+from ckpt_surgery import AddPrefix, Output, StripPrefix, convert, read, rename
+from ckpt_surgery.errors import (
+    DamagedFileError,
+    LimitExceededError,
+    LossyEditError,
+    ReadError,
+    UnknownFormatError,
+)
+from ckpt_surgery.formats.base import LayoutOptions
+from ckpt_surgery.formats.safetensors import MAX_HEADER_BYTES
 
 # A small but valid file: {"test":{"dtype":"I32","shape":[2,2],"data_offsets":[0,16]}}
 TEST = b'{"test":{"dtype":"I32","shape":[2,2],"data_offsets":[0,16]}}'
@@ -198,6 +209,49 @@ def test_whitespace_leading_padded_header(file: Path) -> None:
     safetensors.torch.load_file(file)
     with pytest.raises(UnknownFormatError):
         read(file)
+
+
+def test_serialize_to_file_same_path_with_active_mmap(file: Path) -> None:
+    """A file that is written over while it is mapped stays what it was for who mapped it."""
+    written({"w": torch.tensor([1.0, 2.0, 3.0])}, file)
+    with safe_open(file, "pt") as opened:
+        mapped = opened.get_tensor("w")
+        rename(file, Output(in_place=True), [AddPrefix("m")])
+        assert mapped.tolist() == [1.0, 2.0, 3.0]
+    assert safetensors.torch.load_file(file)["m.w"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_invalid_header_size_serialization(file: Path) -> None:
+    huge = LayoutOptions(metadata={"very_large_metadata": "a" * MAX_HEADER_BYTES})
+    source = save({"w": torch.ones(1)}, file.with_name("in.pth"))
+    with pytest.raises(LossyEditError, match="more than the 100000000 allowed"):
+        convert(source, Output(file, options=huge))
+    assert not file.exists()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    tensors=st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=5),
+        st.tuples(
+            st.sampled_from([torch.float32, torch.int8, torch.bool, torch.bfloat16, torch.int64]),
+            st.lists(st.integers(0, 3), max_size=3),
+        ),
+        max_size=6,
+    ).filter(lambda found: "__metadata__" not in found),
+    text=st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=5)),
+)
+def test_roundtrip_and_indexing(tensors: dict[str, Any], text: str | None) -> None:
+    """The project's properties: any header is what both read, and every byte is at its place."""
+    made = {name: torch.ones(shape).to(dtype) for name, (dtype, shape) in tensors.items()}
+    with TemporaryDirectory() as folder:
+        path, out = Path(folder) / "a.safetensors", Path(folder) / "o.safetensors"
+        safetensors.torch.save_file(made, path, None if text is None else {"note": text})
+        if text not in made and made and "" not in made:  # what an alias is, or cannot be renamed
+            rename(path, out, [AddPrefix("m")])
+            rename(out, Output(in_place=True), [StripPrefix("m")])
+            assert out.read_bytes() == path.read_bytes()
+        assert sorted(name for name, _, _ in described(path) if name in made) == sorted(made)
 
 
 def test_empty_shapes_allowed(file: Path) -> None:
