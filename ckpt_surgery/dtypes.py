@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
+
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Kind = Literal["float", "complex", "int", "bool", "quantized", "bits"]
 

@@ -8,13 +8,14 @@ be broken; then only ties, which are the same elements, stay.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 from ckpt_surgery.checkpoint.coverage import span, steps_of, used_nbytes
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
 from ckpt_surgery.checkpoint.gather import Gathered, part_of
 from ckpt_surgery.fileio import ByteRange
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

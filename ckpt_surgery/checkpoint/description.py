@@ -7,12 +7,13 @@ writes one; none of them knows the others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import Any, Literal
 
 from ckpt_surgery.dtypes import DType
 from ckpt_surgery.fileio import ByteSource, Source
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Role = Literal["parameter", "buffer", "unknown"]
 PlacementKind = Literal["shard", "strided-shard", "replicate", "partial"]

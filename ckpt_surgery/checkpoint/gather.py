@@ -8,12 +8,12 @@ pieces that are as long as they can be, and moved into place by memory views wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Final, Literal, NamedTuple
 
 from ckpt_surgery.fileio import CHUNK, ByteRange, ByteSource
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _BLOCK: Final = 1 << 24
 """Bytes of the result that are put together at a time, and bytes read at a time for them."""

@@ -15,6 +15,9 @@ from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.render.color import COLOR_CHOICES, ColorChoice
 
+COMPLETION_VARIABLE: Final = "_CKPT_COMPLETE"
+"""The environment variable by which a shell asks for completions: its value names the shell."""
+
 HELP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 # The headings that help has options under, after those of the command's own.
 _SHARED_HEADINGS: Final[dict[str, tuple[str, ...]]] = {

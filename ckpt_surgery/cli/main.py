@@ -6,17 +6,18 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
-from click.shell_completion import CompletionItem
 
 from ckpt_surgery.cli import boundary
-from ckpt_surgery.cli.base import HELP_SETTINGS, color_on, traceback_option
-from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
+from ckpt_surgery.cli.base import COMPLETION_VARIABLE, HELP_SETTINGS, color_on, traceback_option
 from ckpt_surgery.cli.failing import json_errors_of
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.pickles.collector import freeze_what_is_made
+from ckpt_surgery.startup.collector import freeze_what_is_made
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 # Name: module and object, and its one line of help, which shows without importing it.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -127,6 +128,8 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         commands = [
             CompletionItem(name, help=text)
             for name, (_, text) in COMMANDS.items()
@@ -206,6 +209,8 @@ def run() -> NoReturn:
 
 def main() -> NoReturn:
     """Completion for a shell that asks for it, otherwise the command line."""
-    if VARIABLE in os.environ:
-        sys.exit(answer_shell(cli, os.environ[VARIABLE]))
+    if COMPLETION_VARIABLE in os.environ:
+        from ckpt_surgery.cli.commands.completion import answer_shell
+
+        sys.exit(answer_shell(cli, os.environ[COMPLETION_VARIABLE]))
     cli.main()

@@ -22,10 +22,10 @@ from ckpt_surgery.cli.inputs import sources_of
 from ckpt_surgery.cli.options import output_of
 from ckpt_surgery.errors import CkptError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
-from ckpt_surgery.pickles.collector import never_freezing
 from ckpt_surgery.render.plain import write_jsonl
 from ckpt_surgery.reports import Report
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.startup.collector import never_freezing
 
 if TYPE_CHECKING:
     from ckpt_surgery.fileio.sink import Progress

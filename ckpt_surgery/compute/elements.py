@@ -12,7 +12,7 @@ from ckpt_surgery.errors import LimitExceededError, MissingDependencyError
 from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.fileio.checksum import PieceSums
 from ckpt_surgery.fileio.sources import ends_early
-from ckpt_surgery.pickles.collector import collector_paused
+from ckpt_surgery.startup.collector import collector_paused
 from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.row_major import MOST_REPEATED
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio.sources import Source, require_inside
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 CHUNK: Final = 1 << 20
 """Bytes held at a time when bytes pass through memory."""

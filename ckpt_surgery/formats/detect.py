@@ -23,7 +23,7 @@ from ckpt_surgery.fileio import FileSource, Source, looks_like_zip, read_zip
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
-from ckpt_surgery.pickles.collector import collector_paused
+from ckpt_surgery.startup.collector import collector_paused
 
 if TYPE_CHECKING:
     from ckpt_surgery.checkpoint.description import Checkpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,8 +18,12 @@ _LARGEST: Final = 64 << 20  # bytes
 def steps_of(checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Return what a file says was done to make it, in order; nothing that is not of that form."""
     text = checkpoint.provenance or _kept(checkpoint)
+    if not text:
+        return []
+    import json
+
     try:
-        found = json.loads(text) if text else []
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return []
     if not isinstance(found, list):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
@@ -18,6 +18,7 @@ from ckpt_surgery.fileio import (
 )
 from ckpt_surgery.formats.base import Format
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import parse_storage_id
 

@@ -15,11 +15,11 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.spellings import respellings, unwrapped
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MAGIC = b"CKPTSIG1"
 _FEWEST = 8

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 
 from ckpt_surgery.checkpoint.description import Role
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Shape = tuple[int, ...]
 Metadata = Mapping[str, Mapping[str, object]]

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Final, TypeVar
 
 from ckpt_surgery.errors import MissingDependencyError
-from ckpt_surgery.pickles.collector import collector_paused
+from ckpt_surgery.startup.collector import collector_paused
 
 _OPERATORS: Final = ("nms", "qnms")
 _SCHEMA: Final = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

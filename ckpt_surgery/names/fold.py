@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from typing import Final
+
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _LONGEST_NUMBER: Final = 9
 _DEEPEST: Final = 64  # segments in which numbers are looked for; a file may have absurd names

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Literal
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.suggest import compile_regex, require_listed, suggestion, with_dot
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 RuleKind = Literal["pattern", "prefix", "glob", "name", "keys"]
 

@@ -31,11 +31,11 @@ from ckpt_surgery.ops.salvage import damage, shard_damage
 from ckpt_surgery.ops.verify_digests import DigestChecks
 from ckpt_surgery.ops.verify_policy import Policy
 from ckpt_surgery.pickles import DEFAULT_LIMITS
-from ckpt_surgery.pickles.collector import collector_paused
 from ckpt_surgery.pickles.risk import Risk, classify_all, classify_path
 from ckpt_surgery.pickles.weights_only import refusal
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.verification import Checksums, Verdict, VerifyReport, WeightsOnly
+from ckpt_surgery.startup.collector import collector_paused
 from ckpt_surgery.writing.output import ProgressBar
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from struct import error as StructError  # noqa: N812 (it is an exception, unlik
 from typing import NamedTuple
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
-from ckpt_surgery.pickles.collector import collector_paused
 from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.machine import (
     Machine,
@@ -31,6 +30,7 @@ from ckpt_surgery.pickles.machine import (
 from ckpt_surgery.pickles.nodes import Dict, Global, List, Node, Object, PersistentId
 from ckpt_surgery.pickles.rare import RARE
 from ckpt_surgery.pickles.scan import require_memory, require_whole_frames
+from ckpt_surgery.startup.collector import collector_paused
 
 _UINT16 = Struct("<H").unpack_from
 _INT32 = Struct("<i").unpack_from

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +13,7 @@ from ckpt_surgery.render.lists import below
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import LONGEST, count, nbytes, printable, shape
 from ckpt_surgery.render.training import average_line, training_lines
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.stats import TensorStats

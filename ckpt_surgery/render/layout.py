@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 GAP: Final = "  "
 _ELLIPSIS: Final = "…"

@@ -6,7 +6,6 @@ Rich costs 40 ms to import; into a pipe goes plain text of whatever width the na
 from __future__ import annotations
 
 import io
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -108,6 +107,8 @@ def _unstyled(fitted: Fitted) -> Iterator[str]:
 
 def console(stream: TextIO, *, color: bool, width: int | None = None) -> Console:
     """Return a Rich console that takes every text literally; `width` None is the terminal's."""
+    import shutil
+
     from rich.console import Console
 
     return Console(
@@ -148,6 +149,8 @@ def paged(stream: TextIO, *, color: ColorChoice = "auto", pager: bool = True) ->
     if not (pager and stream.isatty()):
         yield Screen(stream, color=color)
         return
+    import shutil
+
     from ckpt_surgery.render.pager import page, pager_command
 
     if not pager_command():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Entry, Other, StateDict, Tensor, join_path
 from ckpt_surgery.reports import envelope, once
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import plain_value, type_name
 
 if TYPE_CHECKING:

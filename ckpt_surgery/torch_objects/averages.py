@@ -8,10 +8,11 @@ the average, and the weights in training lie where the average would.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict, StateDictKind
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 AVERAGED_MODEL_COUNT: Final = "n_averaged"
 """What torch's ``AveragedModel`` calls the number of models that it averages."""

@@ -9,13 +9,13 @@ tensor of ranks until torch 2.8, then a layout.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Final, TypeGuard
 
 from ckpt_surgery.checkpoint.description import Placement, PlacementKind, Shard, Tensor
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, List, Node, Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import named_items
 
 CLASSES: Final = frozenset(

@@ -7,12 +7,13 @@ entry is found by going down through what takes the places of nodes by now.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Tensor, join_path
 from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.pickles import Dict, Node, Object, children
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
 from ckpt_surgery.torch_objects.storages import text

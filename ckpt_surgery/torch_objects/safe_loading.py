@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles import NO_STATE, Global, Node, Object
 from ckpt_surgery.pickles.weights_only import is_allowed_name, refused_node, refused_opcode
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.entries import Entries
 from ckpt_surgery.torch_objects.kinds import printed_key, type_name
 from ckpt_surgery.torch_objects.mappings import mapping_pairs

@@ -8,12 +8,12 @@ torch 2.0 it was no subclass of a tensor, with the same state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Shard, Tensor
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, List, Node, Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import sizes
 from ckpt_surgery.torch_objects.mappings import named_items
 

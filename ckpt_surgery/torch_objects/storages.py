@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.dtypes import BY_NAME, BY_STORAGE_CLASS, UNTYPED, DType
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import ByteString, Global, Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _LONGEST_NAME: Final = 1000  # characters; torch's keys are numbers, its devices short
 # TorchScript's writer names a class after every element type (`getStorageKey` in

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
 
 from ckpt_surgery.checkpoint.description import join_path
 from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.pickles import DEFAULT_LIMITS, NO_STATE, Dict, Node, Object, PersistentId
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 

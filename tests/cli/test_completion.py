@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from ckpt_surgery.cli.commands.completion import VARIABLE, answer_shell
+from ckpt_surgery.cli.base import COMPLETION_VARIABLE
+from ckpt_surgery.cli.commands.completion import answer_shell
 from ckpt_surgery.cli.main import COMMANDS, cli, main
 
 
@@ -81,7 +82,7 @@ def test_script_of_every_shell_is_printed(invoke, shell):
         pytest.skip("no bash here")
     result = invoke("completion", shell)
     assert result.exit_code == 0
-    assert f"{VARIABLE}={shell}_complete" in result.stdout
+    assert f"{COMPLETION_VARIABLE}={shell}_complete" in result.stdout
 
 
 def test_other_shells_are_refused(invoke):
@@ -111,7 +112,7 @@ def test_entry_point_is_the_command_or_answers_the_shell(monkeypatch, capsys):
         main()
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("ckpt ")
-    monkeypatch.setenv(VARIABLE, "odd")
+    monkeypatch.setenv(COMPLETION_VARIABLE, "odd")
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1

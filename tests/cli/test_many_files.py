@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckpt_surgery.pickles.collector import collector_paused, freeze_what_is_made, never_freezing
+from ckpt_surgery.startup.collector import collector_paused, freeze_what_is_made, never_freezing
 
 NAMES = [f"runs/{letter}/epoch_{i}.pth" for letter in "ab" for i in range(3)]
 
@@ -149,7 +149,7 @@ def test_reports_come_in_the_order_of_the_line(runs, invoke):
 
 
 def test_what_is_left_of_each_file_is_let_go(monkeypatch):
-    monkeypatch.setattr("ckpt_surgery.pickles.collector._freezes", False)
+    monkeypatch.setattr("ckpt_surgery.startup.collector._freezes", False)
     freeze_what_is_made()
     before = gc.get_freeze_count()
     with never_freezing(), collector_paused():

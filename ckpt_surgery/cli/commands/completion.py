@@ -16,12 +16,10 @@ from click.shell_completion import (
     split_arg_string,
 )
 
-from ckpt_surgery.cli.base import Command, traceback_option
+from ckpt_surgery.cli.base import COMPLETION_VARIABLE, Command, traceback_option
 from ckpt_surgery.errors import UsageError
 
 _BREAKS = (":", "=")
-VARIABLE = "_CKPT_COMPLETE"
-"""The environment variable by which the script asks: its value names the shell."""
 
 
 @add_completion_class
@@ -75,7 +73,7 @@ def completion(ctx: click.Context, /, shell: str) -> None:
     kind = get_completion_class(shell)
     if kind is None:
         raise UsageError(f"click knows no completion for '{shell}'")
-    click.echo(kind(ctx.find_root().command, {}, "ckpt", VARIABLE).source())
+    click.echo(kind(ctx.find_root().command, {}, "ckpt", COMPLETION_VARIABLE).source())
 
 
 def answer_shell(cli: click.Command, instruction: str) -> int:
@@ -87,7 +85,7 @@ def answer_shell(cli: click.Command, instruction: str) -> int:
     with suppress(Exception):
         kind = get_completion_class(shell)
         if kind is not None:
-            sys.stdout.write(kind(cli, {}, "ckpt", VARIABLE).complete() + "\n")
+            sys.stdout.write(kind(cli, {}, "ckpt", COMPLETION_VARIABLE).complete() + "\n")
             sys.stdout.flush()
             return 0
     return 1

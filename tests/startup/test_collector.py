@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from ckpt_surgery.pickles.collector import collector_paused, freeze_what_is_made
+from ckpt_surgery.startup.collector import collector_paused, freeze_what_is_made
 
 
 @pytest.fixture(params=[True, False], ids=["on", "off"])
@@ -33,7 +33,7 @@ def test_an_error_leaves_the_collector_as_it_was(before):
 
 
 def test_in_a_process_of_one_command_what_is_made_is_never_looked_at(monkeypatch):
-    monkeypatch.setattr("ckpt_surgery.pickles.collector._freezes", False)
+    monkeypatch.setattr("ckpt_surgery.startup.collector._freezes", False)
     freeze_what_is_made()
     gc.enable()
     before = gc.get_freeze_count()
@@ -46,7 +46,7 @@ def test_in_a_process_of_one_command_what_is_made_is_never_looked_at(monkeypatch
 
 
 def test_in_another_process_nothing_is_frozen(monkeypatch):
-    monkeypatch.setattr("ckpt_surgery.pickles.collector._freezes", False)
+    monkeypatch.setattr("ckpt_surgery.startup.collector._freezes", False)
     before = gc.get_freeze_count()
     with collector_paused():
         made = [[] for _ in range(1000)]
