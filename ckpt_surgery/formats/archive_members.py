@@ -51,13 +51,18 @@ _BROKEN: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Member:
-    """A file in an archive; `opened` gives its bytes under the name that messages call it."""
+class Member:
+    """A file in an archive; `opened` gives its bytes under the name that messages call it.
+
+    `crc32` is the checksum that the archive has of it, None if it has none.
+    """
 
     name: str
     nbytes: int
     is_stored: bool
     opened: Callable[[str], Source]
+    crc32: int | None = None
+    is_encrypted: bool = False
 
 
 def open_member(path: str) -> Source | None:
@@ -99,10 +104,10 @@ def describe_archive(source: Source) -> CkptError | None:
     None if it is no archive, a damaged one, or torch's own.
     """
     try:
-        members = _members(source)
+        members = members_of(source)
     except ReadError:
         return None
-    if not members or any(member.name.split("/")[-1] in _OF_TORCH for member in members):
+    if not members or is_of_torch(members):
         return None
     kind = "zip" if looks_like_zip(source) else "tar"
     files = f"{len(members)} file{'' if len(members) == 1 else 's'}"
@@ -126,8 +131,13 @@ def describe_archive(source: Source) -> CkptError | None:
     )
 
 
-def _named(source: Source, name: str) -> _Member:
-    members = _members(source)
+def is_of_torch(members: list[Member]) -> bool:
+    """Say whether the files in an archive are records of torch's own."""
+    return any(member.name.split("/")[-1] in _OF_TORCH for member in members)
+
+
+def _named(source: Source, name: str) -> Member:
+    members = members_of(source)
     if members is None:
         raise ReadError(
             f"is no archive, and so has no member '{name}'", path=source.name, hint=_OTHER
@@ -142,7 +152,7 @@ def _named(source: Source, name: str) -> _Member:
     return found[0]
 
 
-def _shown(members: list[_Member]) -> str:
+def _shown(members: list[Member]) -> str:
     names = [f"'{member.name}'" for member in members]
     return f"there are: {_cut(names)}" if names else "it has no members"
 
@@ -152,7 +162,7 @@ def _cut(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _readable(members: list[_Member]) -> Iterator[str]:
+def _readable(members: list[Member]) -> Iterator[str]:
     """Yield the names of members that hold tensors; of too large ones those with our suffixes."""
     from ckpt_surgery.formats.safetensors import Safetensors
     from ckpt_surgery.formats.torch_zip import TorchZip
@@ -169,7 +179,7 @@ def _readable(members: list[_Member]) -> Iterator[str]:
             yield member.name
 
 
-def _holds_tensors(member: _Member) -> bool:
+def _holds_tensors(member: Member) -> bool:
     from ckpt_surgery.formats.detect import find_format
     from ckpt_surgery.formats.torch_zip import forget_archive
 
@@ -185,7 +195,7 @@ def _holds_tensors(member: _Member) -> bool:
         forget_archive()
 
 
-def _members(source: Source) -> list[_Member] | None:
+def members_of(source: Source) -> list[Member] | None:
     """Return the files in an archive; None if `source` is none. Raises `DamagedFileError`."""
     try:
         if looks_like_zip(source):
@@ -198,28 +208,32 @@ def _members(source: Source) -> list[_Member] | None:
     return None
 
 
-def _of_tar(source: Source) -> Iterator[_Member]:
+def _of_tar(source: Source) -> Iterator[Member]:
     def opener(info: tarfile.TarInfo) -> Callable[[str], Source]:
         return lambda label: PartSource(source, info.offset_data, info.size, name=label)
 
-    with tarfile.open(fileobj=_file(source), mode="r:") as archive:
+    with tarfile.open(fileobj=file_of(source), mode="r:") as archive:
         for info in archive:
             if info.isreg() and not info.issparse():
-                yield _Member(info.name.removeprefix("./"), info.size, True, opener(info))
+                yield Member(info.name.removeprefix("./"), info.size, True, opener(info))
 
 
-def _of_zip(source: Source) -> Iterator[_Member]:
+def _of_zip(source: Source) -> Iterator[Member]:
     def opener(info: zipfile.ZipInfo) -> Callable[[str], Source]:
         return lambda label: _opened(source, archive, info, label)
 
-    archive = zipfile.ZipFile(_file(source))  # nothing to close: the file is the source's
+    archive = zipfile.ZipFile(file_of(source))  # nothing to close: the file is the source's
     for info in archive.infolist():
         if info.filename and not info.filename.endswith("/"):  # `is_dir` needs a name
-            stored = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1
-            yield _Member(info.filename, info.file_size, stored, opener(info))
+            locked = bool(info.flag_bits & 1)
+            stored = info.compress_type == zipfile.ZIP_STORED and not locked
+            yield Member(
+                info.filename, info.file_size, stored, opener(info), info.CRC, is_encrypted=locked
+            )
 
 
-def _file(source: Source) -> IO[bytes]:
+def file_of(source: Source) -> IO[bytes]:
+    """Return a source as a file object, for the standard library's readers."""
     return cast("IO[bytes]", io.BufferedReader(SourceFile(source)))
 
 

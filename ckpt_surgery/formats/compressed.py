@@ -154,19 +154,26 @@ class _Decompressed(io.RawIOBase):
         try:
             data = self._stream.read(len(view))
         except (OSError, EOFError, ValueError) as error:
-            raise DamagedFileError(
-                f"the {self._what} stream is damaged: {str(error).lower()}", path=self._name
-            ) from error
+            raise self._damaged(error) from error
         except Exception as error:
             if type(error).__name__ not in {"error", "LZMAError", "ZstdError"}:
                 raise
-            raise DamagedFileError(
-                f"the {self._what} stream is damaged: {str(error).lower()}", path=self._name
-            ) from error
+            raise self._damaged(error) from error
         self._left -= len(data)
         if self._left < 0:
             raise LimitExceededError(
-                f"the {self._what} stream holds far more than it is", path=self._name
+                f"the {self._what} stream holds far more than it is",
+                path=self._name,
+                entry=f"{self._what} stream",
             )
         view[: len(data)] = data
         return len(data)
+
+    def _damaged(self, error: Exception) -> DamagedFileError:
+        """Return the error for a stream, told apart: cut off, a wrong checksum, or else."""
+        what, hint = f"the {self._what} stream is damaged: {str(error).lower()}", None
+        if isinstance(error, EOFError):
+            what, hint = f"the {self._what} stream has no end", "the file is truncated"
+        elif "crc" in str(error).lower() or "checksum" in str(error).lower():
+            what = f"the checksum of the {self._what} stream is wrong: {str(error).lower()}"
+        return DamagedFileError(what, path=self._name, entry=f"{self._what} stream", hint=hint)

@@ -85,21 +85,51 @@ def verify(
         try:
             file = opened(source) if isinstance(source, str | os.PathLike) else source
             with closing(file):
-                verdict = _Inspection(file, checks, threads, progress).verdict()
-                verdicts.append(
-                    verdict if checks.proofs is None else proved(verdict, checks.proofs)
-                )
+                first, *inside = _verdicts(file, checks, threads, progress)
+                verdicts += (proved(first, checks.proofs), *inside)
         except ReadError as error:
             failures.append(Failure.of(error, names[-1]))
     return VerifyReport(tuple(names), tuple(verdicts), tuple(failures), strict=checks.strict)
 
 
+def _verdicts(
+    file: Source, checks: Checks, threads: int | None, progress: ProgressBar | None
+) -> list[Verdict]:
+    """Return the verdict on a file; of an archive of other files, then those on its checkpoints.
+
+    Raises `ReadError` if there is nothing to check.
+    """
+    inspection = _Inspection(file, checks, threads, progress)
+    described = inspection.described()
+    if described[-1] is not None and not source_is_directory(file):
+        from ckpt_surgery.ops.verify_archive import of_archive
+
+        def inspect(member: Source, checks: Checks, *, is_covered: bool) -> Verdict:
+            one = _Inspection(member, checks, threads, progress, is_covered=is_covered)
+            return one.verdict(*one.described())
+
+        found = of_archive(file, checks, inspect, threads=threads, progress=progress)
+        if found is not None:
+            return found
+    return [inspection.verdict(*described)]
+
+
 class _Inspection:
-    """The checks of one file, in turn; `findings` grows."""
+    """The checks of one file, in turn; `findings` grows.
+
+    `is_covered`: an archive around the file has a checksum of all of its bytes, which is right.
+    """
 
     def __init__(
-        self, file: Source, checks: Checks, threads: int | None, progress: ProgressBar | None
+        self,
+        file: Source,
+        checks: Checks,
+        threads: int | None,
+        progress: ProgressBar | None,
+        *,
+        is_covered: bool = False,
     ) -> None:
+        self.is_covered = is_covered
         self.file = file
         self.checks = checks
         self.threads = threads
@@ -107,9 +137,13 @@ class _Inspection:
         self.findings: list[Finding] = []
         self.digests = DigestChecks(file, threads, progress)
 
-    def verdict(self) -> Verdict:
-        """Check everything. Raises `ReadError` if there is nothing to check."""
-        format_, checkpoint, unknown = self._described()
+    def verdict(
+        self,
+        format_: Format | None,
+        checkpoint: Checkpoint | None,
+        unknown: UnknownFormatError | None,
+    ) -> Verdict:
+        """Check everything that was `described`. Raises `unknown` if there is nothing to check."""
         members = (
             [] if format_ is None or checkpoint is None else list(_members(format_, checkpoint))
         )
@@ -140,7 +174,7 @@ class _Inspection:
             digests,
         )
 
-    def _described(self) -> tuple[Format | None, Checkpoint | None, UnknownFormatError | None]:
+    def described(self) -> tuple[Format | None, Checkpoint | None, UnknownFormatError | None]:
         """Return the file as it is read, if it can be; why not is among the findings."""
         try:
             format_ = find_format(self.file)
@@ -240,7 +274,7 @@ class _Inspection:
         absent = sum(data.nbytes for _, data in bare)
         if absent and self.digests.right is None:
             self.findings += self.digests.in_name()
-        if absent and self.digests.right is None:
+        if absent and self.digests.right is None and not self.is_covered:
             self._without_checksum(len(bare), absent)
         return Checksums(len(stated), nbytes, len(bare), absent, self.digests.right)
 

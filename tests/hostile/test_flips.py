@@ -67,3 +67,10 @@ def test_bits_behind_the_end_of_compressed_code_are_harmless(shared_dir: Path) -
     flips = Flips(path.read_bytes(), path)
     assert flips.judge(8 * 13145 + 3) == "harmless"
     assert flips.judge(8 * 13145 + 0) == "found"
+
+
+@pytest.mark.parametrize(
+    "name", ["allennlp/allennlp_model.tar.gz", "rl-trained-agents/sb3_ars_cartpole.zip"]
+)
+def test_published_archives_of_checkpoints(name: str, shared_dir: Path) -> None:
+    assert "found" in kinds(shared_dir / "real" / name, 60) <= {"found", "harmless"}

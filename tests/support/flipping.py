@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import random
 import warnings
 import zipfile
@@ -14,7 +16,9 @@ from typing import Any
 import torch
 
 from ckpt_surgery import digest
+from ckpt_surgery.errors import UnknownFormatError
 from ckpt_surgery.fileio import ByteRange, MemorySource
+from ckpt_surgery.formats.archive_check import Archive, look_into
 from ckpt_surgery.formats.detect import find_format
 from ckpt_surgery.ops.digest_lists import DigestList
 from ckpt_surgery.ops.verify import Checks, verify
@@ -115,8 +119,14 @@ class Flips:
     def _spans(self) -> Iterator[tuple[int, int, Sequence[str]]]:
         """Where each record's bytes lie in the file; its name and those of the tensors in it."""
         source = MemorySource(self.data, name=self.name)
-        format_ = find_format(source)
-        checkpoint = format_.read(source, DEFAULT_LIMITS)
+        try:
+            format_ = find_format(source)
+            checkpoint = format_.read(source, DEFAULT_LIMITS)
+        except UnknownFormatError:
+            archive = look_into(source)
+            assert archive is not None
+            yield from self._archive_spans(archive)
+            return
         owners: dict[int, list[str]] = {}
         for name, tensor in checkpoint.tensors:
             for part in tensor.strided_parts():
@@ -128,7 +138,19 @@ class Flips:
             names = tensors if self.checks.lists else [name, *tensors]
             yield data.offset, data.offset + data.nbytes, names
 
+    def _archive_spans(self, archive: Archive) -> Iterator[tuple[int, int, Sequence[str]]]:
+        """The members of a zip archive; of a compressed one the stream, behind its header."""
+        if archive.kind != "zip":
+            yield 18, len(self.data), [" stream"]
+            return
+        with zipfile.ZipFile(io.BytesIO(self.data)) as members:
+            for info in members.infolist():
+                start = info.header_offset + len(info.FileHeader())
+                yield start, start + info.compress_size, [info.filename]
+
     def _loads_alike(self, data: bytes) -> bool:
+        if self.name.endswith(".gz"):
+            return gzip.decompress(self.data) == gzip.decompress(data)
         with TemporaryDirectory() as folder:
             one, other = Path(folder) / "a" / self.name, Path(folder) / "b" / self.name
             for path, content in ((one, self.data), (other, data)):
