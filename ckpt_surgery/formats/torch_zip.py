@@ -110,6 +110,12 @@ class TorchZip(Format):
 
         return layout(checkpoint, options)
 
+    def reread(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Return what is read if nothing but names of a bare state dict changes, None otherwise."""
+        from ckpt_surgery.formats.torch_zip_reread import reread
+
+        return reread(checkpoint)
+
     def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
         """Yield where the archive is not laid out as torch does, and what nothing refers to."""
         from ckpt_surgery.formats.torch_zip_check import check

@@ -11,6 +11,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.fileio import ByteRange
 from ckpt_surgery.fileio.recorded import RecordedSource, Recording
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.registry import FORMATS, get
 from ckpt_surgery.pickles import PersistentId, walk
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.write import laid_out
@@ -19,12 +20,15 @@ from ckpt_surgery.writing.write import laid_out
 def settle(checkpoint: Checkpoint) -> Checkpoint:
     """Return what reading gives after the checkpoint is written in its own format.
 
-    So one edit after the other gives exactly what files between them would. The pickle is written
-    and parsed; bytes of tensors are not read, and still come from where they did. A directory's
-    format is left as it is.
+    So one edit after the other gives exactly what files between them would. Unless the format
+    knows it without, the pickle is written and parsed; bytes of tensors are not read, and still
+    come from where they did. A directory's format is left as it is.
 
     Raises `LossyEditError` if the format cannot hold something.
     """
+    known = get(checkpoint.format).reread(checkpoint) if checkpoint.format in FORMATS else None
+    if known is not None:
+        return known
     held, layout, *_ = laid_out(checkpoint, Output(dry_run=True))
     if layout.is_directory:
         return held

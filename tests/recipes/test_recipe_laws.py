@@ -169,6 +169,47 @@ def test_a_recipe_is_refused_where_its_steps_are(names: list[str], folder: Path)
     assert not (folder / "all").exists()
 
 
+def bare() -> dict[str, Any]:
+    """Weights alone: ties, views, names of one letter, and metadata of torch's modules."""
+    weights: Any = net(5).state_dict()
+    base = torch.arange(12.0)
+    weights["tied"] = weights["0.weight"]
+    weights |= {"a": base[2:6], "b": base.view(3, 4).t(), "w": torch.empty(0), "x": base.half()}
+    return weights  # type: ignore[no-any-return]
+
+
+STEPS |= {
+    "there": (("rename", "--add-prefix", "m"), 'rename = { add-prefix = "m" }'),
+    "back": (("rename", "--strip-prefix", "m"), 'rename = { strip-prefix = "m" }'),
+    "letters": (("rename", "--sub", "^(.)$", "q\\1"), "rename = { sub = ['^(.)$', 'q\\1'] }"),
+    "words": (("rename", "--sub", "^q(.)$", "\\1"), "rename = { sub = ['^q(.)$', '\\1'] }"),
+}
+NAMES = ["there", "back", "letters", "words", "rules", "buffers", "compact"]
+BARE: dict[str, Callable[[Path], object]] = {
+    "zip": lambda path: torch.save(bare(), path),
+    "plain": lambda path: torch.save({"a": torch.ones(2), "bb": torch.zeros(3)}, path),
+    "shared": lambda path: torch.save(dict.fromkeys(["k", "kk", "kkk"], torch.ones(2)), path),
+}
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.sampled_from(NAMES), min_size=2, max_size=5),
+    st.sampled_from(["zip", "plain", "shared"]),
+)
+def test_any_recipe_of_names_is_its_steps(folder: Path, names: list[str], kind: str) -> None:
+    BARE[kind](folder / "bare.pth")
+    try:
+        expected = one_by_one(names, "bare.pth", folder)
+    except AssertionError:
+        (folder / "recipe.toml").write_text(recipe(names, "bare.pth"))
+        ckpt("apply", "recipe.toml", code=2)
+        return
+    assert at_once(names, "bare.pth", folder).read_bytes() == expected.read_bytes()
+
+
 # What can follow anything, on any checkpoint of these.
 ANYWHERE = ["rename", "rules", "compact", "buffers", "transpose", "publish", "model", "scale"]
 

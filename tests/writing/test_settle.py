@@ -54,6 +54,7 @@ def same(one: Checkpoint, other: Checkpoint) -> None:
     assert [s.path for s in one.state_dicts] == [s.path for s in other.state_dicts]
     for old, new in zip(one.state_dicts, other.state_dicts, strict=True):
         assert (old.names, old.kind) == (new.names, new.kind)
+        assert [e.role for e in old.entries] == [e.role for e in new.entries]
         assert list(old.metadata or ()) == list(new.metadata or ())
         for (_, a), (_, b) in zip(old.tensors, new.tensors, strict=True):
             assert (a.shape, a.dtype, a.stride, a.offset) == (b.shape, b.dtype, b.stride, b.offset)
@@ -100,6 +101,29 @@ def test_twice_settled_is_settled(tmp_path: Path) -> None:
     again.mkdir()
     ckpt.convert(path, again / "out.pth")
     assert (tmp_path / "out.pth").read_bytes() == (again / "out.pth").read_bytes()
+
+
+@pytest.mark.parametrize("change", ["name", "removal", "entry"])
+def test_only_names_of_a_bare_state_dict_settle_without_a_pickle(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: dict[str, Any] = {"a.running_mean": torch.ones(2), "b": torch.zeros(3)}
+    path = save(weights | ({"epoch": 3} if change == "entry" else {}), tmp_path / "in.pth")
+    edit = (
+        {"edit": "drop", "state_dict": "", "name": "b"}
+        if change == "removal"
+        else {"edit": "rename", "state_dict": "", "from": "b", "to": "b.running_var"}
+    )
+    written = []
+    real = Recording.as_source
+    monkeypatch.setattr(Recording, "as_source", lambda *a: written.append(1) or real(*a))
+    with ckpt.read(path) as checkpoint:
+        edited = Plan.from_dict([edit]).apply(checkpoint)
+        settled = settle(edited)
+        assert len(written) == (change != "name")
+        write(edited, ckpt.Output(tmp_path / "out.pth"))
+        with ckpt.read(tmp_path / "out.pth") as again:
+            same(settled, again)
 
 
 def test_settling_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
