@@ -43,6 +43,9 @@ class Piece:
     @property
     def used_nbytes(self) -> int:
         """Bytes that elements of its tensors lie in, each counted once; see `used_nbytes`."""
+        first = self.tensors[0]
+        if len(self.tensors) == 1 and first.dtype.elements_per_byte == 1 and first.is_contiguous:
+            return first.nbytes  # by far the most frequent, and much quicker
         return used_nbytes(self.tensors)
 
     @property
