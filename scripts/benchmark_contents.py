@@ -1,4 +1,4 @@
-"""Benchmarks of what edits do to contents: every matrix turned, and ten steps in one pass."""
+"""Benchmarks of what edits do to contents: ten steps in one pass, matrices turned, a cast."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import sys, torch
 state = torch.load(sys.argv[1])
 state = {name: t.t().contiguous() if t.dim() == 2 else t for name, t in state.items()}
 torch.save(state, sys.argv[2])
+"""
+_CAST = """
+import sys, torch
+state = torch.load(sys.argv[1])
+torch.save({name: t.to(torch.bfloat16) for name, t in state.items()}, sys.argv[2])
 """
 _RECIPE = """
 [inputs]
@@ -45,7 +50,7 @@ file = "{output}"
 
 
 def bench_contents(file: Path, rounds: int) -> Iterator[Result]:
-    """A recipe of ten steps beside one rename, and turned matrices beside the torch idiom."""
+    """A recipe of ten steps beside one rename; matrices turned, and a cast, beside the idioms."""
     source, output = str(file), file.with_name("output.pth")
     size_gb = file.stat().st_size / 1e9
     recipe = file.with_name("ten.toml")
@@ -71,3 +76,11 @@ def bench_contents(file: Path, rounds: int) -> Iterator[Result]:
     costs = in_turn({command.name: command.run for command in commands}, rounds)
     targets = [Target("edit --transpose", "torch", 1 / 2, 800 * MB)]
     yield from compare(f"matrices of {size_gb:.2g} GB turned", costs, targets)
+    cast = ["--dtype", "bf16", "--no-keep-norms", "-q", "-o", str(output)]
+    commands = [
+        Command("convert --dtype bf16", [*CKPT, "convert", source, *cast], output),
+        Command("torch", [sys.executable, "-c", _CAST, source, str(output)], output),
+    ]
+    costs = in_turn({command.name: command.run for command in commands}, rounds)
+    targets = [Target("convert --dtype bf16", "torch", 1 / 2, 800 * MB)]
+    yield from compare(f"float32 to bfloat16, {size_gb:.2g} GB", costs, targets)
