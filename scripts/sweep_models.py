@@ -155,11 +155,16 @@ def _save_own(trial: Trial, path: Path, *, values: bool) -> int:
 
 
 def _filled(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a state dict of random numbers, in which what is one tensor stays one."""
     torch.manual_seed(0)
+    first: dict[int, str] = {}
+    leaders = {k: first.setdefault(id(v), k) for k, v in module.state_dict(keep_vars=True).items()}
     with torch.no_grad():
         state: dict[str, torch.Tensor] = module.to_empty(device="cpu").state_dict()
         for value in state.values():
             value.uniform_(-1, 1) if value.is_floating_point() else value.zero_()
+    for name, leader in leaders.items():  # which to_empty makes two
+        state[name] = state[leader]
     return state
 
 
