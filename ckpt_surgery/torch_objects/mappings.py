@@ -18,6 +18,7 @@ from ckpt_surgery.torch_objects.storages import text
 
 _LARGEST_KEY: Final = 1000  # parts of a tuple
 _SHOWN_KEY: Final = 80  # characters
+_OF_TENSORS: Final = ("Tensor", "Storage", "Parameter", "Variable", "Buffer")
 # Where each class takes its content, and whether that may be pairs as well as a dictionary.
 _CONTENT: Final = {
     "collections.OrderedDict": (0, True),
@@ -104,6 +105,8 @@ def state_of(node: Object) -> Node:
 def _content(node: Object) -> Sequence[tuple[Node, Node]] | None:
     """Return what a mapping was called with, before items were set on it; None if it is none."""
     where, allows_pairs = _CONTENT.get(node.name, (-1, False))
+    if node.items is not None and where < 0 and _is_of_tensors(node.callee):
+        raise DamagedFileError(f"the result of '{node.name}' is given a state or items")
     if node.args == () and (node.items is not None or where >= 0):
         return ()
     if node.op != "REDUCE" or not isinstance(node.args, tuple) or where < 0:
@@ -120,6 +123,16 @@ def _content(node: Object) -> Sequence[tuple[Node, Node]] | None:
         return None
     pairs = [pair for pair in given if isinstance(pair, (list, tuple)) and len(pair) == 2]
     return [(pair[0], pair[1]) for pair in pairs] if len(pairs) == len(given) else None
+
+
+def _is_of_tensors(callee: Node) -> bool:
+    """Return whether `callee` is one of torch's tensors, storages, parameters or variables.
+
+    To set an item on one is to change its elements; a subclass of a dictionary may be of torch's.
+    """
+    if not isinstance(callee, Global) or callee.module.partition(".")[0] != "torch":
+        return False
+    return callee.name.endswith(_OF_TENSORS)
 
 
 def _require_distinct(keys: list[Node]) -> None:

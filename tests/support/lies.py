@@ -96,6 +96,29 @@ CALLS = {
         "is given a state or items",
         weights_only=False,
     ),
+    "a tensor that its class makes is given an item": Lie(
+        two(
+            ordered(
+                (
+                    "w",
+                    name("torch", "FloatTensor")
+                    + b"]"
+                    + b"("
+                    + b"G"
+                    + struct.pack(">d", 1)
+                    + b"e"
+                    + b"\x85R"
+                    + number(0)
+                    + b"G"
+                    + struct.pack(">d", 666)
+                    + b"s",
+                ),
+                ("v", shown()),
+            )
+        ),
+        "is given a state or items",
+        weights_only=False,
+    ),
     "an attribute replaces the values": Lie(
         two(ordered(("w", from_type(mapping((text("data"), hidden())))))),
         "sets a tensor's own attribute 'data'",
