@@ -17,7 +17,7 @@ from ckpt_surgery.checkpoint.description import (
 from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_distinct, require_there
-from ckpt_surgery.edits.values import tensor_of
+from ckpt_surgery.edits.values import require_strided, tensor_of
 from ckpt_surgery.errors import NameCollisionError, PlanError, ReadError
 from ckpt_surgery.torch_objects.row_major import row_major
 
@@ -58,6 +58,7 @@ def _copied(state_dict: StateDict, edits: Sequence[Copy]) -> StateDict:
 def own_entry(path: str, entry: Entry, name: str) -> Entry:
     """Return `entry` under a name, with a storage of its own that holds its elements alone."""
     tensor = tensor_of(path, entry)
+    require_strided(path, entry.name, tensor)
     try:
         data = row_major(tensor)
     except ReadError as error:

@@ -113,11 +113,24 @@ def tensor_of(path: str, entry: Entry) -> Tensor:
 
 
 def require_plain(path: str, name: str, tensor: Tensor) -> None:
-    """Raise `PlanError` for a tensor whose elements cannot be read one by one."""
+    """Raise `PlanError` for a tensor whose elements cannot be read one by one, or are not all that
+    it is: the numbers of a quantized one mean nothing without its scale, those of a shard no whole.
+    """
+    require_strided(path, name, tensor)
     if not can_load(tensor):
         what = tensor.layout if tensor.storage is None else tensor.dtype.name
         raise PlanError(
             f"a tensor of '{what}' cannot be changed by its elements", entry=join_path(path, name)
+        )
+
+
+def require_strided(path: str, name: str, tensor: Tensor) -> None:
+    """Raise `PlanError` for a tensor that has more to it than its elements."""
+    if tensor.storage is not None and tensor.layout != "strided":
+        raise PlanError(
+            f"a tensor of layout '{tensor.described_layout}' has more to it than its elements",
+            entry=join_path(path, name),
+            hint="leave it out of what is edited",
         )
 
 
