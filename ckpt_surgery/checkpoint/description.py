@@ -42,8 +42,11 @@ class Storage:
 
     @property
     def numel(self) -> int:
-        """What a persistent id counts: elements, or bytes if untyped."""
-        return self.nbytes if self.untyped else self.nbytes // self.dtype.itemsize
+        """What a persistent id counts: elements, or bytes if untyped, as all are of types that
+        have no storage class in Python.
+        """
+        is_untyped = self.untyped or self.dtype.storage_class is None
+        return self.nbytes if is_untyped else self.nbytes // self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,6 @@ def _entry(
         error.entry = name
         error.name_file(source.name)
         raise
-    storage = Storage(name, dtype, "cpu", data)
+    storage = Storage(name, dtype, "cpu", data, untyped=dtype.storage_class is None)
     tensor = Tensor(shape, dtype, contiguous_strides(shape), storage=storage)
     return Entry(name, tensor, role_of(name, tensor))

@@ -8,6 +8,7 @@ one after the other in the file of rank 0. ``.metadata`` says where.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,8 @@ from ckpt_surgery.torch_objects.tensors import TensorReader
 _FILE: Final = "__0_0.distcp"
 _OWNED: Final = ("__*_*.distcp", NAME)
 _TITLE: Final = "a distributed checkpoint"
+_UNREADABLE: Final = re.compile("u?int[1-7]")  # torch has no function that copies their elements
+_NO_SUCH_TYPE: Final = "torch cannot load this type from such a checkpoint"
 _NOT_STRIDED: Final = "its elements are not one strided view"
 _MOST_NAMED: Final = 3
 # Places that one thing may stand in on average, in a checkpoint of more than a few: each is stored.
@@ -229,6 +232,8 @@ def _lost_tensors(checkpoint: Checkpoint) -> Iterator[Loss]:
     for name, tensor in checkpoint.tensors:
         if (tensor.storage is None or tensor.layout != "strided") and name not in known:
             yield Loss(name, "entry", f"a {tensor.layout} tensor", _NOT_STRIDED)
+        elif _UNREADABLE.fullmatch(tensor.dtype.name) and name not in known:
+            yield Loss(name, "entry", f"a tensor of {tensor.dtype.name}", _NO_SUCH_TYPE)
 
 
 def _lost_structure(checkpoint: Checkpoint) -> Iterator[Loss]:

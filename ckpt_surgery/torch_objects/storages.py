@@ -17,6 +17,9 @@ _SCRIPT_CLASSES: Final = {
     "Float8_e5m2fnuzStorage": "float8_e5m2fnuz", "Float8_e4m3fnuzStorage": "float8_e4m3fnuz",
     "Float8_e8m0fnuStorage": "float8_e8m0fnu", "Float4_e2m1fn_x2Storage": "float4_e2m1fn_x2",
     "UInt16Storage": "uint16", "UInt32Storage": "uint32", "UInt64Storage": "uint64",
+    "ComplexHalfStorage": "complex32", "Bits8Storage": "bits8", "Bits16Storage": "bits16",
+    "Bits1x8Storage": "bits1x8", "Bits2x4Storage": "bits2x4", "Bits4x2Storage": "bits4x2",
+    **{f"{sign}Int{n}Storage": f"{sign.lower()}int{n}" for sign in ("", "U") for n in range(1, 8)},
 }  # fmt: skip
 _UNTYPED_CLASSES = frozenset({"UntypedStorage", "_UntypedStorage"})
 
