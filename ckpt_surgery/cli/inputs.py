@@ -67,7 +67,11 @@ def split_names(ctx: click.Context) -> None:
 
 
 def _is_file(word: str) -> bool:
-    return os.path.lexists(word) or (_is_pattern(word) and bool(_matches(word)))
+    return (
+        os.path.lexists(word)
+        or (_is_pattern(word) and bool(_matches(word)))
+        or any(sign == ":" and os.path.isfile(word[:at]) for at, sign in enumerate(word))  # noqa: PTH113 - in an archive
+    )
 
 
 def _is_many(ctx: click.Context) -> bool:

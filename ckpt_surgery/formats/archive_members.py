@@ -4,6 +4,7 @@ Zip archives (stable-baselines3, torchserve) and tar archives, also compressed o
 standard library's readers serve here: which bytes a name means is checked for being unambiguous,
 and what a member holds is read as strictly as any file. A member that is stored is read where it
 lies; one that is deflated, and a compressed archive, become an anonymous temporary file.
+`archive_rewrite` puts a member back that was edited.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import IO, Final, cast
+from typing import IO, TYPE_CHECKING, Final, cast
 
 from ckpt_surgery.errors import (
     CkptError,
@@ -25,17 +27,21 @@ from ckpt_surgery.errors import (
     ReadError,
     UnknownFormatError,
 )
-from ckpt_surgery.fileio import FileSource, PartSource, Source, looks_like_zip
+from ckpt_surgery.fileio import ByteRange, FileSource, PartSource, Source, looks_like_zip
+from ckpt_surgery.fileio.member import MemberSource
 from ckpt_surgery.formats.compressed import SourceFile, decompressed, is_compressed, spooled
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import DEFAULT_LIMITS
+
+if TYPE_CHECKING:
+    from ckpt_surgery.fileio.sink import Progress, Sink
 
 SEPARATOR: Final = ":"
 """What stands between an archive and its member."""
 
 _ALWAYS: Final = 1 << 30  # bytes that any member may become
 _MOST_TIMES: Final = 100  # and a larger one this many times what it takes in the archive
-_LOCAL_HEADER: Final = 30
+_LOCAL_HEADER: Final = 30  # bytes of a zip member's own header in front of its name
 _LOOKED_INTO: Final = 100  # members, of which it is found out whether they are checkpoints
 _LOOKED_BYTES: Final = 64 << 20  # bytes that may be decompressed to find that out
 _LISTED: Final = 8
@@ -61,6 +67,7 @@ class Member:
     nbytes: int
     is_stored: bool
     opened: Callable[[str], Source]
+    info: zipfile.ZipInfo | tarfile.TarInfo
     crc32: int | None = None
     is_encrypted: bool = False
 
@@ -76,18 +83,48 @@ def open_member(path: str) -> Source | None:
     at = next((at for at in places if os.path.isfile(path[:at])), None)  # noqa: PTH113
     if at is None:
         return None
-    whole: Source = FileSource.open(path[:at])
+    archive = FileSource.open(path[:at])
+    whole: Source = archive
     try:
-        if is_compressed(whole):
-            packed, whole = whole, decompressed(whole)
-            packed.close()
-        found = member_in(whole, path[at + 1 :], path)
+        if is_compressed(archive):
+            whole = decompressed(archive)
+        member = _named(whole, path[at + 1 :])
+        content = member.opened(path)
     except BaseException:
         whole.close()
+        archive.close()
         raise
-    if not isinstance(found, PartSource):
-        whole.close()
-    return found
+
+    def put_back(
+        inputs: Iterable[Source], fsync: bool | None, progress: Progress | None
+    ) -> AbstractContextManager[Sink]:
+        from ckpt_surgery.formats.archive_rewrite import new_content
+
+        return new_content(
+            archive, member.info, whole, inputs=inputs, fsync=fsync, progress=progress
+        )
+
+    return MemberSource(
+        content,
+        archive,
+        name=path,
+        check=lambda: _require_checksum(content, member),
+        put_back=put_back,
+    )
+
+
+def _require_checksum(content: Source, member: Member) -> None:
+    """Raise `DamagedFileError` if a stored member of a zip archive is not as its checksum says.
+
+    One that was inflated, and a compressed archive, were compared when they were read.
+    """
+    if member.is_stored and member.crc32 is not None:
+        from ckpt_surgery.fileio.record_sums import crc32_of
+
+        if [*crc32_of([ByteRange(content, 0, content.size)])] != [member.crc32]:
+            raise DamagedFileError(
+                "the member does not match its checksum in the archive", path=content.name
+            )
 
 
 def member_in(source: Source, name: str, label: str) -> Source:
@@ -215,7 +252,7 @@ def _of_tar(source: Source) -> Iterator[Member]:
     with tarfile.open(fileobj=file_of(source), mode="r:") as archive:
         for info in archive:
             if info.isreg() and not info.issparse():
-                yield Member(info.name.removeprefix("./"), info.size, True, opener(info))
+                yield Member(info.name.removeprefix("./"), info.size, True, opener(info), info)
 
 
 def _of_zip(source: Source) -> Iterator[Member]:
@@ -228,7 +265,13 @@ def _of_zip(source: Source) -> Iterator[Member]:
             locked = bool(info.flag_bits & 1)
             stored = info.compress_type == zipfile.ZIP_STORED and not locked
             yield Member(
-                info.filename, info.file_size, stored, opener(info), info.CRC, is_encrypted=locked
+                info.filename,
+                info.file_size,
+                stored,
+                opener(info),
+                info,
+                info.CRC,
+                is_encrypted=locked,
             )
 
 
@@ -247,7 +290,7 @@ def _opened(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo, nam
     try:
         with archive.open(info) as stream:  # compares the local header with the directory
             if info.compress_type == zipfile.ZIP_STORED:
-                return PartSource(source, _start(source, info), info.file_size, name=name)
+                return PartSource(source, _data_start(source, info), info.file_size, name=name)
             found = spooled(stream, source, name)
     except _BROKEN as error:
         raise _damaged(source, error) from error
@@ -261,8 +304,8 @@ def _opened(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo, nam
     return found
 
 
-def _start(source: Source, info: zipfile.ZipInfo) -> int:
-    """Return where the bytes of a stored member begin."""
+def _data_start(source: Source, info: zipfile.ZipInfo) -> int:
+    """Return where the bytes of a zip member begin."""
     header = source.read_at(info.header_offset, _LOCAL_HEADER)
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     return info.header_offset + _LOCAL_HEADER + name + extra

@@ -10,6 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, j
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import CHUNK, ByteRange, Source
+from ckpt_surgery.fileio.member import require_whole_members
 from ckpt_surgery.fileio.parallel import Tally, in_threads, shown
 from ckpt_surgery.formats import read
 from ckpt_surgery.formats.detect import opened_file
@@ -66,6 +67,7 @@ def _hash_models(
     source: PathLike | Source, at: Sequence[str], threads: int | None, progress: ProgressBar | None
 ) -> list[ModelDigest]:
     with read(source) as checkpoint, about_file(checkpoint.file.name):
+        require_whole_members(checkpoint.sources)
         chosen = choose_state_dicts(checkpoint, at)
         wanted = {
             join_path(each.path, name): (name, tensor)
@@ -180,6 +182,7 @@ def _size(source: PathLike | Source) -> int:
 def _hash_file(source: PathLike | Source, tally: Tally) -> FileDigest:
     opened = opened_file(source) if isinstance(source, str | os.PathLike) else source
     with closing(opened) as file:
+        require_whole_members([file])
         return FileDigest(file.name, _sha256(file, tally), file.size)
 
 

@@ -18,6 +18,7 @@ from ckpt_surgery.errors import (
     UnknownFormatError,
 )
 from ckpt_surgery.fileio import ByteRange, Source
+from ckpt_surgery.fileio.member import require_whole_members
 from ckpt_surgery.fileio.parallel import shown
 from ckpt_surgery.fileio.record_sums import crc32_of
 from ckpt_surgery.formats.base import Format
@@ -177,6 +178,7 @@ class _Inspection:
     def described(self) -> tuple[Format | None, Checkpoint | None, UnknownFormatError | None]:
         """Return the file as it is read, if it can be; why not is among the findings."""
         try:
+            require_whole_members([self.file])
             format_ = find_format(self.file)
             with collector_paused():
                 return format_, format_.read(self.file, DEFAULT_LIMITS), None

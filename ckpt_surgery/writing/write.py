@@ -15,6 +15,7 @@ from ckpt_surgery.compute.jobs import Computing, scheduled
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import PartSource, Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
+from ckpt_surgery.fileio.member import MemberSource, require_whole_members
 from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.writing.output import HASH_DIGITS, Output, without_hash
@@ -105,8 +106,9 @@ def write(
             path=checkpoint.file.name,
             hint="give -o FILE",
         )
-    if output.in_place and layout.is_directory and checkpoint.file.path is not None:
-        _require_directory(checkpoint.file.path)
+    if output.in_place and layout.is_directory:
+        _require_directory(checkpoint.file)
+    require_whole_members(sources)
     tallies = tallies_of(layout.sources)
     for tally in tallies:
         tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
@@ -163,12 +165,12 @@ def _holds_already(
     return same
 
 
-def _require_directory(path: PathLike) -> None:
-    """Raise `UsageError` if an output of several files would take the place of the file `path`."""
-    if not Path(path).is_dir():
+def _require_directory(file: Source) -> None:
+    """Raise `UsageError` if an output of several files would take the place of one `file`."""
+    if file.path is None or not Path(file.path).is_dir():
         raise UsageError(
             "a sharded checkpoint is not replaced in place: other files lie beside its shards",
-            path=path,
+            path=file.name,
             hint="give -o DIRECTORY, which is not to exist yet",
         )
 
@@ -303,6 +305,10 @@ def _opened(
         with stream_output(output.stream, inputs=inputs, progress=progress) as sink:
             yield sink
         return
+    if output.in_place and isinstance(file, MemberSource) and file.can_be_put_back:
+        with file.put_back(inputs, output.fsync, progress) as sink:
+            yield sink
+        return
     with atomic_output(
         _path_of(file, output),
         force=output.replaces,
@@ -317,7 +323,7 @@ def _opened(
 def _path_of(file: Source, output: Output) -> PathLike:
     """Return where the output goes. Raises `UsageError` if the input cannot be replaced."""
     path = file.path if output.in_place else output.path
-    if path is None and isinstance(file, PartSource):
+    if path is None and isinstance(file, PartSource) and not isinstance(file, MemberSource):
         raise UsageError(
             f"'{file.name}' is a part of a file and cannot be edited in place",
             hint="give -o FILE: the rest of that file is not written again",

@@ -20,7 +20,6 @@ from ckpt_surgery import (
     LimitExceededError,
     ReadError,
     UnknownFormatError,
-    UsageError,
     convert,
     inspect,
     read,
@@ -29,7 +28,6 @@ from ckpt_surgery import (
 )
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.formats import archive_members, compressed
-from ckpt_surgery.writing.output import Output
 
 STATE = {"w": torch.arange(1000.0), "b": torch.ones(3)}
 
@@ -106,16 +104,6 @@ def test_every_verb_that_reads_takes_a_member(verb, tmp_path):
     for arguments in ([verb, member], ["hash", "--files", member], ["diff", member, member]):
         done = CliRunner().invoke(cli, arguments)
         assert (done.exit_code, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("kind", ARCHIVES)
-def test_member_is_not_edited_in_place(kind, tmp_path):
-    archive = ARCHIVES[kind](tmp_path / "model.mar")
-    before = archive.read_bytes()
-    with pytest.raises(UsageError, match="edited in place") as told:
-        strip(f"{archive}:models/policy.pth", Output(in_place=True), selection(name="b"))
-    assert "give -o FILE" in (told.value.hint or "")
-    assert archive.read_bytes() == before
 
 
 def test_file_whose_own_name_has_a_colon_comes_first(tmp_path):
