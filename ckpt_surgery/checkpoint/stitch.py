@@ -58,6 +58,25 @@ def stitch(shape: Sequence[int], itemsize: int, chunks: Sequence[Chunk]) -> Byte
     return _Stitched(tiling, itemsize, prod(shape) * itemsize, wholes)
 
 
+def ranges_of(data: ByteSource) -> Iterator[ByteRange]:
+    """Yield the ranges of files that the elements of a tensor come from, each with its checksum."""
+    if isinstance(data, ByteRange):
+        yield data.whole or data
+    elif isinstance(data, _Concatenated):
+        for each in data.parts:
+            yield from ranges_of(each)
+    elif isinstance(data, _Stitched):
+        waiting = list(data.tiling)
+        while waiting:
+            _, part = waiting.pop(0)
+            if isinstance(part, Chunk):
+                yield from ranges_of(part.data)
+            else:
+                waiting += part
+    else:
+        yield from wholes_of(data)
+
+
 def _tiled(chunks: Sequence[Chunk], shape: Sequence[int], dimension: int) -> _Tiling:
     """Return how `chunks` tile what is left of `shape` from `dimension` on."""
     if len(chunks) == 1 and dimension == len(shape):

@@ -63,7 +63,7 @@ def look_into(source: Source) -> Archive | None:
         members = members_of(inside)
     except CkptError:
         return None
-    if not members or is_of_torch(members):
+    if not members or is_of_torch([member.name for member in members]):
         return None
     is_zip = looks_like_zip(inside)
     is_checked = is_zip or inside is not source  # a tar archive has none, a stream has one

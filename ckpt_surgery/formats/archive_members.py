@@ -29,6 +29,7 @@ from ckpt_surgery.errors import (
 )
 from ckpt_surgery.fileio import ByteRange, FileSource, PartSource, Source, looks_like_zip
 from ckpt_surgery.fileio.member import MemberSource
+from ckpt_surgery.fileio.zip_structs import LOCAL_MAGIC
 from ckpt_surgery.formats.compressed import SourceFile, decompressed, is_compressed, spooled
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import DEFAULT_LIMITS
@@ -49,6 +50,7 @@ _ONLY_LEADS: Final = frozenset({"compressed", "safetensors-index", "torch-index"
 _OF_TORCH: Final = ("data.pkl", "constants.pkl", "archive_format")
 # Of torch as well, but called as files of others may be: they count where no checkpoint is found.
 _BESIDE_PICKLE: Final = ("version", "byteorder", ".format_version")
+_TRUNCATED: Final = "the file is truncated"
 _OTHER: Final = "zip and tar archives have members, also compressed ones"
 _BROKEN: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError, EOFError,
@@ -142,9 +144,9 @@ def describe_archive(source: Source) -> CkptError | None:
     """
     try:
         members = members_of(source)
-    except ReadError:
-        return None
-    if not members or is_of_torch(members):
+    except ReadError as error:
+        return error if error.hint == _TRUNCATED else None
+    if not members or is_of_torch([member.name for member in members]):
         return None
     kind = "zip" if looks_like_zip(source) else "tar"
     files = f"{len(members)} file{'' if len(members) == 1 else 's'}"
@@ -168,9 +170,9 @@ def describe_archive(source: Source) -> CkptError | None:
     )
 
 
-def is_of_torch(members: list[Member]) -> bool:
-    """Say whether the files in an archive are records of torch's own."""
-    return any(member.name.split("/")[-1] in _OF_TORCH for member in members)
+def is_of_torch(names: list[str]) -> bool:
+    """Say whether files in an archive, of these names, are records of torch's own."""
+    return any(name.split("/")[-1] in _OF_TORCH for name in names)
 
 
 def _named(source: Source, name: str) -> Member:
@@ -260,7 +262,14 @@ def _of_zip(source: Source) -> Iterator[Member]:
         return lambda label: _opened(source, archive, info, label)
 
     archive = zipfile.ZipFile(file_of(source))  # nothing to close: the file is the source's
-    for info in archive.infolist():
+    infos = archive.infolist()
+    if source.read_at(0, 4) == LOCAL_MAGIC and infos and min(i.header_offset for i in infos):
+        raise DamagedFileError(
+            "the directory does not have the first member: it is that of an archive inside",
+            path=source.name,
+            hint=_TRUNCATED,
+        )
+    for info in infos:
         if info.filename and not info.filename.endswith("/"):  # `is_dir` needs a name
             locked = bool(info.flag_bits & 1)
             stored = info.compress_type == zipfile.ZIP_STORED and not locked
@@ -313,4 +322,6 @@ def _data_start(source: Source, info: zipfile.ZipInfo) -> int:
 
 def _damaged(source: Source, error: Exception) -> DamagedFileError:
     said = str(error).lower() or type(error).__name__
-    return DamagedFileError(f"the archive cannot be read: {said[:200]}", path=source.name)
+    hint = _TRUNCATED if "unexpected end of data" in said else None
+    message = f"the archive cannot be read: {said[:200]}"
+    return DamagedFileError(message, path=source.name, hint=hint)

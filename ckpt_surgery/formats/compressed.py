@@ -65,6 +65,16 @@ def decompressed(source: Source) -> Source:
     return spooled(start, source, source.name)
 
 
+def left_of(source: Source) -> tuple[Source, DamagedFileError | None]:
+    """Return what a compressed stream holds before the place where it is damaged, and the damage.
+
+    None if it is whole. Raises `LimitExceededError` as `decompressed` does.
+    """
+    raw = _UpToDamage(source)
+    inner = spooled(cast("IO[bytes]", io.BufferedReader(raw, 1 << 20)), source, source.name)
+    return inner, raw.error
+
+
 def spooled(stream: IO[bytes], origin: Source, name: str) -> Source:
     """Return what a stream made from `origin` holds: in memory if that is small, else in a file."""
     data = stream.read(_IN_MEMORY)
@@ -136,14 +146,23 @@ class _Decompressed(io.RawIOBase):
         self._name = source.name
         self._what, module = _kind(source) or ("", "")
         try:
-            opener: Callable[[IO[bytes]], IO[bytes]] = import_module(module).open
+            library = import_module(module)
         except ImportError as error:
             raise MissingDependencyError(
                 f"{self._what} data needs the package '{module}'",
                 path=source.name,
                 hint=f"pip install {module}, or: {self._what} -dc FILE | ckpt COMMAND",
             ) from error
-        self._stream = opener(io.BufferedReader(SourceFile(source), 1 << 20))
+        opener: Callable[[IO[bytes]], IO[bytes]] = library.open
+        self._expected = (
+            0  # bytes that a frame of zstd says it holds: its reader tells no early end
+        )
+        if module == "zstandard":
+            self._expected = library.frame_content_size(source.read_at(0, min(18, source.size)))
+        self._given = 0
+        stream = opener(io.BufferedReader(SourceFile(source), 1 << 20))
+        # At most one block at a time, so that what stands before the place of an error is given.
+        self._read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
         self._left = max(_ALWAYS, _MOST_TIMES * source.size)
 
     def readable(self) -> bool:
@@ -152,7 +171,7 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         try:
-            data = self._stream.read(len(view))
+            data = self._read(len(view))
         except (OSError, EOFError, ValueError) as error:
             raise self._damaged(error) from error
         except Exception as error:
@@ -160,6 +179,9 @@ class _Decompressed(io.RawIOBase):
                 raise
             raise self._damaged(error) from error
         self._left -= len(data)
+        self._given += len(data)
+        if not data and self._given < self._expected:
+            raise self._damaged(EOFError())
         if self._left < 0:
             raise LimitExceededError(
                 f"the {self._what} stream holds far more than it is",
@@ -177,3 +199,18 @@ class _Decompressed(io.RawIOBase):
         elif "crc" in str(error).lower() or "checksum" in str(error).lower():
             what = f"the checksum of the {self._what} stream is wrong: {str(error).lower()}"
         return DamagedFileError(what, path=self._name, entry=f"{self._what} stream", hint=hint)
+
+
+class _UpToDamage(_Decompressed):
+    """What the stream holds up to the place where it is damaged, which `error` then says."""
+
+    error: DamagedFileError | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        if self.error is not None:
+            return 0
+        try:
+            return super().readinto(buffer)
+        except DamagedFileError as error:
+            self.error = error
+            return 0

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
@@ -27,10 +28,14 @@ from ckpt_surgery.fileio.padded import PaddedSource
 from ckpt_surgery.fileio.record_sums import crc32_of
 from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_structs import STORED
+from ckpt_surgery.formats.archive_salvage import left_members, only_checkpoint
+from ckpt_surgery.formats.compressed import is_compressed, left_of
 from ckpt_surgery.formats.safetensors import Safetensors
+from ckpt_surgery.formats.script_salvage import is_script, read_damaged_script
+from ckpt_surgery.formats.tar_salvage import read_damaged_tar
 from ckpt_surgery.formats.torch_legacy import TorchLegacy, storage_places
+from ckpt_surgery.formats.torch_tar import TorchTar
 from ckpt_surgery.formats.torch_zip import (
-    CONSTANTS,
     PICKLE,
     STORAGE_FOLDER,
     read_torch_zip,
@@ -62,13 +67,15 @@ class Salvaged:
 
     `right_nbytes` gives the bytes of a storage, from its start, that are there and not known to be
     wrong; `notes` say what else is not as it should be. `lost` are tensors of which nothing but the
-    name is known, and why.
+    name is known, and why. `reasons` say by path why a tensor is not whole, if more is known than
+    that bytes are missing.
     """
 
     checkpoint: Checkpoint
     right_nbytes: Callable[[Storage], int]
     notes: tuple[str, ...] = ()
     lost: tuple[tuple[str, str], ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def is_whole(self, tensor: Tensor) -> bool:
         """Return whether all bytes of a tensor are right."""
@@ -85,17 +92,50 @@ def read_damaged(source: Source, limits: Limits = DEFAULT_LIMITS) -> Salvaged:
     Raises `DamagedFileError` if not even the names of its tensors are known any longer, and
     `ReadError` for a file of no format that can be put together again.
     """
+    if is_compressed(source):
+        return _read_stream(source, limits)
+    members = {} if TorchTar().sniff(source) else left_members(source)
+    if members:
+        return _read_member(source, members, limits)
+    found = _read_file(source, limits)
+    if found is None:
+        raise ReadError(
+            "what is left of it cannot be put together: it is no archive of torch, no older file "
+            "of torch and no safetensors file",
+            path=source.name,
+        )
+    return found
+
+
+def _read_file(source: Source, limits: Limits) -> Salvaged | None:
     if looks_like_zip(source):
         return _read_zip(source, limits)
     if Safetensors().sniff(source):
         return _read_safetensors(source, limits)
     if TorchLegacy().sniff(source):
         return _read_legacy(source, limits)
-    raise ReadError(
-        "what is left of it cannot be put together: it is no archive of torch.save, no older file "
-        "of torch and no safetensors file",
-        path=source.name,
-    )
+    if TorchTar().sniff(source):
+        return _read_tar(source, limits)
+    return None
+
+
+def _read_stream(source: Source, limits: Limits) -> Salvaged:
+    """Read what is left of what a compressed stream holds up to the place where it is damaged."""
+    inner, error = left_of(source)
+    left = read_damaged(inner, limits)
+    return left if error is None else replace(left, notes=(error.message, *left.notes))
+
+
+def _read_member(source: Source, members: Mapping[str, Source], limits: Limits) -> Salvaged:
+    """Read the one member of an archive of other files that is a checkpoint."""
+    found: dict[str, Salvaged] = {}
+    for name, member in members.items():
+        with suppress(ReadError):
+            left = _read_file(member, limits)
+            if left is not None and any(True for _ in left.checkpoint.all_tensors):
+                found[name] = left
+    name = only_checkpoint(source, list(found))
+    return replace(found[name], notes=(f"of '{name}' in the archive", *found[name].notes))
 
 
 def parts_of(source: Source) -> list[Part]:
@@ -155,9 +195,10 @@ def _inflated_crc32(source: Source, record: FoundRecord) -> int | None:
 
 def _read_zip(source: Source, limits: Limits) -> Salvaged:
     parts = {part.name: part for part in parts_of(source)}
-    if CONSTANTS in parts:
-        raise ReadError("a damaged TorchScript archive cannot be put together", path=source.name)
     pickle, notes = _pickle(source, parts.get(PICKLE), limits)
+    if is_script(parts, pickle, limits):
+        script, stored, said = read_damaged_script(source, parts, pickle, limits)
+        return Salvaged(script, _right(source, parts, stored), (*notes, *said))
     needed = _needed_storages(pickle, limits)
     starts = {key: _start(source, parts.get(STORAGE_FOLDER + key)) for key in needed}
     size = max([source.size, *(starts[key] + each.nbytes for key, each in needed.items())])
@@ -175,11 +216,18 @@ def _read_zip(source: Source, limits: Limits) -> Salvaged:
     checkpoint = replace(read_torch_zip(source, archive, limits), unwritable="")
     if len(records) == len(needed) + 2:  # no byte order: the records are those of a new archive
         checkpoint = replace(checkpoint, container=None)
+    return Salvaged(checkpoint, _right(source, parts, needed), notes)
+
+
+def _right(
+    source: Source, parts: Mapping[str, Part], needed: Mapping[str, StorageId]
+) -> Callable[[Storage], int]:
+    """Return what gives the bytes of a storage that are right, from its start."""
     right = {
         key: _right_nbytes(source, parts.get(STORAGE_FOLDER + key), each)
         for key, each in needed.items()
     }
-    return Salvaged(checkpoint, lambda storage: right.get(storage.key, 0), notes)
+    return lambda storage: right.get(storage.key, 0)
 
 
 def _in_memory(name: str, data: bytes) -> ZipRecord:
@@ -283,6 +331,15 @@ def _read_legacy(source: Source, limits: Limits) -> Salvaged:
         lambda storage: _before(storage, source.size),
         notes,
     )
+
+
+def _read_tar(source: Source, limits: Limits) -> Salvaged:
+    checkpoint, made_up = read_damaged_tar(source, limits)
+
+    def right(storage: Storage) -> int:
+        return 0 if id(storage.data) in made_up else _before(storage, source.size)
+
+    return Salvaged(replace(checkpoint, unwritable=""), right)
 
 
 def _before(storage: Storage, size: int) -> int:

@@ -8,7 +8,7 @@ The reference is `legacy_load` in ``torch/serialization.py``, which still reads 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -52,7 +52,7 @@ class TorchTar(Format):
 def _looks_like_tar(file: Source) -> bool:
     """Return whether the file begins like a tar archive whose first member is one of torch's."""
     try:
-        return next(_members(file), None) is not None
+        return next(tar_members(file), None) is not None
     except ReadError:
         return False
 
@@ -68,17 +68,30 @@ def _read_tar(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     members contradict each other, and `LimitExceededError` if they are larger than `limits` allow.
     """
     members: dict[str, ByteRange] = {}
-    for name, data in _members(file):
+    for name, data in tar_members(file):
         if name in members:
             raise DamagedFileError("the member is there twice", entry=name)
         members[name] = data
     for name in sorted(_MEMBERS - members.keys()):
         raise DamagedFileError("the member is missing", entry=name)
-    heads = [
-        PickleSequence(members[name], limits, window=_SMALL_WINDOW)
-        for name in ("storages", "tensors")
-    ]
-    storages = _Storages(heads[0])
+    sequence = small_pickles(members["storages"], limits)
+    return put_together(file, members, sequence, Storages(sequence), limits)
+
+
+def small_pickles(member: ByteRange, limits: Limits) -> PickleSequence:
+    """Return a member in which short pickles and bytes alternate, at its start."""
+    return PickleSequence(member, limits, window=_SMALL_WINDOW)
+
+
+def put_together(
+    file: Source,
+    members: Mapping[str, ByteRange],
+    sequence: PickleSequence,
+    storages: Storages,
+    limits: Limits,
+) -> Checkpoint:
+    """Describe a tar checkpoint of which the `storages` are read, from `sequence`."""
+    heads = [sequence, small_pickles(members["tensors"], limits)]
     tensors = _read_tensors(heads[1], storages)
 
     def persistent_load(pid: Node) -> Node:
@@ -113,7 +126,7 @@ def _not_described(sequence: PickleSequence) -> str:
     return sequence.not_in_graphs()
 
 
-def _members(file: Source) -> Iterator[tuple[str, ByteRange]]:
+def tar_members(file: Source) -> Iterator[tuple[str, ByteRange]]:
     """Name and data of each member in the order of the file; torch's four and no others.
 
     Raises `DamagedFileError` on anything that torch's writer would not have written.
@@ -166,7 +179,7 @@ def _require_harmless(data: ByteRange) -> None:
         left = left[nbytes:]
 
 
-class _Storages:
+class Storages:
     """The storages of the archive by their keys, and the views of them."""
 
     def __init__(self, sequence: PickleSequence) -> None:
@@ -175,10 +188,19 @@ class _Storages:
         Then follows one pickle, the list of views: (key, key of its root, offset, size).
         """
         self._sequence = sequence
-        self._wholes: dict[int, Storage] = {}
-        self._places: dict[int, tuple[int, int, int]] = {}  # key of the whole, offset, size
-        for _ in range(_count(sequence, "storages")):
-            self._read_storage()
+        self.wholes: dict[int, Storage] = {}
+        self.places: dict[int, tuple[int, int, int]] = {}  # key of the whole, offset, size
+        self.read()
+
+    def read(self) -> None:
+        """Read how many storages there are, these, and the views behind them."""
+        for _ in range(_count(self._sequence, "storages")):
+            self.read_storage()
+        self.read_views()
+
+    def read_views(self) -> None:
+        """Read the list of views."""
+        sequence = self._sequence
         views = sequence.pickle().root
         if not isinstance(views, list):
             raise self._damaged("the views are not a list")
@@ -186,21 +208,26 @@ class _Storages:
             self._add_view(view)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self.places
+
+    def admits(self, key: int, tensor_class: Node) -> bool:
+        """Return whether a tensor of a class may lie in the storage: whether it is there."""
+        del tensor_class
+        return key in self
 
     def place(self, key: int) -> tuple[Storage, int, int]:
         """Return the whole storage that `key` lies in, its first
         element there, and how many it has.
         """
-        whole, offset, numel = self._places[key]
-        return self._wholes[whole], offset, numel
+        whole, offset, numel = self.places[key]
+        return self.wholes[whole], offset, numel
 
     def reference(self, key: int) -> PersistentId:
         """Return a storage, or the part of one that a view is, that
         the pickle refers to by itself.
         """
-        whole, offset, numel = self._places[key]
-        storage = self._wholes[whole]
+        whole, offset, numel = self.places[key]
+        storage = self.wholes[whole]
         if numel < storage.numel:
             size = storage.dtype.itemsize
             part = storage.data
@@ -209,7 +236,8 @@ class _Storages:
             storage = replace(storage, key=str(key), data=part.slice(offset * size, numel * size))
         return _storage_reference(storage)
 
-    def _read_storage(self) -> None:
+    def read_storage(self) -> None:
+        """Read the next storage."""
         sequence = self._sequence
         node = sequence.pickle().root
         if not isinstance(node, tuple) or len(node) != 3 or type(node[0]) is not int:
@@ -217,15 +245,15 @@ class _Storages:
         key, location = node[0], text(node[1])
         if location is None:
             raise self._damaged("the location of a storage is not text")
-        if key in self._places:
+        if key in self.places:
             raise self._damaged(f"the storage {key} is there twice")
         dtype, untyped = storage_dtype(node[2], str(key))
         (count,) = sequence.unpack("<q")
         if count < 0:
             raise self._damaged(f"the storage {key} has a negative size")
         data = sequence.take(count * dtype.itemsize, f"storage {key}")
-        self._wholes[key] = Storage(str(key), dtype, location, data, untyped)
-        self._places[key] = key, 0, count
+        self.wholes[key] = Storage(str(key), dtype, location, data, untyped)
+        self.places[key] = key, 0, count
 
     def _add_view(self, view: Node) -> None:
         parts = tuple(view) if isinstance(view, (tuple, list)) else ()
@@ -233,20 +261,20 @@ class _Storages:
         if len(parts) != 4 or len(numbers) != 4:
             raise self._damaged("a view is not described by four numbers")
         key, root, offset, numel = numbers
-        if key in self._places:
+        if key in self.places:
             raise self._damaged(f"the storage {key} is there twice")
-        if root not in self._places:
+        if root not in self.places:
             raise self._damaged(f"a view is one of the unknown storage {root}")
-        whole, start, size = self._places[root]
+        whole, start, size = self.places[root]
         if offset < 0 or numel < 0 or offset + numel > size:
             raise self._damaged(f"a view reaches outside the storage {root}")
-        self._places[key] = whole, start + offset, numel
+        self.places[key] = whole, start + offset, numel
 
     def _damaged(self, message: str) -> DamagedFileError:
         return DamagedFileError(message, entry="storages")
 
 
-def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Object]:
+def _read_tensors(sequence: PickleSequence, storages: Storages) -> dict[int, Object]:
     """Return the node that rebuilds each tensor, by the tensor's key.
 
     After each pickle of (key, storage key, class) follow the number of dimensions (int32 and four
@@ -260,7 +288,7 @@ def _read_tensors(sequence: PickleSequence, storages: _Storages) -> dict[int, Ob
         key, storage_key = node[0], node[1]
         if key in tensors or key in storages:  # torch keeps both in one dictionary
             raise DamagedFileError(f"the tensor {key} is there twice", entry="tensors")
-        if type(storage_key) is not int or storage_key not in storages:
+        if type(storage_key) is not int or not storages.admits(storage_key, node[2]):
             raise DamagedFileError(f"the tensor {key} is in an unknown storage", entry="tensors")
         dimensions, _unused = sequence.unpack("<ii")
         if not 0 <= dimensions <= _MAX_DIMENSIONS:

@@ -59,8 +59,8 @@ class TorchScript(Format):
         return archive is not None and is_torchscript(archive)
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
-        """Describe the archive's state dict; raises as `_read_torchscript` does."""
-        return _read_torchscript(source, archive_of(source) or read_zip(source), limits)
+        """Describe the archive's state dict; raises as `read_torchscript` does."""
+        return read_torchscript(source, archive_of(source) or read_zip(source), limits)
 
     def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
         """Yield what of the code is damaged, and where the archive is not as torch writes it."""
@@ -90,17 +90,20 @@ def _with_own_nodes(state_dict: StateDict) -> StateDict:
     return replace(state_dict, entries=tuple(entries))
 
 
-def _read_torchscript(file: Source, archive: ZipArchive, limits: Limits) -> Checkpoint:
+def read_torchscript(
+    file: Source, archive: ZipArchive, limits: Limits, *, without_code: bool = False
+) -> Checkpoint:
     """Describe a TorchScript archive; neither tensor bytes nor code beyond declarations are read.
 
     Tensors that are outside the state dict, attributes and constants of the code, are `others`.
+    `without_code`: where code is missing, every attribute that is a tensor is taken for a buffer.
     Raises `DamagedFileError` if a record is missing, malformed or contradicts another, and
     `LimitExceededError` if the code or a pickle is larger than allowed.
     """
     root, lost = _parse(archive, _DATA, limits)
     tensors = TensorReader(limits)
     tree = ModuleTree("", tensors.describe, limits)
-    reader = _Reader(tree, _Code(archive))
+    reader = _Reader(tree, _Code(archive), without_code=without_code)
     if not isinstance(root, Object) or reader.declaration(root) is None:
         raise DamagedFileError("holds no module", path=file.name, entry=_DATA)
     tree.walk(root, reader.enter)
@@ -164,6 +167,11 @@ class _Code:
             )
         return declaration
 
+    def is_missing(self, cls: Global) -> bool:
+        """Return whether the file is missing that would declare a class."""
+        own = f"{cls.module}.".startswith("__torch__.") and not cls.module.startswith(_BUILT_IN)
+        return own and self._archive.get(f"code/{cls.module.replace('.', '/')}.py") is None
+
     def _read(self, name: str) -> dict[str, Declaration]:
         record = self._archive.get(name)
         if record is None:
@@ -189,6 +197,7 @@ class _Reader:
 
     tree: ModuleTree
     code: _Code
+    without_code: bool = False
     attributes: list[tuple[str, Node]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -196,7 +205,12 @@ class _Reader:
         """Return what the code declares of the module that `node` is; None if it is no module."""
         if not isinstance(node, Object) or node.op != "NEWOBJ":
             return None
-        declared = self.code.declaration(node.callee) if isinstance(node.callee, Global) else None
+        if not isinstance(node.callee, Global):
+            return None
+        if self.without_code and self.code.is_missing(node.callee):
+            slots = frozenset(named_items(state_of(node)) or {})
+            return Declaration(is_module=bool(slots), parameters=frozenset(), buffers=slots)
+        declared = self.code.declaration(node.callee)
         return declared if declared is not None and declared.is_module else None
 
     def enter(self, node: Object, prefix: str) -> Iterator[tuple[str, Object]]:

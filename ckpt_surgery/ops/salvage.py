@@ -13,6 +13,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Storage, join_path
 from ckpt_surgery.checkpoint.findings import Finding, Rule, finding_of
 from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
 from ckpt_surgery.fileio import Source, looks_like_zip
+from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Loss
 from ckpt_surgery.formats.detect import opened, source_is_directory
 from ckpt_surgery.formats.salvage import Salvaged, parts_of, read_damaged
@@ -23,6 +24,7 @@ from ckpt_surgery.writing.write import write
 
 _MOST: Final = 20
 _LOST: Final = "a part of its bytes is missing or wrong"
+_REST: Final = "all other tensors and objects are whole: '--salvage OUT' writes them"
 _SAID: Final = {
     "cut": "the record ends before its last byte, or has no end that can be found",
     "damaged": "the bytes of the record are not those of its checksum",
@@ -37,7 +39,7 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
     their names are lost, and `ReadError` for a file that cannot be put together again.
     """
     output.check()
-    file = opened(source) if isinstance(source, str | os.PathLike) else source
+    file = _opened(source) if isinstance(source, str | os.PathLike) else source
     with closing(file):
         found = _read(file)
         lost = list(_lost(found))
@@ -61,13 +63,32 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
         )
 
 
+def _opened(path: PathLike) -> Source:
+    """Open a file, or what is left of a member of a damaged archive. Raises `ReadError`."""
+    try:
+        return opened(path)
+    except ReadError:
+        from ckpt_surgery.formats.archive_salvage import open_left
+
+        left = open_left(os.fspath(path))
+        if left is None:
+            raise
+        return left
+
+
 def _read(file: Source) -> Salvaged:
     """Read what is left of a file, or of the shards that an index or a directory holds."""
+    from ckpt_surgery.formats.dcp import Dcp
+    from ckpt_surgery.formats.dcp_salvage import read_damaged_dcp
     from ckpt_surgery.formats.sharded_salvage import read_damaged_shards
 
+    if isinstance(file, DirectorySource) and Dcp().sniff(file):
+        return read_damaged_dcp(file)
     sharded = read_damaged_shards(file)
     if sharded is None and source_is_directory(file):
-        raise ReadError("only sharded checkpoints are salvaged from directories", path=file.name)
+        raise ReadError(
+            "only sharded and distributed checkpoints are salvaged from directories", path=file.name
+        )
     return read_damaged(file) if sharded is None else sharded
 
 
@@ -84,7 +105,8 @@ def _lost(found: Salvaged) -> Iterator[Loss]:
     for state_dict in checkpoint.state_dicts:
         for name, tensor in state_dict.tensors:
             if not found.is_whole(tensor):
-                yield Loss(join_path(state_dict.path, name), "entry", "a tensor", _LOST)
+                path = join_path(state_dict.path, name)
+                yield Loss(path, "entry", "a tensor", found.reasons.get(path, _LOST))
     for other in checkpoint.others:
         gone = sum(not found.is_whole(tensor) for tensor in other.tensors)
         if gone:
@@ -94,7 +116,14 @@ def _lost(found: Salvaged) -> Iterator[Loss]:
 
 def damage(source: Source) -> Iterator[Finding]:
     """Yield which records of a damaged archive are not whole, and how many are."""
+    from ckpt_surgery.formats.archive_salvage import cut_members
+
     if source_is_directory(source) or not looks_like_zip(source):
+        return
+    members = cut_members(source)
+    if members is not None:
+        for name, start in members:
+            yield Finding("error", _SAID["cut"], name, None, "truncated", start)
         return
     try:
         parts = parts_of(source)
@@ -118,9 +147,13 @@ def damage(source: Source) -> Iterator[Finding]:
 
 
 def shard_damage(source: Source) -> list[Finding]:
-    """Return what is wrong with each shard of a sharded checkpoint."""
+    """Return what is wrong with each shard of a sharded checkpoint, or with each part of a
+    distributed one.
+    """
     from ckpt_surgery.formats.sharded_salvage import damaged_shards
 
+    if isinstance(source, DirectorySource) and (found := _distributed_damage(source)):
+        return found
     return [
         replace(
             finding_of(error),
@@ -128,3 +161,21 @@ def shard_damage(source: Source) -> list[Finding]:
         )
         for file, error in damaged_shards(source)
     ]
+
+
+def _distributed_damage(source: DirectorySource) -> list[Finding]:
+    """Return which tensors and objects of a distributed checkpoint are not whole."""
+    from ckpt_surgery.formats.dcp import Dcp
+    from ckpt_surgery.formats.dcp_salvage import damaged_archives
+
+    if not Dcp().sniff(source):
+        return []
+    findings = [
+        replace(
+            finding_of(error),
+            entry=name,
+            message=error.message if error.entry is None else f"{error.entry}: {error.message}",
+        )
+        for name, error in damaged_archives(source)
+    ]
+    return [*findings, Finding("note", _REST, None, None, "damaged")] if findings else []

@@ -85,6 +85,14 @@ def verify(
         names.append(os.fspath(source) if isinstance(source, str | os.PathLike) else source.name)
         try:
             file = opened(source) if isinstance(source, str | os.PathLike) else source
+        except DamagedFileError as error:  # an archive that is named for a member of it
+            size = os.path.getsize(error.path or "")  # noqa: PTH202
+            verdicts.append(Verdict(names[-1], size, None, (finding_of(error),)))
+            continue
+        except ReadError as error:
+            failures.append(Failure.of(error, names[-1]))
+            continue
+        try:
             with closing(file):
                 first, *inside = _verdicts(file, checks, threads, progress)
                 verdicts += (proved(first, checks.proofs), *inside)

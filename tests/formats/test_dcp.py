@@ -164,7 +164,7 @@ def test_metadata_that_lies_is_refused(change, said, directory):
     assert said in str(caught.value)
 
 
-def test_directory_without_its_files_is_no_checkpoint(directory):
+def test_directory_without_its_metadata_is_told_as_one(directory):
     (directory / ".metadata").unlink()
-    with pytest.raises(ReadError, match="is a directory"):
+    with pytest.raises(ReadError, match="names and places of tensors with it: there is 1 file"):
         inspect(directory)

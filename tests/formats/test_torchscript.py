@@ -19,7 +19,7 @@ from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.formats import torchscript
 from ckpt_surgery.formats.torch_zip import is_torchscript
 from ckpt_surgery.formats.torch_zip_layout import _lay_out_torch_zip
-from ckpt_surgery.formats.torchscript import _read_torchscript
+from ckpt_surgery.formats.torchscript import read_torchscript
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     file = FileSource.open(path)
-    return _read_torchscript(file, read_zip(file), limits)
+    return read_torchscript(file, read_zip(file), limits)
 
 
 def script(model: nn.Module, path: Path) -> Path:

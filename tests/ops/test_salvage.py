@@ -9,11 +9,10 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from archives import big_endian, generation, rewrite
 from safetensors.torch import save_file
 from torch.utils.serialization import config
-from torch_checks import assert_same, load, quiet, save
+from torch_checks import assert_same, load, save
 
 from ckpt_surgery import DamagedFileError, Output, ReadError, convert, read, salvage, verify
 from ckpt_surgery.fileio import ByteRange, FileSource, read_zip
@@ -238,13 +237,6 @@ def test_if_nothing_is_left_nothing_is_written(spoil: Any, message: str, tmp_pat
     assert not (tmp_path / "out.pth").exists()
 
 
-def test_torchscript_is_refused(tmp_path: Path) -> None:
-    with quiet():
-        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "s.pt"))
-    with pytest.raises(ReadError, match="TorchScript"):
-        salvage(tmp_path / "s.pt", Output(tmp_path / "out.pth"))
-
-
 # --- shards
 
 
@@ -304,12 +296,30 @@ def test_a_shard_with_a_wrong_checksum_is_salvaged_like_a_file(tmp_path: Path) -
     assert [each.path for each in report.lost] == ["l5.w"]
 
 
-def test_what_is_no_sharded_checkpoint_is_not_salvaged_from_a_directory(tmp_path: Path) -> None:
-    with quiet():
-        dcp.save({"w": torch.ones(50)}, checkpoint_id=tmp_path / "dcp")
+def test_what_is_no_checkpoint_is_not_salvaged_from_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_bytes(b"hello")
     with pytest.raises(ReadError):
-        salvage(tmp_path / "dcp", Output(tmp_path / "out.pth"))
-    file = tmp_path / "dcp" / "__0_0.distcp"
-    file.write_bytes(file.read_bytes()[:-300])
-    (verdict,) = verify([tmp_path / "dcp"]).verdicts
-    assert verdict.findings[0].severity == "error"
+        salvage(tmp_path / "folder", Output(tmp_path / "out.pth"))
+
+
+def test_every_shard_of_torch_cut_at_every_border_of_a_record(tmp_path: Path) -> None:
+    whole, folder = sharded("torch-index", tmp_path)
+    counts = set()
+    for shard in sorted(folder.glob("*.bin")):
+        data, ends = shard.read_bytes(), whole_at(shard)
+        for cut in cuts(shard):
+            shard.write_bytes(data[:cut])
+            report = salvage(folder, Output(tmp_path / "out.pth", force=True))
+            found = dict(load(tmp_path / "out.pth"))
+            lost = {each.path for each in report.lost}
+            assert set(found) | lost == set(whole)
+            assert set(ends) >= lost
+            assert_same(found, {name: whole[name] for name in found})
+            (verdict,) = verify([folder]).verdicts
+            wrong = [f for f in verdict.findings if f.severity == "error"]
+            assert "truncated" in {f.rule for f in wrong} or not cut
+            assert all(str(f.entry).startswith(shard.name) for f in wrong)
+            counts.add(len(lost))
+            shard.write_bytes(data)
+    assert counts == {0, 1, 2}
