@@ -216,6 +216,18 @@ class StateDict:
 
 
 @dataclass(frozen=True, slots=True)
+class PickledModule:
+    """A pickled module, and the state dict that it was read as.
+
+    As long as an edit leaves that as it is the module stays what it is when it is written. `notes`
+    say why the module itself might give another.
+    """
+
+    state_dict: StateDict
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Other:
     """Anything in the file beside its state dicts: an epoch, an optimizer, the arguments.
 
@@ -246,6 +258,7 @@ class Checkpoint:
     of one that tensors were saved on.
     `architecture` is what a file beside the weights calls the model, if one does; `opcodes` are the
     rarer ones in its pickles, and `globals` the classes and functions that these name.
+    `modules` are the pickled modules that may stay what they are, by the identity of their node.
     `provenance` is to be kept in the file that is written: how it came about, as JSON.
     `notes` are the reader's remarks; `unwritable` says what of the file would get lost if it was
     written again.
@@ -264,6 +277,7 @@ class Checkpoint:
     moved: Mapping[int, Tensor] = field(default_factory=dict)
     replaced: Mapping[int, object] = field(default_factory=dict)
     devices: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[int, PickledModule] = field(default_factory=dict)
     architecture: str = ""
     opcodes: frozenset[int] = frozenset()
     provenance: str = ""

@@ -95,12 +95,13 @@ def the_state_dict(checkpoint: Checkpoint, at: Sequence[str]) -> StateDict:
 
 
 def alone(checkpoint: Checkpoint, state_dict: StateDict) -> Checkpoint:
-    """Return a checkpoint of that state dict and nothing beside it."""
+    """Return a checkpoint of that state dict and nothing beside it; a module loses its class."""
     return replace(
         checkpoint,
         dropped=(),
         root=state_dict.node,
         state_dicts=(replace(state_dict, path=""),),
         others=(),
+        modules={},
         unwritable="",
     )

@@ -12,10 +12,11 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import not_there, state_dict_at, with_state_dicts
 from ckpt_surgery.errors import LossyEditError, PlanError
 from ckpt_surgery.names.metadata import rewrite_metadata, strip_metadata
-from ckpt_surgery.pickles import Node, walk
+from ckpt_surgery.pickles import Node, Object, walk
 from ckpt_surgery.torch_objects.find import metadata_of
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items
-from ckpt_surgery.torch_objects.rebuild import lower_state_dict
+from ckpt_surgery.torch_objects.module_nodes import class_name_of
+from ckpt_surgery.torch_objects.rebuild import lower_state_dict, stays_module
 from ckpt_surgery.torch_objects.tensors import TensorReader
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class TakeWeights(Edit):
                 f"'{self.old}' is no average of the weights in '{self.state_dict}'",
                 path=checkpoint.file.name,
             )
+        source = _whole_module(checkpoint, model, average)
+        if source is not None:
+            return _put_module(checkpoint, model, source)
         values = _values(checkpoint, average)
         entries = tuple(
             _with_value(entry, values[average.names[entry.name]])
@@ -62,6 +66,30 @@ class TakeWeights(Edit):
             for entry in model.entries
         )
         return with_state_dicts(checkpoint, {self.state_dict: replace(model, entries=entries)})
+
+
+def _whole_module(checkpoint: Checkpoint, model: StateDict, average: Average) -> StateDict | None:
+    """Return the average's state dict if it and the model are pickled modules of one class, with
+    the same entries: then the one can take the other's place as it is.
+    """
+    if average.place != "state dict" or any(old != new for old, new in average.names.items()):
+        return None
+    source = state_dict_at(checkpoint, average.path)
+    classes = {_class_of(each.node) for each in (model, source)}
+    same = source.names == model.names == list(average.names) and len(classes) == 1
+    whole = stays_module(checkpoint, model) and stays_module(checkpoint, source)
+    return source if same and whole else None
+
+
+def _class_of(node: object) -> str:
+    return class_name_of(node) if isinstance(node, Object) else ""
+
+
+def _put_module(checkpoint: Checkpoint, model: StateDict, source: StateDict) -> Checkpoint:
+    """Return the checkpoint with the module of `source` in the place of that of `model`."""
+    put = replace(source, path=model.path, kind=model.kind)
+    replaced = {**checkpoint.replaced, id(model.node): source.node}
+    return replace(with_state_dicts(checkpoint, {model.path: put}), replaced=replaced)
 
 
 def _with_value(entry: Entry, value: Entry) -> Entry:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict, join_path
 from ckpt_surgery.edits.averages import DropStateDict, TakeWeights, UpdateAverage
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.compact import Compact
 from ckpt_surgery.edits.drop import Drop, DropOther
+from ckpt_surgery.edits.entries import RenameEntry
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.metadata import strip_metadata
 from ckpt_surgery.training.averages import Average, find_averages
+
+_PLACES: Final = ("model", "state_dict", "model_state_dict")
 
 
 def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Planned:
@@ -24,7 +28,12 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Planned:
     in training go: they are what only resuming needs. Raises `UsageError` if there is none to
     publish, or if one model has several.
     """
-    found = [average for average in find_averages(checkpoint) if average.model is not None]
+    every = find_averages(checkpoint)
+    found = [average for average in every if average.model is not None]
+    if publish and not any(average.names for average in found):
+        vacant = [(a, place) for a in every if (place := _vacant_place(checkpoint, a)) is not None]
+        if len(vacant) == 1:
+            return Planned(Plan(_moved_to(checkpoint, *vacant[0])))
     if publish:
         _require_one_each(checkpoint, found)
     edits: list[Edit] = [
@@ -52,6 +61,26 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Planned:
     beside = dict.fromkeys(path for average in found for path in _beside(average))
     edits += (DropOther(path) for path in beside if path in others)
     return Planned(Plan(tuple(edits)), warnings=tuple(warnings))
+
+
+def _vacant_place(checkpoint: Checkpoint, average: Average) -> Other | None:
+    """Return the model's place beside an average that was saved alone: ultralytics writes None
+    there.
+    """
+    if average.place != "state dict" or average.model is not None:
+        return None
+    holder = average.path.rpartition("/")[0]
+    beside = (o for o in checkpoint.others if o.path in {join_path(holder, n) for n in _PLACES})
+    places = [other for other in beside if other.node is None and other.parent is not None]
+    return places[0] if len(places) == 1 else None
+
+
+def _moved_to(checkpoint: Checkpoint, average: Average, place: Other) -> tuple[Edit, ...]:
+    """Return the edits that put an average which was saved alone into the model's place."""
+    known = {other.path for other in checkpoint.others}
+    counters = (DropOther(path) for path in average.beside if path in known)
+    key = place.path.rpartition("/")[2]
+    return (DropOther(place.path), *counters, RenameEntry(average.path, key))
 
 
 def _require_one_each(checkpoint: Checkpoint, found: Sequence[Average]) -> None:
@@ -136,11 +165,16 @@ def with_averages(checkpoint: Checkpoint, planned: Planned) -> Planned:
 
 
 def averages_left_behind(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
-    """Yield a sentence for each average that is no state dict and whose model was fitted anew."""
+    """Yield a sentence for each average that is no state dict and whose model is another now."""
+    if not before.others:
+        return
+    known = {other.path for other in after.others}
     old = {state_dict.path: state_dict for state_dict in before.state_dicts}
     new = {state_dict.path: state_dict for state_dict in after.state_dicts}
     for average in find_averages(before):
         if average.place not in {"list", "entry"} or average.model not in new:
+            continue
+        if not any(average.path == path or average.path.startswith(f"{path}/") for path in known):
             continue
         own, now = old[average.model], new[average.model]
         named = average.place == "entry"

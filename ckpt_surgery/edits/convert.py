@@ -30,7 +30,7 @@ class Convert(Edit):
         """Return the checkpoint as the new format holds it, whatever format it is of."""
         target = registry.get(self.new)
         losses = [x for x in target.losses(checkpoint) if self.allow_loss or not x.refused]
-        return replace(without(checkpoint, losses), format=target.name)
+        return replace(without(checkpoint, losses), format=target.name, modules={})
 
 
 def conversion(before: str, written: Written) -> tuple[Edit, ...]:

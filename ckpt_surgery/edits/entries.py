@@ -54,14 +54,21 @@ class RenameEntry(Edit):
         key = own_text(self.new)
         items: list[Node] = []
         for old_key, value in entries.items(place.holder):
-            if text(old_key) == self.new and entries.remains(place.holder, old_key):
-                raise NameCollisionError(
-                    f"there is a '{self.new}' beside '{self.old}' already",
-                    path=checkpoint.file.name,
-                )
+            if text(old_key) == self.new:
+                if entries.remains(place.holder, old_key):
+                    raise NameCollisionError(
+                        f"there is a '{self.new}' beside '{self.old}' already",
+                        path=checkpoint.file.name,
+                    )
+                continue  # it was dropped, and leaves the key to this one
             items += (key if old_key is place.key else old_key, value)
         holder = with_items(entries.now(place.holder), items)
-        return _moved(checkpoint, place, self, key, {id(place.holder): holder})
+        moved = _moved(checkpoint, place, self, key, {id(place.holder): holder})
+        left = (o for o in moved.dropped if not self._replaces(o, place.holder))
+        return replace(moved, dropped=tuple(left))
+
+    def _replaces(self, other: Other, holder: Node) -> bool:
+        return other.parent is holder and text(other.key_node) == self.new
 
 
 def _moved(

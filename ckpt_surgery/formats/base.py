@@ -99,7 +99,8 @@ class Format(ABC):
     choose it for an output, `title` is what messages call a file of it. A format that is only
     read, or written only if asked for, names in `written_as` the one that holds what it gives.
     `of_directories` says that its checkpoints are directories and not files, `honours` which
-    `LayoutOptions` it carries out, `keeps_provenance` that it keeps that of a checkpoint.
+    `LayoutOptions` it carries out, `keeps_provenance` that it keeps that of a checkpoint, and
+    `keeps_modules` that a pickled module stays one in it.
     """
 
     name: ClassVar[str]
@@ -109,6 +110,7 @@ class Format(ABC):
     of_directories: ClassVar[bool] = False
     honours: ClassVar[frozenset[str]] = frozenset()
     keeps_provenance: ClassVar[bool] = False
+    keeps_modules: ClassVar[bool] = False
 
     @property
     def is_writable(self) -> bool:

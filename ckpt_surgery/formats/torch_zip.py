@@ -87,6 +87,7 @@ class TorchZip(Format):
     name = "torch-zip"
     title = "an archive of torch.save"
     keeps_provenance = True
+    keeps_modules = True
     suffixes = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th", ".model", ".state_dict")
 
     def sniff(self, source: Source) -> bool:

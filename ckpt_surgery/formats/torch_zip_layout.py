@@ -20,7 +20,7 @@ from ckpt_surgery.formats.torch_zip import (
     Container,
     content,
 )
-from ckpt_surgery.torch_objects.rebuild import Pickled, is_module_state, lower
+from ckpt_surgery.torch_objects.rebuild import Pickled, is_module_state, lower, stays_module
 
 _NO_PLACE: Final = "has no place in a pickle of state dicts"
 _NO_CLASS: Final = "a state dict has no class and no code"
@@ -35,7 +35,7 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
     found = [
         Loss(s.path, "module", "a pickled module", _NO_CLASS, refused=False)
         for s in checkpoint.state_dicts
-        if is_module_state(s)
+        if is_module_state(s) and not stays_module(checkpoint, s)
     ]
     found += (
         Loss(o.path, "other", o.type, _NO_PLACE, refused=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import RuleCount, the_state_dict
+from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.compact import plan_compact
 from ckpt_surgery.edits.convert import conversion
@@ -41,7 +42,7 @@ class Edited:
     after: Checkpoint
     edits: tuple[Edit, ...]
     changes: tuple[OptimizerChange, ...]
-    broken_ties: tuple[str, ...]
+    out_of_step: tuple[str, ...]
 
 
 def carry_out(
@@ -56,12 +57,12 @@ def carry_out(
     if scope.compact:
         more.append(plan_compact(after))
         after = more[-1].apply(after, inputs)
-    ties = tuple(broken_ties(before, after))
+    apart = (*broken_ties(before, after), *averages_left_behind(before, after))
     if scope.state_dict_only:
         more.append(OnlyStateDict(the_state_dict(after, scope.at).path))
         after = more[-1].apply(after, inputs)
     after, last = finishing(after, output, "merge", (*edits, *more), inputs.sources)
-    return Edited(before, after, (*edits, *more, *last), changes, ties)
+    return Edited(before, after, (*edits, *more, *last), changes, apart)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
         warnings=(
             *base.original.notes,
             *outcome.warnings,
-            *edited.broken_ties,
+            *edited.out_of_step,
             *(text for change in edited.changes for text in change.warnings),
             *written.warnings,
         ),

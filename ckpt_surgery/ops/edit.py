@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import RuleCount, all_names, choose_state_dicts
 from ckpt_surgery.compute.elements import require_torch
+from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.follow import following, with_those_inside
 from ckpt_surgery.edits.lineage import Lineage
@@ -62,6 +63,8 @@ class EditRequest:
         if any(rule.option not in _MOVING for rule in self.rules):
             require_torch()
         planned, lineage = _planned(checkpoint, self.rules, self.at)
+        behind = averages_left_behind(checkpoint, planned.plan.apply(checkpoint))
+        planned = replace(planned, warnings=(*planned.warnings, *behind))
         return _with_optimizers(checkpoint, planned, lineage, self.optimizer)
 
 

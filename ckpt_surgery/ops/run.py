@@ -16,6 +16,7 @@ from ckpt_surgery.errors import PathLike, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.torch_objects.rebuild import stays_module
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written, write
@@ -31,7 +32,7 @@ def edit(
     target = output if isinstance(output, Output) else Output(output)
     target.check()
     with read(source) as checkpoint:
-        before = for_output(checkpoint, target)
+        before = for_output(checkpoint, target, keep_modules=True)
         with about_file(checkpoint.file.name):
             planned = build(before)
         edited, last = finishing(planned.plan.apply(before), target, command, planned.plan.edits)
@@ -75,10 +76,21 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
         ),
         optimizers=planned.optimizers,
         casts=written.casts,
-        warnings=(*before.notes, *planned.warnings, *written.warnings),
+        warnings=(*_notes_of(before, after), *planned.warnings, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,
     )
+
+
+def _notes_of(before: Checkpoint, after: Checkpoint) -> tuple[str, ...]:
+    """Return what reading noted, but for what does not matter of modules that stay as they are."""
+    kept = {
+        note
+        for state_dict in after.state_dicts
+        if stays_module(after, state_dict)
+        for note in after.modules[id(state_dict.node)].notes
+    }
+    return tuple(note for note in before.notes if note not in kept)
 
 
 def left_out(before: Checkpoint, plan: Plan, after: Checkpoint) -> tuple[str, ...]:

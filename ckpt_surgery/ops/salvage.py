@@ -49,7 +49,7 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
             raise DamagedFileError("none of its tensors is whole", path=file.name)
         if any(found.right_nbytes(storage) < storage.nbytes for storage in _storages(kept)):
             kept = compact(kept)
-        written = write(kept, output)
+        written = write(replace(kept, modules={}), output)  # weights that load without classes
         return SalvageReport(
             file.name,
             written.output,

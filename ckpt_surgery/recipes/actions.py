@@ -100,7 +100,7 @@ class Merge:
         return Planned(
             Plan(edits),
             (*base.rules, *outcome.rules),
-            (*outcome.warnings, *edited.broken_ties, *followed),
+            (*outcome.warnings, *edited.out_of_step, *followed),
             edited.changes,
         )
 

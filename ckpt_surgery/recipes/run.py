@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Final
 
 from ckpt_surgery.compute.jobs import Computing
 from ckpt_surgery.edits.convert import conversion
@@ -20,6 +21,9 @@ from ckpt_surgery.reports.applying import ApplyReport, OutputReport, StepReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import write
+
+_STATE_DICTS: Final = frozenset({"convert", "merge", "fit"})
+"""Verbs that make state dicts of pickled modules."""
 
 
 def apply_recipe(recipe: Recipe, *, computing: Computing | None = None) -> ApplyReport:
@@ -68,7 +72,8 @@ def _about_step(number: int, step: Step) -> Iterator[None]:
 
 
 def _carry_out(step: Step, on: str, work: Work) -> StepReport:
-    before = for_output(work[on], Output(dry_run=True))
+    keeps = step.action.verb not in _STATE_DICTS
+    before = for_output(work[on], Output(dry_run=True), keep_modules=keeps)
     name = step.name or on
     with about_file(before.file.name):
         planned = step.action.plan(before, work)
@@ -113,7 +118,7 @@ def _write(
     checkpoint = work.edited(each.name)
     sources: list[Source] = [*work.sources]
     done = [edit for step in steps for edit in Plan.from_dict(step.plan).edits]
-    before = for_output(checkpoint, each.output)
+    before = for_output(checkpoint, each.output, keep_modules=True)
     finished, last = finishing(before, each.output, "apply", done, sources)
     written = write(finished, each.output, inputs=sources, computing=computing)
     return OutputReport(

@@ -280,7 +280,7 @@ def _other(report: InspectReport, other: Other, screen: Screen) -> str:
     if "" in values:
         shown = _value(values[""], min(screen.most(_LONGEST_VALUE), LONGEST))
         return f"{path} = {shown} ({printable(other.type)})"
-    training = report.training.get(other.path)
+    training = None if other.node is None else report.training.get(other.path)
     most = screen.most(_MOST_FACTS)
     facts = list(training_lines(training, most)) if training is not None else []
     if values and not facts:

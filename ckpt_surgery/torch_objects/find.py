@@ -11,6 +11,7 @@ from ckpt_surgery.checkpoint.description import (
     Checkpoint,
     Entry,
     Other,
+    PickledModule,
     StateDict,
     Tensor,
     join_path,
@@ -55,6 +56,7 @@ _WRAPPERS = frozenset(
         "params", "state_dict_ema", "model_ema", "ema", "params_ema", "ema_state_dict",
     }
 )  # fmt: skip
+_KEEPING = frozenset({"torch-zip", "torch-legacy"})  # containers whose modules torch loads
 _METHODS = frozenset(dir(OrderedDict))
 _PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
 
@@ -120,6 +122,9 @@ def assemble(
         notes=(*notes, *survey.notes),
         unwritable=unwritable,
         replaced=survey.tensors.modern,
+        # those with tensors of forms that torch no longer loads, and those of containers that it
+        # does not write, become state dicts
+        modules=survey.modules if format in _KEEPING and not survey.tensors.modern else {},
         opcodes=opcodes,
     )
 
@@ -132,6 +137,7 @@ class _Survey:
     limits: Limits
     state_dicts: list[StateDict] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    modules: dict[int, PickledModule] = field(default_factory=dict)
     found_module: bool = False
     training: TrainingStates = field(default_factory=TrainingStates)
     _found: dict[int, str] = field(default_factory=dict)
@@ -270,7 +276,9 @@ class _Survey:
             return None
         path = distinct(path, self._paths)
         kind = kind_of(path, reading.state_dict.names)
-        self.state_dicts.append(replace(reading.state_dict, path=path, kind=kind))
+        state_dict = replace(reading.state_dict, path=path, kind=kind)
+        self.state_dicts.append(state_dict)
+        self.modules[id(node)] = PickledModule(state_dict, reading.approximate)
         self.found_module = True
         return path
 

@@ -112,8 +112,11 @@ def lower(checkpoint: Checkpoint) -> Lowered:
     if checkpoint.root is None and checkpoint.state_dicts:  # a format without a graph
         return Lowered(_without_graph(checkpoint.state_dicts), replaced, checkpoint.devices)
     for state_dict in checkpoint.state_dicts:
-        if not _is_unchanged(state_dict):
+        if not stays_module(checkpoint, state_dict) and not _is_unchanged(state_dict):
             replaced[id(state_dict.node)] = lower_state_dict(state_dict)
+    for node_id, node in checkpoint.replaced.items():  # a module in another's place
+        if id(node) in checkpoint.modules:
+            replaced[node_id] = replaced.get(id(node), node)
     _drop_others(checkpoint, replaced)
     return Lowered(checkpoint.root, replaced, checkpoint.devices)
 
@@ -180,17 +183,40 @@ def is_module_state(state_dict: StateDict) -> bool:
     return node is not None and (is_module(node) or mapping_pairs(node) is None)
 
 
+def stays_module(checkpoint: Checkpoint, state_dict: StateDict) -> bool:
+    """Return whether a state dict was read from a module that is written as it is: nothing in it
+    was changed.
+    """
+    module = checkpoint.modules.get(id(state_dict.node))
+    if module is None:
+        return False
+    read = module.state_dict
+    return (
+        len(read.entries) == len(state_dict.entries)
+        and _are_same(read.metadata, state_dict.metadata)
+        and all(
+            old.name == new.name and old.node is new.node and old.tensor == new.tensor
+            for old, new in zip(read.entries, state_dict.entries, strict=True)
+        )
+    )
+
+
 def _is_unchanged(state_dict: StateDict) -> bool:
     pairs = mapping_pairs(state_dict.node)
     if pairs is None or is_module(state_dict.node) or len(pairs) != len(state_dict.entries):
         return False
-    old, new = metadata_of(state_dict.node) or {}, state_dict.metadata or {}
-    if list(old) != list(new) or any(old[module] is not new[module] for module in old):
+    if not _are_same(metadata_of(state_dict.node), state_dict.metadata):
         return False
     return all(
         text(key) == entry.name and value is entry.node
         for (key, value), entry in zip(pairs, state_dict.entries, strict=True)
     )
+
+
+def _are_same(old: Mapping[str, Node] | None, new: Mapping[str, Node] | None) -> bool:
+    """Return whether two ``_metadata`` have the same modules, with the same nodes."""
+    old, new = old or {}, new or {}
+    return list(old) == list(new) and all(old[module] is new[module] for module in old)
 
 
 def lower_state_dict(state_dict: StateDict) -> Node:

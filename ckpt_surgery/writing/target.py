@@ -27,15 +27,27 @@ def output_format(checkpoint: Checkpoint, output: Output) -> Format:
     return registry.get(own.written_as) if own.written_as else own
 
 
-def for_output(checkpoint: Checkpoint, output: Output) -> Checkpoint:
+def for_output(checkpoint: Checkpoint, output: Output, *, keep_modules: bool = False) -> Checkpoint:
     """Return `checkpoint` as the format of `output` holds it, before any edit.
 
-    What has no place there goes; what the format refuses stays, since an edit may remove it.
+    What has no place there goes; what the format refuses stays, since an edit may remove it. With
+    `keep_modules` pickled modules may stay what they are, if no edit changes what is in them;
+    otherwise they become their state dicts.
     Raises `LossyEditError` for an edit in place of a file that can only be replaced by a part of
     what it is: a pickled module by its state dict.
     """
     target = output_format(checkpoint, output)
+    if not (keep_modules and target.keeps_modules and not output.plain):
+        checkpoint = replace(checkpoint, modules={})
     losses = [loss for loss in target.losses(checkpoint) if not loss.refused]
+    require_modules(checkpoint, output, target, losses)
+    return replace(without(checkpoint, losses), format=target.name)
+
+
+def require_modules(
+    checkpoint: Checkpoint, output: Output, target: Format, losses: Sequence[Loss]
+) -> None:
+    """Raise `LossyEditError` if `losses` name a module, and `output` is to take its place."""
     for loss in losses:
         if loss.part == "module" and output.in_place and output.format is None:
             raise LossyEditError(
@@ -43,7 +55,6 @@ def for_output(checkpoint: Checkpoint, output: Output) -> Checkpoint:
                 path=checkpoint.file.name,
                 hint=f"give -o FILE, or --format {target.name} to replace it anyway",
             )
-    return replace(without(checkpoint, losses), format=target.name)
 
 
 def without(checkpoint: Checkpoint, losses: Sequence[Loss]) -> Checkpoint:

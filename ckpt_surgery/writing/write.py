@@ -18,8 +18,16 @@ from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.member import MemberSource, require_whole_members
 from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats.base import Layout, Loss
+from ckpt_surgery.formats.torch_module import TorchModule
+from ckpt_surgery.torch_objects.rebuild import stays_module
 from ckpt_surgery.writing.output import HASH_DIGITS, Output, without_hash
-from ckpt_surgery.writing.target import output_format, require_held, require_honoured, without
+from ckpt_surgery.writing.target import (
+    output_format,
+    require_held,
+    require_honoured,
+    require_modules,
+    without,
+)
 from ckpt_surgery.writing.verifying import read_through, unchecked_nbytes, verified
 
 _MOST_MISSING: Final = 5  # modules that a message names
@@ -197,6 +205,7 @@ def laid_out(
             hint="--record keeps the report beside the output",
         )
     losses = list(target.losses(checkpoint))
+    require_modules(checkpoint, output, target, losses)
     beside = _beside(checkpoint, output, losses)
     if not output.allow_loss:
         refused = [loss for loss in losses if loss.refused and loss.path not in beside]
@@ -204,12 +213,20 @@ def laid_out(
     held = replace(without(checkpoint, losses), format=target.name)
     require_held(checkpoint, target, [loss for loss in target.losses(held) if loss.refused])
     options = replace(output.options, nameless=output.hash_name)
-    return held, target.lay_out(held, options), losses, beside
+    layout = target.lay_out(held, options)
+    if any(stays_module(held, state_dict) for state_dict in held.state_dicts):
+        held = replace(held, format=TorchModule.name)  # what reading it will call it
+    return held, layout, losses, beside
 
 
 def _require_whole(checkpoint: Checkpoint) -> None:
     """Raise `LossyEditError` for a model whose state dict was not read in full."""
-    missing = [join_path(s.path, name) for s in checkpoint.state_dicts for name in s.missing]
+    missing = [
+        join_path(s.path, name)
+        for s in checkpoint.state_dicts
+        if s.missing and not stays_module(checkpoint, s)
+        for name in s.missing
+    ]
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:_MOST_MISSING])
         more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""

@@ -28,7 +28,9 @@ from torch_checks import assert_same, save
 import ckpt_surgery as ckpt
 from ckpt_surgery.edits.averages import TakeWeights, UpdateAverage
 from ckpt_surgery.edits.plan import Plan
+from ckpt_surgery.edits.value_rules import ValueRule
 from ckpt_surgery.errors import PlanError, UsageError
+from ckpt_surgery.ops.edit import edit
 
 
 def other() -> nn.Module:
@@ -371,3 +373,26 @@ def test_what_no_file_has_is_refused(tmp_path: Path) -> None:
     assert Plan.from_dict(Plan((UpdateAverage("ema", {"0": "1"}),)).to_dict()).edits == (
         UpdateAverage("ema", {"0": "1"}),
     )
+
+
+def test_of_an_average_that_stays_behind_edit_fit_and_merge_speak(tmp_path: Path) -> None:
+    """A list, or the state of Lightning's callback, follows removals and names alone."""
+    model = net()
+    swa = {"StochasticWeightAveraging": swa_state(net().state_dict())}
+    value = {"state_dict": model.state_dict(), "callbacks": swa}
+    file, out = save(value, tmp_path / "in.pt"), tmp_path / "out.pt"
+    path = "callbacks/StochasticWeightAveraging/average_model_state"
+    said = f"the average in '{path}' is carried over as it was, out of step with its model"
+    scaled = edit(file, out, [ValueRule("scale", "0.weight=2")])
+    assert said in scaled.warnings
+    like = net().state_dict() | {"2.weight": torch.zeros(7, 4), "2.bias": torch.zeros(7)}
+    target = save(like, tmp_path / "like.pt")
+    assert said in ckpt.fit(file, tmp_path / "fitted.pt", like=target).warnings
+    other = save({"state_dict": other_values(model)}, tmp_path / "other.pt")
+    assert said in ckpt.merge([file, other], tmp_path / "merged.pt", method="average").warnings
+    same = save(dict(model.state_dict()), tmp_path / "same.pt")
+    assert said not in ckpt.fit(file, tmp_path / "same_fit.pt", like=same).warnings
+
+
+def other_values(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value + 1 for name, value in model.state_dict().items()}

@@ -27,7 +27,7 @@ import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -521,7 +521,7 @@ def _written(checkpoint: Checkpoint, out: Path, size: int) -> bool:
     if checkpoint.unwritable:
         return False
     try:
-        layout = _lay_out_torch_zip(checkpoint)
+        layout = _lay_out_torch_zip(replace(checkpoint, modules={}))
     except LossyEditError:
         return False
     if layout.nbytes > 64 * size + LARGEST_GROWTH:

@@ -8,6 +8,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,7 +211,7 @@ def test_written_state_dict_is_what_torch_would_save(
         read_back(model, module_path, zipped=zipped) as checkpoint,
         atomic_output(ours) as sink,
     ):
-        _lay_out_torch_zip(checkpoint).write(sink)
+        _lay_out_torch_zip(replace(checkpoint, modules={})).write(sink)
     torch.save(model.state_dict(), by_torch)
     assert ours.read_bytes() == by_torch.read_bytes()
 
