@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.errors import UsageError
@@ -14,6 +14,9 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
     from ckpt_surgery.names import Chosen, Selection
+
+
+_GRAPHS: Final = "torch.fx."
 
 
 class SaidRule(Protocol):
@@ -37,11 +40,7 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
     Raises `UsageError` if there is none, or none at one of the paths.
     """
     if not checkpoint.state_dicts:
-        raise UsageError(
-            "there is no state dict in it",
-            path=checkpoint.file.name,
-            hint="'ckpt inspect' shows what the file holds",
-        )
+        raise _without_state_dict(checkpoint)
     by_path = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
     for path in at:
         if path not in by_path:
@@ -54,6 +53,22 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
             )
     wanted = dict.fromkeys(at or by_path)
     return [by_path[path] for path in wanted]
+
+
+def _without_state_dict(checkpoint: Checkpoint) -> UsageError:
+    """Return the error for a file without a state dict, which names a graph of torch.fx in it."""
+    coded = (o for o in checkpoint.others if o.tensors and o.type.startswith(_GRAPHS))
+    graph = next(coded, None)
+    if graph is None:
+        message, hint = "there is no state dict in it", "'ckpt inspect' shows what the file holds"
+    else:
+        place = f"'{graph.path}'" if graph.path else "what it holds"
+        message = (
+            f"there is no state dict in it: {place} is a graph ({graph.type}), and only its "
+            f"code unpacks its {len(graph.tensors):,} tensors"
+        )
+        hint = "save the model's state_dict() with torch"
+    return UsageError(message, path=checkpoint.file.name, hint=hint)
 
 
 def select(

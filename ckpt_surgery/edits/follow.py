@@ -30,8 +30,12 @@ def with_all_in_step(
     """
     if checkpoint.others:  # otherwise bare weights
         from ckpt_surgery.edits.averages_plan import with_averages
+        from ckpt_surgery.edits.names_elsewhere import names_left_behind, names_that_go
 
+        edits = planned.plan.edits
+        left = tuple(names_left_behind(checkpoint, names_that_go(edits), edits))
         planned = with_averages(checkpoint, planned)
+        planned = replace(planned, warnings=(*planned.warnings, *left))
     return _with_optimizers(checkpoint, planned, choice)
 
 

@@ -108,7 +108,12 @@ def _left_whole(state_dicts: Sequence[StateDict], chosen: Sequence[frozenset[str
 def _require_more_than(
     checkpoint: Checkpoint, training_state: Callable[[str, Node], object]
 ) -> None:
-    if any(not other.path and training_state("", other.node) for other in checkpoint.others):
+    others = checkpoint.others
+    if (
+        not checkpoint.state_dicts
+        and others
+        and all(training_state(o.path, o.node) for o in others)
+    ):
         raise UsageError(
             "the whole file is training state, and nothing would remain",
             path=checkpoint.file.name,

@@ -18,6 +18,7 @@ from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import following
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.names_elsewhere import names_left_behind
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.views import View, views
@@ -157,6 +158,7 @@ def prepare(
     warnings = [*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings]
     if beside.others:
         warnings += averages_left_behind(beside, result)
+        warnings += names_left_behind(beside, _gone(chosen, result))
     plan = Plan((*fits.edits, *following(step), *alone))
     planned = Planned(plan, warnings=tuple(warnings), optimizers=step.changes)
     return _Fitting(planned, result, tuple(fitted), left)
@@ -249,6 +251,13 @@ def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
         for entry in state_dict.entries:
             if entry.tensor is None and entry.name not in kept:
                 yield join_path(state_dict.path, entry.name)
+
+
+def _gone(chosen: Sequence[StateDict], result: Checkpoint) -> set[str]:
+    """Return the names in state dicts that the fitted ones do not have."""
+    fitted = {state_dict.path: state_dict for state_dict in result.state_dicts}
+    pairs = ((each, fitted[each.path]) for each in chosen if each.path in fitted)
+    return {name for before, after in pairs for name in set(before.names) - set(after.names)}
 
 
 def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:

@@ -24,6 +24,7 @@ from ckpt_surgery.pickles import (
 from ckpt_surgery.torch_objects.calls import Call
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items, state_of
 from ckpt_surgery.torch_objects.module_nodes import COMPILED, SETS, class_name_of, is_module
+from ckpt_surgery.torch_objects.module_savers import Savers
 from ckpt_surgery.torch_objects.module_tree import SHOWN_NAME, Describe, ModuleTree
 from ckpt_surgery.torch_objects.module_versions import saves_itself, version_of
 from ckpt_surgery.torch_objects.storages import text
@@ -85,12 +86,15 @@ class _Reader:
     )  # modules whose weights only code can tell
     _hooked: dict[str, None] = field(default_factory=dict)
     _skipped: dict[str, None] = field(default_factory=dict)
+    _savers: Savers = field(default_factory=Savers)
 
     def enter(self, node: Object, prefix: str) -> Iterator[tuple[str, Object]]:
         """Record what the module itself holds; returns its children."""
         fields = _fields_of(node)
         self.tree.spend(len(fields), prefix)
         self._note_class(class_name_of(node), prefix)
+        for name in self._savers.added(node, fields):
+            self.missing[(prefix + name).removesuffix(".") or "the model itself"] = None
         self._note_hooks(fields, prefix)
         self.tree.metadata[prefix[:-1]] = _local_metadata(class_name_of(node), fields)
         transient = self._transient(fields, prefix)

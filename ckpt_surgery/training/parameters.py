@@ -261,14 +261,17 @@ def _hooked_buffers(names: Set[str]) -> set[str]:
     """Return buffers that pruning, spectral norm and parametrisations put beside a parameter.
 
     Pruning makes ``weight_mask`` beside ``weight_orig``, spectral norm ``weight_u`` and
-    ``weight_v`` beside it, or ``_u`` and ``_v`` of a parametrisation. ``weight_v`` beside
-    ``weight_g`` is a parameter of weight norm.
+    ``weight_v`` beside it, or ``_u`` and ``_v`` of a parametrisation; that of orthogonal weights
+    has a ``base``. ``weight_v`` beside ``weight_g`` is a parameter of weight norm.
     """
     found: set[str] = set()
     for name in names:
         owner, _, leaf = name.rpartition(".")
         stem, _, suffix = name.rpartition("_")
-        in_parametrisation = leaf in {"_u", "_v"} and "parametrizations" in owner.split(".")
+        # PATH.parametrizations.NAME.NUMBER.LEAF; NAME is called original beside the numbers
+        above = owner.split(".")
+        numbered = above[-1].isdecimal() and above[-3:-2] == ["parametrizations"]
+        in_parametrisation = numbered and leaf in {"_u", "_v", "base"}
         beside_original = suffix in {"mask", "u", "v"} and f"{stem}_orig" in names
         if in_parametrisation or beside_original:
             found.add(name)

@@ -144,7 +144,8 @@ def test_with_a_model_the_kind_of_the_module_decides() -> None:
 
 def test_what_hooks_put_beside_a_parameter_is_a_buffer() -> None:
     """Pruning's mask, and the vectors of spectral norm; weight norm's `weight_v` is a parameter."""
-    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(4)))
+    model = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(5)))
+    torch.nn.utils.parametrizations.orthogonal(model[4])  # has a `base`
     prune.random_unstructured(model[0], "weight", 0.5)
     torch.nn.utils.spectral_norm(model[1])
     torch.nn.utils.parametrizations.spectral_norm(model[2])

@@ -12,6 +12,7 @@ from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.pickles import Node, Object
 from ckpt_surgery.torch_objects.mappings import mapping_length
 from ckpt_surgery.torch_objects.tensors import TensorReader
+from ckpt_surgery.torch_objects.training_state import TrainingStates
 from ckpt_surgery.training.optimizers.correspond import StateOwners, correspond
 from ckpt_surgery.training.optimizers.items import Items
 from ckpt_surgery.training.optimizers.recognise import (
@@ -109,13 +110,16 @@ def at_paths(checkpoint: Checkpoint, paths: Collection[str]) -> dict[str, FoundO
 
 
 def unknown_optimizers(checkpoint: Checkpoint, found: Sequence[FoundOptimizer]) -> list[str]:
-    """Return paths of entries that are called optimizers, but hold none whose form is known."""
+    """Return paths of entries that are optimizers, by their name or form, but hold none that can
+    be edited.
+    """
     known = {optimizer.other.path for optimizer in found}
+    states = TrainingStates()
     return [
         other.path
         for other in checkpoint.others
         if other.path not in known
-        and is_called_optimizer(other.path)
+        and (is_called_optimizer(other.path) or states.holds_optimizers(other.node))
         and (
             mapping_length(other.node) or (isinstance(other.node, list | Object) and other.tensors)
         )
