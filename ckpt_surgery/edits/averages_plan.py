@@ -39,7 +39,7 @@ def plan_averages(checkpoint: Checkpoint, *, publish: bool) -> Planned:
     edits: list[Edit] = [
         TakeWeights(average.model, average.path)
         for average in found
-        if publish and average.model is not None and not average.swapped
+        if publish and average.model is not None and not (average.swapped or average.copy_of)
     ]
     warnings: list[str] = []
     known = {state_dict.path: state_dict for state_dict in checkpoint.state_dicts}
@@ -84,7 +84,7 @@ def _moved_to(checkpoint: Checkpoint, average: Average, place: Other) -> tuple[E
 
 
 def _require_one_each(checkpoint: Checkpoint, found: Sequence[Average]) -> None:
-    usable = [average for average in found if average.names]
+    usable = [average for average in found if average.names and not average.copy_of]
     if not usable:
         reason = next((average.reason for average in found), "")
         raise UsageError(

@@ -7,7 +7,7 @@ made for views of the state dicts, and its edits are translated to what the file
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
@@ -73,40 +73,66 @@ def views(checkpoint: Checkpoint, at: Sequence[str]) -> list[View]:
     `UsageError` if there is none, or none at one of the paths.
     """
     chosen = choose_state_dicts(checkpoint, at)
-    models = _models_of_wrapped(checkpoint, chosen)
+    wrapped = _wrapped(checkpoint, chosen)
     edited = {state_dict.path for state_dict in chosen}
     found: list[View] = []
     for state_dict in chosen:
-        layout = (
-            layout_of(state_dict.names) if models.get(state_dict.path, set()) & edited else None
-        )
-        if layout is None:
+        wrapper, models = wrapped.get(state_dict.path, ("", set()))
+        layout = layout_of(state_dict.names)
+        if not models & edited:
             found.append(View(state_dict, state_dict.path))
-        elif layout.beside and any(n.startswith(layout.beside) for n in state_dict.names):
+        elif layout and layout.beside and any(map(_below(layout.beside), state_dict.names)):
             for prefix in (layout.beside, layout.wrapper):
                 path = join_path(state_dict.path, prefix.removesuffix("."))
                 found.append(view_of(state_dict, path, prefix))
         else:
-            found.append(view_of(state_dict, state_dict.path, layout.wrapper))
+            found.append(view_of(state_dict, state_dict.path, wrapper))
     return found
 
 
-def _models_of_wrapped(checkpoint: Checkpoint, chosen: Sequence[StateDict]) -> dict[str, set[str]]:
-    """Return the models that each wrapped average is one of, by its path; its partner, if
-    swapped.
+def _below(prefix: str) -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix)
+
+
+def _wrapped(
+    checkpoint: Checkpoint, chosen: Sequence[StateDict]
+) -> dict[str, tuple[str, set[str]]]:
+    """Return, by the path of each average whose names are wrapped, its wrapper and its models.
+
+    Of a swapped pair it is the weights in training whose names are.
     """
-    if not any(layout_of(state_dict.names) for state_dict in chosen):
+    if not any(layout_of(s.names) or _may_be_wrapped(s, checkpoint) for s in chosen):
         return {}
     from ckpt_surgery.training.averages import find_averages
 
-    models: dict[str, set[str]] = {}
+    found: dict[str, tuple[str, set[str]]] = {}
     for average in find_averages(checkpoint):
-        if average.place == "state dict" and average.model is not None:
-            wrapped, other = average.path, average.model
-            if average.swapped:
-                wrapped, other = other, wrapped
-            models.setdefault(wrapped, set()).add(other)
-    return models
+        if average.place != "state dict" or average.model is None or not average.names:
+            continue
+        wrapped, other, names = average.path, average.model, dict(average.names)
+        if average.swapped:
+            wrapped, other = other, wrapped
+            names = {plain: inner for inner, plain in names.items()}
+        wrapper = _wrapper(names)
+        if wrapper:
+            found.setdefault(wrapped, (wrapper, set()))[1].add(other)
+    return found
+
+
+def _may_be_wrapped(state_dict: StateDict, checkpoint: Checkpoint) -> bool:
+    """Return whether an average may have other names than any model in the file."""
+    if state_dict.kind != "ema" or not state_dict.entries:
+        return False
+    first = state_dict.entries[0].name
+    models = (each for each in checkpoint.state_dicts if each.kind == "model")
+    return all(each.name != first for model in models for each in model.entries)
+
+
+def _wrapper(names: Mapping[str, str]) -> str:
+    """Return what stands before each of the model's names in the average's; "" if not one thing."""
+    first = next(iter(names))
+    prefix = names[first].removesuffix(first)
+    return prefix if all(inner == prefix + name for name, inner in names.items()) else ""
 
 
 def view_of(state_dict: StateDict, path: str, prefix: str) -> View:

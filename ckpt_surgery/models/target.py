@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import field, replace
 from math import prod
 
 from ckpt_surgery.checkpoint.description import Role
@@ -76,6 +76,13 @@ class Target:
     @property
     def names(self) -> list[str]:
         return [spec.name for spec in self.tensors]
+
+    def without(self, names: Collection[str]) -> Target:
+        """Return the tensors of the target but those called `names`, and nothing beside them."""
+        tensors = tuple(spec for spec in self.tensors if spec.name not in names)
+        groups = (tuple(name for name in group if name not in names) for group in self.ties)
+        ties = tuple(group for group in groups if len(group) > 1)
+        return replace(self, tensors=tensors, ties=ties, extra_state=())
 
     @property
     def children(self) -> Iterator[ModuleSpec]:

@@ -42,6 +42,7 @@ from ckpt_surgery.models.target import Target
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.reports.fitting import FitReport, Fitted
+from ckpt_surgery.training.averages import find_averages
 from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.training.optimizers import InStep, keep_in_step
 from ckpt_surgery.training.parameters import Inventory, NamedEntry, Parameter
@@ -132,10 +133,7 @@ def prepare(
         options = replace(options, may_be_initial=_permitted(asked.initial, aim))
     chosen = choose_state_dicts(checkpoint, asked.at)
     seen = views(checkpoint, asked.at)
-    fitted = []
-    for each in (view.state_dict for view in seen):
-        with _naming(checkpoint, each, several=len(seen) > 1):
-            fitted.append(_plan(each, aim, options, asked))
+    fitted, targets = _plan_all(checkpoint, seen, aim, options, asked)
     with _naming(checkpoint, chosen[0], several=False):
         check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
     label = like or next(iter(aim.inputs), None)
@@ -143,8 +141,8 @@ def prepare(
     keep_aim(inputs, goal, aim)
     fits = Plan(
         tuple(
-            Fit.of(view.path, f.plan.items, aim.target, goal, asked.seed, view.prefix)
-            for view, f in zip(seen, fitted, strict=True)
+            Fit.of(view.path, f.plan.items, target, goal, asked.seed, view.prefix)
+            for view, f, target in zip(seen, fitted, targets, strict=True)
         )
     )
     result = fits.apply(checkpoint, inputs)
@@ -286,6 +284,50 @@ def _naming(checkpoint: Checkpoint, state_dict: StateDict, *, several: bool) -> 
             error.entry = state_dict.path
             error.hint = error.hint or "--at chooses which state dicts to fit"
         raise
+
+
+def _plan_all(
+    checkpoint: Checkpoint, seen: Sequence[View], aim: Aim, options: FitOptions, asked: FitRequest
+) -> tuple[list[Fitted], list[Target]]:
+    """Plan the fit of each view, and return what each is fitted to.
+
+    That is the target, but an average that lacks what its model has goes on lacking it.
+    """
+    lacking = _lacking(checkpoint, seen)
+    planned: dict[int, Fitted] = {}
+    of_path: dict[str, Fitted] = {}
+    targets = [aim.target] * len(seen)
+    for index in sorted(range(len(seen)), key=lambda index: seen[index].path in lacking):
+        view = seen[index]
+        with _naming(checkpoint, view.state_dict, several=len(seen) > 1):
+            if view.path in lacking:
+                model, names = lacking[view.path]
+                gone = {item.name for item in of_path[model].plan.items if item.source in names}
+                targets[index] = aim.target.without(gone)
+            its_aim = replace(aim, target=targets[index])
+            planned[index] = _plan(view.state_dict, its_aim, options, asked)
+        of_path.setdefault(view.path, planned[index])
+    return [planned[index] for index in range(len(seen))], targets
+
+
+def _lacking(checkpoint: Checkpoint, seen: Sequence[View]) -> dict[str, tuple[str, set[str]]]:
+    """Return, by the paths of averages, their model and what of it they have no average of.
+
+    Averages of the parameters alone are such.
+    """
+    paths = [view.path for view in seen]
+    if len(seen) < 2 or all(view.state_dict.kind == "model" for view in seen):
+        return {}
+    whole = {view.path: set(view.state_dict.names) for view in seen}
+    found: dict[str, tuple[str, set[str]]] = {}
+    for average in find_averages(checkpoint):
+        model = average.model
+        if average.place != "state dict" or average.swapped or model not in whole:
+            continue
+        names = whole[model] - set(average.names)
+        if names and average.names and paths.count(average.path) == 1:
+            found.setdefault(average.path, (model, names))
+    return found
 
 
 def _plan(state_dict: StateDict, aim: Aim, options: FitOptions, request: FitRequest) -> Fitted:

@@ -6,7 +6,7 @@ and paired with the weights that they average. Every command asks here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -53,7 +53,8 @@ class Average:
     `names` maps the model's entries to the average's (to positions, of a list); where it cannot
     be told which is which, `names` is empty and `reason` says why. `counters` are the average's
     own entries where it lies, `beside` the paths of entries that belong to it elsewhere. Of a
-    `swapped` one the model's usual place holds the average.
+    `swapped` one the model's usual place holds the average. `copy_of` is the path of the average
+    of which this is but a copy in another type.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Average:
     counters: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     swapped: bool = False
+    copy_of: str = ""
     reason: str = ""
     node: object = field(default=None, compare=False, repr=False)
 
@@ -123,6 +125,7 @@ def _separate(checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> Itera
             f"there are {len(averages)} moving averages for {len(models)} models"
         )
     bare = {model.path: _by_bare_name(model, None) for model in models}
+    paths = {average.path for average in averages}
     for average in averages:
         layout = layout_of(average.names)
         averaged = _by_bare_name(average, layout)
@@ -135,6 +138,7 @@ def _separate(checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> Itera
             wrapper=layout.wrapper if layout else "",
             counters=_own(average, layout),
             beside=_companions(checkpoint, average.path),
+            copy_of=_original(average.path, paths),
             reason=_NO_MODEL,
         )
         found = [(m, names) for m in models if (names := _pairs(averaged, bare[m.path]))]
@@ -147,7 +151,7 @@ def _separate(checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> Itera
 def _own(average: StateDict, layout: AverageLayout | None) -> tuple[str, ...]:
     if layout is None:
         return ()
-    return tuple(name for name in average.names if layout.inner_name(name) is None)
+    return tuple(name for name in average.names if name in layout.counters)
 
 
 def _companions(checkpoint: Checkpoint, path: str) -> tuple[str, ...]:
@@ -155,6 +159,16 @@ def _companions(checkpoint: Checkpoint, path: str) -> tuple[str, ...]:
     counter = join_path(path.rpartition("/")[0], "updates")
     found = next((other for other in checkpoint.others if other.path == counter), None)
     return (counter,) if found is not None and isinstance(found.value, int) else ()
+
+
+def _original(path: str, averages: Collection[str]) -> str:
+    """Return the path of the average that one at `path` is a copy of; "" if it is none.
+
+    fairseq keeps ``ema_fp32_params`` beside ``ema``, which is what it publishes.
+    """
+    above, _, last = path.rpartition("/")
+    original = join_path(above, "ema")
+    return original if last == "ema_fp32_params" and original in averages else ""
 
 
 def _by_bare_name(state_dict: StateDict, layout: AverageLayout | None) -> dict[str, Entry]:

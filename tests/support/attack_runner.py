@@ -43,6 +43,7 @@ def main() -> None:
     codecs.lookup("raw_unicode_escape")
     codecs.lookup("cp437")  # names in zip archives
     import_module("ckpt_surgery.formats.archive_members")
+    import_module("ckpt_surgery.edits.names_elsewhere")
     gc.collect()
     gc.freeze()
     for job in jobs:
