@@ -35,7 +35,7 @@ ELSEWHERE: Final = frozenset(
         "output_format", "allow_loss", "sidecar", "metadata", "duplicate_ties", "max_shard_size",
         "dry_run", "record", "hash_name", "as_json", "quiet", "color", "no_color", "no_pager",
         "help", "base", "last", "best", "metric", "higher_better", "recipe", "methods", "threads",
-        "memory", "emit_map", "device", "plain", "verify", "provenance",
+        "memory", "emit_map", "emit_recipe", "device", "plain", "verify", "provenance",
     }
 )  # fmt: skip
 

@@ -237,10 +237,12 @@ def target_name(name: str, text: str, groups: tuple[str, ...]) -> str:
     r"""Return the name that a result gets.
 
     Stars and ``\1`` stand for what was captured; a text without takes the place of as many
-    segments at the end of `name` as it has itself.
+    segments at the end of `name` as it has itself, but after ``name:`` that of the whole.
     """
-    if not text:
+    if text in {"", "name:"}:
         raise ValueError("a name is empty")
+    if text.startswith("name:"):
+        return text.removeprefix("name:")
     if "*" in text or re.search(r"\\\d", text):
         waiting = iter(groups)
         filled = re.sub(r"\*\*?", lambda _: next(waiting, ""), text)

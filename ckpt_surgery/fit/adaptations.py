@@ -1,6 +1,7 @@
 """Which tensor of another shape can be carried over, and how: chosen by name, never silently.
 
-Here only shapes are looked at; `adapting` computes the values.
+Here only shapes are looked at; `values` computes the values. What is transposed, fused or split is
+put into the target's layout before that: see `layouts`.
 
 ``squeeze``      the same numbers, with axes of size 1 added or removed
 ``reshape``      the same numbers: a convolution over all of its input, and a linear layer
@@ -16,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fit.grids import Grids, GridSize, find_grids
@@ -26,6 +27,8 @@ from ckpt_surgery.names.suggest import near_hint
 Kind = Literal["squeeze", "reshape", "interpolate", "channels", "rows", "overlap"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """Every adaptation, in the order in which they are tried: what keeps the most comes first."""
+
+_ALL: Final = ("layout", *KINDS)  # the first is carried out before: see `layouts`
 
 ChannelMethod = Literal["repeat", "mean", "zero", "first"]
 CHANNEL_METHODS: tuple[ChannelMethod, ...] = get_args(ChannelMethod)
@@ -151,7 +154,7 @@ def _parse_adaptation(text: str) -> AdaptRule:
     if kind is None:
         raise UsageError(
             f"there is no adaptation '{name}'",
-            hint=near_hint(name, KINDS) or f"there are {', '.join(KINDS)}",
+            hint=near_hint(name, _ALL) or f"there are {', '.join(_ALL)}",
         )
     if kind == "channels":
         return parse_channels(method if equals else "repeat")

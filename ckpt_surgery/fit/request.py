@@ -11,6 +11,7 @@ from ckpt_surgery.fit.adaptations import Classes, parse_adaptations
 from ckpt_surgery.fit.fills import parse_fills
 from ckpt_surgery.fit.grids import parse_grids
 from ckpt_surgery.fit.groups import GroupRule, parse_group_rules
+from ckpt_surgery.fit.layouts import parse_layout_answers
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.matching.correspondence import LEVELS, Level
 from ckpt_surgery.matching.target_source import TargetRequest
@@ -18,6 +19,8 @@ from ckpt_surgery.names import Selection
 
 FitOptimizer = Literal["resize", "reset", "keep", "drop"]
 _OPTIMIZERS: Final = get_args(FitOptimizer)
+LAYOUT: Final = "layout"
+"""The adaptation that is carried out before all others: whole tensors, put elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,9 @@ class FitRequest(TargetRequest):
     Names are paired no more boldly than `match` (``name``, ``prefix``, ``suffix``, ``order``),
     after what `renames` says (old name: new name); `emit_map` writes the pairing for review.
     `adapt` permits adaptations (``"channels=mean"``; `grid` is what positions are interpolated to
-    if it is no square, ``"4x6"``), `fill` says what takes the place of initial
+    if it is no square, ``"4x6"``; ``"layout"`` permits what is transposed, fused or split, and
+    `layout` says what that is where names and shapes do not, ``"h.*.c_proj.weight=transposed"``),
+    `fill` says what takes the place of initial
     values (``"fc=zeros"``), `classes` are the class names of the old and of the new head. With
     `initial`, any initial tensor outside this selection is an error. `dtype` is the type of the
     result's floating-point tensors, the target's if None; `seed` is what initial values are drawn
@@ -46,6 +51,7 @@ class FitRequest(TargetRequest):
     renames: Mapping[str, str] | None = None
     emit_map: PathLike | None = None
     adapt: Sequence[str] = ()
+    layout: Sequence[str] = ()
     grid: str | None = None
     fill: Sequence[str] = ()
     classes: tuple[Sequence[str], Sequence[str]] | None = None
@@ -69,7 +75,18 @@ class FitRequest(TargetRequest):
                 f"'optimizer_group' has no meaning with 'optimizer {self.optimizer}'",
                 fields=("optimizer_group", "optimizer"),
             )
-        _ = self.level, self.options, self.groups
+        if self.layout and not self.in_layouts:
+            raise UsageError(
+                f"'layout {self.layout[0]}' says which layout is meant, and none is permitted",
+                hint="add --adapt layout",
+                fields=("layout",),
+            )
+        _ = self.level, self.options, self.groups, parse_layout_answers(self.layout)
+
+    @property
+    def in_layouts(self) -> bool:
+        """Whether what is transposed, fused or split may be put into the target's layout."""
+        return LAYOUT in self.adapt
 
     @property
     def level(self) -> Level:
@@ -91,8 +108,9 @@ class FitRequest(TargetRequest):
         """What may be done to make a checkpoint fit, but for what may be initial."""
         fills, channels = parse_fills(self.fill)
         grids = None if self.grid is None else parse_grids(self.grid)
+        others = [text for text in self.adapt if text != LAYOUT]
         return FitOptions(
-            rules=(*parse_adaptations(self.adapt, grids), *channels),
+            rules=(*parse_adaptations(others, grids), *channels),
             fills=fills,
             classes=None if self.classes is None else Classes(*map(tuple, self.classes)),
             dtype=self.dtype,

@@ -27,6 +27,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.fileio.unchanged import write_unless_same
 from ckpt_surgery.fit.checks import check_adaptations
+from ckpt_surgery.fit.decided import Decided
 from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
 from ckpt_surgery.fit.groups import group_of, require_used
 from ckpt_surgery.fit.items import FitItem
@@ -41,6 +42,7 @@ from ckpt_surgery.matching.target_source import Aim, describe, opened
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.ops.fit_layouts import Arranged, arrange
 from ckpt_surgery.reports.fitting import FitReport, Fitted
 from ckpt_surgery.training.averages import find_averages
 from ckpt_surgery.training.documents import OptimizerChange
@@ -55,13 +57,16 @@ def fit(
     source: PathLike | Source,
     output: Output | PathLike,
     request: FitRequest | None = None,
+    *,
+    review: Callable[[Arranged], object] | None = None,
     **choices: Any,
 ) -> FitReport:
     """Fit the state dicts of `source` to one target, as `request` says; see `match`.
 
     ``fit(file, output, like="other.pth", adapt=["rows"])`` is short for
     ``fit(file, output, FitRequest(like="other.pth", adapt=["rows"]))``. What lies beside the state
-    dicts is carried over.
+    dicts is carried over. `review` is called with what is to be put into another layout before
+    anything is written.
 
     Raises `PlanError` if nothing fits, a tensor may not be initial, or it is not certain which of
     an optimizer's state belongs to which parameter, `AmbiguousMatchError` for
@@ -78,9 +83,11 @@ def fit(
     with read(source) as checkpoint, opened(asked) as aim:
         target.refuse_inputs([*checkpoint.sources, *aim.sources])
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
-        fitting = prepare(asked, for_output(checkpoint, target), aim, inputs)
+        fitting = prepare(asked, checkpoint, aim, inputs, output=target)
         if asked.emit_map is not None:
             _write_map(asked.emit_map, fitting.fitted, target)
+        if review is not None:
+            review(fitting.arranged)
         done = fitting.planned.plan.edits
         fitted, last = finishing(fitting.result, target, "fit", done, aim.sources)
         written = write(fitted, target, inputs=aim.sources)
@@ -111,6 +118,7 @@ class _Fitting:
     `left_out` are entries of state dicts that are no tensors, and not in the result.
     """
 
+    arranged: Arranged
     planned: Planned
     result: Checkpoint
     fitted: tuple[Fitted, ...]
@@ -123,17 +131,22 @@ def prepare(
     aim: Aim,
     inputs: Inputs,
     like: str | None = None,
+    *,
+    output: Output | None = None,
 ) -> _Fitting:
     """Plan a fit and apply the plan; values are computed when they are written.
 
     `like` is what plans call the file of the target, by default its name. Raises as `fit` does.
     """
+    arranged = arrange(asked, checkpoint, aim)
+    asked = arranged.asked
+    checkpoint = for_output(arranged.checkpoint, output or Output(dry_run=True))
     options = asked.options
     if asked.initial is not None:
         options = replace(options, may_be_initial=_permitted(asked.initial, aim))
     chosen = choose_state_dicts(checkpoint, asked.at)
     seen = views(checkpoint, asked.at)
-    fitted, targets = _plan_all(checkpoint, seen, aim, options, asked)
+    fitted, targets = _plan_all(checkpoint, seen, aim, options, arranged)
     with _naming(checkpoint, chosen[0], several=False):
         check_adaptations([i for each in fitted for i in each.plan.items], options.rules)
     label = like or next(iter(aim.inputs), None)
@@ -153,13 +166,16 @@ def prepare(
     left = tuple(_left_out(chosen, result))
     alone = _alone(checkpoint, asked)
     result = Plan(alone).apply(result)
-    warnings = [*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings]
+    said = [*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings]
     if beside.others:
-        warnings += averages_left_behind(beside, result)
-        warnings += names_left_behind(beside, _gone(chosen, result))
-    plan = Plan((*fits.edits, *following(step), *alone))
-    planned = Planned(plan, warnings=tuple(warnings), optimizers=step.changes)
-    return _Fitting(planned, result, tuple(fitted), left)
+        said += averages_left_behind(beside, result)
+        said += names_left_behind(beside, _gone(chosen, result))
+    planned = Planned(
+        Plan((*arranged.edits, *fits.edits, *following(step), *alone)),
+        warnings=(*arranged.warnings, *said),
+        optimizers=(*arranged.optimizers, *step.changes),
+    )
+    return _Fitting(arranged, planned, result, tuple(fitted), left)
 
 
 def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ...]:
@@ -287,7 +303,11 @@ def _naming(checkpoint: Checkpoint, state_dict: StateDict, *, several: bool) -> 
 
 
 def _plan_all(
-    checkpoint: Checkpoint, seen: Sequence[View], aim: Aim, options: FitOptions, asked: FitRequest
+    checkpoint: Checkpoint,
+    seen: Sequence[View],
+    aim: Aim,
+    options: FitOptions,
+    arranged: Arranged,
 ) -> tuple[list[Fitted], list[Target]]:
     """Plan the fit of each view, and return what each is fitted to.
 
@@ -305,7 +325,8 @@ def _plan_all(
                 gone = {item.name for item in of_path[model].plan.items if item.source in names}
                 targets[index] = aim.target.without(gone)
             its_aim = replace(aim, target=targets[index])
-            planned[index] = _plan(view.state_dict, its_aim, options, asked)
+            decided = arranged.decided.get(view.path, ())
+            planned[index] = _plan(view.state_dict, its_aim, options, arranged.asked, decided)
         of_path.setdefault(view.path, planned[index])
     return [planned[index] for index in range(len(seen))], targets
 
@@ -330,10 +351,18 @@ def _lacking(checkpoint: Checkpoint, seen: Sequence[View]) -> dict[str, tuple[st
     return found
 
 
-def _plan(state_dict: StateDict, aim: Aim, options: FitOptions, request: FitRequest) -> Fitted:
+def _plan(
+    state_dict: StateDict,
+    aim: Aim,
+    options: FitOptions,
+    request: FitRequest,
+    decided: Sequence[Decided],
+) -> Fitted:
     source = describe(state_dict)
     renames = request.renames or {}
-    check_map(renames, (spec.name for spec in source.specs), aim.target.names)
+    fused = (name for each in decided for name in each.layout.sources)
+    names = [spec.name for spec in source.specs]
+    check_map(renames, names, [*aim.target.names, *(fused if renames else ())])
     found = correspond(
         source.specs,
         aim.target.tensors,
@@ -357,7 +386,7 @@ def _plan(state_dict: StateDict, aim: Aim, options: FitOptions, request: FitRequ
                 f"'{item.source}' is no plain tensor, so it can only be copied as it is",
                 hint=f"the target wants {item.dtype} {list(item.shape)}",
             )
-    return Fitted(state_dict.path, state_dict.kind, found, plan)
+    return Fitted(state_dict.path, state_dict.kind, found, plan, tuple(decided))
 
 
 def _write_map(path: PathLike, fitted: Sequence[Fitted], output: Output) -> None:

@@ -10,6 +10,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import AmbiguousMatchError, correspond
+from ckpt_surgery.matching.layouts import layouts_of
 from ckpt_surgery.matching.request import MatchRequest
 from ckpt_surgery.matching.target_source import Aim, Described, describe, opened
 from ckpt_surgery.reports.fitting import Matched, MatchReport
@@ -41,7 +42,8 @@ def match(
             for each in chosen:
                 described = describe(each)
                 compared = aim.compare(described)
-                matched.append(Matched(each.path, each.kind, compared))
+                layouts = () if compared.fits else layouts_of(described, aim)
+                matched.append(Matched(each.path, each.kind, compared, layouts))
                 note = _spelled_otherwise(described, aim, compared)
                 if note is not None:
                     notes.append(f"'{each.path}': {note}" if len(chosen) > 1 else note)

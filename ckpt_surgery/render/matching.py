@@ -11,6 +11,7 @@ from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
 from ckpt_surgery.render.casts import cast_lines
+from ckpt_surgery.render.layouts import fit_layout_lines, match_layout_lines
 from ckpt_surgery.render.lists import below, in_one_line, show_warnings
 from ckpt_surgery.render.said import OF_FILES, said_of
 from ckpt_surgery.render.screen import Screen
@@ -29,6 +30,8 @@ def show_match(report: MatchReport, screen: Screen) -> None:
         loads = each.comparison.fits
         screen.line(_verdict(report, each), "green" if loads else "bold")
         for line in _differences(each.comparison, screen.most(_MOST_LINES)):
+            screen.line(line)
+        for line in match_layout_lines(each, screen.most(_MOST_LINES)):
             screen.line(line)
     show_warnings(report.warnings, screen)
 
@@ -143,6 +146,7 @@ def _fitted(each: Fitted, casts: Sequence[Cast], screen: Screen) -> Iterator[str
     if untied := [(i.name, i.untied_from) for i in plan.items if i.untied_from]:
         yield "untied, as in the target:"
         yield from below((f"{printable(name)} from {printable(old)}" for name, old in untied), most)
+    yield from fit_layout_lines(each.layouts, most)
     if adapted := plan.having("adapted"):
         yield f"adapted {_sum(adapted, plan.elements['adapted'])}:"
         folds = _fold((i.name, _adapted(i)) for i in adapted)

@@ -8,20 +8,33 @@ from typing import Any
 
 from ckpt_surgery.checkpoint.description import StateDictKind, join_path
 from ckpt_surgery.compute.casts import Cast
+from ckpt_surgery.fit.decided import Decided
 from ckpt_surgery.fit.items import STATUSES, FitItem, FitPlan
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import Correspondence
+from ckpt_surgery.matching.layouts import Layout
 from ckpt_surgery.reports import envelope, once
 from ckpt_surgery.training.documents import OptimizerChange
 
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """A state dict of the file against the target."""
+    """A state dict of the file against the target, and what of it would match in other layouts."""
 
     path: str
     kind: StateDictKind
     comparison: Comparison
+    layouts: tuple[Layout, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields of the JSON report of ``ckpt match``."""
+        sure = [layout for layout in self.layouts if layout.is_certain]
+        return self.comparison.to_dict() | {
+            "would_match_after": [[n, each.how] for each in sure for n in each.targets],
+            "ambiguous_layouts": [
+                [n, each.how] for each in self.layouts if each.doubt for n in each.targets
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +62,7 @@ class MatchReport:
         """Return where several state dicts were compared, every name is ``path/name``."""
         fields: dict[str, Any] = {}
         for each in self.matched:
-            for key, value in each.comparison.to_dict().items():
+            for key, value in each.to_dict().items():
                 if isinstance(value, int):
                     fields[key] = fields.get(key, 0) + value
                 else:
@@ -76,12 +89,16 @@ def _qualified(path: str, entry: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A state dict of the file, how its names were paired with the target's, and what became."""
+    """A state dict of the file, how its names were paired with the target's, and what became.
+
+    `layouts` are what is, or would be, in another layout than the target's.
+    """
 
     path: str
     kind: StateDictKind
     found: Correspondence
     plan: FitPlan
+    layouts: tuple[Decided, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +160,11 @@ class FitReport:
             "copied": [name for name, item in self._items if item.status == "copied"],
             "cast": [name for name, item in self._items if item.status == "cast"],
             "casts": [cast.to_dict() for cast in self.casts],
+            "layouts": [
+                _layout(self._name(each, ""), decided)
+                for each in self.fitted
+                for decided in each.layouts
+            ],
             "adapted": [
                 {
                     "name": name,
@@ -183,6 +205,20 @@ class FitReport:
 
 
 _SUMS = (*STATUSES, "dropped")
+
+
+def _layout(path: str, decided: Decided) -> dict[str, Any]:
+    layout = decided.layout
+    return {
+        "names": [path + name for name in layout.sources],
+        "targets": [path + name for name in layout.targets],
+        "how": layout.how,
+        "from_shapes": [list(shape) for shape in layout.from_shapes],
+        "to_shapes": [list(shape) for shape in layout.to_shapes],
+        "doubt": layout.doubt or None,
+        "ways": [way.name for way in layout.ways],
+        "applied": decided.is_applied,
+    }
 
 
 def _initial(name: str, item: FitItem) -> dict[str, Any]:

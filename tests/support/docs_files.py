@@ -35,6 +35,7 @@ def make(folder: Path) -> None:
     torch.save(_net().state_dict(), folder / "old.pth", _use_new_zipfile_serialization=False)
     _save_finetuned(folder)
     _save_adapter(folder)
+    save_layouts(folder)
     (folder / "publish.toml").write_text(_PUBLISH, encoding="utf-8")
     _save_on_gpu(folder / "gpu.pth")
     _save_ranks(folder)
@@ -53,6 +54,17 @@ def _save_finetuned(folder: Path) -> None:
         checkpoint = {"state_dict": state_dict, "epoch": number, "acc": 70.0 + number % 3}
         torch.save(checkpoint, folder / f"run{number}.pth")
     (folder / "merge.toml").write_text(_RECIPE, encoding="utf-8")
+
+
+def save_layouts(folder: Path) -> None:
+    """A block of GPT-2's form, and one of linear layers with q, k and v of their own."""
+    shapes = {"attn.c_attn": (8, 24), "attn.c_proj": (8, 8), "mlp.c_fc": (8, 16)}
+    shapes["mlp.c_proj"] = (16, 8)
+    old = {f"h.0.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    torch.save(old, folder / "conv1d.pth")
+    new = {f"h.0.attn.{part}.weight": torch.randn(8, 8) for part in "qkv"}
+    new |= {name: value.T.contiguous() for name, value in list(old.items())[1:]}
+    torch.save(new, folder / "linear.pth")
 
 
 def _save_adapter(folder: Path) -> None:

@@ -157,6 +157,7 @@ def _match() -> None:
 
 
 def _fit() -> None:
+    docs_files.save_layouts(Path())
     torchvision("resnet34", "r34.pth", num_classes=len(_CLASSES))
     torchvision("resnet50", "r50.pth")
     save(net("conv1 fc"), "alexnet.pth", "spp_init.pth")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NOTHING = "none"
 _PLAIN = (
-    *("match", "emit_map", "adapt", "grid", "fill", "dtype", "seed", "optimizer"),
+    *("match", "emit_map", "adapt", "layout", "grid", "fill", "dtype", "seed", "optimizer"),
     *("optimizer_group", "state_dict_only"),
 )
 
@@ -40,8 +40,8 @@ _PLAIN = (
     cls=Command,
     headings={
         "Target": ("model", "model_arg", "settings", "build", "like"),
-        "Which name is which": ("match", "rename_map", "emit_map"),
-        "Values": ("adapt", "grid", "classes", "fill", "initial", "dtype", "seed"),
+        "Which name is which": ("match", "rename_map", "emit_map", "emit_recipe"),
+        "Values": ("adapt", "layout", "grid", "classes", "fill", "initial", "dtype", "seed"),
         "Optimizer": ("optimizer", "optimizer_group"),
     },
 )
@@ -70,11 +70,25 @@ _PLAIN = (
     help="Write the pairs that were found to MAP for review, also in a dry run.",
 )
 @click.option(
+    "--emit-recipe",
+    metavar="RECIPE",
+    type=OutputFile(),
+    help="Write what '--adapt layout' does, and the rest of the line, to RECIPE for review, also "
+    "in a dry run: 'ckpt apply RECIPE' does it.",
+)
+@click.option(
     "--adapt",
     multiple=True,
     metavar="HOW",
-    help="Carry over what differs in shape: squeeze, reshape, "
+    help="Carry over what differs in shape: layout (transposed, fused, split), squeeze, reshape, "
     "channels[=mean|repeat|zero|first[:scaled]], rows, overlap, interpolate. Repeatable.",
+)
+@click.option(
+    "--layout",
+    multiple=True,
+    metavar="NAME=HOW",
+    help="Where '--adapt layout' calls a NAME (or a glob) of FILE ambiguous, what it is: "
+    "transposed, as-is, heads:N. Repeatable.",
 )
 @click.option(
     "--grid",
@@ -151,14 +165,19 @@ def fit(ctx: click.Context, /, **_: Any) -> int:
           --emit-map map.toml
       ckpt fit r34.pth --model torchvision:resnet34 --set fc.out_features=5 \
           --adapt rows --classes imagenet.txt mine.txt -o mine.pth
+      ckpt fit conv1d.pth --like linear.pth --adapt layout -o fitted.pth
     """
     from ckpt_surgery.ops.fit import fit as run
 
-    given = ctx.params
+    given, output = ctx.params, output_of(ctx)
     if given["emit_map"] == "-":
         raise UsageError("'--emit-map -' names no file")
-    output = output_of(ctx)
-    return finish(ctx, run(source_of(ctx), output, request_of(ctx)), _show)
+    review = None
+    if given["emit_recipe"] is not None:
+        from ckpt_surgery.cli.fit_recipe import emission
+
+        output, review = emission(ctx, output)
+    return finish(ctx, run(source_of(ctx), output, request_of(ctx), review=review), _show)
 
 
 def request_of(ctx: click.Context) -> FitRequest:

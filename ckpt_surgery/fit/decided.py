@@ -1,0 +1,20 @@
+"""What is to be done about a tensor in another layout than the target's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckpt_surgery.matching.layout_shapes import Step
+from ckpt_surgery.matching.layouts import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A layout, the steps that were decided on, and whether they are carried out.
+
+    `steps` None: it is not certain which they are. No steps: nothing has to be done.
+    """
+
+    layout: Layout
+    steps: tuple[Step, ...] | None
+    is_applied: bool = False

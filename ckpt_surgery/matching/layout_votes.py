@@ -1,0 +1,83 @@
+"""What the tensors around one tell about its layout, where its own shape does not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ckpt_surgery.matching.layout_shapes import Way
+from ckpt_surgery.models.target import Shape
+
+Told = Literal["yes", "no", "mixed"]
+"""Whether what is around is transposed."""
+
+_DEEPEST: Final = 32  # segments of a name that are looked at
+_UNTOLD: Final = "its parts are square"
+
+
+@dataclass(frozen=True, slots=True)
+class Votes:
+    """Of the matrices that are no squares: which modules, and which names of modules, have
+    transposed ones (True) and others (False).
+    """
+
+    by_module: dict[str, set[bool]]
+    by_name: dict[str, set[bool]]
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[str, Shape, Shape]]) -> Votes:
+        """Count pairs of a target's name, the checkpoint's shape and the target's."""
+        by_module: dict[str, set[bool]] = defaultdict(set)
+        by_name: dict[str, set[bool]] = defaultdict(set)
+        for name, have, want in pairs:
+            is_matrix = len(have) == 2 and have[0] != have[1]
+            if not is_matrix or want not in (have, have[::-1]):
+                continue
+            modules = list(_modules(name))
+            for module in modules:
+                by_module[module].add(want != have)
+            by_name[modules[0].rpartition(".")[2]].add(want != have)
+        return cls(by_module, by_name)
+
+    def around(self, name: str) -> Told | None:
+        """Return what the nearest module around it that tells anything tells."""
+        for module in _modules(name):
+            if found := self.by_module.get(module):
+                return _told(found)
+        return None
+
+    def of_square(self, name: str) -> Told | None:
+        """Return whether a square matrix is transposed: "yes" by its module's name, "mixed" if
+        that may be; None if nothing speaks for it.
+        """
+        own = self.by_name.get(next(_modules(name)).rpartition(".")[2])
+        if own and len(own) == 1:
+            return "yes" if True in own else None
+        return "mixed" if own or self.around(name) in ("yes", "mixed") else None
+
+    def decide(self, name: str, ways: tuple[Way, ...]) -> tuple[tuple[Way, ...], str]:
+        """Return the ways to the tensor `name`, the likeliest first, and the doubt about it."""
+        if len(ways) == 1:
+            return ways, ""
+        told = self.around(name)
+        likeliest = "as-is" if told in ("no", None) else "transposed"
+        ordered = tuple(sorted(ways, key=lambda way: way.name != likeliest))
+        # rows of a linear layer stay rows unless something speaks against it
+        is_usual = told is None and not any(":dim=1" in step.value for step in ordered[0].steps)
+        return ordered, "" if told in ("yes", "no") or is_usual else _UNTOLD
+
+
+def _told(votes: set[bool]) -> Told:
+    return "mixed" if len(votes) > 1 else ("yes" if True in votes else "no")
+
+
+def _modules(name: str) -> Iterator[str]:
+    """Yield the module that owns a tensor, and those around it, up to the root."""
+    module = name
+    for _ in range(_DEEPEST):
+        module = module.rpartition(".")[0]
+        yield module
+        if not module:
+            return
