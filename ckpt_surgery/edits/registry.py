@@ -17,6 +17,7 @@ KINDS: Final[dict[str, str]] = {
     "rename-module": "ckpt_surgery.edits.rename:RenameModule",
     "take": "ckpt_surgery.edits.take:Take",
     "take-module": "ckpt_surgery.edits.take:TakeModule",
+    "take-attribute": "ckpt_surgery.edits.attributes:TakeAttribute",
     "take-weights": "ckpt_surgery.edits.averages:TakeWeights",
     "update-average": "ckpt_surgery.edits.averages:UpdateAverage",
     "drop-state-dict": "ckpt_surgery.edits.averages:DropStateDict",

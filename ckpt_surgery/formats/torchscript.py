@@ -259,9 +259,9 @@ class _Reader:
 
 
 def _others(attributes: list[tuple[str, Node]], reader: TensorReader) -> Iterator[Other]:
-    """Those of `attributes` that tensors are in; a tensor counts where it is found first."""
+    """Those of `attributes` that are tensors or hold some, each counted where it is found first."""
     seen: set[int] = set()
     for path, node in attributes:
         tensors = tuple(reader.below(node, seen))
-        if tensors:
+        if tensors or reader.describe(node) is not None:
             yield Other(path, type_name(node), None, tensors, node)

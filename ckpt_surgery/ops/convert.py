@@ -33,7 +33,8 @@ class ConvertRequest:
     `tensors_only` it is no more than the tensors of the state dict, each of them rebuilt. `dtypes`
     are element types, ``TYPE`` for all floating-point tensors or ``SELECTION=TYPE``; with
     `keep_norms` the former leave norms and statistics of 32 bits as they are. `max_loss` is the
-    largest share of itself that a number may lose.
+    largest share of itself that a number may lose. `attributes` are globs of the attributes of a
+    TorchScript archive that become entries of its state dict.
 
     Raises `UsageError` for a type that there is not.
     """
@@ -44,6 +45,7 @@ class ConvertRequest:
     dtypes: Sequence[str] = ()
     keep_norms: bool = True
     max_loss: float | None = None
+    attributes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.max_loss is not None and not self.dtypes:
@@ -56,9 +58,24 @@ class ConvertRequest:
     def plan(self, checkpoint: Checkpoint) -> Planned:
         """Plan it.
 
-        Raises `UsageError` if there is no state dict, or several to choose from, and what
-        `plan_casts` raises.
+        Raises `UsageError` if there is no state dict, or several to choose from, or for a glob of
+        attributes that matches none, and what `plan_casts` raises.
         """
+        if not self.attributes:
+            return self._rest(checkpoint)
+        from ckpt_surgery.edits.attributes import plan_attributes
+        from ckpt_surgery.edits.inputs import Inputs
+
+        taken = plan_attributes(checkpoint, self.attributes)
+        rest = self._rest(taken.plan.apply(checkpoint, Inputs(())))
+        return replace(
+            rest,
+            plan=Plan((*taken.plan.edits, *rest.plan.edits)),
+            rules=(*taken.rules, *rest.rules),
+        )
+
+    def _rest(self, checkpoint: Checkpoint) -> Planned:
+        """Plan all but the attributes."""
         if not self.state_dict_only and not self.tensors_only and self.at is None:
             return self._casts(checkpoint, checkpoint.state_dicts)
         chosen = the_state_dict(checkpoint, [] if self.at is None else [self.at])
@@ -136,12 +153,18 @@ def _report(before: Checkpoint, planned: Planned, written: Written) -> EditRepor
         removed=(*_no_tensors(before, narrowed), *written.removed),
         renamed=(),
         carried=tuple(other.path for other in after.others),
-        dropped=left_out(before, narrowed, after),
+        dropped=_left_out(before, narrowed, after),
         casts=written.casts,
         warnings=(*before.notes, *planned.warnings, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,
     )
+
+
+def _left_out(before: Checkpoint, narrowed: Plan, after: Checkpoint) -> tuple[str, ...]:
+    """Return what is no longer there, of which what became an entry is none."""
+    taken = {edit["name"] for edit in narrowed.to_dict() if edit["edit"] == "take-attribute"}
+    return tuple(path for path in left_out(before, narrowed, after) if path not in taken)
 
 
 def _no_tensors(before: Checkpoint, narrowed: Plan) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.edits import EditReport
 
 _MOST_NAMES: Final = 20
-_CHANGED: Final = {"dtype": "chose", "keep-norms": "kept"}
+_CHANGED: Final = {"attributes": "took", "dtype": "chose", "keep-norms": "kept"}
 
 
 def show(report: EditReport, screen: Screen) -> None:

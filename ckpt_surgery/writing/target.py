@@ -30,7 +30,8 @@ def output_format(checkpoint: Checkpoint, output: Output) -> Format:
 def for_output(checkpoint: Checkpoint, output: Output, *, keep_modules: bool = False) -> Checkpoint:
     """Return `checkpoint` as the format of `output` holds it, before any edit.
 
-    What has no place there goes; what the format refuses stays, since an edit may remove it. With
+    What has no place there goes; what the format refuses stays, since an edit may remove it, and
+    so do the attributes of a script until it is written, since an edit may take them. With
     `keep_modules` pickled modules may stay what they are, if no edit changes what is in them;
     otherwise they become their state dicts.
     Raises `LossyEditError` for an edit in place of a file that can only be replaced by a part of
@@ -41,7 +42,14 @@ def for_output(checkpoint: Checkpoint, output: Output, *, keep_modules: bool = F
         checkpoint = replace(checkpoint, modules={})
     losses = [loss for loss in target.losses(checkpoint) if not loss.refused]
     require_modules(checkpoint, output, target, losses)
-    return replace(without(checkpoint, losses), format=target.name)
+    return replace(without(checkpoint, _without_takeable(checkpoint, losses)), format=target.name)
+
+
+def _without_takeable(checkpoint: Checkpoint, losses: Sequence[Loss]) -> list[Loss]:
+    """Return `losses` but those of attributes of a script, which lie in no container."""
+    takeable = {o.path for o in checkpoint.others if o.parent is None and o.node is not None}
+    takeable.discard("")
+    return [loss for loss in losses if loss.part != "other" or loss.path not in takeable]
 
 
 def require_modules(

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,22 @@ def _values() -> None:
     save_file(net(), "m.safetensors")
 
 
+class _Statistics(nn.Module):
+    """Has statistics that are no buffers, as every script of 2019 had them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Linear(1, 2)
+        self.norm.running_mean = torch.zeros(2)  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x) - self.norm.running_mean
+
+
 def _convert() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        torch.jit.save(torch.jit.script(_Statistics()), "script2019.pt")
     with torch.random.fork_rng():
         torch.save(nn.Linear(2, 2), "model.pkl")
     save(training(), "train.pth.tar", "untrusted.pth", "train.pth")

@@ -61,6 +61,13 @@ if TYPE_CHECKING:
     "becomes zero changes by 1.",
 )
 @click.option(
+    "--attributes",
+    multiple=True,
+    metavar="GLOB",
+    help="Take tensors that are attributes of a TorchScript archive's modules into its state dict: "
+    "'**.running_*', or '**' for all. Repeatable.",
+)
+@click.option(
     "--legacy", is_flag=True, help="Write the format of torch before 1.6: --format torch-legacy."
 )
 @hash_name_option
@@ -83,6 +90,7 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
       ckpt convert untrusted.pth --tensors-only -o weights.pth
       ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
+      ckpt convert script2019.pt --attributes '**.running_*' -o weights.pth
       ckpt convert runs/ --output-template '{parent}/{stem}.safetensors'
       ckpt convert train.pth.tar --at state_dict -o model.safetensors
       ckpt convert model.pth --dtype bf16 --dtype 'head.**=float32' -o half.pth
@@ -119,4 +127,5 @@ def request_of(ctx: click.Context) -> ConvertRequest:
         dtypes=given["dtype"],
         keep_norms=given["keep_norms"],
         max_loss=given["max_loss"],
+        attributes=given["attributes"],
     )
