@@ -6,7 +6,7 @@ them. How a matcher is read is timm's own code, so that it is what `param_groups
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import import_module
@@ -15,6 +15,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.errors import ConstructionError
+from ckpt_surgery.models.asking import asking
 from ckpt_surgery.models.torchvision_import import beside_torchvision
 
 if TYPE_CHECKING:
@@ -37,16 +38,17 @@ class Answers:
 
 def ask(model: nn.Module) -> Answers:
     """Ask a model, which may be on the meta device. Raises ConstructionError if its code raises."""
-    own = dict(model.named_parameters())
-    layers = _layers(model, own)
-    return Answers(layers, _undecayed(model, own, layers), frozenset(_classifier(model)))
+    with asking(f"'{type(model).__name__}' cannot be asked about its layers"):
+        own = dict(model.named_parameters())
+        layers = _layers(model, own)
+        return Answers(layers, _undecayed(model, own, layers), frozenset(_classifier(model)))
 
 
 def _layers(model: nn.Module, own: Mapping[str, Any]) -> Mapping[str, int] | None:
     has_matcher = callable(getattr(model, "group_matcher", None))
     if not (has_matcher or hasattr(model, "pretrained_cfg")) or find_spec("timm") is None:
         return None
-    found = _call(model, lambda: _timm_layers(model, has_matcher))
+    found = _timm_layers(model, has_matcher)
     # one layer for everything says nothing; what timm leaves out it takes for the last
     last = max(found.values(), default=0)
     return {name: found.get(name, last) for name in own} if last else None
@@ -72,7 +74,7 @@ def _undecayed(
     named = named if callable(named) and _takes_nothing(named) else None
     if layers is None and not callable(named):
         return None
-    patterns = list(_call(model, named)) if callable(named) else []
+    patterns = _several(model, "no_weight_decay", named()) if callable(named) else []
     return frozenset(
         name
         for name, parameter in own.items()
@@ -85,7 +87,7 @@ def _classifier(model: nn.Module) -> Iterator[str]:
     get = getattr(model, "get_classifier", None)
     if not callable(get) or not _takes_nothing(get):
         return
-    found = _call(model, get)
+    found = get()
     heads = found if isinstance(found, tuple | list) else (found,)
     wanted = {id(head) for head in heads}
     for path, module in model.named_modules():
@@ -102,11 +104,11 @@ def _takes_nothing(method: Callable[..., Any]) -> bool:
     return True
 
 
-def _call(model: nn.Module, ask_it: Callable[[], Any]) -> Any:
-    try:
-        return ask_it()
-    except Exception as error:
+def _several(model: nn.Module, method: str, found: Any) -> list[Any]:
+    """Return the elements of an answer that is to be a collection of names."""
+    if not isinstance(found, Iterable):
         raise ConstructionError(
             f"'{type(model).__name__}' cannot be asked about its layers: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+            f"'{method}' gave '{type(found).__name__}', no names"
+        )
+    return list(found)

@@ -29,6 +29,7 @@ from ckpt_surgery.errors import (
     MissingDependencyError,
     UsageError,
 )
+from ckpt_surgery.models.asking import asking
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.sources import (
@@ -296,8 +297,13 @@ def _a(word: str) -> str:
 
 def describe(model: nn.Module, title: str) -> Target:
     """Return the description of `model`; raises ConstructionError if it
-    has parameters without a shape.
+    has parameters without a shape, or if its code raises when it is asked.
     """
+    with asking(f"'{title}' cannot be described"):
+        return _described(model, title)
+
+
+def _described(model: nn.Module, title: str) -> Target:
     state = read_state_dict(model, title)
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     for name, tensor in tensors.items():
@@ -329,12 +335,8 @@ def describe(model: nn.Module, title: str) -> Target:
 
 def read_state_dict(model: nn.Module, title: str) -> dict[str, Any]:
     """``model.state_dict(keep_vars=True)``; raises ConstructionError if the model's hooks raise."""
-    try:
+    with asking(f"the state dict of '{title}' cannot be taken"):
         state: dict[str, Any] = model.state_dict(keep_vars=True)
-    except Exception as error:
-        raise ConstructionError(
-            f"the state dict of '{title}' cannot be taken: {type(error).__name__}: {error}"
-        ) from error
     return state
 
 

@@ -108,9 +108,12 @@ def _plan_for_model(
 
     require_torch()
     from ckpt_surgery.freeze.live import inventory_of
+    from ckpt_surgery.models.asking import asking
     from ckpt_surgery.models.building import build_module
 
-    inventory = inventory_of(build_module(spec))
+    module = build_module(spec)
+    with asking(f"'{spec}' cannot be described"):
+        inventory = inventory_of(module)
     plan = FreezePlan.build(inventory, recipe)
     if state_dict is None:
         return plan

@@ -12,6 +12,7 @@ from torch import nn
 
 import ckpt_surgery as ckpt
 from ckpt_surgery.errors import ConstructionError, UsageError
+from ckpt_surgery.freeze import asked
 from ckpt_surgery.models.building import build_module, build_target, describe
 from ckpt_surgery.models.specs import ModelSpec, parse_settings
 from ckpt_surgery.models.stand_ins import as_description, with_fakes
@@ -134,3 +135,41 @@ def test_a_package_that_imports_its_parts_when_asked_may_fail(
     with pytest.raises(ConstructionError, match=message):
         build_target("lazy_package:Thing")
     del sys.modules["lazy_package"]
+
+
+class _Raising(nn.Linear):
+    """A model of which one method raises, as another's code may."""
+
+    def __init__(self, method):
+        super().__init__(2, 2)
+        self.method = method
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "__dict__").get("method"):
+            raise ZeroDivisionError(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("method", ["named_parameters", "named_modules", "state_dict"])
+def test_what_a_model_raises_when_it_is_asked_is_its_own_fault(method):
+    with pytest.raises(ConstructionError, match=f"ZeroDivisionError: {method}"):
+        describe(_Raising(method), "mine:Net")
+
+
+def test_what_this_package_raises_is_not_the_model_s_fault(monkeypatch):
+    monkeypatch.setattr("ckpt_surgery.models.building._ties", None)
+    with pytest.raises(TypeError):
+        describe(nn.Linear(2, 2), "mine:Net")
+
+
+@pytest.mark.parametrize("method", ["group_matcher", "get_classifier", "no_weight_decay"])
+def test_a_model_that_cannot_be_asked_about_its_layers_is_named(method):
+    with pytest.raises(ConstructionError, match=f"'_Raising' cannot be asked .*: {method}"):
+        asked.ask(_Raising(method))
+
+
+def test_an_answer_that_is_none_is_named():
+    model = nn.Linear(2, 2)
+    model.no_weight_decay = lambda: 7
+    with pytest.raises(ConstructionError, match="'no_weight_decay' gave 'int', no names"):
+        asked.ask(model)
