@@ -23,8 +23,8 @@ class DirectorySource:
     huggingface_hub is made of links into the ``blobs`` beside it: those are its files as well.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, label: str | None = None) -> None:
+        self.name = name if label is None else label
         self.path = name
         status = os.stat(name)  # noqa: PTH116
         self.identity: FileIdentity | None = (status.st_dev, status.st_ino)
@@ -34,11 +34,14 @@ class DirectorySource:
         self.size = sum(self._sizes.values())
 
     @classmethod
-    def open(cls, path: PathLike) -> DirectorySource:
-        """Open the directory at `path`. Raises `ReadError` if it cannot be listed."""
+    def open(cls, path: PathLike, label: str | None = None) -> DirectorySource:
+        """Open the directory at `path`, which messages call `label` if there is one.
+
+        Raises `ReadError` if it cannot be listed.
+        """
         name = os.fspath(path)
         try:
-            return cls(name)
+            return cls(name, label)
         except OSError as error:
             raise ReadError(cannot("be read", error), path=name) from error
 
@@ -69,7 +72,7 @@ class DirectorySource:
                 entry=relative,
                 hint="the files of a checkpoint are to lie beside each other",
             )
-        return FileSource.open(os.path.join(self.name, relative))  # noqa: PTH118
+        return FileSource.open(os.path.join(self.path, relative))  # noqa: PTH118
 
     def _leads_inside(self, relative: str) -> bool:
         """Return whether the name is a link, or goes through some, to a file that lies inside."""

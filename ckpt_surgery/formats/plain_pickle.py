@@ -20,6 +20,7 @@ from ckpt_surgery.torch_objects.arrays import array_note, bytes_of, with_tensors
 from ckpt_surgery.torch_objects.find import assemble
 
 _PROTOCOLS = b"\2\3\4\5"
+_OF_DCP = "torch.distributed.checkpoint.metadata.Metadata"
 _LOAD = "torch.storage._load_from_bytes"
 
 
@@ -48,6 +49,12 @@ class PlainPickle(Format):
         tensors = _resolve_storages(parsed.root, source, limits)
         arrays = with_tensors(parsed.root, limits)
         if not tensors and not arrays:
+            if isinstance(parsed.root, Object) and parsed.root.name == _OF_DCP:
+                raise UnknownFormatError(
+                    "this is the metadata of a distributed checkpoint "
+                    "(torch.distributed.checkpoint)",
+                    hint="name its directory: 'ckpt inspect DIR'",
+                )
             raise UnknownFormatError(
                 "a plain pickle without tensors and numpy arrays, not a file of torch.save",
                 hint="what torch.save, torch.jit.save and safetensors wrote can be read",

@@ -58,7 +58,8 @@ class _Sharded(Format):
                 path=source.name,
                 hint="name the index file, or its directory",
             )
-        folder = DirectorySource.open(os.path.dirname(source.path) or ".")  # noqa: PTH120
+        place = os.path.dirname(source.path)  # noqa: PTH120
+        folder = DirectorySource.open(place or ".", None if place else source.name)
         return read_sharded(source, folder, limits, self.name)
 
     def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch_checks import assert_same, quiet
 
-from ckpt_surgery import DamagedFileError, ReadError, convert, inspect
+from ckpt_surgery import DamagedFileError, ReadError, UnknownFormatError, convert, inspect
 
 HELPER = Path(__file__).resolve().parents[1] / "support" / "save_dcp.py"
 
@@ -168,3 +168,9 @@ def test_directory_without_its_metadata_is_told_as_one(directory):
     (directory / ".metadata").unlink()
     with pytest.raises(ReadError, match="names and places of tensors with it: there is 1 file"):
         inspect(directory)
+
+
+def test_metadata_by_itself_is_told_as_what_it_is(directory):
+    with pytest.raises(UnknownFormatError, match="metadata of a distributed checkpoint") as told:
+        inspect(directory / ".metadata")
+    assert "name its directory" in str(told.value.hint)

@@ -257,3 +257,13 @@ def test_snapshot_whose_blobs_are_a_link_is_refused(safetensors):
         (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
     with pytest.raises(DamagedFileError, match="leads out of the directory"):
         inspect(snapshot / safetensors.name)
+
+
+def test_index_that_is_named_bare_is_blamed_by_its_name(safetensors, monkeypatch):
+    monkeypatch.chdir(safetensors.parent)
+    index = json.loads(safetensors.read_text())
+    index["weight_map"][next(iter(index["weight_map"]))] = "gone.safetensors"
+    safetensors.write_text(json.dumps(index))
+    with pytest.raises(DamagedFileError, match="the file is missing") as told:
+        inspect(safetensors.name)
+    assert told.value.path == safetensors.name
