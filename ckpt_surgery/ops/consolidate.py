@@ -15,6 +15,7 @@ from ckpt_surgery.ranks.deepspeed import ZeroRank, read_zero
 from ckpt_surgery.ranks.fairscale import has_shard_metadata, unflattened
 from ckpt_surgery.ranks.files import find_rank_files
 from ckpt_surgery.ranks.join import Joined
+from ckpt_surgery.ranks.megatron import consolidate_megatron
 from ckpt_surgery.ranks.parts import read_parts
 from ckpt_surgery.ranks.structure import (
     Consolidated,
@@ -37,9 +38,10 @@ def consolidate(
     """Write one checkpoint from the files that ranks saved, or from a directory of them.
 
     Understood are DTensors (FSDP2, tensor parallelism), ShardedTensors (FSDP1), fairscale's flat
-    parameters, LLaMA's ``consolidated.NN.pth``, ZeRO checkpoints of DeepSpeed, whose weights in
-    float32 are taken, and any others with `axes`, which say how tensors are joined
-    (``"**.wq.weight=0"``). Nothing of the files is run, and memory does not grow with them.
+    parameters, LLaMA's ``consolidated.NN.pth``, Megatron-LM's tensor parallelism, ZeRO checkpoints
+    of DeepSpeed, whose weights in float32 are taken, and any others with `axes`, which say how
+    tensors are joined (``"**.wq.weight=0"``). Nothing of the files is run, and memory does not grow
+    with them.
 
     Raises `UsageError` if it is not known how tensors are joined, `ReadError` for bad or missing
     files, `LossyEditError` for what the output's format cannot hold and `WriteError` for a bad
@@ -84,6 +86,8 @@ def _consolidated(
     checkpoints = [opened.enter_context(read(path)) for path in files.paths]
     if files.writer == "dcp":
         return "dcp", _of_one(checkpoints[0], rules)
+    if files.writer == "megatron":
+        return "megatron", consolidate_megatron(checkpoints, rules)
     ranks = [read_parts(each) for each in checkpoints]
     if all(map(has_shard_metadata, ranks)):
         _refuse_rules(rules)

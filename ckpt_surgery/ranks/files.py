@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 
-Writer = Literal["ranks", "llama", "deepspeed", "dcp"]
+Writer = Literal["ranks", "llama", "deepspeed", "megatron", "dcp"]
 
 _SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors"})
 _LLAMA: Final = re.compile(r"consolidated\.\d+\.pth")
@@ -71,13 +71,18 @@ def is_named_like_rank(path: PathLike) -> bool:
 
 
 def _in_directory(folder: Path) -> RankFiles:
-    folder = _latest(folder)
+    from ckpt_surgery.ranks.megatron import find_megatron, step_folder
+
+    folder = _latest(step_folder(folder))
     try:
+        megatron = find_megatron(folder)
         files = sorted(path for path in folder.iterdir() if path.is_file())
     except OSError as error:
         raise ReadError(
             f"cannot be read: {(error.strerror or str(error)).lower()}", path=str(folder)
         ) from error
+    if megatron:
+        return RankFiles("megatron", tuple(megatron))
     if any(path.match(_ZERO) for path in files):
         return RankFiles("deepspeed", (folder,))
     if any(path.name == ".metadata" or path.name.startswith("shard-") for path in files):

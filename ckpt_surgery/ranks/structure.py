@@ -199,10 +199,23 @@ def join_flat(
         }
         for each in ranks
     ]
-    _require_same_names(parts, files)
-    hows: dict[Way, How | None] = {way: _how(way, rules) for way in parts[0]}
-    _require_used(rules, [_names(way) for way in hows])
-    _require_known(parts, hows)
+    return join_parts(parts, files, rules, rules)
+
+
+def join_parts(
+    ranks: Sequence[Mapping[Way, Part]],
+    files: Sequence[str],
+    asked: Sequence[AxisRule],
+    known: Sequence[AxisRule],
+) -> dict[str, Joined]:
+    """Return what the ranks have parts of, by name, joined as the first of `known` says.
+
+    Each of `asked` is to match something. Raises what `consolidate_ranks` does.
+    """
+    _require_same_names(ranks, files)
+    hows: dict[Way, How | None] = {way: _how(way, known) for way in ranks[0]}
+    _require_used(asked, [_names(way) for way in hows])
+    _require_known([{w: p for w, p in each.items() if not p.is_placed} for each in ranks], hows)
     return {
-        way[0]: join(way[0], [each[way] for each in parts], files, how) for way, how in hows.items()
+        way[0]: join(way[0], [each[way] for each in ranks], files, how) for way, how in hows.items()
     }

@@ -19,6 +19,7 @@ _WRITERS: Final = {
     "llama": "files of LLaMA",
     "deepspeed": "a ZeRO checkpoint of DeepSpeed",
     "fairscale": "files of fairscale",
+    "megatron": "files of Megatron-LM",
     "dcp": "a distributed checkpoint",
 }
 _HOWS: Final = {

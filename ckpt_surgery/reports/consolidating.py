@@ -29,7 +29,8 @@ class ConsolidateReport:
     """What `consolidate` did, or would do. Names are ``path/name``.
 
     `writer` says whose rules the files follow: ``ranks`` (those that say everything themselves, or
-    by ``--axis``), ``llama``, ``deepspeed``, ``fairscale`` or ``dcp``. `removed` are entries that
+    by ``--axis``), ``llama``, ``deepspeed``, ``fairscale``, ``megatron`` or
+    ``dcp``. `removed` are entries that
     the output's format cannot hold, `carried` and `dropped` paths of what lies beside the weights.
     """
 

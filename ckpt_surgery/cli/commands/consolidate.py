@@ -33,9 +33,9 @@ def consolidate(
 
     DIR holds what each rank of a training run saved, or the FILEs of all ranks are named.
     Understood are DTensors and ShardedTensors (FSDP, tensor parallelism), which know their places,
-    flat parameters of fairscale, LLaMA's consolidated.NN.pth, and ZeRO checkpoints of DeepSpeed,
-    of which the float32 weights are taken. How other tensors are split is never guessed: --axis
-    says it.
+    flat parameters of fairscale, LLaMA's consolidated.NN.pth, tensor parallelism of Megatron-LM,
+    and ZeRO checkpoints of DeepSpeed, of which the float32 weights are taken. How other tensors are
+    split is never guessed: --axis says it.
 
     \b
     Examples:
