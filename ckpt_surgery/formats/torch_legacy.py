@@ -27,7 +27,7 @@ from ckpt_surgery.pickles import (
     parse,
     walk,
 )
-from ckpt_surgery.torch_objects.calls import sizes
+from ckpt_surgery.torch_objects.calls import sizes, steps
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id, text
 
@@ -308,7 +308,7 @@ class _References:
         if not isinstance(place, tuple) or len(place) < 4 or id(place[0]) not in self._shifts:
             return place
         whole, view = self._shifts[id(place[0])]
-        offset, shape, stride = place[1], sizes(place[2]), sizes(place[3])
+        offset, shape, stride = place[1], sizes(place[2]), steps(place[3])
         is_empty = not shape and not view.numel  # as torch 0.3 wrote them
         if type(offset) is not int or len(shape) != len(stride) or is_empty:
             return place  # anything but an empty one is refused as a tensor

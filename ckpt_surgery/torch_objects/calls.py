@@ -97,14 +97,17 @@ class Call:
             self._settled(shape)
         if type(stride) is not tuple:
             self._settled(stride)
-        return storage, offset, sizes(shape), sizes(stride)
+        return storage, offset, sizes(shape), steps(stride)
 
     def sizes(self, index: int) -> tuple[int, ...]:
-        """Return a shape or stride: a tuple, list or ``torch.Size``
-        of integers from 0 to 2**63 - 1.
-        """
+        """Return a shape: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
         node = self._args[index]
         return sizes(node if type(node) is tuple else self._settled(node))
+
+    def steps(self, index: int) -> tuple[int, ...]:
+        """Return strides, which are of the form of a shape, and of any product."""
+        node = self._args[index]
+        return steps(node if type(node) is tuple else self._settled(node))
 
     def dtype(self, index: int) -> DType:
         """Return the element type that a global names."""
@@ -157,7 +160,15 @@ def wrong_form(node: Object) -> DamagedFileError:
 
 
 def sizes(node: Node) -> tuple[int, ...]:
-    """Return a shape or stride: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
+    """Return a shape: `steps` whose product fits in 64 bits."""
+    found = steps(node)
+    if prod(found) > _MAX_INT:
+        raise DamagedFileError("a tensor has more elements than fit in 64 bits")
+    return found
+
+
+def steps(node: Node) -> tuple[int, ...]:
+    """Return strides: a tuple, list or ``torch.Size`` of integers from 0 to 2**63 - 1."""
     if isinstance(node, Object) and node.name == "torch.Size":
         node = Call.plain(node, 1, 1).settled(0)
     if not isinstance(node, (tuple, list)) or len(node) > _MAX_DIMENSIONS:
@@ -165,6 +176,4 @@ def sizes(node: Node) -> tuple[int, ...]:
     for n in node:
         if type(n) is not int or not 0 <= n <= _MAX_INT:
             raise DamagedFileError("a tensor's size or stride is negative, too large or no number")
-    if prod(node) > _MAX_INT:
-        raise DamagedFileError("a tensor has more elements than fit in 64 bits")
     return tuple(node)

@@ -14,7 +14,7 @@ from ckpt_surgery.checkpoint.description import Shard, Tensor
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, List, Node, Object
 from ckpt_surgery.startup.lazy_dataclass import dataclass
-from ckpt_surgery.torch_objects.calls import sizes
+from ckpt_surgery.torch_objects.calls import sizes, steps
 from ckpt_surgery.torch_objects.mappings import named_items
 
 _CLASSES: Final = frozenset(
@@ -79,7 +79,7 @@ def read_sharded_tensor(
     return ShardedTensor(
         sizes(metadata["size"]),
         tuple(_chunk(shard, at, describe) for shard in shards),
-        tuple(sizes(place) for place in places if place is not None),
+        tuple(steps(place) for place in places if place is not None),
     )
 
 
@@ -100,7 +100,7 @@ def _chunk(
         _require_settled(place[part], at)
     if sizes(place["shard_sizes"]) != tensor.shape:
         raise DamagedFileError("a shard of a ShardedTensor has another shape than its place")
-    return sizes(place["shard_offsets"]), tensor
+    return steps(place["shard_offsets"]), tensor
 
 
 def _fields(node: Node, at: int) -> dict[str, Node]:

@@ -280,7 +280,7 @@ def _meta(_: TensorReader, call: Call) -> Tensor:
     return Tensor(
         call.sizes(1),
         call.dtype(0),
-        call.sizes(2),
+        call.steps(2),
         layout="strided",
         device="meta",
         requires_grad=call.boolean(3),
@@ -309,7 +309,7 @@ def _wrapper(_: TensorReader, call: Call) -> Tensor:
     return Tensor(
         call.sizes(2),
         call.dtype(1),
-        call.sizes(3),
+        call.steps(3),
         layout="subclass",
         device=call.device(6),
         requires_grad=call.boolean(7),
