@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ckpt_surgery.names import Chosen, Selection
 
 
-_GRAPHS: Final = "torch.fx."
+# Objects whose weights are not among their attributes: graphs, and quantised modules by themselves.
+_CODED: Final = ("torch.fx.", "torch.ao.nn.", "torch.nn.quantized.", "torch.nn.intrinsic.")
 
 
 class SaidRule(Protocol):
@@ -56,16 +57,15 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
 
 
 def _without_state_dict(checkpoint: Checkpoint) -> UsageError:
-    """Return the error for a file without a state dict, which names a graph of torch.fx in it."""
-    coded = (o for o in checkpoint.others if o.tensors and o.type.startswith(_GRAPHS))
-    graph = next(coded, None)
-    if graph is None:
+    """Return the error for a file without a state dict, which names a module that is but code."""
+    coded = next((o for o in checkpoint.others if o.type.startswith(_CODED)), None)
+    if coded is None:
         message, hint = "there is no state dict in it", "'ckpt inspect' shows what the file holds"
     else:
-        place = f"'{graph.path}'" if graph.path else "what it holds"
+        place = f"'{coded.path}'" if coded.path else "what it holds"
         message = (
-            f"there is no state dict in it: {place} is a graph ({graph.type}), and only its "
-            f"code unpacks its {len(graph.tensors):,} tensors"
+            f"there is no state dict in it: {place} is of {coded.type}, and only the code of that "
+            "unpacks its weights"
         )
         hint = "save the model's state_dict() with torch"
     return UsageError(message, path=checkpoint.file.name, hint=hint)

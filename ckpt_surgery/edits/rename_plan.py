@@ -35,9 +35,18 @@ def plan_rename(
             "no rule says what to rename",
             hint="give --strip-prefix, --add-prefix, --replace, --sub, --map or --unwrap",
         )
-    seen = views(checkpoint, at)
+    seen = views(checkpoint, at, counted_only=any(isinstance(rule, Unwrap) for rule in rules))
     plain = [rewrite(view.state_dict.names, rules) for view in seen]
-    require_changes(rules, plain)
+    try:
+        require_changes(rules, plain)
+    except UsageError as error:
+        kept = next((view for view in seen if view.prefix), None)
+        if kept is not None:
+            error.hint = (
+                f"the average in '{kept.path}' keeps its own '{kept.prefix}'; "
+                f"--at {kept.path} is about the names in it"
+            )
+        raise
     rewritten: list[Rewritten] = []
     warnings: list[str] = []
     for view, each in zip(seen, plain, strict=True):

@@ -66,14 +66,15 @@ class View:
         return self.prefix + path if path else self.prefix.removesuffix(".")
 
 
-def views(checkpoint: Checkpoint, at: Sequence[str]) -> list[View]:
+def views(checkpoint: Checkpoint, at: Sequence[str], *, counted_only: bool = False) -> list[View]:
     """Return the state dicts to edit: all, or those at the paths `at`.
 
-    One that is an average is seen by its model's names if the model is edited as well. Raises
-    `UsageError` if there is none, or none at one of the paths.
+    One that is an average is seen by its model's names if the model is edited as well; with
+    `counted_only`, if it also counts its updates, without which a wrapper is one like others.
+    Raises `UsageError` if there is none, or none at one of the paths.
     """
     chosen = choose_state_dicts(checkpoint, at)
-    wrapped = _wrapped(checkpoint, chosen)
+    wrapped = _wrapped(checkpoint, chosen, counted_only)
     edited = {state_dict.path for state_dict in chosen}
     found: list[View] = []
     for state_dict in chosen:
@@ -95,7 +96,7 @@ def _below(prefix: str) -> Callable[[str], bool]:
 
 
 def _wrapped(
-    checkpoint: Checkpoint, chosen: Sequence[StateDict]
+    checkpoint: Checkpoint, chosen: Sequence[StateDict], counted_only: bool
 ) -> dict[str, tuple[str, set[str]]]:
     """Return, by the path of each average whose names are wrapped, its wrapper and its models.
 
@@ -114,7 +115,7 @@ def _wrapped(
             wrapped, other = other, wrapped
             names = {plain: inner for inner, plain in names.items()}
         wrapper = _wrapper(names)
-        if wrapper:
+        if wrapper and (average.counters or not counted_only):
             found.setdefault(wrapped, (wrapper, set()))[1].add(other)
     return found
 

@@ -126,6 +126,13 @@ def test_a_graph_alone_is_named(place: str, tmp_path: Path) -> None:
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
     file = save({place: graph} if place else graph, tmp_path / "g.pth")
     told = f"'{place}'" if place else "what it holds"
-    with pytest.raises(UsageError, match=f"{told} is a graph .*unpacks its 2 tensors") as error:
+    with pytest.raises(UsageError, match=rf"{told} is of torch\.fx.*its weights") as error:
         ckpt.convert(file, tmp_path / "out.pth", state_dict_only=True)
     assert error.value.hint == "save the model's state_dict() with torch"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_module_alone_is_named(tmp_path: Path) -> None:
+    file = save(torch.ao.nn.quantized.Conv2d(1, 1, 1), tmp_path / "q.pt")
+    with pytest.raises(UsageError, match=r"is of torch.ao.nn.quantized.modules.conv\.Conv2d"):
+        ckpt.convert(file, tmp_path / "out.pth", state_dict_only=True)

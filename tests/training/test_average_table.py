@@ -359,3 +359,26 @@ def test_an_average_of_the_file_itself_is_its_model(tmp_path: Path) -> None:
     averaged, trained = AVERAGED.state_dict(), TRAINED.state_dict()
     wanted = {n: (averaged if n in parameters(NAMES) else trained)[n] for n in NAMES}
     assert_same(found, wanted)
+
+
+def test_what_wrappers_add_comes_off_an_average_that_counts_nothing(tmp_path: Path) -> None:
+    """One in DataParallel loads as its model then; an AveragedModel has its own place for names."""
+    outer = nn.DataParallel(AVERAGED)
+    value = {"model": TRAINED.state_dict(), "ema": outer.state_dict(), "swa": averaged_model()}
+    file = save(value, tmp_path / "in.pt")
+    ckpt.rename(file, tmp_path / "out.pt", [ckpt.Unwrap()])
+    found = load(tmp_path)
+    assert list(found["ema"]) == list(found["model"]) == NAMES
+    assert list(found["swa"]) == ["n_averaged", *(f"module.{name}" for name in NAMES)]
+
+
+def test_a_rule_for_a_wrapper_alone_says_how_it_is_meant(tmp_path: Path) -> None:
+    value = {"model": TRAINED.state_dict(), "ema": nn.DataParallel(AVERAGED).state_dict()}
+    file = save(value, tmp_path / "in.pt")
+    with pytest.raises(ckpt.UsageError, match="changes no name") as error:
+        ckpt.rename(file, tmp_path / "out.pt", [ckpt.StripPrefix("module")])
+    assert error.value.hint == (
+        "the average in 'ema' keeps its own 'module.'; --at ema is about the names in it"
+    )
+    ckpt.rename(file, tmp_path / "out.pt", [ckpt.StripPrefix("module")], at=["ema"])
+    assert list(load(tmp_path)["ema"]) == NAMES
