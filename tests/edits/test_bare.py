@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import re
 import zipfile
 from collections import OrderedDict
@@ -12,7 +13,7 @@ import pytest
 import torch
 from archives import GENERATIONS, rewrite
 from bombs import archive, call, text, whole
-from lies import ordered, shown
+from lies import CALLS, FILES, MAPPINGS, ordered, shown
 from torch_checks import assert_same, assert_torch_reads, quiet, save
 from torch_kinds import TENSORS, build
 
@@ -20,12 +21,17 @@ from ckpt_surgery import convert, inspect, read
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.edits.bare import OnlyTensors
 from ckpt_surgery.edits.plan import Plan
-from ckpt_surgery.errors import LossyEditError, UsageError
+from ckpt_surgery.errors import CkptError, LossyEditError, UsageError
 
 TORCH_TYPES = [name for name, dtype in BY_NAME.items() if dtype.in_torch]
 OWN = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v[23]|torch\.\w+Storage"
     r"|torch\.storage\.UntypedStorage|torch\.(" + "|".join(TORCH_TYPES) + ")"
+)
+
+RECORD = re.compile(
+    r"data\.pkl|byteorder|version|\.format_version|\.storage_alignment|\.data/serialization_id"
+    r"|data/\d+"
 )
 
 
@@ -81,6 +87,39 @@ def test_call_in_the_metadata_goes(tmp_path: Path) -> None:
         convert(tmp_path / "w.pth", tmp_path / f"{option}.pth", **{option: True})
         names = inspect(tmp_path / f"{option}.pth").to_dict()["globals"]
         assert ("posix.getpid" in names) == left
+
+
+def dangerous(shared: Path) -> list[bytes]:
+    """Published attacks and files that lie, and published honest files of odd kinds."""
+    folders = (shared / "hostile", shared / "real")
+    paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    lies = [lie.data for lie in (CALLS | MAPPINGS | FILES).values()]
+    return [*(path.read_bytes() for path in paths if path.stat().st_size < 2**20), *lies]
+
+
+def test_no_other_name_is_left_of_whatever_is_written(shared_dir: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.bin", tmp_path / "out.pth"
+    written = 0
+    for data in dangerous(shared_dir):
+        path.write_bytes(data)
+        out.unlink(missing_ok=True)
+        try:
+            convert(path, out, tensors_only=True)
+        except CkptError:
+            assert not out.exists()
+            continue
+        written += 1
+        with zipfile.ZipFile(out) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+            pickle = archive.read(archive.namelist()[names.index("data.pkl")])
+        assert all(RECORD.fullmatch(name) for name in names)
+        called = {op.name for op, _, _ in pickletools.genops(pickle)}
+        assert not called & {"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD", "STACK_GLOBAL", "EXT1"}
+        named = [str(arg) for op, arg, _ in pickletools.genops(pickle) if op.name == "GLOBAL"]
+        assert all(OWN.fullmatch(name.replace(" ", ".")) for name in named)
+        with quiet():
+            assert torch.load(out, weights_only=True)
+    assert written >= 13
 
 
 def test_records_and_unused_bytes_of_the_archive_go(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Objec
 # Format as `ckpt inspect` says it.
 FILES = {
     "AgileRL/agilerl_dill_dqn.pt": "torch-zip",
+    "affnet/torchscript_2019_affnet.pt": "torchscript",
     "chemprop/example_model_v1_mve_regression.pt": "torch-zip",
     "chemprop/tests_data_example_model_v2_regression_mol.ckpt": "torch-zip",
     "chemprop/tests_data_example_model_v2_regression_mol.pt": "torch-zip",
@@ -35,16 +36,15 @@ FILES = {
     "pytorch_resnet_cifar10/resnet32-d509ac18.th": "torch-legacy",
     "pytorx/pytorx_integer_parameters.pth.tar": "torch-legacy",
     "rl-trained-agents/sb3_ppo_policy.optimizer.pth": "torch-zip",
+    "safetensors/safetensors_all_dtypes.safetensors": "safetensors",
     "silero-vad/silero_vad_2023-04.jit": "torchscript",
     "silero-vad/src_silero_vad_data_silero_vad_16k.safetensors": "safetensors",
     "taesd/taef2_decoder.pth": "torch-zip",
 }
-# Later additions, each to be moved up with the format that torch gives it.
-NOT_READ_IN_FULL = {
-    "affnet/torchscript_2019_affnet.pt",
-    "allennlp/allennlp_model.tar.gz",
-    "rl-trained-agents/sb3_ars_cartpole.zip",
-    "safetensors/safetensors_all_dtypes.safetensors",
+# Archives of other projects, with the checkpoint in each and its format.
+MEMBERS = {
+    "allennlp/allennlp_model.tar.gz": ("weights.th", "torch-legacy"),
+    "rl-trained-agents/sb3_ars_cartpole.zip": ("policy.pth", "torch-zip"),
 }
 WITHOUT_MODEL = {"rl-trained-agents/sb3_ppo_policy.optimizer.pth"}
 TORCH_FILES = [name for name, kind in FILES.items() if kind.startswith("torch-")]
