@@ -73,6 +73,11 @@ class Written:
     def warnings(self) -> tuple[str, ...]:
         """What else was left out or lost, as sentences for a report."""
         left_out = (f"{e.what} is left out: {e.why}" for e in self.losses if e.part == "file")
+        alone = (
+            f"the module in '{e.path}' becomes its state dict, beside one that stays a module"
+            for e in self.losses
+            if e.part == "module" and self.format == TorchModule.name
+        )
         beside = f"in the sidecar: {', '.join(self.sidecar)}"
         counts = (c.count for c in self.computed if c.count is not None and not c.changes_type)
         lost = sum(counts, CastCount())
@@ -81,6 +86,7 @@ class Written:
         same = f"'{self.output}' holds this already"
         return (
             *left_out,
+            *alone,
             *([beside] if self.sidecar else []),
             *([rounded] if lost else []),
             *([bare] if self.unchecked_nbytes else []),

@@ -152,3 +152,15 @@ def test_a_recipe_gives_the_bytes_of_its_steps(training: Path, tmp_path: Path) -
     assert result.exit_code == 0, result.output
     assert (tmp_path / "r.pt").read_bytes() == (tmp_path / "2.pt").read_bytes()
     assert same(load(tmp_path / "r.pt")["net"], net())
+
+
+def test_of_two_modules_the_one_that_is_changed_is_said_to_become_a_state_dict(
+    tmp_path: Path,
+) -> None:
+    """The file is one of a module still, so that no change of its format says it."""
+    file = save({"model": net(), "teacher": net(1)}, tmp_path / "in.pt")
+    report = ckpt.strip(file, tmp_path / "out.pt", ckpt.selection(prefix="2"), at=["model"])
+    assert "the module in 'model' becomes its state dict" in "".join(report.warnings)
+    found = load(tmp_path / "out.pt")
+    assert list(found["model"]) == list(net().state_dict())[:-2]
+    assert same(found["teacher"], net(1))
