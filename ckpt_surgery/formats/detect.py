@@ -91,6 +91,13 @@ def read(source: PathLike | Source, *, limits: Limits = DEFAULT_LIMITS) -> Check
     try:
         with about_file(file.name), collector_paused():
             return _read(file, limits)
+    except DamagedFileError as error:
+        if not source_is_directory(file):
+            from ckpt_surgery.formats.pickle_scan import with_dangers
+
+            with_dangers(error, file)
+        file.close()
+        raise
     except CkptError:
         file.close()
         raise
@@ -145,7 +152,9 @@ def find_format(source: Source) -> Format:
         if candidate.of_directories == is_directory and candidate.sniff(source):
             return candidate
     if not is_directory:
-        raise _unknown(source)
+        from ckpt_surgery.formats.pickle_scan import with_dangers
+
+        raise with_dangers(_unknown(source), source)
     raise ReadError("is a directory", path=source.name, hint="name the checkpoint file in it")
 
 

@@ -96,7 +96,7 @@ def _pickles(checkpoint: Checkpoint) -> Iterator[Finding]:
         if other.type == _OF_OBJECTS:
             yield Finding(
                 "error",
-                "an array of objects is a pickle, which is not looked into",
+                "an array of objects is a pickle, which numpy.load may run",
                 entry=other.path,
                 hint="numpy runs it with allow_pickle=True alone",
                 rule="unknown-global",

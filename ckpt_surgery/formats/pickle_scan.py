@@ -10,20 +10,25 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ckpt_surgery.errors import ReadError
+from ckpt_surgery.errors import CkptError, DamagedFileError, ReadError
 from ckpt_surgery.fileio import CHUNK, Source, looks_like_zip, read_zip
 from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_structs import DEFLATED, STORED
 from ckpt_surgery.formats.torch_legacy import TorchLegacy
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, TruncatedPickleError
 from ckpt_surgery.pickles.parse import Looked, look_at
+from ckpt_surgery.pickles.risk import classify_all
 
 _MOST_PICKLES: Final = 100  # one after another in one place
 _OF_LEGACY: Final = 5  # pickles of a file of torch before 1.6, then the bytes of storages
 _MOST_INFLATED: Final = 1 << 28  # bytes of one record
+_MOST_SCANNED: Final = 1 << 26  # bytes of a file of no format that is looked through for a hint
+_MOST_NAMED: Final = 3
+_LONGEST_NAME: Final = 80
 _FIRST_WINDOW: Final = 1 << 20
 _NUMPY: Final = b"\x93NUMPY"
 _OBJECTS: Final = re.compile(rb"""['"]descr['"]\s*:\s*['"]?[^,}]*O""")
@@ -59,6 +64,24 @@ def find_pickles(source: Source, limits: Limits = DEFAULT_LIMITS) -> Iterator[Fo
         yield from _successive("", _behind_header(source, limits), limits)[0]
     else:
         yield from _growing(source, limits)
+
+
+def with_dangers(error: CkptError, source: Source) -> CkptError:
+    """Return the error for what cannot be read, with a hint of what its pickles may call."""
+    if source.size > _MOST_SCANNED:
+        return error
+    with suppress(ReadError):
+        names = (name for each in find_pickles(source) for name in each.looked.names)
+        dangerous = [risk for risk in classify_all(names) if risk.level == "dangerous"]
+        if dangerous:
+            listed = ", ".join(risk.name[:_LONGEST_NAME] for risk in dangerous[:_MOST_NAMED])
+            more = len(dangerous) - _MOST_NAMED
+            listed += f" and {more} more" if more > 0 else ""
+            known = f"{error.hint}; " if error.hint and isinstance(error, DamagedFileError) else ""
+            error.hint = (
+                f"{known}do not load it: it may call {listed}; 'ckpt verify' says what that does"
+            )
+    return error
 
 
 def _growing(source: Source, limits: Limits) -> Iterator[FoundPickle]:

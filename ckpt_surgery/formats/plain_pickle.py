@@ -13,6 +13,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, ReadError, UnknownFormatError
 from ckpt_surgery.fileio import MemorySource, Source
 from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.pickle_scan import with_dangers
 from ckpt_surgery.formats.torch_legacy import TorchLegacy
 from ckpt_surgery.formats.torch_zip import not_in_graph
 from ckpt_surgery.pickles import Limits, Node, Object, PersistentId, parse, walk
@@ -55,10 +56,11 @@ class PlainPickle(Format):
                     "(torch.distributed.checkpoint)",
                     hint="name its directory: 'ckpt inspect DIR'",
                 )
-            raise UnknownFormatError(
+            error = UnknownFormatError(
                 "a plain pickle without tensors and numpy arrays, not a file of torch.save",
                 hint="what torch.save, torch.jit.save and safetensors wrote can be read",
             )
+            raise with_dangers(error, source)
         checkpoint = assemble(
             parsed.root,
             sources=(source,),

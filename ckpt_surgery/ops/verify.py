@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from ckpt_surgery.compute.value_checks import ValueCounts
 
 _MOST_NAMED: Final = 3  # tensors that are named with a damaged storage
-_WITH_PICKLES: Final = frozenset({"torch-zip", "torch-legacy", "torch-tar", "torch-module"})
+_OF_TORCH: Final = frozenset({"torch-zip", "torch-legacy", "torch-tar", "torch-module"})
+_WITH_PICKLES: Final = _OF_TORCH | {"npy", "npz"}  # arrays of objects
 _WITHOUT_WEIGHTS_ONLY: Final = {
     "torchscript": "it is a TorchScript archive, which is a program",
     "torch-tar": "it is an archive of torch 0.1, which only the unsafe way reads",
@@ -231,7 +232,8 @@ class _Inspection:
     ) -> WeightsOnly | None:
         """Return whether torch loads it safely; a warning among the findings if it does not."""
         reasons = [_WITHOUT_WEIGHTS_ONLY.get(member.format.name) for member in members]
-        read = [each for each in pickles if each.entry in {"", PICKLE}]
+        is_torch = any(member.checkpoint.format in _OF_TORCH for member in members)
+        read = [each for each in pickles if is_torch and each.entry in {"", PICKLE}]
         if not any(reasons) and not read:
             return None
         reasons += (refusal(each.data, each.looked.root, each.looked.names) for each in read)

@@ -119,8 +119,8 @@ def _risks(work: _Work, checkpoints: set[str]) -> list[Risk]:
                 continue
             risks[risk.name] = risk
             if risk.level == "dangerous":
-                what = f"loading it may call {risk.name}: it {risk.what}"
-                work.findings.append(Finding("error", what, name, None, "dangerous-global"))
+                what = f"loading {name} may call it: it {risk.what}"
+                work.findings.append(Finding("error", what, risk.name, None, "dangerous-global"))
     return list(risks.values())
 
 

@@ -11,7 +11,7 @@ from typing import Final
 DANGEROUS: Final = """\
 runs a command or starts a program
     os.* posix.* nt.* subprocess.* _posixsubprocess.* _winapi.* pty.* popen2.* commands.*
-    pexpect.* multiprocessing.* concurrent.futures.* asyncio.* _asyncio.* imaplib.* uuid.*
+    pexpect.* mailcap.* multiprocessing.* concurrent.futures.* asyncio.* _asyncio.* imaplib.* uuid.*
     _osx_support.* _aix_support.* _pyrepl.* sysconfig.* platform.* distutils.* setuptools.*
     torch.utils.collect_env.* torch.utils.cpp_extension.* torch._inductor.*
     torch.distributed.run.* torch.distributed.launch.* torch.distributed.launcher.*
