@@ -8,7 +8,7 @@ option it writes what any reader of sharded safetensors reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import (
@@ -47,7 +47,7 @@ class DcpSafetensors(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether files of ranks lie in it."""
-        return isinstance(source, DirectorySource) and bool(_shards(source))
+        return isinstance(source, DirectorySource) and bool(rank_files(source))
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the tensors of all ranks, each whole.
@@ -57,29 +57,38 @@ class DcpSafetensors(Format):
         """
         if not isinstance(source, DirectorySource):
             raise ReadError("is no directory", path=source.name)
-        chunks: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {}
-        texts: dict[str, str] = {}
-        shards = [Safetensors().read(source.member(name), limits) for name in _shards(source)]
-        for shard in shards:
-            metadata: Mapping[str, str] = next(
-                (other.value for other in shard.others if other.path == METADATA), {}
-            )
-            texts |= {key: value for key, value in metadata.items() if key not in _OWN}
-            places = _places(shard, metadata)
-            for name, tensor in shard.state_dicts[0].tensors:
-                chunks.setdefault(name, []).append((_place(shard, name, tensor, places), tensor))
-        entries = tuple(_entry(name, parts, source) for name, parts in chunks.items())
-        return Checkpoint(
-            format=self.name,
-            sources=tuple(shard.file for shard in shards),
-            root=None,
-            state_dicts=(StateDict("", "model", entries),),
-            others=(Other(METADATA, "dict", texts),) if texts else (),
-            notes=tuple(note for shard in shards for note in shard.notes),
+        shards = [Safetensors().read(source.member(name), limits) for name in rank_files(source)]
+        return put_together(source, shards, frozenset())
+
+
+def put_together(
+    source: DirectorySource, shards: Sequence[Checkpoint], lost: Collection[str]
+) -> Checkpoint:
+    """Describe the tensors of all ranks, whose files are `shards`, but those that are `lost`."""
+    chunks: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {}
+    texts: dict[str, str] = {}
+    for shard in shards:
+        metadata: Mapping[str, str] = next(
+            (other.value for other in shard.others if other.path == METADATA), {}
         )
+        texts |= {key: value for key, value in metadata.items() if key not in _OWN}
+        places = _places(shard, metadata)
+        for name, tensor in shard.state_dicts[0].tensors:
+            if name not in lost:
+                chunks.setdefault(name, []).append((_place(shard, name, tensor, places), tensor))
+    entries = tuple(_entry(name, parts, source) for name, parts in chunks.items())
+    return Checkpoint(
+        format=DcpSafetensors.name,
+        sources=tuple(shard.file for shard in shards),
+        root=None,
+        state_dicts=(StateDict("", "model", entries),),
+        others=(Other(METADATA, "dict", texts),) if texts else (),
+        notes=tuple(note for shard in shards for note in shard.notes),
+    )
 
 
-def _shards(source: DirectorySource) -> list[str]:
+def rank_files(source: DirectorySource) -> list[str]:
+    """Return the names of the files of ranks in a directory."""
     return [name for name in source.names if _SHARD.fullmatch(name)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.stitch import Chunk, stitch
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, ByteSource, MemorySource, PartSource
@@ -19,6 +20,8 @@ from ckpt_surgery.formats.dcp_metadata import (
     TensorItem,
     read_metadata,
 )
+from ckpt_surgery.formats.dcp_safetensors import put_together, rank_files
+from ckpt_surgery.formats.safetensors import Safetensors
 from ckpt_surgery.formats.salvage import Salvaged, read_damaged
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node
 from ckpt_surgery.torch_objects.find import assemble
@@ -42,6 +45,37 @@ def damaged_archives(
     except ReadError:
         return []
     return list(reader.errors.items())
+
+
+def damaged_ranks(
+    source: DirectorySource, limits: Limits = DEFAULT_LIMITS
+) -> list[tuple[str, ReadError]]:
+    """Return the safetensors files of ranks that are not whole, and why."""
+    found: list[tuple[str, ReadError]] = []
+    for name in rank_files(source):
+        try:
+            Safetensors().read(source.member(name), limits)
+        except ReadError as error:
+            found.append((name, error))
+    return found
+
+
+def read_damaged_ranks(source: DirectorySource, limits: Limits = DEFAULT_LIMITS) -> Salvaged:
+    """Read what is left of a distributed checkpoint of safetensors: tensors whose parts are whole.
+
+    Raises `DamagedFileError` if a header is broken, which says where parts belong: without one a
+    tensor could be shorter than it was.
+    """
+    shards: list[Checkpoint] = []
+    lost: dict[str, str] = {}
+    for file in rank_files(source):
+        left = read_damaged(source.member(file), limits)
+        shards.append(left.checkpoint)
+        for name, tensor in left.checkpoint.state_dicts[0].tensors:
+            if not left.is_whole(tensor):
+                lost[name] = f"{file}: {_PART}"
+    checkpoint = put_together(source, shards, lost)
+    return Salvaged(checkpoint, lambda storage: storage.nbytes, (), tuple(lost.items()))
 
 
 def read_damaged_dcp(source: DirectorySource, limits: Limits = DEFAULT_LIMITS) -> Salvaged:

@@ -79,11 +79,14 @@ def _opened(path: PathLike) -> Source:
 def _read(file: Source) -> Salvaged:
     """Read what is left of a file, or of the shards that an index or a directory holds."""
     from ckpt_surgery.formats.dcp import Dcp
-    from ckpt_surgery.formats.dcp_salvage import read_damaged_dcp
+    from ckpt_surgery.formats.dcp_safetensors import rank_files
+    from ckpt_surgery.formats.dcp_salvage import read_damaged_dcp, read_damaged_ranks
     from ckpt_surgery.formats.sharded_salvage import read_damaged_shards
 
     if isinstance(file, DirectorySource) and Dcp().sniff(file):
         return read_damaged_dcp(file)
+    if isinstance(file, DirectorySource) and rank_files(file):
+        return read_damaged_ranks(file)
     sharded = read_damaged_shards(file)
     if sharded is None and source_is_directory(file):
         raise ReadError(
@@ -166,16 +169,15 @@ def shard_damage(source: Source) -> list[Finding]:
 def _distributed_damage(source: DirectorySource) -> list[Finding]:
     """Return which tensors and objects of a distributed checkpoint are not whole."""
     from ckpt_surgery.formats.dcp import Dcp
-    from ckpt_surgery.formats.dcp_salvage import damaged_archives
+    from ckpt_surgery.formats.dcp_salvage import damaged_archives, damaged_ranks
 
-    if not Dcp().sniff(source):
-        return []
+    damaged = damaged_archives(source) if Dcp().sniff(source) else damaged_ranks(source)
     findings = [
         replace(
             finding_of(error),
             entry=name,
             message=error.message if error.entry is None else f"{error.entry}: {error.message}",
         )
-        for name, error in damaged_archives(source)
+        for name, error in damaged
     ]
     return [*findings, Finding("note", _REST, None, None, "damaged")] if findings else []

@@ -12,7 +12,7 @@ from save_dcp import WHOLE
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch_checks import quiet
 
-from ckpt_surgery import DamagedFileError, consolidate, convert, inspect
+from ckpt_surgery import DamagedFileError, Output, consolidate, convert, inspect, salvage, verify
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -94,3 +94,37 @@ def test_file_without_places_is_refused(saved):
     safetensors.save_file({"rows": torch.ones(1)}, saved / name)
     with pytest.raises(DamagedFileError, match="DCP_SHARDING_INFO"):
         inspect(saved)
+
+
+def test_of_a_rank_that_is_cut_the_tensors_whose_parts_are_whole_are_salvaged(saved, tmp_path):
+    """The parts of a rank lie in the order of their names: columns, copied, rows."""
+    file = saved / "shard-00002-model-00001-of-00001.safetensors"
+    data, out = file.read_bytes(), tmp_path / "out.pth"
+    order = sorted(PARTS[1], key=lambda name: data.index(_bytes(PARTS[1][name][1])))
+    seen = set()
+    for name in order:
+        end = data.index(_bytes(PARTS[1][name][1])) + PARTS[1][name][1].nbytes
+        for cut in (end - 1, end):
+            file.write_bytes(data[:cut])
+            kept = set(order[: order.index(name) + (cut == end)])
+            if not kept:
+                with pytest.raises(DamagedFileError, match="none of its tensors is whole"):
+                    salvage(saved, Output(out, force=True))
+                continue
+            report = salvage(saved, Output(out, force=True))
+            found = torch.load(out)
+            assert found.keys() == kept
+            assert {each.path for each in report.lost} == WHOLE.keys() - kept - {"both"}
+            assert all(torch.equal(found[each], WHOLE[each]) for each in kept)
+            if cut < len(data):
+                (finding, _) = verify([saved]).verdicts[0].findings
+                assert (finding.rule, finding.entry) == ("truncated", file.name)
+            seen.add(len(kept))
+    assert seen == {1, 2, 3}
+    file.write_bytes(data[:50])
+    with pytest.raises(DamagedFileError, match="its header, which names the tensors"):
+        salvage(saved, Output(out, force=True))
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()

@@ -9,6 +9,8 @@ import os
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +261,22 @@ def test_every_form_has_the_archive_and_its_checkpoints(form: str, tmp_path: Pat
         assert len(done.stdout.splitlines()) == 2
     sign = "%3A" if form == "--sarif" else ":"
     assert f"{os.fspath(path)}{sign}m/policy.pth" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["file", "zip"])
+def test_the_progress_bar_is_told_of_every_byte_that_is_compared(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(FILES["m/policy.pth"])
+    if kind == "zip":
+        path = zipped(tmp_path / "m.zip")
+    totals: list[int] = []
+    told: list[int] = []
+
+    @contextmanager
+    def bar(total: int) -> Iterator[Callable[[int], object]]:
+        totals.append(total)
+        yield told.append
+
+    report = verify([path], Checks(values=True), progress=bar)
+    compared = sum(each.checksums.checked_nbytes for each in report.verdicts)
+    assert sum(told) == sum(totals) == compared + WEIGHTS.nbytes
