@@ -8,7 +8,7 @@ files stay below its directory, every tensor lies in one file and in the one tha
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,8 +18,10 @@ from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
+from ckpt_surgery.formats.safetensors import is_alias
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
+from ckpt_surgery.torch_objects.kinds import role_of
 
 _MAX_INDEX_BYTES: Final = 64 << 20
 """An index has some hundred bytes a tensor; the largest published ones have 10 MB."""
@@ -178,7 +180,7 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
         likely = registry.get("safetensors" if file.endswith(_SAFETENSORS) else "torch-zip")
         kind = likely if likely.sniff(member) else find_format(member)
         shards.append((file, kind.read(member, limits)))
-    entries = _entries(source, index, shards)
+    entries = _with_aliases(_entries(source, index, shards), index)
     others = _metadata(source, shards)
     checkpoint = Checkpoint(
         format=name,
@@ -225,6 +227,23 @@ def _entries(
                 entry=name,
             )
     return tuple(entries)
+
+
+def _with_aliases(entries: tuple[Entry, ...], index: _Index) -> tuple[Entry, ...]:
+    """Add the names that the index says are tied to another, as huggingface_hub writes it."""
+    tensors = {entry.name: entry.tensor for entry in entries}
+    ties = index_ties(index.metadata, tensors)
+    added = [(alias, tensors[name]) for alias, name in ties.items()]
+    return (*entries, *(Entry(alias, t, role_of(alias, t)) for alias, t in added if t is not None))
+
+
+def index_ties(metadata: Mapping[str, Any], names: Container[str]) -> dict[str, str]:
+    """Return the tied names among an index's metadata, each with the name of what is written."""
+    return {
+        key: value
+        for key, value in metadata.items()
+        if isinstance(value, str) and is_alias(key, value, names)
+    }
 
 
 def _state_dict(source: Source, file: str, shard: Checkpoint) -> StateDict:

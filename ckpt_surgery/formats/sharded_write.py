@@ -20,7 +20,7 @@ from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats.base import FileLayout, Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.safetensors_write import tied_names
-from ckpt_surgery.formats.sharded import INDEX_SUFFIX, Sharding
+from ckpt_surgery.formats.sharded import INDEX_SUFFIX, Sharding, index_ties
 
 DEFAULT_SHARD_BYTES: Final = 5 * 10**9
 """What huggingface_hub takes."""
@@ -110,7 +110,7 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions, kind: Kind) -> Layout
         shards = _split(checkpoint, options.max_shard_size or DEFAULT_SHARD_BYTES, stem, kind)
         index = f"{stem}{kind.suffix}{INDEX_SUFFIX}" if len(shards) > 1 else None
     elif all(file.endswith(_SAFETENSORS) == kind.is_safetensors for file, _ in kept.shards):
-        shards, index = _as_they_were(checkpoint, kept), kept.index
+        shards, index = _as_they_were(checkpoint, kept, options), kept.index
     else:
         groups = list(_by_file(checkpoint, kept).values())
         shards = _numbered(checkpoint, groups, kind.stem, kind)
@@ -120,7 +120,9 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions, kind: Kind) -> Layout
         for each in shards
     ]
     if index is not None:
-        data = _index(shards, kept, options, kind)
+        ties = kind.is_safetensors and not options.duplicate_ties
+        tied = tied_names(checkpoint.state_dicts[0]) if ties else {}
+        data = _index(shards, kept, options, kind, tied)
         files.append(FileLayout(index, data.nbytes, [data], partial(_write, data)))
     return Layout(tuple(files), owned=_owned(index, kind))
 
@@ -130,9 +132,17 @@ def _write(data: ByteSource, sink: Sink) -> None:
 
 
 def _index(
-    shards: Sequence[_Shard], kept: Sharding | None, options: LayoutOptions, kind: Kind
+    shards: Sequence[_Shard],
+    kept: Sharding | None,
+    options: LayoutOptions,
+    kind: Kind,
+    tied: Mapping[str, str],
 ) -> ByteSource:
-    """Return the index, as transformers writes it; that of the input if it says the same."""
+    """Return the index, as transformers writes it; that of the input if it says the same.
+
+    `tied` names stand in its metadata, as huggingface_hub puts them there, unless there is an input
+    whose index has none.
+    """
     weight_map: dict[str, str] = {}
     total = 0
     for each in shards:
@@ -145,10 +155,27 @@ def _index(
     if old.get(_TOTAL_SIZE) != total:
         metadata = {key: value for key, value in old.items() if key not in _STALE}
         metadata[_TOTAL_SIZE] = total
+    stale = index_ties(old, () if kept is None else kept.weight_map)
+    if kept is None or stale:
+        metadata = {key: value for key, value in metadata.items() if key not in stale}
+        metadata |= _ties_of(tied, weight_map)
     if kept is not None and metadata == old and weight_map == kept.weight_map:
         return kept.file
     document = {"metadata": metadata, "weight_map": weight_map}
     return Bytes((json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _ties_of(tied: Mapping[str, str], weight_map: Mapping[str, str]) -> dict[str, str]:
+    """Return the tied names that have no file, each with the one that has it."""
+    groups: dict[str, list[str]] = {}
+    for alias, name in tied.items():
+        groups.setdefault(name, [name]).append(alias)
+    return {
+        alias: next(each for each in names if each in weight_map)
+        for names in groups.values()
+        for alias in names
+        if alias not in weight_map
+    }
 
 
 def _written(
@@ -263,24 +290,32 @@ def _part(checkpoint: Checkpoint, entries: Sequence[Entry]) -> Checkpoint:
     return replace(checkpoint, root=None, container=None, state_dicts=(part,), dropped=())
 
 
-def _as_they_were(checkpoint: Checkpoint, kept: Sharding) -> list[_Shard]:
+def _as_they_were(checkpoint: Checkpoint, kept: Sharding, options: LayoutOptions) -> list[_Shard]:
     """Return the shards that a checkpoint came in, each with what is left of it.
 
     Each is the file it was with its edits, so that one without any is copied.
     """
     found = _by_file(checkpoint, kept)
     return [
-        _Shard(file, _edited(checkpoint, kept, shard, found[file]))
+        _Shard(file, _edited(checkpoint, kept, shard, found[file], options))
         for file, shard in kept.shards
         if file in found
     ]
 
 
 def _edited(
-    checkpoint: Checkpoint, kept: Sharding, shard: Checkpoint, entries: Sequence[Entry]
+    checkpoint: Checkpoint,
+    kept: Sharding,
+    shard: Checkpoint,
+    entries: Sequence[Entry],
+    options: LayoutOptions,
 ) -> Checkpoint:
     modules = _modules_of(shard, checkpoint, kept)
-    state_dict = replace(shard.state_dicts[0], entries=tuple(entries), metadata=modules)
+    of_index = {} if options.duplicate_ties else index_ties(kept.metadata, kept.weight_map)
+    own = tuple(entry for entry in entries if entry.name not in of_index)
+    whole = shard.state_dicts[0].entries
+    held = whole if own == whole else tuple(entries)  # what the index says needs no new header
+    state_dict = replace(shard.state_dicts[0], entries=held, metadata=modules)
     return replace(
         shard,
         state_dicts=(state_dict,),

@@ -78,7 +78,7 @@ def test_tensors_are_split_as_huggingface_hub_does(state, kind, tmp_path):
         return
     assert {p.name for p in out.iterdir()} == files | {f"{stem}{suffix}.index.json"}
     found = index_of(out)
-    assert found["metadata"] == wanted.metadata
+    assert wanted.metadata.items() <= found["metadata"].items()  # and what is tied
     assert found["weight_map"].items() <= wanted.tensor_to_filename.items()
     if suffix == ".bin":
         assert found["weight_map"] == wanted.tensor_to_filename
