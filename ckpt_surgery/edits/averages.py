@@ -115,12 +115,11 @@ def _items(average: Average) -> dict[str, Node]:
     """Return what an average that is no state dict holds: by position of a list, by name of a
     mapping.
     """
-    from ckpt_surgery.training.averages import SHADOWS
+    from ckpt_surgery.training.averages import shadow_list
 
     if average.place == "entry":
         return named_items(average.node) or {}
-    shadows = (named_items(average.node) or {}).get(SHADOWS)
-    return {str(i): node for i, node in enumerate(shadows if isinstance(shadows, list) else ())}
+    return {str(i): node for i, node in enumerate(shadow_list(average.node))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +142,12 @@ class UpdateAverage(Edit):
         raise not_there(checkpoint, self.path)
 
     def _updated(self, checkpoint: Checkpoint, other: Other) -> Checkpoint:
-        from ckpt_surgery.training.averages import find_averages
+        from ckpt_surgery.training.averages import Average, find_averages
 
         known = {average.path: average for average in find_averages(checkpoint)}
+        if self.path == other.path and isinstance(other.node, list):
+            # its model may have fewer parameters by now, which hides what a mere list is
+            known[self.path] = Average("", "list", self.path, None, {}, node=other.node)
         average = known.get(self.path)
         if average is None:
             raise not_there(checkpoint, self.path)
@@ -175,7 +177,8 @@ def _renamed_mapping(node: Node, names: Mapping[str, str]) -> dict[int, Node]:
 
 def _shortened_lists(node: Node, length: int, kept: Sequence[int]) -> dict[int, Node]:
     """Return the lists of one tensor a parameter, shorter: the average's, and torch_ema's copy."""
-    lists = (value for value in (named_items(node) or {}).values() if isinstance(value, list))
+    held = [node] if isinstance(node, list) else (named_items(node) or {}).values()
+    lists = (value for value in held if isinstance(value, list))
     return {id(each): [each[i] for i in kept] for each in lists if len(each) == length}
 
 

@@ -34,6 +34,18 @@ def names_that_go(edits: Collection[Edit]) -> set[str]:
     return (renamed - new) | {edit.name for edit in edits if isinstance(edit, Drop)}
 
 
+def names_left_behind_by(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
+    """Yield a sentence for each entry of `after` that stores names which its weights have lost."""
+    if not before.others:
+        return
+    now = {state_dict.path: set(state_dict.names) for state_dict in after.state_dicts}
+    pairs = ((set(s.names), now[s.path]) for s in before.state_dicts if s.path in now)
+    gone = {name for names, left in pairs for name in names - left}
+    known = {other.path for other in after.others}
+    dropped = [DropOther(other.path) for other in before.others if other.path not in known]
+    yield from names_left_behind(before, gone, dropped)
+
+
 def names_left_behind(
     checkpoint: Checkpoint, gone: Collection[str], edits: Collection[Edit] = ()
 ) -> Iterator[str]:

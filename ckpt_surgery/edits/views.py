@@ -102,7 +102,7 @@ def _wrapped(
 
     Of a swapped pair it is the weights in training whose names are.
     """
-    if not any(layout_of(s.names) or _may_be_wrapped(s, checkpoint) for s in chosen):
+    if not (any(layout_of(s.names) for s in chosen) or _may_be_wrapped(checkpoint, chosen)):
         return {}
     from ckpt_surgery.training.averages import find_averages
 
@@ -120,13 +120,14 @@ def _wrapped(
     return found
 
 
-def _may_be_wrapped(state_dict: StateDict, checkpoint: Checkpoint) -> bool:
-    """Return whether an average may have other names than any model in the file."""
-    if state_dict.kind != "ema" or not state_dict.entries:
+def _may_be_wrapped(checkpoint: Checkpoint, chosen: Sequence[StateDict]) -> bool:
+    """Return whether one of the averages may have other names than any model in the file."""
+    first = [s.entries[0].name for s in chosen if s.kind == "ema" and s.entries]
+    if not first:
         return False
-    first = state_dict.entries[0].name
     models = (each for each in checkpoint.state_dicts if each.kind == "model")
-    return all(each.name != first for model in models for each in model.entries)
+    known = {entry.name for model in models for entry in model.entries}
+    return any(name not in known for name in first)
 
 
 def _wrapper(names: Mapping[str, str]) -> str:

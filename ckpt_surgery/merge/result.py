@@ -16,6 +16,7 @@ from ckpt_surgery.edits.drop import Drop
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import follow_base
 from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rename import Rename
@@ -58,6 +59,8 @@ def carry_out(
         more.append(plan_compact(after))
         after = more[-1].apply(after, inputs)
     apart = (*broken_ties(before, after), *averages_left_behind(before, after))
+    if not scope.state_dict_only:
+        apart += tuple(names_left_behind_by(original, after))
     if scope.state_dict_only:
         more.append(OnlyStateDict(the_state_dict(after, scope.at).path))
         after = more[-1].apply(after, inputs)

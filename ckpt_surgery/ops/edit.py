@@ -13,6 +13,7 @@ from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.follow import following, with_those_inside
 from ckpt_surgery.edits.lineage import Lineage
+from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import RenameModule
 from ckpt_surgery.edits.value_rules import ValueRule
@@ -63,8 +64,10 @@ class EditRequest:
         if any(rule.option not in _MOVING for rule in self.rules):
             require_torch()
         planned, lineage = _planned(checkpoint, self.rules, self.at)
-        behind = averages_left_behind(checkpoint, planned.plan.apply(checkpoint))
-        planned = replace(planned, warnings=(*planned.warnings, *behind))
+        after = planned.plan.apply(checkpoint)
+        behind = averages_left_behind(checkpoint, after)
+        names = names_left_behind_by(checkpoint, after)
+        planned = replace(planned, warnings=(*planned.warnings, *behind, *names))
         return _with_optimizers(checkpoint, planned, lineage, self.optimizer)
 
 

@@ -18,7 +18,7 @@ from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import following
 from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
-from ckpt_surgery.edits.names_elsewhere import names_left_behind
+from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.views import View, views
@@ -169,7 +169,7 @@ def prepare(
     said = [*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings]
     if beside.others:
         said += averages_left_behind(beside, result)
-        said += names_left_behind(beside, _gone(chosen, result))
+        said += names_left_behind_by(beside, result)
     planned = Planned(
         Plan((*arranged.edits, *fits.edits, *following(step), *alone)),
         warnings=(*arranged.warnings, *said),
@@ -265,13 +265,6 @@ def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
         for entry in state_dict.entries:
             if entry.tensor is None and entry.name not in kept:
                 yield join_path(state_dict.path, entry.name)
-
-
-def _gone(chosen: Sequence[StateDict], result: Checkpoint) -> set[str]:
-    """Return the names in state dicts that the fitted ones do not have."""
-    fitted = {state_dict.path: state_dict for state_dict in result.state_dicts}
-    pairs = ((each, fitted[each.path]) for each in chosen if each.path in fitted)
-    return {name for before, after in pairs for name in set(before.names) - set(after.names)}
 
 
 def _permitted(initial: Selection, aim: Aim) -> Callable[[str], bool]:

@@ -20,6 +20,7 @@ from ckpt_surgery.torch_objects.averages import (
     layout_of,
     swapped_pairs,
 )
+from ckpt_surgery.torch_objects.kinds import kind_of
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs, named_items
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
@@ -239,12 +240,21 @@ def _beside(checkpoint: Checkpoint) -> Iterator[Average]:
 def _held(other: Other) -> Iterator[tuple[str, Node, Literal["list", "entry"]]]:
     """Yield the averages that an entry holds, at itself or one level below."""
     fields = _fields(other.node)
-    if isinstance(fields.get(SHADOWS), list):
+    is_bare = isinstance(other.node, list) and kind_of(other.path) == "ema"
+    if is_bare or isinstance(fields.get(SHADOWS), list):
         yield other.path, other.node, "list"
     for name, value in fields.items():
         average = _fields(value).get("average_model_state")
         if mapping_length(average):
             yield f"{other.path}/{name}/average_model_state", average, "entry"
+
+
+def shadow_list(node: object) -> list[Node]:
+    """Return the averaged parameters that an average without names holds, or is a list of."""
+    if isinstance(node, list):
+        return node
+    shadows = _fields(node).get(SHADOWS) if isinstance(node, (Dict, Object)) else None
+    return shadows if isinstance(shadows, list) else []
 
 
 _MOST_FIELDS: Final = 200
@@ -260,9 +270,11 @@ def _fields(node: Node) -> dict[str, Node]:
 def _listed(
     checkpoint: Checkpoint, path: str, node: Node, reader: TensorReader
 ) -> Iterator[Average]:
-    """Yield a list of tensors, one for each parameter in their order (torch_ema, diffusers)."""
-    shadows = _fields(node)[SHADOWS]
-    tensors = [reader.describe(item) for item in shadows] if isinstance(shadows, list) else []
+    """Yield a list of tensors, one for each parameter in their order (torch_ema, diffusers).
+
+    A list by itself is one only if it is certain of which parameters.
+    """
+    tensors = [reader.describe(item) for item in shadow_list(node)]
     shapes = [tensor.shape for tensor in tensors if tensor is not None]
     if not tensors or len(shapes) < len(tensors):
         return
@@ -277,6 +289,8 @@ def _listed(
             best = model, owners
     names = {} if best is None else {name: str(key) for key, name in best[1].names.items()}
     certain = best is not None and best[1].certain
+    if isinstance(node, list) and not (certain and best and _is_of_all(shapes, best[0])):
+        return
     yield Average(
         "a list in the order of the parameters",
         "list",
@@ -287,6 +301,10 @@ def _listed(
         reason="" if best is None or certain else best[1].reason,
         node=node,
     )
+
+
+def _is_of_all(shapes: Sequence[tuple[int, ...]], model: StateDict) -> bool:
+    return len(shapes) == len(Inventory.of_state_dict(model).parameters)
 
 
 def _owners(shapes: Sequence[tuple[int, ...]], model: StateDict) -> StateOwners:

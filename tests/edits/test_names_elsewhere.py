@@ -14,6 +14,8 @@ from torch_checks import save
 
 import ckpt_surgery as ckpt
 from ckpt_surgery.edits.names_elsewhere import names_left_behind
+from ckpt_surgery.edits.value_rules import ValueRule
+from ckpt_surgery.ops.edit import edit
 
 
 def deepspeed(model: nn.Module) -> dict[str, Any]:
@@ -111,3 +113,12 @@ def test_a_file_of_optimizers_alone_is_not_emptied(tmp_path: Path) -> None:
     with pytest.raises(ckpt.UsageError, match="the whole file is training state"):
         ckpt.strip(file, tmp_path / "out.pt", training_state=True)
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_edits_of_values_and_merges_say_it_too(tmp_path: Path) -> None:
+    file = save(deepspeed(net()), tmp_path / "in.pt")
+    split = [ValueRule("split", "0.weight=0.a,0.b")]
+    assert said(edit(file, tmp_path / "a.pt", split)) == ["param_shapes"]
+    other = save(nn.Sequential(*list(net(1))[:2]).state_dict(), tmp_path / "b.pt")  # type: ignore[call-overload]
+    request = ckpt.MergeRequest("average", keys="intersection")
+    assert said(ckpt.merge([file, other], tmp_path / "m.pt", request)) == ["param_shapes"]

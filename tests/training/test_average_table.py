@@ -190,6 +190,11 @@ LAYOUTS = {
         ("ema/decay", "ema/optimization_step"), title="a list in the order of the parameters",
         is_list=True, lacks_buffers=True, is_left_by_fit=True,
     ),
+    "a list by itself": Layout(
+        two("model", "ema_params", lambda: [p.detach() for p in AVERAGED.parameters()]),
+        "model#", "ema_params#", title="a list in the order of the parameters",
+        is_list=True, lacks_buffers=True, is_left_by_fit=True,
+    ),
     "ultralytics until 8.0": Layout(
         lambda: ultralytics(copy.deepcopy(TRAINED)), "model#", "ema#", ("updates",), ("updates",),
     ),
@@ -382,3 +387,14 @@ def test_a_rule_for_a_wrapper_alone_says_how_it_is_meant(tmp_path: Path) -> None
     )
     ckpt.rename(file, tmp_path / "out.pt", [ckpt.StripPrefix("module")], at=["ema"])
     assert list(load(tmp_path)["ema"]) == NAMES
+
+
+def test_other_lists_that_are_called_averages_are_none(tmp_path: Path) -> None:
+    """Of losses, say: they neither follow the model nor go with the training state."""
+    short = [p.detach() for p in AVERAGED.parameters()][:-1]
+    value = {"model": TRAINED.state_dict(), "ema_loss": [torch.ones(()), torch.ones(())],
+             "ema": short, "swa": [1, 2]}  # fmt: skip
+    file = save(value, tmp_path / "in.pt")
+    assert ckpt.inspect(file).averages == ()
+    ckpt.strip(file, tmp_path / "out.pt", training_state=True)
+    assert list(load(tmp_path)) == list(value)
