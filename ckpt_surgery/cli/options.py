@@ -231,9 +231,11 @@ optimizer_option = click.option(
     help="Keep the state of an optimizer in step with its model, leave it as it is, or drop it.",
 )
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+
 report_options = all_of(
     click.option("--json", "as_json", is_flag=True, help="Report as one JSON document."),
-    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+    quiet_option,
     color_option,
     no_color_option,
     traceback_option,

@@ -18,13 +18,17 @@ from ckpt_surgery.torch_objects.digest import PREFIX
 
 if TYPE_CHECKING:
     from ckpt_surgery.checkpoint.description import Checkpoint
+    from ckpt_surgery.writing.output import ProgressBar
 
 _PREFIX: Final = "ckpt:"
 """What the names of our properties begin with, as CycloneDX wants a namespace."""
 
 
 def bill_of_materials(
-    sources: Sequence[PathLike | Source], *, record: PathLike | None = None
+    sources: Sequence[PathLike | Source],
+    *,
+    record: PathLike | None = None,
+    progress: ProgressBar | None = None,
 ) -> str:
     """Return the JSON document of CycloneDX 1.6 about models, one component each.
 
@@ -40,7 +44,7 @@ def bill_of_materials(
         with read(source) as checkpoint, about_file(checkpoint.file.name):
             if edits is not None:
                 require_output(checkpoint.file.name, edits.outputs.values())
-            components.append(_component(checkpoint, edits))
+            components.append(_component(checkpoint, edits, progress))
     return _document(components)
 
 
@@ -64,16 +68,19 @@ def _tool() -> Any:
     return component.Component(type=kind, name="ckpt-surgery", version=__version__)
 
 
-def _component(checkpoint: Checkpoint, edits: EditRecord | None) -> Any:
+def _component(
+    checkpoint: Checkpoint, edits: EditRecord | None, progress: ProgressBar | None
+) -> Any:
     component = _library("cyclonedx.model.component")
     name = Path(checkpoint.file.name).name
-    hashes = [] if source_is_directory(checkpoint.file) else [file_digest(checkpoint.file)]
+    whole = not source_is_directory(checkpoint.file)
+    hashes = [file_digest(checkpoint.file, progress)] if whole else []
     return component.Component(
         type=component.ComponentType.MACHINE_LEARNING_MODEL,
         name=name,
         bom_ref=name,
         hashes=_hashes(hashes),
-        properties=_properties(checkpoint),
+        properties=_properties(checkpoint, progress),
         pedigree=None if edits is None else _pedigree(edits),
     )
 
@@ -84,11 +91,11 @@ def _hashes(digests: Sequence[str]) -> list[Any]:
     return [model.HashType(alg=kind, content=digest) for digest in digests]
 
 
-def _properties(checkpoint: Checkpoint) -> list[Any]:
+def _properties(checkpoint: Checkpoint, progress: ProgressBar | None) -> list[Any]:
     model = _library("cyclonedx.model")
     tensors = [tensor for _, tensor in checkpoint.tensors]
     types = Counter(tensor.dtype.name for tensor in tensors)
-    digests = model_digests(checkpoint)
+    digests = model_digests(checkpoint, progress=progress)
     paths = [each.path for each in checkpoint.state_dicts]
     said = {
         "format": checkpoint.format,

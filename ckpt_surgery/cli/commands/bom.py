@@ -7,8 +7,15 @@ from typing import Any
 
 import click
 
-from ckpt_surgery.cli.base import Command, color_option, no_color_option, traceback_option
+from ckpt_surgery.cli.base import (
+    Command,
+    color_of,
+    color_option,
+    no_color_option,
+    traceback_option,
+)
 from ckpt_surgery.cli.inputs import files_argument, sources_of
+from ckpt_surgery.cli.options import quiet_option
 from ckpt_surgery.cli.types import InputFile, OutputFile
 from ckpt_surgery.errors import UsageError
 
@@ -29,12 +36,19 @@ from ckpt_surgery.errors import UsageError
     help="Write to OUT instead of standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing OUT.")
+@quiet_option
 @color_option
 @no_color_option
 @traceback_option
 @click.pass_context
 def bom(
-    ctx: click.Context, /, record: str | None, output: str | None, force: bool, **_: Any
+    ctx: click.Context,
+    /,
+    record: str | None,
+    output: str | None,
+    force: bool,
+    quiet: bool,
+    **_: Any,
 ) -> int:
     r"""Print a bill of materials of models (CycloneDX).
 
@@ -48,13 +62,15 @@ def bom(
       ckpt bom net.pth --record net.json -o net.cdx.json
     """
     from ckpt_surgery.ops.bom import bill_of_materials
+    from ckpt_surgery.render.progress import progress_bar
 
     sources = sources_of(ctx)
     if record is not None and len(sources) > 1:
         raise UsageError("'--record' is about one FILE")
     if force and output is None:
         raise UsageError("'--force' is about the output of '-o'")
-    text = bill_of_materials(sources, record=record) + "\n"
+    bar = None if quiet else progress_bar(color=color_of(ctx))
+    text = bill_of_materials(sources, record=record, progress=bar) + "\n"
     if output in {None, "-"}:
         sys.stdout.write(text)
         return 0
