@@ -91,7 +91,7 @@ _REGISTERED = {
     "ckpt_surgery.formats.registry": {"FORMATS", "GROUP"},
     "ckpt_surgery.freeze.options": {"KINDS"},
     "ckpt_surgery.fileio.sources": {"MemorySource"},  # of a format that decompresses
-    "ckpt_surgery.models.signatures": {"checksum", "encode_table"},  # by the script that makes them
+    "ckpt_surgery.models.signature_table": {"encode_table", "make_table"},  # by the script
 }
 
 

@@ -109,20 +109,28 @@ def sources_of(ctx: click.Context) -> list[PathLike | Source]:
 
 
 def _expanded(names: Iterable[str]) -> Iterator[str]:
+    """Yield the files that are named, and those found in directories and by patterns, once each."""
+    known: set[str] = set()
     for name in names:
-        if _is_pattern(name):
-            yield from _matching(name)
-            continue
-        if not _is_collection(name):
-            yield name
-            continue
-        found = sorted(_checkpoints_in(name))
-        if not found:
-            raise UsageError(
-                f"there is no checkpoint in the directory '{name}'",
-                hint="files are recognised by their suffix: " + " ".join(sorted(_SUFFIXES)),
-            )
-        yield from found
+        named = not (_is_pattern(name) or _is_collection(name))
+        for file in [name] if named else _found(name):
+            place = os.path.abspath(file)  # noqa: PTH100 - links are files of their own
+            if named or place not in known:
+                yield file
+            known.add(place)
+
+
+def _found(name: str) -> list[str]:
+    """Return the files of a pattern or a directory. Raises `UsageError` if there are none."""
+    if _is_pattern(name):
+        return _matching(name)
+    found = sorted(_checkpoints_in(name))
+    if not found:
+        raise UsageError(
+            f"there is no checkpoint in the directory '{name}'",
+            hint="files are recognised by their suffix: " + " ".join(sorted(_SUFFIXES)),
+        )
+    return found
 
 
 def _matching(pattern: str) -> list[str]:

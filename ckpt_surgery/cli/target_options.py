@@ -29,11 +29,12 @@ class _ModelName(TextType):
     ) -> list[CompletionItem]:
         names: list[str] = []
         with suppress(Exception):
-            from ckpt_surgery.models.signatures import load_table
+            from ckpt_surgery.models.signature_table import load_table
 
-            # from the committed table: asking torchvision would take seconds
-            names = sorted(name for each in load_table() for name in (each.name, *each.also))
-        specs = (f"torchvision:{name}" for name in names)
+            # from the committed table: asking the libraries would take seconds
+            names = sorted(name for group in load_table().names for name in group)
+        libraries = ("torchvision:", "timm:") if ":" in incomplete else "torchvision:"
+        specs = (name for name in names if name.startswith(libraries))
         return [CompletionItem(spec) for spec in specs if spec.startswith(incomplete)]
 
 

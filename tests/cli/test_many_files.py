@@ -34,7 +34,11 @@ def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("files", [["runs"], ["runs/*/*.pth"], ["runs/a", "runs/b"]])
+@pytest.mark.parametrize(
+    "files",
+    [["runs"], ["runs/*/*.pth"], ["runs/a", "runs/b"], ["runs/", "runs/a/epoch_?.pth", "runs/b"]],
+    ids=["directory", "pattern", "directories", "found more than once"],
+)
 def test_strip_edits_all_but_what_fails(runs, invoke, files):
     result = invoke("strip", *files, "--name", "a.b", "-i", "-j", "2")
     assert result.exit_code == 2
