@@ -13,9 +13,10 @@ from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.compute.jobs import Computing, Job, JobBytes
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.merge.files import MergeFile, Sources
-from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies
+from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, Vocabulary
 from ckpt_surgery.merge.recipe import MergeRecipe
 from ckpt_surgery.merge.result import Edited, Outcome, carry_out, report_of
+from ckpt_surgery.merge.rows import require_indexed
 from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
 from ckpt_surgery.writing.output import Output
@@ -73,7 +74,9 @@ def prepare(
     from ckpt_surgery.compute.elements import require_torch
 
     require_torch()
-    numbers = NumberPlanner(recipe, policies, base, files).plan(chosen, scope.selection)
+    vocabulary = _vocabulary(recipe, base, files)
+    planner = NumberPlanner(recipe, policies, base, files, vocabulary)
+    numbers = planner.plan(chosen, scope.selection)
     edited = carry_out(numbers.edits, base, inputs, scope, output)
     outcome = Outcome(
         recipe.method.name,
@@ -88,6 +91,26 @@ def prepare(
         skipped=numbers.skipped,
     )
     return edited, outcome
+
+
+def _vocabulary(
+    recipe: MergeRecipe, base: MergeFile, files: Sequence[MergeFile]
+) -> Vocabulary | None:
+    """Return which tokens the rows of the files are, if they are known."""
+    known = recipe.vocabularies
+    held = (name for each in base.checkpoint.state_dicts for name in each.names)
+    require_indexed(known, held, base.label)
+    if known is None:
+        return None
+    names = [entry.file for entry in recipe.inputs]
+    labels = {file.label: name for file, name in zip(files, names, strict=True)}
+    if recipe.base is not None:
+        labels.setdefault(base.label, recipe.base)
+    return Vocabulary(
+        {label: known.files[name] for label, name in labels.items()},
+        known.wanted,
+        None if recipe.base is None else base.label,
+    )
 
 
 def _jobs(checkpoint: Checkpoint) -> list[Job]:

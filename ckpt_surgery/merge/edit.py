@@ -25,6 +25,7 @@ from ckpt_surgery.errors import PlanError
 from ckpt_surgery.merge.method import Method, find
 from ckpt_surgery.merge.parameters import Settings, Value
 from ckpt_surgery.merge.policies import IntegerPolicy
+from ckpt_surgery.merge.rows import Rows, gathered
 from ckpt_surgery.pickles import Object
 from ckpt_surgery.torch_objects.math_bits import math_bits
 
@@ -37,12 +38,13 @@ class MergeSource:
     """Where an input of a merge is: the entry `entry` of the state dict at `state_dict` in `file`.
 
     `file` None is the entry that the merge is put in the place of. The other two are those of the
-    merge itself if None.
+    merge itself if None. With `rows` the input is made of rows of all inputs, in that order.
     """
 
     file: str | None = None
     state_dict: str | None = None
     entry: str | None = None
+    rows: tuple[Rows, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Merge(BatchEdit):
     what it measures differences from is the entry itself, if it needs such a base. Integers
     are merged by the policy `integers` instead. `dtype` is the result's type if it is another than
     the entry's, `overlap` the shape of the leading block that is merged, the entry keeping the
-    rest. `seed` and the entry's path decide random numbers.
+    rest. `seed` and the entry's path decide random numbers. With `rows` the entry, too, is made of
+    rows of the inputs before the merge.
     """
 
     kind: ClassVar[str] = "merge"
@@ -68,6 +71,7 @@ class Merge(BatchEdit):
     overlap: tuple[int, ...] | None = None
     seed: int = 0
     allow_nonfinite: bool = False
+    rows: tuple[Rows, ...] = ()
 
     @property
     def path(self) -> str:
@@ -145,6 +149,23 @@ class _Merging:
             found.append((source.file or self._checkpoint.file.name, entry.tensor))
         return found
 
+    def _in_rows(
+        self, edit: Merge, own: Tensor, sources: list[tuple[str, Tensor]]
+    ) -> tuple[Tensor, list[tuple[str, Tensor]]]:
+        """Return the entry and the inputs, their rows in the order that the edit says."""
+        if not edit.rows and not any(source.rows for source in edit.inputs):
+            return own, sources
+        tensors = [tensor for _, tensor in sources]
+
+        def put(tensor: Tensor, rows: tuple[Rows, ...]) -> Tensor:
+            return gathered(own, tensors, tensor, rows) if rows else tensor
+
+        moved = [
+            (label, put(tensor, source.rows))
+            for source, (label, tensor) in zip(edit.inputs, sources, strict=True)
+        ]
+        return put(own, edit.rows), moved
+
     def _merged(self, edit: Merge) -> _Merged:
         if (edit.state_dict, edit.name) in self._done:  # of what the first one made
             raise PlanError(f"the plan merges '{edit.path}' twice without anything between")
@@ -157,18 +178,21 @@ class _Merging:
             (edit.method, edit.weights, tuple(edit.values.items()), edit.integers, edit.seed),
             (edit.overlap, edit.allow_nonfinite, dtype.name),
             tuple(tensor.identity for tensor in (own.tensor, *(t for _, t in sources))),
+            (edit.rows, *(source.rows for source in edit.inputs)),
         )
         tensor = self._ties.get(place)
         if tensor is None:
-            job = self._job(edit, own.tensor, sources, dtype)
-            tensor = self._ties[place] = computed_in_place(own.tensor, dtype, job)
+            before, sources = self._in_rows(edit, own.tensor, sources)
+            job = self._job(edit, before, sources, dtype)
+            tensor = self._ties[place] = computed_in_place(before, dtype, job)
         tensor = replace(
             tensor,
             node=own.tensor.node,
             requires_grad=own.tensor.requires_grad,
             is_parameter=own.tensor.is_parameter,
         )
-        return _Merged(own, replace(own, tensor=tensor), dtype == own.tensor.dtype)
+        stays = dtype == own.tensor.dtype and not edit.rows  # a node knows its shape
+        return _Merged(own, replace(own, tensor=tensor), stays)
 
     def _job(
         self, edit: Merge, own: Tensor, sources: Sequence[tuple[str, Tensor]], dtype: DType

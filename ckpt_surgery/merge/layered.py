@@ -12,10 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.merge.method import Method
+
+if TYPE_CHECKING:
+    from ckpt_surgery.merge.vocabularies import Vocabularies
 
 _NUMBER: Final = re.compile(r"(?:^|\.)(\d+)\.")
 # What the architectures of transformers have before their layers; all else comes after them.
@@ -55,6 +58,7 @@ class LayeredRecipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     notes: tuple[str, ...] = ()
+    vocabularies: Vocabularies | None = None
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -28,10 +28,11 @@ from ckpt_surgery.merge.layered import (
     place_of,
     resolved,
 )
-from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies
+from ckpt_surgery.merge.planner import NumberPlanner, Numbers, Policies, Vocabulary
 from ckpt_surgery.merge.recipe import MergeInput as RecipeInput
 from ckpt_surgery.merge.recipe import MergeRecipe, Override
 from ckpt_surgery.merge.result import Edited, Outcome, carry_out
+from ckpt_surgery.merge.rows import require_indexed
 from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
@@ -75,6 +76,7 @@ def _prepare(
         name: _Model.of(file, own.path if file is base else None)
         for name, file in zip(recipe.files, files, strict=True)
     }
+    require_indexed(recipe.vocabularies, own.names, base.label)
     planner = _LayeredPlan(recipe, policies, own, base, models)
     edits = planner.plan()
     edited = carry_out(edits, base, inputs, scope, output)
@@ -128,6 +130,7 @@ class _SlicePlanner(NumberPlanner):
         policies: Policies,
         base: MergeFile,
         inputs: Sequence[MergeFile],
+        vocabulary: Vocabulary | None,
     ) -> None:
         self._layered, self._part, self._old = recipe, part, old_names
         first = next(iter(old_names.values()))
@@ -139,7 +142,7 @@ class _SlicePlanner(NumberPlanner):
             values=general,
             dtype=recipe.dtype,
         )
-        super().__init__(made, policies, base, inputs)
+        super().__init__(made, policies, base, inputs, vocabulary)
         self._known: dict[tuple[tuple[str, object], ...], int] = {}
 
     def _overrides(self, name: str) -> tuple[tuple[int, ...], list[Override]]:
@@ -203,7 +206,7 @@ class _LayeredPlan:
     def _is_idle(self, merge: Merge) -> bool:
         """Return whether a merge takes one entry as it is."""
         return self._recipe.method.name == "passthrough" and (
-            merge.dtype is None and merge.values.get("scale") == (1.0,)
+            merge.dtype is None and not merge.rows and merge.values.get("scale") == (1.0,)
         )
 
     def _length(self, part: Slice) -> int:
@@ -269,8 +272,19 @@ class _LayeredPlan:
             )
             for name in maps[leading]
         }
-        planner = _SlicePlanner(self._recipe, part, old, self._policies, base, inputs)
+        vocabulary = self._vocabulary(part)
+        planner = _SlicePlanner(self._recipe, part, old, self._policies, base, inputs, vocabulary)
         return planner.plan(base.checkpoint.state_dicts, Selection())
+
+    def _vocabulary(self, part: Slice) -> Vocabulary | None:
+        """Return which tokens the rows of the files are, if they are known."""
+        known = self._recipe.vocabularies
+        if known is None:
+            return None
+        labels = {name: model.file.label for name, model in self._models.items()}
+        base = None if part.base is None else labels[part.sources[part.base].file]
+        tokens = {labels[name]: each for name, each in known.files.items() if name in labels}
+        return Vocabulary(tokens, known.wanted, base)
 
     def _virtual(self, model: _Model, names: dict[str, str], *, own: bool) -> MergeFile:
         """Return a file that has the names of the result."""

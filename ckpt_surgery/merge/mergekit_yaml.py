@@ -2,7 +2,8 @@
 
 Read are ``merge_method``, ``models``, ``base_model``, ``parameters`` (with ``filter`` lists),
 ``dtype`` and ``out_dtype``, with mergekit's own defaults (0.1.5), so that the numbers come out the
-same; ``slices`` and lists of numbers over layers give a `LayeredRecipe`. ``modules`` are refused.
+same; ``slices`` and lists of numbers over layers give a `LayeredRecipe`, ``tokenizer_source`` the
+tokens of rows. ``modules`` are refused.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ckpt_surgery.merge.recipe import (
     tables,
     text_of,
 )
-from ckpt_surgery.merge.vocabularies import same_vocabularies
+from ckpt_surgery.merge.vocabularies import vocabularies
 
 _READ: Final = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
 _SLICE: Final = ("sources", "base_model", "parameters")
@@ -49,9 +50,30 @@ def parse(text: str) -> MergeRecipe | LayeredRecipe:
     config = _load(text)
     recipe = _from_config(config)
     if isinstance(config, dict) and any(config.get(key) is not None for key in _TOKENIZER):
-        said = same_vocabularies(_files_of(recipe))
-        return replace(recipe, notes=(*recipe.notes, said))
+        files = _files_of(recipe)
+        own = config.get("base_model")
+        found = vocabularies(files, files[0] if own is None else _file(own), _tokenizer(config))
+        if isinstance(found, str):
+            return replace(recipe, notes=(*recipe.notes, found))
+        return replace(recipe, notes=(*recipe.notes, *found.notes), vocabularies=found)
     return recipe
+
+
+def _tokenizer(config: Mapping[str, Any]) -> str:
+    """Return whose tokenizer the result has: ``union``, ``base``, or the path of a model."""
+    source, more = config.get("tokenizer_source"), config.get("tokenizer")
+    if more is None:
+        return _file(source)
+    if source is not None:
+        raise UsageError("'tokenizer_source' and 'tokenizer' contradict each other")
+    table = mapping_of(more, "'tokenizer'")
+    for name in ("tokens", "pad_to_multiple_of"):
+        if table.get(name) is not None:
+            raise UsageError(
+                f"'{name}' of 'tokenizer' is not known here", hint="leave it out, or use mergekit"
+            )
+    require_keys(table, ("source", "tokens", "pad_to_multiple_of"), "'tokenizer'")
+    return _file(table.get("source") or "union")
 
 
 def _files_of(recipe: MergeRecipe | LayeredRecipe) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from ckpt_surgery.checkpoint.description import Entry, StateDict, Tensor, join_path
@@ -18,6 +18,7 @@ from ckpt_surgery.merge.files import MergeFile, partner
 from ckpt_surgery.merge.parameters import Settings
 from ckpt_surgery.merge.policies import KeyPolicy, Region, ShapePolicy, agree
 from ckpt_surgery.merge.recipe import MergeRecipe, Override
+from ckpt_surgery.merge.rows import ITSELF, Rows, is_indexed, rows_of
 from ckpt_surgery.names import Rule, RuleKind, Selection
 
 _STATISTICS: Final = frozenset({"running_mean", "running_var"})
@@ -30,6 +31,18 @@ class Policies:
     keys: KeyPolicy = "strict"
     on_shape: ShapePolicy = "error"
     allow_nonfinite: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Which token each row of each file is, by the files' labels, and of the result (`wanted`).
+
+    `base` is the label of the file whose rows are taken for tokens that another lacks.
+    """
+
+    tokens: Mapping[str, Mapping[str, int]]
+    wanted: Sequence[str]
+    base: str | None = None
 
 
 @dataclass(slots=True)
@@ -88,7 +101,9 @@ class NumberPlanner:
         policies: Policies,
         base: MergeFile,
         inputs: Sequence[MergeFile],
+        vocabulary: Vocabulary | None = None,
     ) -> None:
+        self._vocabulary = vocabulary
         self._recipe = recipe
         self._policies = policies
         self._base = base
@@ -232,6 +247,12 @@ class NumberPlanner:
             return
         tensors = [cast("Tensor", entry.tensor) for entry in name.entries]
         labels = [file.label for file in self._files]
+        rows = self._rows_of(name)
+        if rows is not None:
+            tails = [tensor.shape[1:] for tensor in tensors]
+            agree(name.path, tails, "error", labels)
+            self._plan_tensors(name, which, overrides, Region("merge", tensors[0].shape), rows)
+            return
         region = agree(name.path, [t.shape for t in tensors], self._policies.on_shape, labels)
         if region.action == "skip":
             self._skip(name.state_dict, name.name, "the shapes differ")
@@ -261,8 +282,35 @@ class NumberPlanner:
             return "not a strided tensor"
         return ""
 
+    def _rows_of(self, name: _Name) -> list[tuple[Rows, ...]] | None:
+        """Return the rows of each input, and of the base last if that is none, or None."""
+        known = self._vocabulary
+        if known is None or not is_indexed(name.name):
+            return None
+        files = [*self._inputs, *([] if self._base in self._inputs else [self._base])]
+        entries = [*name.inputs, *([] if self._base in self._inputs else [name.own])]
+        sizes = [cast("Tensor", entry.tensor).shape[0] for entry in entries]
+        places = [*range(len(name.inputs)), ITSELF][: len(files)]
+        tokens = [
+            {token: row for token, row in known.tokens[file.label].items() if row < size}
+            for file, size in zip(files, sizes, strict=True)
+        ]
+        labels = [file.label for file in files]
+        base = labels.index(known.base) if known.base in labels else None
+        rows = rows_of(known.wanted, places, tokens, base)
+        stays = all(
+            each == (Rows(size, (place,), (0,)),)
+            for each, size, place in zip(rows, sizes, places, strict=True)
+        )
+        return None if stays else rows
+
     def _plan_tensors(
-        self, name: _Name, which: tuple[int, ...], overrides: Sequence[Override], region: Region
+        self,
+        name: _Name,
+        which: tuple[int, ...],
+        overrides: Sequence[Override],
+        region: Region,
+        rows: Sequence[tuple[Rows, ...]] | None = None,
     ) -> None:
         from ckpt_surgery.compute.casting import category
 
@@ -280,7 +328,7 @@ class NumberPlanner:
             settings = self._settings.get(which)
             if settings is None:
                 settings = self._settings[which] = self._recipe.settings(overrides)
-            self._plan_method(name, settings, region)
+            self._plan_method(name, settings, region, rows)
 
     def _require_equal(self, name: _Name, tensors: Sequence[Tensor]) -> None:
         from ckpt_surgery.merge.jobs import are_equal
@@ -311,8 +359,20 @@ class NumberPlanner:
             method = self._recipe.method.name
             self._merge(Merge(name.state_dict, name.name, method, name.sources, integers=policy))
 
-    def _plan_method(self, name: _Name, settings: Settings, region: Region) -> None:
+    def _plan_method(
+        self,
+        name: _Name,
+        settings: Settings,
+        region: Region,
+        rows: Sequence[tuple[Rows, ...]] | None = None,
+    ) -> None:
         own = cast("Tensor", name.own.tensor)
+        sources = name.sources
+        if rows is not None:
+            sources = tuple(
+                replace(source, rows=each) for source, each in zip(sources, rows, strict=False)
+            )
+            mine = [r for file, r in zip(self._inputs, rows, strict=False) if file is self._base]
         dtype = self._result_dtype(own.dtype)
         if region.action == "overlap":
             self.result.overlapping.append(name.path)
@@ -321,13 +381,14 @@ class NumberPlanner:
                 name.state_dict,
                 name.name,
                 self._recipe.method.name,
-                name.sources,
+                sources,
                 settings.weights if self._recipe.method.weighted else (),
                 settings.values,
                 dtype=None if dtype == own.dtype else dtype.name,
                 overlap=region.shape if region.action == "overlap" else None,
                 seed=self._recipe.seed,
                 allow_nonfinite=self._policies.allow_nonfinite,
+                rows=() if rows is None else (mine[0] if mine else rows[-1]),
             )
         )
         if name.name.rpartition(".")[2] in _STATISTICS:

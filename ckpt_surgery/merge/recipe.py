@@ -48,6 +48,7 @@ from ckpt_surgery.names.suggest import near_hint
 
 if TYPE_CHECKING:
     from ckpt_surgery.merge.layered import LayeredRecipe
+    from ckpt_surgery.merge.vocabularies import Vocabularies
 
 SelectorKind = Literal["all", "prefix", "pattern", "glob"]
 WEIGHT: Final = "weight"
@@ -95,6 +96,7 @@ class MergeRecipe:
     seed: int = 0
     integers: IntegerPolicy = "auto"
     notes: tuple[str, ...] = ()
+    vocabularies: Vocabularies | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None:

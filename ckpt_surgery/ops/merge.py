@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.compute.jobs import Computing
@@ -14,6 +15,8 @@ from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:
+    from ckpt_surgery.merge.layered import LayeredRecipe
+    from ckpt_surgery.merge.planner import Policies
     from ckpt_surgery.merge.policies import KeyPolicy, ShapePolicy
     from ckpt_surgery.merge.recipe import MergeRecipe
     from ckpt_surgery.reports.merging import MergeReport
@@ -69,7 +72,6 @@ def merge_recipe(
     memory: int | None = None,
 ) -> MergeReport:
     """Carry out a recipe: a TOML file, mergekit's YAML, or a `MergeRecipe`; otherwise `merge`."""
-    from ckpt_surgery.merge.arithmetic import merge_numbers
     from ckpt_surgery.merge.planner import Policies
     from ckpt_surgery.merge.recipe import MergeRecipe, read_recipe
 
@@ -77,15 +79,37 @@ def merge_recipe(
     target.check()
     read = recipe if isinstance(recipe, MergeRecipe) else read_recipe(recipe)
     policies = Policies(keys, on_shape, allow_nonfinite)
+    computing = Computing(threads, memory)
+    known = read.vocabularies
+    if known is None:
+        return _carried_out(read, target, scope or MergeScope(), policies, computing)
+    from ckpt_surgery.ops import tokenizer_files as beside
+
+    files = known.tokenizer_files()
+    beside.require_room(known, files, target)
+    read = replace(read, notes=(*read.notes, beside.said_of(known, files, target)))
+    report = _carried_out(read, target, scope or MergeScope(), policies, computing)
+    if report.output is not None and target.path is not None:
+        beside.write_tokenizer(files, report.output, target)
+    return report
+
+
+def _carried_out(
+    read: MergeRecipe | LayeredRecipe,
+    target: Output,
+    scope: MergeScope,
+    policies: Policies,
+    computing: Computing,
+) -> MergeReport:
+    from ckpt_surgery.merge.arithmetic import merge_numbers
+    from ckpt_surgery.merge.recipe import MergeRecipe
+
     if not isinstance(read, MergeRecipe):
         from ckpt_surgery.merge.layered_plan import merge_layers
 
-        computing = Computing(threads, memory)
-        return merge_layers(read, target, scope or MergeScope(), policies, computing)
+        return merge_layers(read, target, scope, policies, computing)
     inputs = [entry.file for entry in read.inputs]
     count = len(inputs) + (read.base is not None and read.base not in inputs)
     require_several(count, least=1 if read.method.max_inputs == 1 else 2)
     files = Sources(inputs, read.base, base_apart=read.method.needs_base)
-    return merge_numbers(
-        read, files, target, scope or MergeScope(), policies, Computing(threads, memory)
-    )
+    return merge_numbers(read, files, target, scope, policies, computing)

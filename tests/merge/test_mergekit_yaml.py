@@ -11,7 +11,7 @@ import torch
 
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.plan import Plan
-from ckpt_surgery.errors import CkptError, MissingDependencyError, ReadError, UsageError
+from ckpt_surgery.errors import MissingDependencyError, ReadError, UsageError
 from ckpt_surgery.formats import read
 from ckpt_surgery.merge import mergekit_yaml
 from ckpt_surgery.merge.layered import _evaluate
@@ -378,50 +378,3 @@ def test_two_lists_of_layers_have_no_gradient(tmp_path):
 )
 def test_a_setting_has_a_value_at_every_layer(setting, t, value):
     assert _evaluate(setting, "layers.0.mlp.weight", t) == value
-
-
-def with_tokenizers(tmp_path, *vocabularies):
-    """Write a model for each vocabulary, and a configuration that speaks of tokenizers."""
-    models = []
-    for number, vocabulary in enumerate(vocabularies):
-        folder = tmp_path / f"m{number}"
-        folder.mkdir(exist_ok=True)
-        torch.save({"embed.weight": torch.ones(3, 2) * number}, folder / "model.pth")
-        if vocabulary is not None:
-            (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
-        models.append(model(str(folder), weight=1.0))
-    return {"merge_method": "linear", "models": models, "tokenizer_source": "union"}
-
-
-def bpe(*tokens):
-    added = [{"id": len(tokens), "content": "<s>"}]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    return {"model": {"type": "BPE", "vocab": vocabulary}, "added_tokens": added}
-
-
-def test_embeddings_are_merged_where_vocabularies_are_the_same(tmp_path):
-    pairs = {"model": {"vocab": [["a", -1.0], ["b", -2.0], ["<s>", 0]]}}
-    config = with_tokenizers(tmp_path, bpe("a", "b"), pairs)
-    found = carried_out(config, tmp_path)
-    assert found["embed.weight"].tolist() == [[0.5, 0.5]] * 3
-    report = merge_recipe(tmp_path / "merge.yaml", Output(tmp_path / "out.pth", dry_run=True))
-    assert any("have one vocabulary" in text for text in report.warnings)
-    config = with_tokenizers(tmp_path, bpe("a", "b"), bpe("a", "b"), None)
-    carried_out(config, tmp_path)
-    report = merge_recipe(tmp_path / "merge.yaml", Output(tmp_path / "out.pth", dry_run=True))
-    assert any("it is not known which tokens" in text for text in report.warnings)
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        (bpe("b", "a"), "differ: 'a' is 0 and 1"),
-        (bpe("a"), "differ: 'b' is 1 and no row"),
-        ({"model": {}}, "has no vocabulary"),
-    ],
-)
-def test_rows_that_mean_other_tokens_are_not_mixed(other, words, tmp_path):
-    config = with_tokenizers(tmp_path, bpe("a", "b"), other)
-    with pytest.raises(CkptError, match=words):
-        carried_out(config, tmp_path)
-    assert not (tmp_path / "out.pth").exists()
