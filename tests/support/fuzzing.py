@@ -649,6 +649,8 @@ def _require_same_objects(ours: Any, theirs: Any, path: str = "") -> None:
             raise WrongAnswerError(f"'{path}' has another length after")
         for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
             _require_same_objects(mine, other, f"{path}/{index}")
+    elif isinstance(theirs, (set, frozenset)):  # which have tensors in the order of their places
+        _require_same_objects(sorted(ours, key=repr), sorted(theirs, key=repr), path)
     elif isinstance(theirs, torch.nn.Module):
         _require_same_objects(vars(ours), vars(theirs), path)
     elif _spelled(ours) != _spelled(theirs):
