@@ -204,10 +204,11 @@ class _Survey:
             self._mark_leading(place.parent)
         if is_module(node):
             return []  # its parameters' dictionaries are no state dicts of their own
+        known = self.tensors.described  # what is there has not to be asked for, entry by entry
         return [
             place.child(name, child)
             for name, child, _ in children(node)
-            if self._tensor(child, place, name) is None
+            if known.get(id(child)) is None and self._tensor(child, place, name) is None
         ]
 
     def _tensor(self, node: Node, place: Place, name: str) -> Tensor | None:

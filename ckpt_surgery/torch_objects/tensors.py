@@ -61,7 +61,8 @@ class TensorReader:
         self._parts_left = limits.operations // _PARTS_SHARE
         self._searched: set[int] = set()  # what parts of tensors refer to
         self._made_of: dict[int, int] = {}  # strided tensors, by the identity of a tensor
-        self._seen: dict[int, Tensor | None] = {}
+        self.described: dict[int, Tensor | None] = {}
+        """What was found of each node that was asked about, by its identity."""
         self._active: set[int] = set()
         self.modern: dict[int, Node] = {}
         """What today's torch writes for nodes of torch 0.1 to 0.3, by their identity."""
@@ -77,7 +78,7 @@ class TensorReader:
         """
         if not isinstance(node, Object):
             return None
-        known = self._seen.get(id(node), self)
+        known = self.described.get(id(node), self)
         if known is not self:
             return known  # type: ignore[return-value]  # `self` stands for "not seen"
         if id(node) in self._active or len(self._active) > 100:
@@ -87,7 +88,7 @@ class TensorReader:
             tensor = self.rebuild(node)
         finally:
             self._active.discard(id(node))
-        self._seen[id(node)] = tensor
+        self.described[id(node)] = tensor
         if tensor is not None and tensor.parts:
             self._count_parts(tensor)
         return tensor
