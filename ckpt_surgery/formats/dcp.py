@@ -58,7 +58,8 @@ class Dcp(Format):
         return _read_dcp(source, limits)
 
     def records(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ByteRange]]:
-        """Return the storage of every archive that holds a part of a tensor, by the file's name."""
+        """Return the metadata, which has no checksum, and the storages of all parts of tensors."""
+        metadata = checkpoint.file
         ranges: dict[tuple[int, int], tuple[str, ByteRange]] = {}
         for tensor in checkpoint.all_tensors:
             for part in tensor.strided_parts():
@@ -67,7 +68,7 @@ class Dcp(Format):
                 for one in ranges_of(part.storage.data):
                     where = f"{part.storage.key} in {os.path.basename(one.source.name)}"  # noqa: PTH119
                     ranges[id(one.source), one.offset] = (where, one)
-        return list(ranges.values())
+        return [(NAME, ByteRange(metadata, 0, metadata.size)), *ranges.values()]
 
     def losses(self, checkpoint: Checkpoint) -> Sequence[Loss]:
         """Return tensors that are no strided views, and what flat names do not say."""

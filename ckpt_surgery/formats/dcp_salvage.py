@@ -28,6 +28,7 @@ from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.row_major import row_major
 from ckpt_surgery.torch_objects.tensors import TensorReader
 
+_CUT: Final = "the file is truncated"
 _PART: Final = "a part of its bytes is missing or wrong"
 
 
@@ -181,15 +182,21 @@ class _Left:
         found = TensorReader(self._limits).describe(left.checkpoint.root)
         tensor = chunk_of(found, item, place)
         if not left.is_whole(tensor):
-            raise DamagedFileError(_PART, path=self._source.name, entry=place.file)
+            raise self._lost(place)
         return row_major(tensor)
 
     def _object(self, item: ObjectItem) -> Node:
         left = self._archive(item.file, item.offset, item.length)
         if not all(map(left.is_whole, left.checkpoint.all_tensors)):
-            raise DamagedFileError(_PART, path=self._source.name, entry=item.file)
+            raise self._lost(item)
         node: Node = left.checkpoint.root
         return node
+
+    def _lost(self, place: ChunkPlace | ObjectItem) -> DamagedFileError:
+        """Return the error for an archive that is not whole: cut off with its file, or else."""
+        is_cut = self._source.member(place.file).size < place.offset + place.length
+        hint = _CUT if is_cut else None
+        return DamagedFileError(_PART, path=self._source.name, entry=place.file, hint=hint)
 
     def _archive(self, file: str, offset: int, length: int) -> Salvaged:
         """Return what is left of one archive. Raises `ReadError` if nothing is."""
@@ -200,14 +207,15 @@ class _Left:
                 f"the file ends at byte {whole.size}, before its archive at byte {offset}",
                 path=whole.name,
                 entry=file,
-                hint="the file is truncated",
+                hint=_CUT,
             )
         self.files[file] = None
         part = PartSource(whole, offset, there, name=f"{whole.name}:{offset}")
         try:
             left = read_damaged(part, self._limits)
-        except DamagedFileError as error:
+        except ReadError as error:
             error.entry = file
+            error.hint = _CUT if there < length else error.hint
             raise
         self.notes += (f"{file}: {note}" for note in left.notes)
         return left
