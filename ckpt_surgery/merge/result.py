@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
-from ckpt_surgery.checkpoint.select import RuleCount, the_state_dict
+from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.compact import plan_compact
@@ -18,6 +18,7 @@ from ckpt_surgery.edits.follow import follow_base
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.narrow_plan import the_one
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rename import Rename
 from ckpt_surgery.merge.copying import broken_ties
@@ -62,7 +63,7 @@ def carry_out(
     if not scope.state_dict_only:
         apart += tuple(names_left_behind_by(original, after))
     if scope.state_dict_only:
-        more.append(OnlyStateDict(the_state_dict(after, scope.at).path))
+        more.append(OnlyStateDict(the_one(after, scope.at)[0].path))
         after = more[-1].apply(after, inputs)
     after, last = finishing(after, output, "merge", (*edits, *more), inputs.sources)
     return Edited(before, after, (*edits, *more, *last), changes, apart)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
-from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.edits.convert import Convert, set_metadata
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.narrow_plan import the_one
 from ckpt_surgery.edits.plan import Plan, Planned, followed_by
 from ckpt_surgery.errors import PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
@@ -78,8 +78,9 @@ class ConvertRequest:
         """Plan all but the attributes."""
         if not self.state_dict_only and not self.tensors_only and self.at is None:
             return self._casts(checkpoint, checkpoint.state_dicts)
-        chosen = the_state_dict(checkpoint, [] if self.at is None else [self.at])
+        chosen, warnings = the_one(checkpoint, [] if self.at is None else [self.at])
         casts = self._casts(checkpoint, [chosen])
+        casts = replace(casts, warnings=(*casts.warnings, *warnings))
         if self.tensors_only:
             from ckpt_surgery.edits.bare import OnlyTensors
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
-from ckpt_surgery.checkpoint.select import choose_state_dicts, the_state_dict
+from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.compute.elements import can_load
 from ckpt_surgery.edits.averages_plan import averages_left_behind
@@ -20,6 +20,7 @@ from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.narrow_plan import the_one
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.views import View, views
 from ckpt_surgery.errors import CkptError, LossyEditError, PathLike, UsageError, about_file
@@ -182,7 +183,7 @@ def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ..
     """Return the edit that writes the state dict alone, if that is asked for."""
     if not asked.state_dict_only:
         return ()
-    return (OnlyStateDict(the_state_dict(checkpoint, asked.at).path),)
+    return (OnlyStateDict(the_one(checkpoint, asked.at)[0].path),)
 
 
 def _named_as(fitted: Sequence[Fitted], casts: Sequence[Cast]) -> Iterator[Cast]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -396,3 +397,25 @@ def test_of_an_average_that_stays_behind_edit_fit_and_merge_speak(tmp_path: Path
 
 def other_values(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value + 1 for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("layout", [mmengine_checkpoint, lightning_checkpoint])
+def test_alone_is_written_what_lies_in_the_model_s_place(layout: Any, tmp_path: Path) -> None:
+    """It is what the framework loads, under the model's names; that it is the average is said."""
+    file = save(layout(net(), other().state_dict()), tmp_path / "in.pt")
+    for name, verb, more in (
+        ("1.pt", ckpt.convert, {}),
+        ("2.pt", ckpt.strip, {}),
+        ("3.pt", partial(ckpt.rename, request=[ckpt.AddPrefix("q")]), {}),
+        ("4.pt", ckpt.fit, {"like": save(dict(net().state_dict()), tmp_path / "like.pt")}),
+        ("5.pt", ckpt.strip, {"training_state": True, "ema": True}),
+    ):
+        report = verb(file, tmp_path / name, state_dict_only=True, **more)
+        found = {k.removeprefix("q."): v for k, v in load(tmp_path / name).items()}
+        assert_same(found, dict(other().state_dict()))
+        assert any("are the average" in said for said in report.warnings) is (
+            name in "1.pt2.pt3.pt"
+        )
+    trained = "ema_state_dict" if layout is mmengine_checkpoint else "current_model_state"
+    ckpt.convert(file, tmp_path / "6.pt", at=trained)
+    assert len(load(tmp_path / "6.pt")) >= len(net().state_dict())
