@@ -1,7 +1,8 @@
 """Safetensors: the size of a JSON header (u64), the header, and the tensors one after another.
 
 The format is that of the safetensors README; where its reference reader is looser (a duplicate
-name, unknown fields of a tensor, space before the header) this one follows the README.
+name, unknown fields of a tensor) this one follows the README. Space before the header is read, as
+the reference means it to be: a writer may align the data with it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _ALIGNMENT: Final = 8
 _FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 _MAX_DIMENSION: Final = 2**63 - 1
 _MAX_DIMENSIONS: Final = 1000
+_SPACE: Final = b" \t\r\n"
+_MOST_SPACE: Final = 1 << 20  # bytes in front of a header: what aligns the data to a page is less
 _FOUR_BITS: Final = "F4"
 _FRAMEWORK: Final = "format"
 """The key of ``__metadata__`` that names the writer's framework, and is no alias of a tensor."""
@@ -88,7 +91,13 @@ def _looks_like_safetensors(file: Source) -> bool:
         return False
     head = file.read_at(0, _SIZE_BYTES + 1)
     header_bytes = int.from_bytes(head[:_SIZE_BYTES], "little")
-    return head[_SIZE_BYTES:] == b"{" and header_bytes <= MAX_HEADER_BYTES
+    if header_bytes > MAX_HEADER_BYTES:
+        return False
+    start = head[_SIZE_BYTES:]
+    if start in _SPACE:
+        left = min(header_bytes, file.size - _SIZE_BYTES, _MOST_SPACE)
+        start = file.read_at(_SIZE_BYTES, left).lstrip(_SPACE)[:1]
+    return start == b"{"
 
 
 def _read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
@@ -122,6 +131,8 @@ def _read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
 
 def _leniencies(header: bytes, start: int) -> Iterator[str]:
     """Yield what the format's description does not foresee and its reference reader accepts."""
+    if not header.startswith(b"{"):
+        yield "there is space in front of the header"
     if header[-1:] in {b"\n", b"\r", b"\t"}:
         yield "the header is padded with other characters than spaces"
     if start % _ALIGNMENT:
@@ -165,7 +176,7 @@ def _read_header(file: Source, limits: Limits) -> bytes:
 
 
 def _parse_header(data: bytes) -> dict[str, Any]:
-    if not data.startswith(b"{"):
+    if not data.lstrip(_SPACE).startswith(b"{"):
         raise _damaged("the header does not begin with '{'")
     try:
         header = json.loads(

@@ -310,7 +310,6 @@ def test_data_with_a_hole_or_an_overlap_is_refused(
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (b" {}", "the header does not begin with '{'"),
         (b'{"__metadata__":{"a":"1","a":"2"}}', "a name stands twice in one object"),
         (json.dumps(one(extra=1)).encode(), "has other fields than"),
         (json.dumps(one(shape=[2] + [1] * 1000)).encode(), "the shape is not a list of sizes"),

@@ -204,11 +204,17 @@ def test_whitespace_padded_header(file: Path) -> None:
 
 
 def test_whitespace_leading_padded_header(file: Path) -> None:
-    """The library's reader takes it; the description of the format says that it begins with {."""
-    raw_file(file, b"    " + TEST, bytes(16))
-    safetensors.torch.load_file(file)
-    with pytest.raises(UnknownFormatError):
-        read(file)
+    """A writer may align the data with it; what the description does not foresee is a note."""
+    raw_file(file, b"\t\n" + TEST + b"\r ", bytes(16))
+    assert described(raw_file(file, b"\t\n{}\r ")) == []
+    raw_file(file, b" " * (4096 - 8 - len(TEST)) + TEST, bytes(16))
+    assert described(file) == [("test", "int32", (2, 2))]
+    with read(file) as checkpoint:
+        assert checkpoint.notes == ("there is space in front of the header",)
+    out = file.with_name("out.safetensors")
+    rename(file, out, [AddPrefix("m")])
+    assert list(safetensors.torch.load_file(out)) == ["m.test"]
+    refused(raw_file(file, b" " * 9), UnknownFormatError, "not a checkpoint")
 
 
 def test_serialize_to_file_same_path_with_active_mmap(file: Path) -> None:
