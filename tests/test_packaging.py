@@ -150,7 +150,7 @@ def test_the_version_is_that_of_the_changelog():
         "inspect a.pth b.pth --jsonl",
         "strip a.pth fc.bias -o out.pth",
         "rename a.pth --add-prefix m. -o out.pth",
-        "convert a.pth --at state_dict -o out.safetensors",
+        "convert a.pth --state-dict-only -o out.safetensors",
         "match a.pth --like b.pth",
         "merge a.pth b.pth -o out.pth",
         "set a.pth epoch=9 -o out.pth",

@@ -20,7 +20,7 @@ _OTHER_WORDS: Final = {
     "cast": "'ckpt convert FILE --dtype float16' casts all tensors",
     "split": "'ckpt strip FILE --keep --prefix P' writes a part; without --keep, the rest",
     "edit": "'ckpt strip' removes entries, 'ckpt rename' renames them, 'ckpt fit' changes shapes",
-    "extract": "'ckpt convert FILE --at PATH' writes one state dict alone",
+    "extract": "'ckpt convert FILE --state-dict-only --at PATH' writes one state dict alone",
     "average": "'ckpt merge A B -m average' averages checkpoints",
     "compare": "'ckpt match A --like B' compares names, shapes and types",
     "freeze": "'ckpt freeze-plan' decides what trains",

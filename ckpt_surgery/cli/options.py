@@ -209,7 +209,8 @@ new_file_options = all_of(
         "--verify/--no-verify",
         default=None,
         help="Compare all that is copied with the checksums of its file; without it only what is "
-        "read anyway is. The default with --record and --hash-name.",
+        "read anyway is. The default with --record and --hash-name, and into formats that "
+        "have none.",
     ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(

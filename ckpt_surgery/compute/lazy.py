@@ -64,6 +64,7 @@ def computed_tensor(
     compute: Callable[[], torch.Tensor],
     *,
     key: str = "",
+    device: str = "cpu",
     big_endian: bool = False,
     tally: CastTally | None = None,
     workspace: int | None = None,
@@ -71,7 +72,8 @@ def computed_tensor(
     """Return the description of a contiguous tensor of its own storage,
     whose elements `compute` makes.
 
-    With `workspace`, the bytes that it takes meanwhile, it is computed ahead, in any thread.
+    `device` is where it is said to lie. With `workspace`, the bytes that it takes meanwhile, it is
+    computed ahead, in any thread.
     """
     untyped = dtype.storage_class is None
     plain = Tensor(shape, dtype, contiguous_strides(shape))
@@ -81,5 +83,5 @@ def computed_tensor(
         job.big_endian, job.tally = big_endian, tally
         data = JobBytes(job)
     stored = UNTYPED if untyped else dtype
-    storage = Storage(key, stored, "cpu", data, untyped=untyped, big_endian=big_endian)
-    return replace(plain, storage=storage)
+    storage = Storage(key, stored, device, data, untyped=untyped, big_endian=big_endian)
+    return replace(plain, device=device, storage=storage)

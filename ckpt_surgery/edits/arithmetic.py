@@ -72,7 +72,9 @@ class Fill(ValueEdit):
 
         from ckpt_surgery.compute.lazy import computed_tensor
 
-        return computed_tensor(tensor.shape, tensor.dtype, compute, key=self.name)
+        return computed_tensor(
+            tensor.shape, tensor.dtype, compute, key=self.name, device=tensor.device
+        )
 
     def compute(self, values: Elements) -> Elements:
         """Return the elements as they are: they are not what is put."""

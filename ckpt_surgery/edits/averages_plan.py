@@ -102,7 +102,7 @@ def _require_one_each(checkpoint: Checkpoint, found: Sequence[Average]) -> None:
             f"'ema': the model in '{twice}' has several averages: {averages}",
             fields=("ema",),
             path=checkpoint.file.name,
-            hint="ckpt convert --at PATH writes one of them alone",
+            hint="ckpt convert --state-dict-only --at PATH writes one of them alone",
         )
 
 

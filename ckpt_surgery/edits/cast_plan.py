@@ -14,7 +14,7 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.cast import Cast, is_castable, kind_of, require_no_scale
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.value_rules import selection_rule
-from ckpt_surgery.edits.values import broken_ties
+from ckpt_surgery.edits.values import remarks
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.suggest import near_hint
 
@@ -124,7 +124,7 @@ def plan_casts(
             cast = Cast(state_dict.path, name, taken.dtype, max_loss)
             cast.tensor(tensor)  # raises what does not convert
             casts.append(cast)
-        warnings += broken_ties(state_dict, casts)
+        warnings += remarks(state_dict, casts)
         edits += casts
     for rule, count in counts.items():
         if rule.selection and not count:

@@ -81,7 +81,12 @@ def unwrapping(checkpoint: Checkpoint, planned: Planned) -> list[Edit]:
 
 
 def _matches(checkpoint: Checkpoint, rule: EntryRule) -> list[Place]:
-    """Return what a rule matches; what lies below that is not looked at."""
+    """Return what a rule matches, but for weights; what lies below that is not looked at."""
+    weights = {name for name, _ in checkpoint.tensors}
+    return [place for place in _reached(checkpoint, rule) if place.path not in weights]
+
+
+def _reached(checkpoint: Checkpoint, rule: EntryRule) -> list[Place]:
     entries = Entries(checkpoint)
     listed = [other.path for other in checkpoint.others] + [s.path for s in checkpoint.state_dicts]
     if not rule.is_glob or rule.text in listed:

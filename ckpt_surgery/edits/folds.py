@@ -139,9 +139,15 @@ class FoldBranches(_Fold):
             Entry(
                 name,
                 replace(
-                    computed_tensor(shape, largest.dtype, compute, key=name, big_endian=big_endian),
+                    computed_tensor(
+                        shape,
+                        largest.dtype,
+                        compute,
+                        key=name,
+                        device=largest.device,
+                        big_endian=big_endian,
+                    ),
                     requires_grad=largest.requires_grad,
-                    device=largest.device,
                 ),
                 "parameter",
             )
@@ -324,9 +330,16 @@ def _floats(path: str, names: Sequence[str], known: Mapping[str, Entry]) -> list
 
 def _like(tensor: Tensor, name: str, compute: Callable[[], Elements]) -> Entry:
     big_endian = tensor.storage is not None and tensor.storage.big_endian
-    made = computed_tensor(tensor.shape, tensor.dtype, compute, key=name, big_endian=big_endian)
+    made = computed_tensor(
+        tensor.shape,
+        tensor.dtype,
+        compute,
+        key=name,
+        device=tensor.device,
+        big_endian=big_endian,
+    )
     return Entry(
         name,
-        replace(made, requires_grad=tensor.requires_grad, device=tensor.device),
+        replace(made, requires_grad=tensor.requires_grad),
         "parameter",
     )

@@ -165,10 +165,11 @@ class Concat(BatchEdit):
             first.dtype,
             compute,
             key=self.name,
+            device=first.device,
             big_endian=big_endian,
             workspace=2 * sum(tensor.nbytes for tensor in tensors),
         )
-        return replace(made, requires_grad=first.requires_grad, device=first.device)
+        return replace(made, requires_grad=first.requires_grad, is_parameter=first.is_parameter)
 
 
 def _joined(tensors: tuple[Tensor, ...], dim: int, heads: int | None) -> Elements:

@@ -87,7 +87,7 @@ def _identity(tensor: Tensor | None) -> object:
     return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride
 
 
-def broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
+def _broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
     """Return what to say of names that are tied to an edited one and not edited themselves."""
     changed = {edit.name for edit in edits if isinstance(edit, ValueEdit)}
     if not changed:
@@ -103,6 +103,21 @@ def broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
         if other not in changed
         for name in [next(each for each in names if each in changed)]
     ]
+
+
+def remarks(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
+    """Return what to say of edited tensors and of those tied to them: what they are no longer."""
+    found = [edit for edit in edits if isinstance(edit, ValueEdit)]
+    if not found:
+        return []
+    from ckpt_surgery.formats.traits import computed_anew, listed, overlapping
+
+    tensors = dict(state_dict.tensors)
+    names = dict.fromkeys(edit.name for edit in found if edit.name in tensors)
+    paths = [(join_path(state_dict.path, name), tensors[name]) for name in names]
+    views = [name for name in overlapping(state_dict.tensors) if name in names]
+    apart = [f"no longer views that share bytes: {listed(views)}"] if views else []
+    return [*_broken_ties(state_dict, found), *apart, *computed_anew(paths)]
 
 
 def tensor_of(path: str, entry: Entry) -> Tensor:
@@ -148,10 +163,11 @@ def lazily(
         dtype,
         lambda: compute(elements_of(tensor)),
         key=name,
+        device=tensor.device,
         big_endian=big_endian,
         workspace=tensor.nbytes,
     )
-    return replace(made, requires_grad=tensor.requires_grad, device=tensor.device)
+    return replace(made, requires_grad=tensor.requires_grad, is_parameter=tensor.is_parameter)
 
 
 def elements_of(tensor: Tensor) -> Elements:

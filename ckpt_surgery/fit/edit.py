@@ -139,6 +139,7 @@ class _Values:
         self._big_endian = big_endian
         self._sources = {entry.name: entry for entry in state_dict.entries}
         self._drawn: InitialValues | None = None
+        self._device = next((tensor.device for _, tensor in state_dict.tensors), "cpu")
 
     def state_dict(self) -> StateDict:
         made: dict[str, Entry] = {}
@@ -194,6 +195,7 @@ class _Values:
             BY_NAME[item.dtype],
             compute,
             key=item.name,
+            device=self._device,
             big_endian=self._big_endian,
             tally=tally,
         )

@@ -33,7 +33,9 @@ class AdaptMoment:
             return adapt_moment(self.adaptation, elements_of(moment), self.shape, beginning)
 
         big_endian = moment.storage is not None and moment.storage.big_endian
-        return computed_tensor(self.shape, moment.dtype, compute, big_endian=big_endian)
+        return computed_tensor(
+            self.shape, moment.dtype, compute, device=moment.device, big_endian=big_endian
+        )
 
 
 def elements_of(tensor: Tensor | None, name: str | None = None) -> _Elements:

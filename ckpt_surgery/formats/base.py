@@ -99,8 +99,9 @@ class Format(ABC):
     choose it for an output, `title` is what messages call a file of it. A format that is only
     read, or written only if asked for, names in `written_as` the one that holds what it gives.
     `of_directories` says that its checkpoints are directories and not files, `honours` which
-    `LayoutOptions` it carries out, `keeps_provenance` that it keeps that of a checkpoint, and
-    `keeps_modules` that a pickled module stays one in it.
+    `LayoutOptions` it carries out, `keeps_provenance` that it keeps that of a checkpoint,
+    `keeps_modules` that a pickled module stays one in it, and `keeps_checksums` that it keeps
+    those of storages that are copied, so that damage stays to be seen.
     """
 
     name: ClassVar[str]
@@ -111,6 +112,7 @@ class Format(ABC):
     honours: ClassVar[frozenset[str]] = frozenset()
     keeps_provenance: ClassVar[bool] = False
     keeps_modules: ClassVar[bool] = False
+    keeps_checksums: ClassVar[bool] = False
 
     @property
     def is_writable(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import IO, Any, BinaryIO, Final, cast
 
@@ -50,8 +51,15 @@ class Compressed(Format):
         except BaseException:
             inner.close()
             raise
+        notes = (*notes_on(source), *checkpoint.notes)
         source.close()
-        return checkpoint
+        return replace(checkpoint, notes=notes)
+
+
+def notes_on(source: Source) -> tuple[str, ...]:
+    """Return what to say of an edit of a compressed stream; nothing of any other source."""
+    kind = _kind(source)
+    return (f"it is compressed ({kind[0]}); what is made of it is not",) if kind else ()
 
 
 def is_compressed(source: Source) -> bool:

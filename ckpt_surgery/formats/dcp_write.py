@@ -30,6 +30,7 @@ from ckpt_surgery.formats.base import FileLayout, Layout, Loss
 from ckpt_surgery.formats.dcp_metadata import NAME, metadata_bytes
 from ckpt_surgery.formats.torch_zip_layout import archive_of_pickle
 from ckpt_surgery.formats.torch_zip_layout import losses as torch_losses
+from ckpt_surgery.formats.traits import Trait, lost_traits
 from ckpt_surgery.pickles import Node, PersistentId
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
@@ -45,6 +46,10 @@ _OWNED: Final = ("__*_*.distcp", NAME)
 _TITLE: Final = "a distributed checkpoint"
 _UNREADABLE: Final = re.compile("u?int[1-7]")  # torch has no function that copies their elements
 _NO_SUCH_TYPE: Final = "torch cannot load this type from such a checkpoint"
+_BY_ITSELF: Final = f"{_TITLE} stores every name by itself"
+_BESIDE: Final[tuple[Trait, ...]] = (
+    *("overlaps", "strides", "parameters", "attributes", "devices", "records"),
+)
 _NOT_STRIDED: Final = "its elements are not one strided view"
 _MOST_NAMED: Final = 3
 # Places that one thing may stand in on average, in a checkpoint of more than a few: each is stored.
@@ -245,8 +250,11 @@ def _lost_structure(checkpoint: Checkpoint) -> Iterator[Loss]:
     ties = find_ties(checkpoint.tensors)
     if ties:
         names = _some([" = ".join(group) for group in ties])
-        yield _remark(f"what is tied ({names})", f"{_TITLE} stores every name by itself")
-    empty, numbered = _odd_places(checkpoint)
+        yield _remark(f"what is tied ({names})", _BY_ITSELF)
+    yield from lost_traits(checkpoint, _BY_ITSELF, _BESIDE)
+    empty, numbered, repeated = _odd_places(checkpoint)
+    if repeated:
+        yield _remark(f"that objects are one and the same ({_some(repeated)})", _BY_ITSELF)
     if empty:
         yield _remark(
             f"an empty dictionary ({_some(empty)})", f"{_TITLE} stores only what is in one"
@@ -264,17 +272,22 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _odd_places(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """Return the paths of empty dictionaries, and of those with keys that are numbers."""
+def _odd_places(checkpoint: Checkpoint) -> tuple[list[str], list[str], list[str]]:
+    """Return the paths of empty dictionaries, of those with keys that are numbers, and of
+    containers that stand in another place as well.
+    """
     skipped = {id(each.node) for each in checkpoint.state_dicts}
     skipped |= {id(each.node) for each in checkpoint.dropped}
     empty: list[str] = []
     numbered: list[str] = []
+    repeated: list[str] = []
     waiting: list[tuple[str, Node]] = [("", checkpoint.root)]
     seen: set[int] = set()
     while waiting:
         path, node = waiting.pop()
         if id(node) in skipped or id(node) in seen:
+            if id(node) in seen and (mapping_pairs(node) or isinstance(node, list)):
+                repeated.append(path)
             continue
         seen.add(id(node))
         pairs = mapping_pairs(node)
@@ -287,4 +300,4 @@ def _odd_places(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
             waiting.extend(reversed(below))
         elif isinstance(node, list):
             waiting.extend((join_path(path, str(n)), each) for n, each in enumerate(node))
-    return empty, numbered
+    return empty, numbered, repeated

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from ckpt_surgery.checkpoint.compact import find_pieces
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
 from ckpt_surgery.dtypes import BY_SAFETENSORS
 from ckpt_surgery.errors import LossyEditError, UsageError
@@ -29,12 +28,12 @@ from ckpt_surgery.formats.safetensors import (
     is_alias,
     is_unicode,
 )
+from ckpt_surgery.formats.traits import Trait, lost_traits
 from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.rebuild import is_module_state
 from ckpt_surgery.torch_objects.row_major import row_major
 
 _ALIGNMENT: Final = 8
-_MOST_NAMED: Final = 4
 # Of the library's `Dtype`, in the order in which it writes them (safetensors/src/tensor.rs).
 _ORDER: Final = (
     *("U64", "I64", "F64", "C64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
@@ -45,6 +44,10 @@ _RANK: Final = {code: rank for rank, code in enumerate(_ORDER)}
 _PACKED_FLOAT: Final = BY_SAFETENSORS["F4"]
 _NO_OBJECTS: Final = "safetensors holds nothing but one state dict of tensors"
 _NO_TYPE: Final = "safetensors has no such type"
+_OWN_BYTES: Final = "each tensor of a safetensors file has bytes of its own"
+_NUMBERS: Final = "safetensors holds names, types, shapes and numbers"
+_SORTED: Final = "safetensors sorts tensors by their type and name"
+_BESIDE: Final[tuple[Trait, ...]] = ("strides", "parameters", "attributes", "devices", "records")
 
 
 def losses(checkpoint: Checkpoint) -> list[Loss]:
@@ -53,7 +56,7 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
         *_lost_state_dicts(checkpoint.state_dicts),
         *_lost_others(checkpoint),
         *(loss for s in checkpoint.state_dicts for e in s.entries for loss in _lost(s, e)),
-        *_lost_sharing(checkpoint.state_dicts),
+        *_lost_traits(checkpoint),
     ]
 
 
@@ -104,23 +107,15 @@ def _lost(state_dict: StateDict, entry: Entry) -> Iterator[Loss]:
         yield Loss(path, "entry", "two numbers of 4 bits", "they would need a dimension")
 
 
-def _lost_sharing(state_dicts: Sequence[StateDict]) -> Iterator[Loss]:
-    """Yield what is lost of tensors that overlap without being tied."""
-    overlapping: set[object] = set()
-    for piece in find_pieces(tensor for s in state_dicts for _, tensor in s.tensors):
-        views = {tensor.identity for tensor in piece.tensors if tensor.numel}
-        overlapping |= views if len(views) > 1 else set()
-    shared = [
-        name
-        for s in state_dicts
-        for name, tensor in s.tensors
-        if tensor.storage is not None and tensor.identity in overlapping
-    ]
-    if shared:
-        listed = ", ".join(f"'{name}'" for name in shared[:_MOST_NAMED])
-        listed += f" and {len(shared) - _MOST_NAMED} more" if len(shared) > _MOST_NAMED else ""
-        reason = "each tensor of a safetensors file has bytes of its own"
-        yield Loss("", "file", f"the overlap of {listed}", reason, refused=False)
+def _lost_traits(checkpoint: Checkpoint) -> Iterator[Loss]:
+    """Yield what tensors have beside numbers, and an archive beside tensors."""
+    yield from lost_traits(checkpoint, _OWN_BYTES, ["overlaps"])
+    yield from lost_traits(checkpoint, _NUMBERS, _BESIDE)
+    for state_dict in checkpoint.state_dicts:
+        ties = tied_names(state_dict)
+        found = [each for each in _written(state_dict, ties) if each[1].dtype.safetensors]
+        if len(checkpoint.state_dicts) == 1 and sorted(found, key=_place) != found:
+            yield Loss("", "file", "the order of the names", _SORTED, refused=False)
 
 
 def layout(checkpoint: Checkpoint, options: LayoutOptions) -> Layout:

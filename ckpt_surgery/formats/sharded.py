@@ -92,6 +92,7 @@ class TorchIndex(_Sharded):
 
     name = "torch-index"
     title = "a sharded checkpoint of torch"
+    keeps_checksums = True
     honours = frozenset({"max_shard_size"})
     shard_suffix = ".bin"
     stem = "pytorch_model"

@@ -21,6 +21,7 @@ from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats.base import FileLayout, Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.safetensors_write import tied_names
 from ckpt_surgery.formats.sharded import INDEX_SUFFIX, Sharding, index_ties
+from ckpt_surgery.formats.traits import lost_traits
 
 DEFAULT_SHARD_BYTES: Final = 5 * 10**9
 """What huggingface_hub takes."""
@@ -95,6 +96,8 @@ def torch_losses(checkpoint: Checkpoint) -> list[Loss]:
         for other in checkpoint.others
         if other.path not in listed
     )
+    if not isinstance(checkpoint.container, Sharding):
+        found += lost_traits(checkpoint, "the shards are archives of their own", ["records"])
     return found
 
 

@@ -18,12 +18,14 @@ from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats import torch_zip_layout
 from ckpt_surgery.formats.base import FileLayout, Layout, Loss
 from ckpt_surgery.formats.torch_legacy import MAGIC_NUMBER, PROTOCOL_VERSION
+from ckpt_surgery.formats.traits import lost_traits
 from ckpt_surgery.pickles import Dict, Node
 from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.torch_objects.rebuild import lower
 from ckpt_surgery.torch_objects.row_major import row_major
 
 _NO_TYPE: Final = "torch before 1.6 has no such type"
+_NOT_LOADED: Final = "torch does not load one from a file of this kind"
 _SYSTEM: Final = (
     *("protocol_version", PROTOCOL_VERSION, "little_endian", True),
     *("type_sizes", Dict(["short", 2, "int", 4, "long", 4])),
@@ -40,11 +42,14 @@ def losses(checkpoint: Checkpoint) -> list[Loss]:
             path = join_path(state_dict.path, name)
             if path not in known and tensor.dtype.storage_class is None:
                 found.append(Loss(path, "entry", f"a tensor of {tensor.dtype.name}", _NO_TYPE))
+            elif path not in known and tensor.layout == "nested":
+                found.append(Loss(path, "entry", "a nested tensor", _NOT_LOADED))
     found += (
         Loss(other.path, "other", f"{other.type} with tensors of {name}", _NO_TYPE)
         for other in checkpoint.others
         for name in sorted({t.dtype.name for t in other.tensors if t.dtype.storage_class is None})
     )
+    found += lost_traits(checkpoint, "a file of torch before 1.6 is no archive", ["records"])
     return found
 
 

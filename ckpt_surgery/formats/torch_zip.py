@@ -88,6 +88,7 @@ class TorchZip(Format):
     title = "an archive of torch.save"
     keeps_provenance = True
     keeps_modules = True
+    keeps_checksums = True
     suffixes = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".th", ".model", ".state_dict")
 
     def sniff(self, source: Source) -> bool:

@@ -231,7 +231,7 @@ def aim_at_file(checkpoint: Checkpoint) -> Aim:
         raise UsageError(
             f"it has {len(models)} state dicts: {paths}" if models else "no state dict in it",
             path=checkpoint.file.name,
-            hint="write the one that is meant alone: ckpt convert --at PATH" if models else None,
+            hint="write one alone: ckpt convert --state-dict-only --at PATH" if models else None,
         )
     (state_dict,) = models
     found = describe(state_dict)

@@ -106,7 +106,7 @@ def partner(wanted: StateDict, file: MergeFile) -> StateDict:
         f"no state dict belongs to {where}; there are: {paths}",
         path=file.label,
         hint="'--at PATH' narrows the merge to one state dict of the base; "
-        "'ckpt convert --at PATH' takes one out of a file",
+        "'ckpt convert --state-dict-only --at PATH' takes one out of a file",
     )
 
 

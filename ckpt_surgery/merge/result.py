@@ -21,6 +21,7 @@ from ckpt_surgery.edits.narrow import OnlyStateDict
 from ckpt_surgery.edits.narrow_plan import the_one
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rename import Rename
+from ckpt_surgery.formats.traits import computed_anew
 from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile
 from ckpt_surgery.merge.scope import MergeScope
@@ -98,11 +99,15 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
     rules: tuple[RuleCount, ...] = (*base.rules, *outcome.rules)
     renames = [edit for edit in base.renaming.edits if isinstance(edit, Rename)]
     changed = {name for name, _ in outcome.taken} | set(outcome.merged)
+    merged = [(name, tensor) for name, tensor in before.tensors if name in set(outcome.merged)]
     removed = tuple(join_path(e.state_dict, e.name) for e in edits if isinstance(e, Drop))
     removed += written.removed
     gone = set(removed)
     left = {other.path for other in after.others}
     dropped = tuple(o.path for o in base.original.others if o.path not in left)
+    if any(isinstance(edit, OnlyStateDict) for edit in edits):
+        paths = {edit.path for edit in edits if isinstance(edit, OnlyStateDict)}
+        dropped += tuple(s.path for s in base.original.state_dicts if s.path not in paths)
     return MergeReport(
         method=outcome.method,
         arithmetic=outcome.arithmetic,
@@ -138,6 +143,7 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
             *base.original.notes,
             *outcome.warnings,
             *edited.out_of_step,
+            *computed_anew(merged, dict(after.tensors)),
             *(text for change in edited.changes for text in change.warnings),
             *written.warnings,
         ),

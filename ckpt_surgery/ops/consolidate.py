@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.traits import lost_traits
 from ckpt_surgery.ranks.axes import AxisRule
 from ckpt_surgery.ranks.deepspeed import ZeroRank, read_zero
 from ckpt_surgery.ranks.fairscale import has_shard_metadata, unflattened
@@ -94,7 +96,18 @@ def _consolidated(
         tensors = unflattened(ranks)
         others = tuple(other.path for other in checkpoints[0].others)
         return "fairscale", _flat(tensors, checkpoints, others)
-    return files.writer, consolidate_ranks(ranks, rules, is_llama=files.writer == "llama")
+    found = consolidate_ranks(ranks, rules, is_llama=files.writer == "llama")
+    return files.writer, _with_losses(checkpoints[0], found)
+
+
+def _with_losses(first: Checkpoint, found: Consolidated) -> Consolidated:
+    """Return what was put together, and what of the first rank's file is not in it."""
+    why = "the files of ranks are put together to a new archive"
+    lost = lost_traits(first, why, ["records"])
+    notes = (*first.notes, *found.notes, *(f"{x.what} is left out: {x.why}" for x in lost))
+    kept = {other.path for other in found.checkpoint.others}
+    gone = (other.path for other in first.others if other.path not in kept)
+    return replace(found, notes=notes, left_out=(*found.left_out, *gone))
 
 
 def _of_one(checkpoint: Checkpoint, rules: Sequence[AxisRule]) -> Consolidated:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
+from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.edits.convert import Convert, set_metadata
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.narrow import OnlyStateDict
@@ -24,13 +25,19 @@ from ckpt_surgery.writing.write import Written, write
 if TYPE_CHECKING:
     from ckpt_surgery.edits.cast_plan import CastRule
 
+_ALL_OF_IT: Final = (
+    "'--at' narrows nothing here, and the whole file is written: --state-dict-only writes that "
+    "state dict alone"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ConvertRequest:
     """What is written in another format: all of it, or one state dict alone.
 
-    The latter with `state_dict_only`, or with `at`, which says which if there are several. With
-    `tensors_only` it is no more than the tensors of the state dict, each of them rebuilt. `dtypes`
+    The latter with `state_dict_only`. With `tensors_only` it is no more than the tensors of the
+    state dict, each of them rebuilt. `at` are the paths of the state dicts that this is about (or
+    the path of the one): that which is written alone, or those that are cast. `dtypes`
     are element types, ``TYPE`` for all floating-point tensors or ``SELECTION=TYPE``; with
     `keep_norms` the former leave norms and statistics of 32 bits as they are. `max_loss` is the
     largest share of itself that a number may lose. `attributes` are globs of the attributes of a
@@ -39,7 +46,7 @@ class ConvertRequest:
     Raises `UsageError` for a type that there is not.
     """
 
-    at: str | None = None
+    at: Sequence[str] | str | None = None
     state_dict_only: bool = False
     tensors_only: bool = False
     dtypes: Sequence[str] = ()
@@ -76,16 +83,28 @@ class ConvertRequest:
 
     def _rest(self, checkpoint: Checkpoint) -> Planned:
         """Plan all but the attributes."""
-        if not self.state_dict_only and not self.tensors_only and self.at is None:
-            return self._casts(checkpoint, checkpoint.state_dicts)
-        chosen, warnings = the_one(checkpoint, [] if self.at is None else [self.at])
+        at = [self.at] if isinstance(self.at, str) else list(self.at or ())
+        if not self.state_dict_only and not self.tensors_only:
+            return self._of_all(checkpoint, at)
+        chosen, warnings = the_one(checkpoint, at)
         casts = self._casts(checkpoint, [chosen])
         casts = replace(casts, warnings=(*casts.warnings, *warnings))
         if self.tensors_only:
             from ckpt_surgery.edits.bare import OnlyTensors
 
-            return followed_by(casts, [OnlyTensors(chosen.path)])
+            bare = followed_by(casts, [OnlyTensors(chosen.path)])
+            return replace(bare, warnings=(*bare.warnings, *_no_numbers(checkpoint, chosen)))
         return followed_by(casts, [OnlyStateDict(chosen.path)])
+
+    def _of_all(self, checkpoint: Checkpoint, at: Sequence[str]) -> Planned:
+        """Plan the casts of the state dicts at the paths `at`, or of all; the rest is kept."""
+        if not at:
+            return self._casts(checkpoint, checkpoint.state_dicts)
+        chosen = choose_state_dicts(checkpoint, at)
+        whole = len(checkpoint.state_dicts) == 1 and not checkpoint.others
+        remark = [] if self.dtypes or whole else [_ALL_OF_IT]
+        planned = self._casts(checkpoint, chosen)
+        return replace(planned, warnings=(*planned.warnings, *remark))
 
     def _casts(self, checkpoint: Checkpoint, state_dicts: Sequence[StateDict]) -> Planned:
         if not self.dtypes:
@@ -118,8 +137,8 @@ def convert(
 
     A pickled module becomes its state dict, its class not being needed; of TorchScript the state
     dict is all that is written, which the report's `dropped` says.
-    ``convert(file, output, at="model")`` is short for
-    ``convert(file, output, ConvertRequest(at="model"))``.
+    ``convert(file, output, state_dict_only=True)`` is short for
+    ``convert(file, output, ConvertRequest(state_dict_only=True))``.
 
     Raises `UsageError` if there is no state dict, or several to choose from, `ReadError` for a bad
     input, `LossyEditError` for what the format cannot hold and `WriteError` for a bad output.
@@ -166,6 +185,21 @@ def _left_out(before: Checkpoint, narrowed: Plan, after: Checkpoint) -> tuple[st
     """Return what is no longer there, of which what became an entry is none."""
     taken = {edit["name"] for edit in narrowed.to_dict() if edit["edit"] == "take-attribute"}
     return tuple(path for path in left_out(before, narrowed, after) if path not in taken)
+
+
+def _no_numbers(checkpoint: Checkpoint, chosen: StateDict) -> Iterator[str]:
+    """Yield what is not in the numbers that are written, as sentences."""
+    from ckpt_surgery.formats.traits import lost_traits
+    from ckpt_surgery.torch_objects.rebuild import is_module_state
+
+    why = "only numbers are written, as if on the CPU"
+    if is_module_state(chosen):
+        yield f"a pickled module becomes its state dict: {why}"
+    if chosen.metadata:
+        yield f"'{join_path(chosen.path, '_metadata')}' is left out: {why}"
+    taken = replace(checkpoint, state_dicts=(chosen,), others=())
+    for loss in lost_traits(taken, why, ["parameters", "attributes", "devices", "records"]):
+        yield f"{loss.what} is left out: {loss.why}"
 
 
 def _no_tensors(before: Checkpoint, narrowed: Plan) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import RenameModule
 from ckpt_surgery.edits.value_rules import ValueRule
-from ckpt_surgery.edits.values import broken_ties
+from ckpt_surgery.edits.values import remarks
 from ckpt_surgery.errors import PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.metadata import strip_metadata
@@ -104,7 +104,7 @@ def _planned(
         if not found:
             raise rule.unmatched(all_names(chosen))
         for state_dict in chosen:
-            warnings += broken_ties(state_dict, edits[state_dict.path])
+            warnings += remarks(state_dict, edits[state_dict.path])
             for each in edits[state_dict.path]:
                 lineage[state_dict.path].note(each)
         counts.append(RuleCount(rule, len(found)))

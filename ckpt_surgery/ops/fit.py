@@ -165,9 +165,14 @@ def prepare(
     step = _in_step(beside, result, seen, fitted, aim.target, asked)
     result = Plan(tuple(following(step))).apply(result)
     left = tuple(_left_out(chosen, result))
+    versions = tuple(_versions_left_out(chosen, result))
     alone = _alone(checkpoint, asked)
     result = Plan(alone).apply(result)
-    said = [*_warnings(() if alone else result.state_dicts, chosen, fitted), *step.warnings]
+    said = [
+        *_warnings(() if alone else result.state_dicts, chosen, fitted),
+        *versions,
+        *step.warnings,
+    ]
     if beside.others:
         said += averages_left_behind(beside, result)
         said += names_left_behind_by(beside, result)
@@ -393,6 +398,15 @@ def _write_map(path: PathLike, fitted: Sequence[Fitted], output: Output) -> None
     form = "json" if Path(path).suffix.lower() == ".json" else "toml"
     text = format_proposal(found[0], "json" if form == "json" else "toml")
     write_unless_same(path, text.encode(), force=output.force, if_changed=output.if_changed)
+
+
+def _versions_left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:
+    """Yield what to say of ``_metadata`` where the target, a file, has none."""
+    fitted = {state_dict.path: state_dict for state_dict in result.state_dicts}
+    for each in chosen:
+        if each.metadata and each.path in fitted and not fitted[each.path].metadata:
+            what = join_path(each.path, "_metadata")
+            yield f"'{what}' is left out: the target has no versions of modules"
 
 
 def _warnings(

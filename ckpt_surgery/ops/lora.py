@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
+from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import the_state_dict
 from ckpt_surgery.dtypes import BY_NAME, DType
 from ckpt_surgery.errors import PathLike, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.traits import lost_traits
 from ckpt_surgery.merge.files import label_of, merge_file, partner
 from ckpt_surgery.merge.lora.layers import (
     Layer,
@@ -23,6 +25,7 @@ from ckpt_surgery.merge.lora.writing import require_adapter_output, write_adapte
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.reports.adapters import AdapterLayer, AdapterReport
+from ckpt_surgery.torch_objects.rebuild import is_module_state
 from ckpt_surgery.writing.output import Output
 
 
@@ -61,9 +64,10 @@ def extract_lora(
             files.append(merge_file(checkpoint, label_of(source), ()))
         own = the_state_dict(files[0].checkpoint, at)
         with about_file(files[1].label):
+            theirs = partner(own, files[1])
             found = extract(
                 own,
-                partner(own, files[1]),
+                theirs,
                 rank,
                 selection or Selection(),
                 fan_in_fan_out=fan_in_fan_out,
@@ -72,6 +76,7 @@ def extract_lora(
         made = adapter_checkpoint(peft_entries(found.layers, chosen), sources)
         config = peft_config(found.layers, fan_in_fan_out=fan_in_fan_out)
         nbytes = write_adapter(made, config, target)
+    others = tuple(_no_tensors(files[1].checkpoint))
     return AdapterReport(
         "extract",
         (files[0].label, files[1].label),
@@ -80,6 +85,8 @@ def extract_lora(
         found.left_out,
         chosen.name,
         nbytes,
+        tuple(_only_factors(files[1].checkpoint)),
+        (*(s.path for s in files[1].checkpoint.state_dicts if s is not theirs), *others),
     )
 
 
@@ -143,7 +150,30 @@ def merge_loras(
         chosen.name,
         nbytes,
         remarks,
+        tuple(dict.fromkeys(_no_tensors(*(each.file.checkpoint for each in found)))),
     )
+
+
+def _only_factors(tuned: Checkpoint) -> Iterator[str]:
+    """Yield what is no entry of the tuned model's file, and not in an adapter, as sentences."""
+    yield from tuned.notes
+    why = "an adapter holds factors alone"
+    if any(map(is_module_state, tuned.state_dicts)):
+        yield f"a pickled module is left out: {why}"
+    if any(state_dict.metadata for state_dict in tuned.state_dicts):
+        yield f"'_metadata' is left out: {why}"
+    for loss in lost_traits(tuned, why, ["devices", "records"]):
+        yield f"{loss.what} is left out: {loss.why}"
+
+
+def _no_tensors(*checkpoints: Checkpoint) -> Iterator[str]:
+    """Yield the paths of what lies beside tensors, but for texts that every adapter has."""
+    for checkpoint in checkpoints:
+        yield from (o.path for o in checkpoint.others if o.value != {"format": "pt"})
+        for state_dict in checkpoint.state_dicts:
+            for entry in state_dict.entries:
+                if entry.tensor is None:
+                    yield join_path(state_dict.path, entry.name)
 
 
 def _said(layers: Sequence[Layer]) -> tuple[AdapterLayer, ...]:

@@ -15,8 +15,11 @@ from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
 from ckpt_surgery.fileio import Source, looks_like_zip
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Loss
+from ckpt_surgery.formats.compressed import notes_on
 from ckpt_surgery.formats.detect import opened, source_is_directory
 from ckpt_surgery.formats.salvage import Salvaged, parts_of, read_damaged
+from ckpt_surgery.formats.torch_zip import STORAGE_FOLDER
+from ckpt_surgery.formats.traits import OWN_RECORDS
 from ckpt_surgery.reports.verification import Lost, SalvageReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import without
@@ -25,6 +28,7 @@ from ckpt_surgery.writing.write import write
 _MOST: Final = 20
 _LOST: Final = "a part of its bytes is missing or wrong"
 _REST: Final = "all other tensors and objects are whole: '--salvage OUT' writes them"
+_NO_PART: Final = "it is no part of a checkpoint, of which a new archive is made"
 _SAID: Final = {
     "cut": "the record ends before its last byte, or has no end that can be found",
     "damaged": "the bytes of the record are not those of its checksum",
@@ -58,8 +62,9 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
             (
                 *(Lost(loss.path, loss.part, loss.why) for loss in lost),
                 *(Lost(name, "entry", why) for name, why in found.lost),
+                *_lost_records(file),
             ),
-            (*found.notes, *written.warnings),
+            (*_compressed(file), *found.notes, *written.warnings),
         )
 
 
@@ -115,6 +120,19 @@ def _lost(found: Salvaged) -> Iterator[Loss]:
         if gone:
             why = f"{gone} of its {len(other.tensors)} tensors are not whole"
             yield Loss(other.path, "other", "an entry", why)
+
+
+def _compressed(file: Source) -> tuple[str, ...]:
+    return () if source_is_directory(file) else notes_on(file)
+
+
+def _lost_records(file: Source) -> Iterator[Lost]:
+    """Yield what else is in an archive: a new one is written."""
+    if source_is_directory(file) or not looks_like_zip(file):
+        return
+    for part in parts_of(file):
+        if not part.name.startswith(STORAGE_FOLDER) and part.name not in OWN_RECORDS:
+            yield Lost(part.name, "record", _NO_PART)
 
 
 def damage(source: Source) -> Iterator[Finding]:

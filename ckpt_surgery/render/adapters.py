@@ -29,6 +29,8 @@ def show(report: AdapterReport, screen: Screen) -> None:
         screen.line(f"not in the adapter, but different: {number}")
         for name, size in left_out[:most]:
             screen.line(f"  {printable(name)}: by {size:.2%}")
+    if report.dropped:
+        screen.line(f"not in the adapter: {', '.join(map(printable, report.dropped))}")
     show_warnings(report.warnings, screen)
     written = f"written to {printable(report.output)}" if report.output else "nothing was written"
     where = written if report.output else f"dry run: {written}"

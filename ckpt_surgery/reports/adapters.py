@@ -26,7 +26,7 @@ class AdapterReport:
     """What ``ckpt lora`` did, or would do.
 
     `left_out` are entries that differ and are not in the adapter, and by how much: the length of
-    the difference through that of the entry.
+    the difference through that of the entry. `dropped` is what else the tuned model's file holds.
     """
 
     action: Literal["extract", "merge"]
@@ -37,6 +37,7 @@ class AdapterReport:
     dtype: str
     nbytes: int
     warnings: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "warnings", once(self.warnings))
@@ -58,6 +59,7 @@ class AdapterReport:
             "action": self.action,
             "layers": [layer.to_dict() for layer in self.layers],
             "left_out": [{"name": name, "difference": size} for name, size in self.left_out],
+            "dropped_others": list(self.dropped),
             "dtype": self.dtype,
             "nbytes_after": self.nbytes,
         }

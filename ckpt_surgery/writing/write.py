@@ -17,6 +17,7 @@ from ckpt_surgery.fileio import PartSource, Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.member import MemberSource, require_whole_members
 from ckpt_surgery.fileio.sink import Progress, Sink
+from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.formats.torch_module import TorchModule
 from ckpt_surgery.torch_objects.rebuild import stays_module
@@ -72,11 +73,13 @@ class Written:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What else was left out or lost, as sentences for a report."""
-        left_out = (f"{e.what} is left out: {e.why}" for e in self.losses if e.part == "file")
+        stays = self.format == TorchModule.name  # the module of another place does
+        said = {"file": "is left out"} | ({} if stays else {"module": "becomes its state dict"})
+        left_out = (f"{e.what} {said[e.part]}: {e.why}" for e in self.losses if e.part in said)
         alone = (
             f"the module in '{e.path}' becomes its state dict, beside one that stays a module"
             for e in self.losses
-            if e.part == "module" and self.format == TorchModule.name
+            if e.part == "module" and stays
         )
         beside = f"in the sidecar: {', '.join(self.sidecar)}"
         counts = (c.count for c in self.computed if c.count is not None and not c.changes_type)
@@ -126,7 +129,9 @@ def write(
     tallies = tallies_of(layout.sources)
     for tally in tallies:
         tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
-    checking = verified(layout) if output.verifies else layout
+    # a format without checksums would make of damage what looks whole
+    unsaid = output.verify is None and not registry.get(held.format).keeps_checksums
+    checking = verified(layout) if output.verifies or unsaid else layout
     named = _named_by_content(checking, output)
     # what was read for the name was compared then
     layout, output = (checking if named is output else layout), named

@@ -125,7 +125,7 @@ def test_rename_takes_a_map_in_toml_or_json(folder, invoke):
 
 
 def test_rename_strip_prefix_loads_into_the_bare_model(folder, invoke, net):
-    invoke("convert", "train.pth.tar", "--at", "state_dict", "-o", "wrapped.pth")
+    invoke("convert", "train.pth.tar", "--state-dict-only", "-o", "wrapped.pth")
     result = invoke("rename", "wrapped.pth", "--strip-prefix", "module", "-i")
     assert result.exit_code == 0, result.stderr
     state = load("wrapped.pth")
@@ -156,7 +156,9 @@ def test_convert_writes_one_state_dict_alone(folder, invoke):
     result = invoke("convert", "train.pth.tar", "--state-dict-only", "-o", "model.pth")
     assert result.exit_code == 0, result.stderr
     assert "args, loss, state_dict_ema" in result.stdout
-    result = invoke("convert", "train.pth.tar", "--at", "state_dict_ema", "-o", "out.pth")
+    result = invoke(
+        "convert", "train.pth.tar", "--at", "state_dict_ema", "--state-dict-only", "-o", "out.pth"
+    )
     assert result.exit_code == 0, result.stderr
     assert "module.fc.bias" in load("out.pth")
 

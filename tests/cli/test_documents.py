@@ -32,7 +32,7 @@ RUNS = (
     "rename net.pth --add-prefix m. --dry-run",
     "edit net.pth --transpose fc.weight -o out.pth",
     "set train.pth.tar epoch=4 -o out.pth",
-    "convert train.pth.tar --at state_dict -o out.safetensors",
+    "convert train.pth.tar --state-dict-only -o out.safetensors",
     "consolidate net.pth -o out.pth",
     "match net.pth --like net.pth",
     "match net.pth --like train.pth.tar",

@@ -100,7 +100,7 @@ def test_every_verb_that_writes_keeps_it(file, tmp_path):
 
 
 def test_format_that_cannot_keep_it_refuses(file, tmp_path):
-    line = ("convert", file, "--at", "model", "--format", "safetensors-index", "--provenance")
+    line = ("convert", file, "--state-dict-only", "--format", "safetensors-index", "--provenance")
     result = ckpt(*line, "-o", tmp_path / "dir")
     assert result.exit_code == 2
     assert "'--provenance': " in result.stderr

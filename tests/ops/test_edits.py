@@ -356,10 +356,34 @@ def test_one_of_several_is_chosen(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there are 3 state dicts") as caught:
         convert(path, tmp_path / "out.pth", state_dict_only=True)
     assert caught.value.hint == "choose one, for example with --at g"
-    convert(path, tmp_path / "out.pth", at="ema")
+    convert(path, tmp_path / "out.pth", state_dict_only=True, at="ema")
     assert list(load(tmp_path / "out.pth")) == ["a", "b", "c"]
     with pytest.raises(UsageError, match="no state dict there"):
         convert(path, tmp_path / "other.pth", at="nowhere")
+
+
+def test_strip_and_convert_keep_the_same_beside_the_one_at_a_path(tmp_path: Path) -> None:
+    value = {"model": weights(), "ema": weights(), "epoch": 1}
+    path = save(value, tmp_path / "w.pth")
+    converted = convert(path, tmp_path / "c.pth", at="ema", dtypes=["float64"])
+    stripped = strip(path, tmp_path / "s.pth", selection(prefix="a"), at=["ema"])
+    assert converted.carried == stripped.carried == ("epoch",)
+    assert converted.dropped == stripped.dropped == ()
+    assert not converted.warnings
+    ema = {n: t.double() if t.is_floating_point() else t for n, t in value["ema"].items()}
+    assert_same(load(tmp_path / "c.pth"), value | {"ema": ema})
+
+
+def test_at_that_narrows_nothing_says_so_and_writes_all(tmp_path: Path) -> None:
+    value = {"model": weights(), "ema": weights(), "epoch": 1}
+    path = save(value, tmp_path / "w.pth")
+    report = convert(path, tmp_path / "out.pth", at="ema")
+    assert_same(load(tmp_path / "out.pth"), value)
+    assert "--state-dict-only writes that state dict alone" in report.warnings[0]
+    with pytest.raises(UsageError, match="no state dict there"):
+        convert(path, tmp_path / "other.pth", at="nowhere", dtypes=["float64"])
+    alone = save(weights(), tmp_path / "alone.pth")
+    assert not convert(alone, tmp_path / "same.pth", at="").warnings
 
 
 def test_views_of_a_state_dict_taken_alone_keep_their_storages(tmp_path: Path) -> None:

@@ -202,7 +202,6 @@ def test_the_line_names_other_files(folder: Path) -> None:
         ("[[steps]]\nstrip = { prefix = true }", "'prefix' is a text or a number, not True"),
         ("[[steps]]\nstrip = { ema = true }", "'--ema' says what '--training-state' leaves"),
         ("[[steps]]\nrename = { replace = ['a'] }", "'replace' takes 2 texts, not 1"),
-        ("[[steps]]\nconvert = { at = ['a', 'b'] }", "'--at' names several"),
         (
             "[[steps]]\nstrip = { optimizer = ['keep', 'drop'] }",
             "takes one value, not 2",

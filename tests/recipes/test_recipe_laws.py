@@ -75,7 +75,10 @@ STEPS: dict[str, tuple[Line, str]] = {
         ("rename", "--add-prefix", "x.y", "--replace", "x.", "", "--sub", "^y", "z"),
         'rename = { add-prefix = "x.y", replace = ["x.", ""], sub = ["^y", "z"] }',
     ),
-    "model": (("convert", "--at", "model"), 'convert = { at = "model" }'),
+    "model": (
+        ("convert", "--at", "model", "--state-dict-only"),
+        'convert = { at = "model", state-dict-only = true }',
+    ),
     "compact": (("strip", "--compact"), "strip = { compact = true }"),
     "average": (
         ("merge", "b.pth", "-m", "average"),

@@ -159,7 +159,7 @@ def test_the_name_has_the_hash_that_torch_hub_checks(trained: Path, tmp_path: Pa
 
 def test_the_weights_alone_load_as_torch_hub_gives_them(trained: Path, tmp_path: Path) -> None:
     target = Output(tmp_path / "net.pth", hash_name=True)
-    report = ckpt.convert(trained, target, at="state_dict")
+    report = ckpt.convert(trained, target, state_dict_only=True, at="state_dict")
     assert report.output is not None
     loaded = torch.hub.load_state_dict_from_url(
         Path(report.output).as_uri(),

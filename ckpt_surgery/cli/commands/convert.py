@@ -12,7 +12,6 @@ from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_
 from ckpt_surgery.cli.options import (
     at_option,
     hash_name_option,
-    one_at,
     output_of,
     output_options,
     report_options,
@@ -81,18 +80,20 @@ def convert(ctx: click.Context, /, hash_name: bool, **_: Any) -> int:
     The suffix of OUT says which, or --format: an archive as torch.save writes it since 1.6,
     safetensors, a directory of shards of either with an index, or one of
     torch.distributed.checkpoint (dcp). A pickled model becomes its state dict; its class need not
-    be importable, and none of its code runs. With --at the state dict there is written alone.
+    be importable, and none of its code runs. With --state-dict-only a state dict is written alone;
+    --at says which, or which ones --dtype is for.
 
     \b
     Examples:
       ckpt convert model.pkl -o weights.pth
       ckpt convert train.pth.tar --state-dict-only -o weights.pth
       ckpt convert untrusted.pth --tensors-only -o weights.pth
-      ckpt convert train.pth --at state_dict_ema --hash-name -o resnet18.pth
+      ckpt convert train.pth --at state_dict_ema --state-dict-only --hash-name \
+          -o resnet18.pth
       ckpt convert silero.safetensors -o silero.pth
       ckpt convert script2019.pt --attributes '**.running_*' -o weights.pth
       ckpt convert runs/ --output-template '{parent}/{stem}.safetensors'
-      ckpt convert train.pth.tar --at state_dict -o model.safetensors
+      ckpt convert train.pth.tar --state-dict-only -o model.safetensors
       ckpt convert model.pth --dtype bf16 --dtype 'head.**=float32' -o half.pth
       ckpt convert model.pth --legacy -o for-torch-1.5.pth
       ckpt convert m.pth --format safetensors-index --max-shard-size 5GB -o DIR
@@ -121,7 +122,7 @@ def request_of(ctx: click.Context) -> ConvertRequest:
     import ckpt_surgery.ops.convert as verb
 
     return verb.ConvertRequest(
-        at=one_at(ctx),
+        at=given["at"],
         state_dict_only=given["state_dict_only"],
         tensors_only=given["tensors_only"],
         dtypes=given["dtype"],
