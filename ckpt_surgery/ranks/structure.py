@@ -125,7 +125,8 @@ def _require_known(ranks: Sequence[Mapping[Way, Part]], hows: Mapping[Way, How |
     if flat is not None:
         raise UsageError(
             f"'{'/'.join(flat)}' is a flat parameter, and the files do not say what is in it",
-            hint="save with StateDictType.SHARDED_STATE_DICT or FULL_STATE_DICT",
+            hint="its FSDP model alone can load it (StateDictType.LOCAL_STATE_DICT), and save it "
+            "with SHARDED_STATE_DICT or FULL_STATE_DICT",
         )
     if len(ranks) == 1 or any(part.is_placed for part in parts.values()):
         return

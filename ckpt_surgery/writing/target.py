@@ -86,7 +86,9 @@ def _thinned(state_dict: StateDict, names: set[str]) -> StateDict:
     return replace(state_dict, entries=kept) if len(kept) < len(entries) else state_dict
 
 
-def require_held(checkpoint: Checkpoint, target: Format, losses: Sequence[Loss]) -> None:
+def require_held(
+    checkpoint: Checkpoint, target: Format, losses: Sequence[Loss], *, has_sidecar: bool = False
+) -> None:
     """Raise `LossyEditError`, which lists them, if there are `losses` that `target` refuses."""
     if not losses:
         return
@@ -98,7 +100,7 @@ def require_held(checkpoint: Checkpoint, target: Format, losses: Sequence[Loss])
     raise LossyEditError(
         f"{target.title} cannot hold {listed}" + (f"; and {more} more" if more > 0 else ""),
         path=checkpoint.file.name,
-        hint=_way_out(target, losses),
+        hint=_way_out(target, losses, has_sidecar),
     )
 
 
@@ -106,14 +108,15 @@ def _said(loss: Loss) -> str:
     return f"'{loss.path}' ({loss.what})" if loss.path else loss.what
 
 
-def _way_out(target: Format, losses: Sequence[Loss]) -> str:
+def _way_out(target: Format, losses: Sequence[Loss], has_sidecar: bool) -> str:
     parts = {loss.part for loss in losses}
     ways = []
     if "state_dict" in parts:
         ways.append("--state-dict-only --at PATH writes one state dict")
     elif parts == {"other"}:
         ways.append("--state-dict-only writes the weights alone")
-        ways.append("--sidecar FILE.json keeps plain values")
+        if not has_sidecar:
+            ways.append("--sidecar FILE.json keeps plain values")
     if "state_dict" not in parts:
         ways.append("--allow-loss leaves out what is listed")
     if target.name != registry.DEFAULT:

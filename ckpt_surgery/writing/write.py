@@ -220,7 +220,8 @@ def laid_out(
     beside = _beside(checkpoint, output, losses)
     if not output.allow_loss:
         refused = [loss for loss in losses if loss.refused and loss.path not in beside]
-        require_held(checkpoint, target, refused)
+        has_sidecar = output.sidecar is not None
+        require_held(checkpoint, target, refused, has_sidecar=has_sidecar)
     held = replace(without(checkpoint, losses), format=target.name)
     require_held(checkpoint, target, [loss for loss in target.losses(held) if loss.refused])
     options = replace(output.options, nameless=output.hash_name)

@@ -353,6 +353,16 @@ class TestLosses:
         assert report.plan == ({"edit": "convert", "from": "torch-module", "to": "safetensors"},)
         assert_loads(tmp_path / "o.safetensors", model.state_dict())
 
+    def test_sidecar_that_is_given_is_not_advised(self, tmp_path: Path) -> None:
+        optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+        training = {"w": {"a": torch.ones(2)}, "optimizer": optimizer, "epoch": 3}
+        path, out = save(training, tmp_path / "in.pth"), tmp_path / "o.safetensors"
+        for beside, advised in ((None, True), (tmp_path / "beside.json", False)):
+            with pytest.raises(LossyEditError, match="'optimizer'") as refused:
+                convert(path, Output(out, sidecar=beside))
+            assert ("--sidecar" in str(refused.value.hint)) is advised
+        assert not (tmp_path / "beside.json").exists()
+
     def test_names_that_cannot_be_written_are_losses(self, tmp_path: Path) -> None:
         path = save({"__metadata__": torch.ones(1), "a": torch.ones(1)}, tmp_path / "in.pth")
         with pytest.raises(LossyEditError, match=r"'__metadata__' \(a name"):
