@@ -159,7 +159,9 @@ def _fill(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
         elif how == "constant" and number:
             yield Fill(state_dict.path, name, "constant", float(number))
         elif how == "normal":
-            yield Fill(state_dict.path, name, "normal", float(number or 1), rule.seed)
+            deviation, _, seed = number.partition(":")
+            drawn = int(seed) if seed else rule.seed
+            yield Fill(state_dict.path, name, "normal", float(deviation or 1), drawn)
         else:
             raise ValueError(f"'{value}' is no way to fill")
 
@@ -375,7 +377,7 @@ _FORMS: Final = {
     "repeat": "--repeat SELECTION=DIM:N, or DIM:N:mean",
     "scale": "--scale SELECTION=FACTOR",
     "add": "--add SELECTION=AMOUNT",
-    "fill": "--fill SELECTION=zeros, ones, constant:V or normal:STD",
+    "fill": "--fill SELECTION=zeros, ones, constant:V or normal:STD[:SEED]",
     "split": "--split '*.qkv.weight=q.weight,k.weight,v.weight', then :heads=N, :sizes=A,B, :dim=D",
     "concat": "--concat 'blocks.*.{q,k,v}.weight=qkv.weight', then :heads=N, :dim=D",
     "copy": "--copy OLD=NEW",

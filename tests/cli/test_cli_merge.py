@@ -267,3 +267,5 @@ def test_adapters_are_folded_in_from_a_directory(folder, invoke):
     assert "'--scale much' is no number" in result.output
     result = invoke("merge", "-m", "lora", *files, "--check-rounding", "-o", str(folder / "b.pth"))
     assert "rounding is 0.00% of what was added; 0 of 4 elements" in result.output
+    result = invoke("merge", "-m", "lora", *files, "--verify", "-o", str(folder / "c.pth"))
+    assert "rounding is 0.00% of what was added; 0 of 4 elements" in result.output

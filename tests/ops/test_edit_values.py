@@ -186,6 +186,8 @@ def test_normal_numbers_are_drawn_from_the_seed(tmp_path):
     first = edited({"w": W}, tmp_path, "--fill", "w=normal:0.02", "--seed", "3")["w"]
     again = edited({"w": W}, tmp_path, "--fill", "w=normal:0.02", "--seed", "3")["w"]
     other = edited({"w": W}, tmp_path, "--fill", "w=normal:0.02")["w"]
+    own = edited({"w": W}, tmp_path, "--fill", "w=normal:0.02:3", "--seed", "9")["w"]
+    assert torch.equal(own, first)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert 0.005 < first.std() < 0.05

@@ -38,7 +38,7 @@ _RULES: Final[dict[str, tuple[str, str]]] = {
     "repeat": ("SEL=DIM:N[:mean]", "An axis N times over; 'mean' divides by N (inflation)."),
     "scale": ("SEL=F", "Multiply by F, rounded once."),
     "add": ("SEL=F", "Add F, rounded once."),
-    "fill": ("SEL=HOW", "Other numbers: zeros, ones, constant:V, normal:STD (see --seed)."),
+    "fill": ("SEL=HOW", "Other numbers: zeros, ones, constant:V, normal:STD[:SEED] (or --seed)."),
     "split": ("NAME=A,B,…", "Split into the parts A, B, …; then :heads=N, :sizes=…, :dim=D."),
     "concat": ("NAMES=A", "Join to A what 'a.{q,k}.w' or 'x,y' name; then :heads=N, :dim=D."),
     "copy": ("OLD=NEW", "The same entry a second time, with bytes of its own."),

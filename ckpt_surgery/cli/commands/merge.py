@@ -187,7 +187,8 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option(
     "--check-rounding",
     is_flag=True,
-    help="Count how much of the adapters is left in the weights' element type.",
+    help="Count how much of the adapters is left in the weights' element type; of adapters, "
+    "--verify does that too.",
 )
 @click.option("--seed", type=int, default=0, help="Seed of methods that draw numbers (default: 0).")
 @click.option("--dtype", metavar="TYPE", help="Floating type of the result (default: the base's).")
@@ -274,7 +275,7 @@ def request_of(ctx: click.Context, base: PathLike | Source | None = None) -> Mer
         dtype=given["dtype"],
         integers=given["integers"],
         scales=_scales(given["scale"]),
-        check_rounding=given["check_rounding"],
+        check_rounding=given["check_rounding"] or _verifies_adapters(given),
         **_common(ctx),
     )
 
@@ -339,6 +340,11 @@ def _source(name: str) -> PathLike | Source:
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("standard input is no file to read")
     return FileSource.from_stream(sys.stdin.buffer)
+
+
+def _verifies_adapters(given: dict[str, Any]) -> bool:
+    """Return whether a fold is to be verified: whether the adapters survive it, too."""
+    return given["method"] == "lora" and bool(given["verify"])
 
 
 def _parameters(ctx: click.Context) -> dict[str, object]:
