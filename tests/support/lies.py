@@ -84,6 +84,23 @@ def from_type(state: bytes) -> bytes:
     return call("torch._tensor._rebuild_from_type_v2", function, cls, place, state)
 
 
+def _parameter() -> bytes:
+    return call("torch._utils._rebuild_parameter", shown(), b"\x89", ODICT)
+
+
+def _of_storage(change: bytes) -> bytes:
+    """A tensor of a storage that opcodes change between its making and its use."""
+    return call(
+        "torch._utils._rebuild_tensor_v2",
+        storage() + change,
+        number(0),
+        numbers([4]),
+        numbers([1]),
+        b"\x89",
+        ODICT,
+    )
+
+
 _STATE = b"(" + storage("1") + number(0) + numbers([4]) + numbers([1]) + b"t"
 _NEGATED = b"}" + keep(60)
 
@@ -118,6 +135,18 @@ CALLS = {
         ),
         "is given a state or items",
         weights_only=False,
+    ),
+    "a parameter is given a state": Lie(
+        two(ordered(("w", _parameter() + _STATE + b"b"))), "is given a state or items"
+    ),
+    "a parameter is given items": Lie(
+        two(ordered(("w", _parameter() + b"(" + number(0) + b"G" + struct.pack(">d", 666) + b"u"))),
+        "is given a state or items",
+        weights_only=False,
+    ),
+    "an attribute requires a gradient": Lie(
+        two(ordered(("w", from_type(mapping((text("requires_grad"), b"\x88")))))),
+        "sets a tensor's own attribute 'requires_grad'",
     ),
     "an attribute replaces the values": Lie(
         two(ordered(("w", from_type(mapping((text("data"), hidden())))))),
@@ -203,6 +232,27 @@ MAPPINGS = {
             )
         ),
         "two keys of one dictionary are the same: 'model'",
+    ),
+    "one weight twice, below": Lie(
+        two(
+            mapping(
+                (text("model"), mapping((text("w"), shown()), (text("w"), hidden())))
+            )
+        ),
+        "two keys of one dictionary are the same: 'w'",
+    ),
+    "1 and True, below": Lie(
+        two(mapping((text("model"), mapping((b"K\1", shown()), (b"\x88", hidden()))))),
+        "two keys of one dictionary are the same: '1'",
+    ),
+    "a storage is given a state": Lie(
+        two(ordered(("w", _of_storage(mapping((text("x"), number(1))) + b"b")))),
+        "a state is given to something that is no object",
+    ),
+    "a storage is given an item": Lie(
+        two(ordered(("w", _of_storage(number(0) + b"G" + struct.pack(">d", 666) + b"s")))),
+        "an item is set on something that is no dictionary",
+        weights_only=False,
     ),
     "models of 1 and True": Lie(
         two(mapping((b"K\1", ordered(("w", shown()))), (b"\x88", ordered(("w", hidden()))))),
