@@ -32,7 +32,7 @@ _LEAST_AGREEMENT = 0.9
 """Of an architecture's names and shapes, those that a file has to have (docs/commands.md)."""
 _LEAST_SHARE = 0.5
 """Of the file's tensors, those that have to be the architecture's."""
-_MOST_EXACT = 8192
+_MOST_EXACT = 4096
 """Tensors above which a file is no model whose names and shapes are known one by one."""
 _LONGEST_NAME = 512
 """Characters; no architecture has longer names, a hostile file may."""
