@@ -71,6 +71,7 @@ def extract_lora(
                 rank,
                 selection or Selection(),
                 fan_in_fan_out=fan_in_fan_out,
+                progress=target.progress,
             )
         sources = [source for file in files for source in file.sources]
         made = adapter_checkpoint(peft_entries(found.layers, chosen), sources)
@@ -135,7 +136,7 @@ def merge_loras(
                     path=each.file.label,
                     hint="fold them into a model: ckpt merge -m lora",
                 )
-        layers = combine(found, rank)
+        layers = combine(found, rank, target.progress)
         entries = (peft_entries if is_pefts else other_entries)(layers, chosen)
         sources = [source for each in found for source in each.file.sources]
         made = adapter_checkpoint(entries, sources)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import ckpt_surgery
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.render import progress
 
@@ -115,6 +117,27 @@ def test_a_long_verb_shows_no_bar_in_a_pipe_or_if_it_is_quiet(name, line, monkey
     result = CliRunner().invoke(cli, words)
     assert result.exit_code in (0, 1), result.output
     assert "━" not in result.output
+
+
+def test_factors_are_counted_while_they_are_computed(line):
+    """Which takes longer than writing them."""
+    line("lora merge")
+    size = torch.load("big.pth")["a.weight"].nbytes * 5 // 4 + 1024
+    seen = []
+
+    @contextmanager
+    def bar(total):
+        seen.append([total, 0])
+        yield lambda number: seen[-1].__setitem__(1, seen[-1][1] + number)
+
+    output = ckpt_surgery.Output("made", progress=bar)
+    ckpt_surgery.extract_lora("big.pth", "tuned.pth", output, rank=1)
+    assert seen[0] == [size, size]
+    ckpt_surgery.merge_loras(
+        ["adapter", "adapter"], ckpt_surgery.Output("both", progress=bar), rank=1
+    )
+    (total, done) = seen[len(seen) // 2]
+    assert total == done == 2 * 4 * (256 + 256 + 256 + 64)
 
 
 def test_every_command_is_long_or_says_why_it_is_not():

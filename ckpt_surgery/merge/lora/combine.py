@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.errors import MismatchError, UsageError
+from ckpt_surgery.fileio.parallel import shown
 from ckpt_surgery.merge.lora.layers import Layer
 from ckpt_surgery.merge.lora.parts import PEFT_PREFIX, Module
 from ckpt_surgery.merge.lora.plan import Adapter
@@ -14,12 +15,17 @@ from ckpt_surgery.merge.lora.plan import Adapter
 if TYPE_CHECKING:
     import torch
 
+    from ckpt_surgery.writing.output import ProgressBar
 
-def combine(adapters: Sequence[Adapter], rank: int | None) -> list[Layer]:
+
+def combine(
+    adapters: Sequence[Adapter], rank: int | None, progress: ProgressBar | None = None
+) -> list[Layer]:
     """Return the layers whose products are the sums of all adapters' products, scales included.
 
     Without `rank` factors stand side by side, and nothing is lost; with it each layer is cut to
-    that rank by its singular values. A layer that only some adapters have comes from those.
+    that rank by its singular values. A layer that only some adapters have comes from those. Bytes
+    of factors that are done are shown.
 
     Raises `UsageError` for what is no plain product of two factors, and `MismatchError` for
     layers of different shapes.
@@ -29,7 +35,17 @@ def combine(adapters: Sequence[Adapter], rank: int | None) -> list[Layer]:
         _require_plain(adapter)
         for name, module in adapter.parts.modules.items():
             modules.setdefault(name.removeprefix(PEFT_PREFIX), []).append((adapter, module))
-    return [_combined(name, found, rank) for name, found in modules.items()]
+    sizes = {name: sum(map(_nbytes, found)) for name, found in modules.items()}
+    layers = []
+    with shown(progress, sum(sizes.values())) as tally:
+        for name, found in modules.items():
+            layers.append(_combined(name, found, rank))
+            tally(sizes[name])
+    return layers
+
+
+def _nbytes(part: tuple[Adapter, Module]) -> int:
+    return sum(entry.tensor.nbytes for entry in part[1].entries.values() if entry.tensor)
 
 
 def _require_plain(adapter: Adapter) -> None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Final
 from ckpt_surgery.checkpoint.description import StateDict, Tensor
 from ckpt_surgery.checkpoint.select import select
 from ckpt_surgery.errors import MismatchError, NonFiniteError, UsageError
+from ckpt_surgery.fileio.parallel import shown
 from ckpt_surgery.merge.lora.layers import Layer
 from ckpt_surgery.names import Selection
 
 if TYPE_CHECKING:
     import torch
+
+    from ckpt_surgery.writing.output import ProgressBar
 
 _WEIGHT: Final = ".weight"
 # What embeddings are called in transformers, timm, fairseq and by hand.
@@ -42,11 +45,12 @@ def extract(
     selection: Selection,
     *,
     fan_in_fan_out: bool = False,
+    progress: ProgressBar | None = None,
 ) -> Extraction:
     """Return factors of `rank` of every matrix and kernel that differs.
 
     `selection` narrows them. With `fan_in_fan_out` matrices have their inputs first. Reads a pair
-    at a time.
+    at a time, and shows bytes of `base` that are done.
 
     Raises `MismatchError` for names or shapes that differ, and `UsageError` if nothing is left.
     """
@@ -64,16 +68,16 @@ def extract(
         (found,), _ = select([base], selection)
         chosen = found.chosen
     result = Extraction()
-    for name, before, after in _pairs(own, theirs):
-        difference = after - before
-        length = float(difference.norm())
-        if not length:
-            continue
-        wanted = chosen is None or name in chosen
-        if wanted and name.endswith(_WEIGHT) and difference.dim() > 1:
-            result.layers.append(_layer(name, difference, rank, swapped=fan_in_fan_out))
-        else:
-            result.left_out.append((name, length / (float(after.norm()) or 1.0)))
+    with shown(progress, sum(tensor.nbytes for tensor in own.values())) as tally:
+        for name, before, after in _pairs(own, theirs):
+            difference = after - before
+            length = float(difference.norm())
+            wanted = chosen is None or name in chosen
+            if length and wanted and name.endswith(_WEIGHT) and difference.dim() > 1:
+                result.layers.append(_layer(name, difference, rank, swapped=fan_in_fan_out))
+            elif length:
+                result.left_out.append((name, length / (float(after.norm()) or 1.0)))
+            tally(own[name].nbytes)
     if not result.layers:
         raise UsageError("no matrix differs that could be extracted")
     return result
