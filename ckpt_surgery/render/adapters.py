@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ckpt_surgery.render.lists import show_warnings
+from ckpt_surgery.render.lists import show_warnings, written_to
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 
@@ -32,7 +32,7 @@ def show(report: AdapterReport, screen: Screen) -> None:
     if report.dropped:
         screen.line(f"not in the adapter: {', '.join(map(printable, report.dropped))}")
     show_warnings(report.warnings, screen)
-    written = f"written to {printable(report.output)}" if report.output else "nothing was written"
+    written = written_to(report.output, report.warnings) if report.output else "nothing was written"
     where = written if report.output else f"dry run: {written}"
     said = f"{count(len(layers), 'layer')}, {report.dtype}, {nbytes(report.nbytes)}"
     screen.line(f"{where}, {said}", "bold")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings, written_to
 from ckpt_surgery.render.text import count, nbytes, printable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def show(report: ConsolidateReport, screen: Screen) -> None:
     for line in _lines(report, screen.most(_MOST_NAMES)):
         screen.line(line)
     show_warnings(report.warnings, screen)
-    written = f"written to {printable(report.output)}" if report.output else "nothing was written"
+    written = written_to(report.output, report.warnings) if report.output else "nothing was written"
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     screen.line(f"{written}, {size}" if report.output else f"dry run: {written}, {size}", "bold")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.render.casts import cast_lines
-from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings, written_to
 from ckpt_surgery.render.said import said_of
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
@@ -24,7 +24,7 @@ def show(report: EditReport, screen: Screen) -> None:
     for line in _lines(report, screen.most(_MOST_NAMES)):
         screen.line(line)
     show_warnings(report.warnings, screen)
-    written = f"written to {printable(report.output)}" if report.output else "nothing was written"
+    written = written_to(report.output, report.warnings) if report.output else "nothing was written"
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     done = written if report.output else f"dry run: {written}"
     screen.line(f"{printable(', '.join(report.inputs))}: {done}, {size}", "bold")

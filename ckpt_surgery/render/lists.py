@@ -38,3 +38,9 @@ def show_warnings(warnings: Iterable[str], screen: Screen) -> None:
     """Print a line for each warning."""
     for warning in warnings:
         screen.line(f"warning: {printable(warning, screen.most(_LONGEST_NOTE))}", WARNING)
+
+
+def written_to(output: str, warnings: Sequence[str]) -> str:
+    """Say where the result is; of one that was there before `warnings` tell it."""
+    same = f"'{output}' holds this already" in warnings
+    return f"{printable(output)} is as it was" if same else f"written to {printable(output)}"

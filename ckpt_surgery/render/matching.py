@@ -12,7 +12,7 @@ from ckpt_surgery.matching.comparison import Comparison, Mismatch
 from ckpt_surgery.names.fold import Fold, fold, fold_names
 from ckpt_surgery.render.casts import cast_lines
 from ckpt_surgery.render.layouts import fit_layout_lines, match_layout_lines
-from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings, written_to
 from ckpt_surgery.render.said import OF_FILES, said_of
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
@@ -122,7 +122,7 @@ def show_fit(report: FitReport, screen: Screen) -> None:
     show_warnings(report.warnings, screen)
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     if report.output:
-        screen.line(f"written to {printable(report.output)}, {size}", "bold")
+        screen.line(f"{written_to(report.output, report.warnings)}, {size}", "bold")
     else:
         screen.line(f"dry run: nothing was written, {size}", "bold")
 

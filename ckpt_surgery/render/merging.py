@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.merge.request import FOLDS
 from ckpt_surgery.render.casts import cast_lines
-from ckpt_surgery.render.lists import below, in_one_line, show_warnings
+from ckpt_surgery.render.lists import below, in_one_line, show_warnings, written_to
 from ckpt_surgery.render.said import OF_FILES, said_of
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
@@ -32,7 +32,7 @@ def show(report: MergeReport, screen: Screen) -> None:
     size = nbytes(report.nbytes_after)
     if report.arithmetic:
         size += f", computed in at most {nbytes(report.peak_bytes)} of memory"
-    where = f"written to {printable(report.output)}" if report.output else "dry run"
+    where = written_to(report.output, report.warnings) if report.output else "dry run"
     screen.line(f"{where}, {size}" if report.output else f"{where}: nothing was written, {size}")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.literals import toml_key, toml_value
-from ckpt_surgery.render.lists import in_one_line, show_warnings
+from ckpt_surgery.render.lists import in_one_line, show_warnings, written_to
 from ckpt_surgery.render.text import nbytes, printable, visible
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def show(report: SetReport, screen: Screen) -> None:
     if report.output is None:
         screen.line(f"dry run: nothing was written, {size}", "bold")
     else:
-        screen.line(f"written to {printable(report.output)}, {size}", "bold")
+        screen.line(f"{written_to(report.output, report.warnings)}, {size}", "bold")
 
 
 def _holds_null(value: Any) -> bool:

@@ -131,3 +131,16 @@ def test_make_runs_twice(file, tmp_path):
         assert (done.returncode, done.stderr) == (0, "")
         os.utime(file)
     (tmp_path / "w.pth").stat()
+
+
+def test_a_run_that_changes_nothing_does_not_say_that_it_wrote(file, tmp_path):
+    from click.testing import CliRunner
+
+    from ckpt_surgery.cli.main import cli
+
+    for verb in (["convert", str(file)], ["merge", str(file), str(file), "-m", "average"]):
+        out = str(tmp_path / f"{verb[0]}.pth")
+        first, second = (CliRunner().invoke(cli, [*verb, "-o", out]).stdout for _ in range(2))
+        assert f"written to {out}" in first
+        assert f"{out} is as it was" in second
+        assert "written to" not in second
