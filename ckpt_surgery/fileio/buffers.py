@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Final
 
+from ckpt_surgery.fileio.pace import SIZES, Pace
 from ckpt_surgery.fileio.ranges import ByteRange, as_bytes
 
 COALESCE: Final = 1 << 16
 """Bytes from which on a piece is written by itself; smaller ones are collected."""
-
-_BUFFER: Final = 1 << 19
-"""Bytes read and written at once, which stay in the processor's cache."""
 
 
 class WriteBuffer:
@@ -45,9 +44,13 @@ class WriteBuffer:
 
 
 class ReadBuffer:
-    """Reads ranges through one buffer, made when it is first used."""
+    """Reads ranges through one buffer, made when it is first used.
 
-    def __init__(self) -> None:
+    With `pace` its pieces are as large as that says, which is told how long each was in use.
+    """
+
+    def __init__(self, pace: Pace | None = None) -> None:
+        self._pace = pace
         self._buffer = memoryview(b"")
 
     def pieces(self, data: ByteRange, position: int) -> Iterator[memoryview]:
@@ -58,12 +61,17 @@ class ReadBuffer:
         `Source.read_into`.
         """
         if data.nbytes and not self._buffer:
-            self._buffer = memoryview(bytearray(_BUFFER))
+            self._buffer = memoryview(bytearray(SIZES[0]))
+        pace = self._pace
         at, end = data.offset, data.offset + data.nbytes
         while at < end:
-            nbytes = min(end - at, _BUFFER - position % _BUFFER)
+            size = SIZES[0] if pace is None else pace.nbytes
+            nbytes = min(end - at, size - position % size)
             piece = self._buffer[:nbytes]
             data.source.read_into(at, piece)
+            begun = perf_counter()
             yield piece
+            if pace is not None:
+                pace.took(perf_counter() - begun, nbytes)
             at += nbytes
             position += nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 from ckpt_surgery.fileio.buffers import ReadBuffer
+from ckpt_surgery.fileio.pace import Pace
 from ckpt_surgery.fileio.ranges import ByteRange, ByteSource, wholes_of
 from ckpt_surgery.fileio.sink import Sink, copy_chunks
 
@@ -19,7 +20,7 @@ class CheckingSink:
     def __init__(self, sink: Sink, right: set[ByteRange]) -> None:
         self._sink = sink
         self._right = right
-        self._read = ReadBuffer()
+        self._read = ReadBuffer(None if isinstance(sink, NowhereSink) else Pace())
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ import select
 
 from ckpt_surgery.fileio.buffers import COALESCE, ReadBuffer, WriteBuffer
 from ckpt_surgery.fileio.kernel_copy import KernelCopier
+from ckpt_surgery.fileio.pace import Pace
 from ckpt_surgery.fileio.ranges import ByteRange, ByteSource
 from ckpt_surgery.fileio.reservation import Reservation, require_space
 from ckpt_surgery.fileio.sink import Progress, copy_chunks
@@ -26,7 +27,7 @@ class StreamSink:
         self._progress = progress
         self._flushed = 0
         self._pending = WriteBuffer(self._write_all)
-        self._read = ReadBuffer()
+        self._read = ReadBuffer(Pace())
         self._copier = KernelCopier(fd)
 
     @property

@@ -18,8 +18,8 @@ from ckpt_surgery.errors import DamagedFileError, WriteError
 from ckpt_surgery.fileio import ByteRange, Bytes, FileSource, MemorySource, PartSource, kernel_copy
 from ckpt_surgery.fileio import reservation as reservation_module
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
-from ckpt_surgery.fileio.buffers import _BUFFER
 from ckpt_surgery.fileio.file_sink import StreamSink
+from ckpt_surgery.fileio.pace import _RETRIAL, _WINDOW, SIZES, Pace
 from ckpt_surgery.fileio.sink import copy_with_crc32
 
 OLD, NEW = b"the old file", b"the new file " * 9999
@@ -358,7 +358,7 @@ class TestCopying:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         large = tmp_path / "large"
-        large.write_bytes(bytes(range(256)) * (3 * _BUFFER // 256))
+        large.write_bytes(bytes(range(256)) * (3 * SIZES[0] // 256))
         monkeypatch.setattr(kernel_copy, "_kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
@@ -366,8 +366,8 @@ class TestCopying:
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")
-            sink.copy(ByteRange(file, 0, 3 * _BUFFER))
-        assert written == [4, _BUFFER - 4, _BUFFER, _BUFFER, 4]
+            sink.copy(ByteRange(file, 0, 3 * SIZES[0]))
+        assert written == [4, SIZES[0] - 4, SIZES[0], SIZES[0], 4]
         assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:
@@ -440,3 +440,24 @@ class TestAllocating:
             sink.reserve(100_000)
             sink.write(b"all of it")
         assert (tmp_path / "out").read_bytes() == b"all of it"
+
+
+def test_writes_are_as_large_as_the_kernel_takes_quickly() -> None:
+    """Small ones are tried, kept while large ones take longer, and then large ones tried again."""
+    pace = Pace()
+    large, small = SIZES
+    speed = {large: 4.0, small: 1.0}
+    sizes = []
+
+    def write(windows: int) -> None:
+        for _ in range(windows):
+            sizes.append(pace.nbytes)
+            for _ in range(_WINDOW // pace.nbytes):
+                pace.took(speed[pace.nbytes] * pace.nbytes, pace.nbytes)
+
+    write(1 + _RETRIAL + 2)
+    assert sizes == [large] + [small] * _RETRIAL + [large, small]
+    speed[small] = 9.0
+    sizes.clear()
+    write(3)
+    assert sizes == [small, large, large]
