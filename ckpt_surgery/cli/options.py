@@ -209,8 +209,7 @@ new_file_options = all_of(
         "--verify/--no-verify",
         default=None,
         help="Compare all that is copied with the checksums of its file; without it only what is "
-        "read anyway is. The default with --record and --hash-name, and into formats that "
-        "have none.",
+        "read anyway is. The default with --record and --hash-name.",
     ),
     click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing."),
     click.option(

@@ -19,6 +19,11 @@ def _verified(file: FileLayout, right: set[ByteRange]) -> FileLayout:
     return replace(file, write=lambda sink: file.write(CheckingSink(sink, right)))
 
 
+def has_checksums(layout: Layout) -> bool:
+    """Return whether something that will be copied has a checksum."""
+    return any(isinstance(each, ByteRange) and each.crc32 for each in layout.sources)
+
+
 def unchecked_nbytes(layout: Layout) -> int:
     """Return how many of the bytes that will be copied have no checksum."""
     bare = {

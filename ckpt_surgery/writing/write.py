@@ -29,7 +29,7 @@ from ckpt_surgery.writing.target import (
     require_modules,
     without,
 )
-from ckpt_surgery.writing.verifying import read_through, unchecked_nbytes, verified
+from ckpt_surgery.writing.verifying import has_checksums, read_through, unchecked_nbytes, verified
 
 _MOST_MISSING: Final = 5  # modules that a message names
 
@@ -42,7 +42,8 @@ class Written:
     `sidecar` the paths of those among them that were written beside it. `metadata` was set.
     `computed` is what became of numbers that were rounded to an element type. `unchanged` says
     that the output held the same before. `unchecked_nbytes` are those bytes that should have been
-    compared with a checksum and have none.
+    compared with a checksum and have none. `loses_checksums` says that bytes were not compared
+    with theirs, and that its format has none that would show damage later.
     """
 
     checkpoint: Checkpoint
@@ -54,6 +55,7 @@ class Written:
     computed: tuple[Cast, ...] = ()
     unchanged: bool = False
     unchecked_nbytes: int = 0
+    loses_checksums: bool = False
 
     @property
     def casts(self) -> tuple[Cast, ...]:
@@ -86,6 +88,7 @@ class Written:
         lost = sum(counts, CastCount())
         rounded = f"of numbers rounded to their type {lost.words}"
         bare = f"{self.unchecked_nbytes} bytes were copied that have no checksum to compare with"
+        unseen = f"checksums are left out: {self.format} has none; --verify compares them first"
         same = f"'{self.output}' holds this already"
         return (
             *left_out,
@@ -93,6 +96,7 @@ class Written:
             *([beside] if self.sidecar else []),
             *([rounded] if lost else []),
             *([bare] if self.unchecked_nbytes else []),
+            *([unseen] if self.loses_checksums else []),
             *([same] if self.unchanged else []),
         )
 
@@ -129,9 +133,7 @@ def write(
     tallies = tallies_of(layout.sources)
     for tally in tallies:
         tally.allow_loss, tally.path = output.allow_loss, checkpoint.file.name
-    # a format without checksums would make of damage what looks whole
-    unsaid = output.verify is None and not registry.get(held.format).keeps_checksums
-    checking = verified(layout) if output.verifies or unsaid else layout
+    checking = verified(layout) if output.verifies else layout
     named = _named_by_content(checking, output)
     # what was read for the name was compared then
     layout, output = (checking if named is output else layout), named
@@ -161,6 +163,9 @@ def write(
         tuple(tally.cast for tally in tallies),
         same,
         unchecked_nbytes(layout) if output.verify else 0,
+        not output.verifies
+        and not registry.get(held.format).keeps_checksums
+        and has_checksums(layout),
     )
 
 
