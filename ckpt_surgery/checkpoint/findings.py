@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from ckpt_surgery.errors import CkptError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Severity = Literal["error", "warning", "note"]
 Rule = Literal[

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import CHUNK, ByteRange, Bytes, ByteSource
 from ckpt_surgery.fileio.ranges import as_bytes, wholes_of
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MOST_DIMENSIONS: Final = 64  # torch's own limit
 _AHEAD: Final = 1 << 18  # bytes of each chunk that are read at a time

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 from threading import Event
@@ -26,6 +26,7 @@ from ckpt_surgery.render.plain import write_jsonl
 from ckpt_surgery.reports import Report
 from ckpt_surgery.reports.edits import EditReport
 from ckpt_surgery.startup.collector import never_freezing
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.fileio.sink import Progress

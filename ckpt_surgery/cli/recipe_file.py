@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final
 
 from ckpt_surgery.cli.options import read_text, size_of
@@ -18,6 +18,7 @@ from ckpt_surgery.names import near
 from ckpt_surgery.recipes.actions import Apply
 from ckpt_surgery.recipes.expect import Expect
 from ckpt_surgery.recipes.recipe import Action, Recipe, RecipeOutput, Step
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 
 _VARIABLE: Final = re.compile(r"\$\$\{|\$\{([^}]*)\}")

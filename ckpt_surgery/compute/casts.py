@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from math import inf
 from threading import Lock
 from typing import Any
 
 from ckpt_surgery.errors import LossyEditError, PathLike
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

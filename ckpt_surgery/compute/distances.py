@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +11,7 @@ from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.compute.elements import can_load, require_bounded, require_torch, run_reader
 from ckpt_surgery.compute.spans import PIECE, RUN, spans
 from ckpt_surgery.compute.stats import Advance, thread_pool
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from ckpt_surgery.compute.casting import round_to
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _WORK: Final = torch.float64
 

@@ -6,13 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ckpt_surgery.compute.casts import CastTally
 from ckpt_surgery.compute.spans import RUN, spans
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fileio import CHUNK
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from torch import Tensor

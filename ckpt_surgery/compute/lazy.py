@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.checkpoint.description import Storage, Tensor, contiguous_strides
@@ -13,6 +13,7 @@ from ckpt_surgery.compute.element_job import ElementJob
 from ckpt_surgery.compute.jobs import JobBytes
 from ckpt_surgery.dtypes import UNTYPED, DType
 from ckpt_surgery.fileio import CHUNK, ByteSource
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.compute.elements import can_load, require_bounded, require_torch, run_reader
 from ckpt_surgery.compute.spans import PIECE, RUN, spans
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import torch

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.edits.values import Elements, ValueEdit, require_plain
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

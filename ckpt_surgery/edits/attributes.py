@@ -7,7 +7,7 @@ attributes like any other there, and no state dict of `torch.jit.load` has them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
@@ -21,6 +21,7 @@ from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.names import Rule
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.pickles import Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import role_of
 from ckpt_surgery.torch_objects.tensors import TensorReader
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
@@ -13,6 +13,7 @@ from ckpt_surgery.edits.places import not_there, state_dict_at, with_state_dicts
 from ckpt_surgery.errors import LossyEditError, PlanError
 from ckpt_surgery.names.metadata import rewrite_metadata, strip_metadata
 from ckpt_surgery.pickles import Node, Object, walk
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.find import metadata_of
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items
 from ckpt_surgery.torch_objects.module_nodes import class_name_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.compact import compact
@@ -13,6 +13,7 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import state_dict_at
 from ckpt_surgery.errors import LossyEditError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.math_bits import math_bits
 from ckpt_surgery.torch_objects.row_major import row_major
 

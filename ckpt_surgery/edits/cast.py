@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from ckpt_surgery.checkpoint.description import Tensor, join_path
@@ -11,6 +10,7 @@ from ckpt_surgery.compute.elements import can_load
 from ckpt_surgery.dtypes import BY_NAME, DType
 from ckpt_surgery.edits.values import Elements, ValueEdit
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 # What cannot be converted to or from one by one: a block's scale, two numbers in a byte.
 _NOT_ONE_NUMBER: Final = frozenset({"float8_e8m0fnu", "float4_e2m1fn_x2"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor
@@ -17,6 +16,7 @@ from ckpt_surgery.edits.value_rules import selection_rule
 from ckpt_surgery.edits.values import remarks
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _WIDE: Final = 4  # bytes of a real number from which on norms are kept
 _NORM: Final = re.compile(r"norm|(^|_)(ln|bn|gn|rms)(\d|_|$)", re.IGNORECASE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from ckpt_surgery.checkpoint.compact import compact, find_pieces, unused_nbytes
@@ -10,6 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MOST_NAMED: Final = 5
 

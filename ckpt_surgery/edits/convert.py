@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.formats import registry
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.target import without
 from ckpt_surgery.writing.write import Written
 

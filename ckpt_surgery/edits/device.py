@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.pickles import Global, Node, Object, PersistentId, own_text, walk
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import device_name
 
 # Which argument of a call that rebuilds a tensor is its device; all others have a storage.

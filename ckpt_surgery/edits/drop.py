@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict
@@ -13,6 +13,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, not_there, require_there
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import Dict, walk
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.entries import (
     Entries,
     Place,

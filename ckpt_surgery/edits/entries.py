@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict, join_path
@@ -11,6 +11,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import not_there
 from ckpt_surgery.errors import NameCollisionError, PlanError
 from ckpt_surgery.pickles import Dict, Node, own_text, walk
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.entries import Entries, Place
 from ckpt_surgery.torch_objects.mappings import with_items
 from ckpt_surgery.torch_objects.storages import text

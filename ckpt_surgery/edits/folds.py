@@ -8,7 +8,7 @@ arXiv:1602.07868, eq. 2. Spectral norm: Miyato et al., ICLR 2018, arXiv:1802.059
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import ClassVar, Self
 
@@ -19,6 +19,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_distinct, require_there
 from ckpt_surgery.edits.values import Elements, elements_of, require_plain, tensor_of
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 NORM_ENTRIES = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
 """What a batch norm has; all but the first two may be missing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, join_path
@@ -13,6 +13,7 @@ from ckpt_surgery.edits.places import edit_state_dicts, require_distinct
 from ckpt_surgery.edits.share import own_entry
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import Dict, Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import StateDict
@@ -16,6 +16,7 @@ from ckpt_surgery.edits.parts import Concat, Split
 from ckpt_surgery.edits.rename import Rename
 from ckpt_surgery.edits.share import Copy, Tie, Untie
 from ckpt_surgery.edits.values import ValueEdit
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.parameters import Inventory
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other
@@ -12,6 +12,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.formats.safetensors import METADATA
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

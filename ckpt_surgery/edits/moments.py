@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor
 from ckpt_surgery.compute.elements import can_load
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.edits.rearrange import Pad
 from ckpt_surgery.edits.values import ValueEdit
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -14,6 +14,7 @@ from ckpt_surgery.edits.places import not_there
 from ckpt_surgery.edits.registry import find_moment_change, kind_of_moment_change
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import walk
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import mapping_length
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.training.optimizers import (

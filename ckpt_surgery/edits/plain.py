@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other
@@ -11,6 +11,7 @@ from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import not_there
 from ckpt_surgery.pickles import Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import plain_value, type_name
 from ckpt_surgery.torch_objects.simple import find_simple
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -12,6 +12,7 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.provenance import steps_of
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

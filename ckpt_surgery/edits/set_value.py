@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict
@@ -12,6 +12,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import with_state_dicts
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import NO_STATE, Dict, List, Node, Object, own_text
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.entries import Entries, Place
 from ckpt_surgery.torch_objects.kinds import plain_value, type_name
 from ckpt_surgery.torch_objects.locate import locate, not_found

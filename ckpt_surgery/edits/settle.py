@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.settle import settle
 
 

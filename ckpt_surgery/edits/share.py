@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from ckpt_surgery.checkpoint.description import (
@@ -19,6 +19,7 @@ from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_distinct, require_there
 from ckpt_surgery.edits.values import require_strided, tensor_of
 from ckpt_surgery.errors import NameCollisionError, PlanError, ReadError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.row_major import row_major
 
 

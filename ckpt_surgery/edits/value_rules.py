@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict
@@ -31,6 +30,7 @@ from ckpt_surgery.edits.share import Copy, Tie, Untie
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import Rule, RuleKind
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _KINDS: Final[dict[str, RuleKind]] = {
     "pattern": "pattern", "prefix": "prefix", "glob": "glob", "name": "name",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
@@ -17,6 +17,7 @@ from ckpt_surgery.edits.base import BatchEdit, Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_there
 from ckpt_surgery.errors import PlanError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Elements: TypeAlias = Any
 """``torch.Tensor``, which is not imported here."""

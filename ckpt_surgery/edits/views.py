@@ -8,7 +8,7 @@ made for views of the state dicts, and its edits are translated to what the file
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
@@ -16,6 +16,7 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.drop import Drop
 from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.names.rewrite import Rewritten
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.averages import dotless_average, holds_average, layout_of
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ckpt_surgery.errors import PathLike, WriteError
 from ckpt_surgery.fileio.sources import Source
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 INPUT: Final = "the input"
 OUTPUT: Final = "the output"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.errors import LimitExceededError
@@ -24,6 +23,7 @@ from ckpt_surgery.fileio.zip_structs import (
     SATURATED_32,
     ZIP64_EXTRA,
 )
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MOST: Final = 1 << 20  # signatures, as many as an archive may have records
 _PK: Final = b"PK"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -40,6 +39,7 @@ from ckpt_surgery.fileio.zip_structs import (
     STORED,
     ZIP64_EXTRA,
 )
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _ALIGNMENT: Final = 64
 """Bytes that the data of a record is aligned to, unless torch is told otherwise."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Final, Literal, get_args
 
@@ -23,6 +23,7 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fit.grids import Grids, GridSize, find_grids
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Kind = Literal["squeeze", "reshape", "interpolate", "channels", "rows", "overlap"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

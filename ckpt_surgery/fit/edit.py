@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ckpt_surgery.checkpoint.compact import in_own_storage
@@ -23,6 +23,7 @@ from ckpt_surgery.matching.target_source import Aim, aim_at_file, aim_at_model
 from ckpt_surgery.models.specs import Build, ModelSpec, Value, parse_arguments, parse_settings
 from ckpt_surgery.models.target import Target
 from ckpt_surgery.pickles import Object, PersistentId
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.tensor_calls import relocated
 
 if TYPE_CHECKING:

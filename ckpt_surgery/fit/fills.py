@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ckpt_surgery.dtypes import BY_NAME
@@ -11,6 +10,7 @@ from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fit.adaptations import CHANNEL_METHODS, AdaptRule, parse_channels
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 FillKind = Literal["init", "zeros", "ones", "constant", "normal", "uniform", "kaiming", "xavier"]
 _FILL_KINDS: tuple[FillKind, ...] = get_args(FillKind)

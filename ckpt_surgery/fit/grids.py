@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isqrt
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 GridSize = tuple[int, int]
 """Height and width, in positions."""

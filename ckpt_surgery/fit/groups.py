@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fit.adaptations import below
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _RULE: Final = re.compile(r"(?P<prefix>.+)=(?P<group>\d{1,9})", re.ASCII)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ckpt_surgery.fit.adaptations import Adaptation, Kind, looks_transposed
 from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.models.target import Shape, TensorSpec
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Status = Literal["copied", "cast", "adapted", "initial"]
 """The same bytes, the same shape in another element type, another shape, or initial values."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal
 
 from ckpt_surgery.edits.value_rules import ValueRule, captured
@@ -13,6 +13,7 @@ from ckpt_surgery.matching.layout_shapes import Step
 from ckpt_surgery.matching.layouts import Layout
 from ckpt_surgery.names import Rule
 from ckpt_surgery.names.fold import fold_names
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _HOWS: Final = ("transposed", "as-is")
 _FORM: Final = "'GLOB=transposed', 'GLOB=as-is' or 'GLOB=heads:N'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import Tensor
@@ -10,6 +9,7 @@ from ckpt_surgery.compute.elements import can_load, load_elements
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.fit.adaptations import Adaptation
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _Elements = Any
 """``torch.Tensor``, which is not imported here."""

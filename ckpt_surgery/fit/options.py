@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ckpt_surgery.dtypes import NAMES, named
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.fit.adaptations import AdaptRule, Classes
 from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _NOT_ONE_NUMBER = ("float8_e8m0fnu", "float4_e2m1fn_x2")
 """A block's scale, and numbers packed in bytes: nothing can be converted to these by itself."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from ckpt_surgery.errors import PathLike, UsageError
@@ -16,6 +15,7 @@ from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.matching.correspondence import LEVELS, Level
 from ckpt_surgery.matching.target_source import TargetRequest
 from ckpt_surgery.names import Selection
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 FitOptimizer = Literal["resize", "reset", "keep", "drop"]
 _OPTIMIZERS: Final = get_args(FitOptimizer)

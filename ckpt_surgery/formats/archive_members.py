@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, cast
 
 from ckpt_surgery.errors import (
@@ -33,6 +32,7 @@ from ckpt_surgery.fileio.zip_structs import LOCAL_MAGIC
 from ckpt_surgery.formats.compressed import SourceFile, decompressed, is_compressed, spooled
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import DEFAULT_LIMITS
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.fileio.sink import Progress, Sink

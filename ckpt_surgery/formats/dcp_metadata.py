@@ -7,7 +7,6 @@ the classes are read that torch writes (``torch/distributed/checkpoint/metadata.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from ckpt_surgery.checkpoint.description import Tensor
@@ -16,6 +15,7 @@ from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, Limits, Node, Object, parse
 from ckpt_surgery.pickles.emit import emit
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import named_items, state_of
 
 NAME: Final = ".metadata"

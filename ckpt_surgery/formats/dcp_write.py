@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -32,6 +31,7 @@ from ckpt_surgery.formats.torch_zip_layout import archive_of_pickle
 from ckpt_surgery.formats.torch_zip_layout import losses as torch_losses
 from ckpt_surgery.formats.traits import Trait, lost_traits
 from ckpt_surgery.pickles import Node, PersistentId
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.math_bits import math_bits

@@ -11,7 +11,6 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.errors import CkptError, DamagedFileError, ReadError
@@ -22,6 +21,7 @@ from ckpt_surgery.formats.torch_legacy import TorchLegacy
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, TruncatedPickleError
 from ckpt_surgery.pickles.parse import Looked, look_at
 from ckpt_surgery.pickles.risk import classify_all
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MOST_PICKLES: Final = 100  # one after another in one place
 _OF_LEGACY: Final = 5  # pickles of a file of torch before 1.6, then the bytes of storages

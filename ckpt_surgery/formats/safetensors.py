@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Final, NoReturn
 
@@ -27,6 +26,7 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import role_of
 
 MAX_HEADER_BYTES: Final = 100_000_000

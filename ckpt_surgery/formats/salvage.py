@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
@@ -41,6 +41,7 @@ from ckpt_surgery.formats.torch_zip import (
     read_torch_zip,
 )
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node, PersistentId, parse
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id
 
 State = Literal["whole", "unchecked", "cut", "damaged"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
@@ -21,6 +21,7 @@ from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.safetensors import is_alias
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import role_of
 
 _MAX_INDEX_BYTES: Final = 64 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Storage
 from ckpt_surgery.errors import ReadError
@@ -15,6 +14,7 @@ from ckpt_surgery.formats.model_directory import index_in
 from ckpt_surgery.formats.salvage import Salvaged, read_damaged
 from ckpt_surgery.formats.sharded import SafetensorsIndex, TorchIndex, read_index
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

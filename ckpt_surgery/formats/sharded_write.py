@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from ckpt_surgery.formats.base import FileLayout, Format, Layout, LayoutOptions,
 from ckpt_surgery.formats.safetensors_write import tied_names
 from ckpt_surgery.formats.sharded import INDEX_SUFFIX, Sharding, index_ties
 from ckpt_surgery.formats.traits import lost_traits
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 DEFAULT_SHARD_BYTES: Final = 5 * 10**9
 """What huggingface_hub takes."""

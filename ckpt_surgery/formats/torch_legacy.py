@@ -8,7 +8,7 @@ storage. The reference is ``torch/serialization.py`` (`_legacy_save`, `_legacy_l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
@@ -27,6 +27,7 @@ from ckpt_surgery.pickles import (
     parse,
     walk,
 )
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import sizes, steps
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id, text

@@ -9,10 +9,11 @@ The forms are those of ``torch/csrc/jit/serialization/python_print.cpp``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _CLASS: Final = re.compile(r"class (\w+)(?:\((\w+)\))?:", re.ASCII)
 _OTHER: Final = re.compile(r"op_version_set = \d+|import [\w.]+|def \w+\(.*", re.ASCII)

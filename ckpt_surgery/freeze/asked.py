@@ -7,7 +7,7 @@ them. How a matcher is read is timm's own code, so that it is what `param_groups
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatch
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ckpt_surgery.errors import ConstructionError
 from ckpt_surgery.models.asking import asking
 from ckpt_surgery.models.torchvision_import import beside_torchvision
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from torch import nn

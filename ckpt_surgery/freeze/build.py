@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Literal, TypeVar
 
 from ckpt_surgery.errors import UsageError
@@ -17,6 +17,7 @@ from ckpt_surgery.freeze.options import (
 from ckpt_surgery.freeze.plan import FreezeSchedule, Group, PlannedParameter, PlanWarning
 from ckpt_surgery.freeze.selectors import FirstChildren, Selector
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.parameters import Inventory, Parameter
 
 NO_DECAY_DEFAULT: Final = ("bias", "norm")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.freeze.asked import Answers, ask
 from ckpt_surgery.freeze.build import FreezeRecipe, build
 from ckpt_surgery.freeze.plan import FreezeSchedule, PlannedParameter
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.parameters import Inventory, ModuleKind, NamedEntry, Structure
 
 if TYPE_CHECKING:

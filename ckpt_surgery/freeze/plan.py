@@ -27,7 +27,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Final, Self
@@ -35,6 +35,7 @@ from typing import Any, Final, Self
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, PathLike, UsageError
 from ckpt_surgery.freeze.options import Options, check_number, check_options
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.parameters import require_short
 
 _SCHEMA: Final = 1

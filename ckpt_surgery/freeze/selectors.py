@@ -8,12 +8,12 @@ where it came from, for messages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import Rule, RuleKind
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.parameters import Inventory, Parameter
 
 _GLOB_SIGNS: Final = frozenset("*?[")

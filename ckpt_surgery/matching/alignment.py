@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.models.target import Shape, TensorSpec
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MAX_CELLS = 1_000_000
 _WRITE_A_MAP = "write the pairs that you mean into a map and give it with --map"

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ckpt_surgery.matching.alignment import AmbiguousMatchError, align_in_order, ambiguous
 from ckpt_surgery.models.target import Shape, TensorSpec
 from ckpt_surgery.names.spellings import modern_spelling, unwrapped
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _DEEPEST = 32
 """Segments of a name that are looked at: a hostile file may have names of thousands."""

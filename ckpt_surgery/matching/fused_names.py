@@ -9,8 +9,9 @@ BLOOM).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _SPELLED: Final = re.compile(r"((?:[\w\-]+\.)*)([A-Za-z]\w*?)([._])(weight|bias)", re.ASCII)
 _LONGEST: Final = 512  # characters; no module is called so

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal
 
 from ckpt_surgery.models.target import Shape
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 WayName = Literal["as-is", "transposed"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from ckpt_surgery.matching.layout_shapes import Way
 from ckpt_surgery.models.target import Shape
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Told = Literal["yes", "no", "mixed"]
 """Whether what is around is transposed."""

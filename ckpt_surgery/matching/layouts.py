@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.dtypes import BY_NAME
@@ -27,6 +26,7 @@ from ckpt_surgery.matching.layout_votes import Votes
 from ckpt_surgery.matching.regrouping import Group, regroupings
 from ckpt_surgery.matching.target_source import Aim, Described
 from ckpt_surgery.models.target import Shape, TensorSpec
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MOST_NAMES: Final = 5000
 """Names beyond which layouts are looked for only if they are asked for: that takes seconds."""

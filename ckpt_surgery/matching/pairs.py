@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict
 from ckpt_surgery.names.spellings import unwrapped
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from ckpt_surgery.matching.fused_names import FAMILIES, INTERLEAVED, Family, Spelled, spelled
 from ckpt_surgery.models.target import Shape, TensorSpec
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, find_ties
@@ -15,6 +15,7 @@ from ckpt_surgery.matching.comparison import Comparison, compare
 from ckpt_surgery.models.specs import Build, ModelSpec, Value, parse_settings
 from ckpt_surgery.models.target import Metadata, Target, TensorSpec
 from ckpt_surgery.pickles import Dict, Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.averages import usual_models
 from ckpt_surgery.torch_objects.mappings import named_items
 

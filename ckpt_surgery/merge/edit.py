@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -27,6 +27,7 @@ from ckpt_surgery.merge.parameters import Settings, Value
 from ckpt_surgery.merge.policies import IntegerPolicy
 from ckpt_surgery.merge.rows import Rows, gathered
 from ckpt_surgery.pickles import Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.math_bits import math_bits
 
 if TYPE_CHECKING:

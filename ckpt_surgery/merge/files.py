@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
@@ -16,6 +15,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.merge.scope import OTHER_FILES
 from ckpt_surgery.ranks.files import is_named_like_rank
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from contextlib import ExitStack

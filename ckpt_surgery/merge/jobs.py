@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from ckpt_surgery.merge.method import Method, Scope
 from ckpt_surgery.merge.parameters import Settings
 from ckpt_surgery.merge.pieces import merge_run, merge_tensor
 from ckpt_surgery.merge.policies import IntegerPolicy, leading
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _OUTSIDE: Final = -1  # where no run of a result begins
 _WORKING: Final = 8  # bytes of a number in the widest working type

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_surgery.checkpoint.description import StateDict, join_path
 from ckpt_surgery.checkpoint.select import the_state_dict
@@ -36,6 +36,7 @@ from ckpt_surgery.merge.rows import require_indexed
 from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.names import Selection
 from ckpt_surgery.reports.merging import MergeInput, MergeReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, cast
 
 from ckpt_surgery.checkpoint.description import Entry, StateDict, Tensor, join_path
@@ -20,6 +20,7 @@ from ckpt_surgery.merge.policies import KeyPolicy, Region, ShapePolicy, agree
 from ckpt_surgery.merge.recipe import MergeRecipe, Override
 from ckpt_surgery.merge.rows import ITSELF, Rows, is_indexed, rows_of
 from ckpt_surgery.names import Rule, RuleKind, Selection
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _STATISTICS: Final = frozenset({"running_mean", "running_var"})
 

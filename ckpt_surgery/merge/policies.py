@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from ckpt_surgery.errors import MismatchError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 ShapePolicy = Literal["error", "skip", "base", "overlap"]
 SHAPE_POLICIES: Final[tuple[str, ...]] = get_args(ShapePolicy)

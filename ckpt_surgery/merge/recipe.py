@@ -34,7 +34,7 @@ The same dataclass comes from our TOML and from mergekit's YAML (`mergekit_yaml`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -45,6 +45,7 @@ from ckpt_surgery.merge.method import Method
 from ckpt_surgery.merge.parameters import Settings, as_number
 from ckpt_surgery.merge.policies import INTEGER_POLICIES, IntegerPolicy
 from ckpt_surgery.names.suggest import near_hint
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.merge.layered import LayeredRecipe

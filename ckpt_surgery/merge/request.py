@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.compute.jobs import Computing
@@ -12,6 +12,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.merge.files import Sources, label_of
 from ckpt_surgery.merge.policies import IntegerPolicy, KeyPolicy, ShapePolicy
 from ckpt_surgery.merge.scope import MergeScope
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.merge.method import Method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
@@ -26,6 +26,7 @@ from ckpt_surgery.merge.copying import broken_ties
 from ckpt_surgery.merge.files import MergeFile
 from ckpt_surgery.merge.scope import MergeScope
 from ckpt_surgery.reports.merging import MergeInput, MergeReport, Rounding
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.errors import MismatchError, PlanError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.merge.vocabularies import Vocabularies

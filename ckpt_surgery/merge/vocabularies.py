@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from ckpt_surgery.errors import MismatchError, ReadError
 from ckpt_surgery.formats.strict_json import load_object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _WHOLE: Final = "tokenizer.json"
 _PLAIN: Final = "vocab.json"

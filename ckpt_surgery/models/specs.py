@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Literal, get_args
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Value = int | float | bool | str | None | list["Value"] | tuple["Value", ...] | dict[str, "Value"]
 """What an argument on the command line can mean."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, TypeAlias
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _ACROSS: Final = "**"
 _SIGNS: Final = frozenset("*?[")

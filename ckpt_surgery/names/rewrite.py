@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.select import Selection
 from ckpt_surgery.names.spellings import NAMED_WRAPPERS
 from ckpt_surgery.names.suggest import compile_regex, require_listed, suggestion, with_dot
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _COUNTER = "n_averaged"  # stands beside what AveragedModel wraps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
@@ -18,6 +18,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.ops.run import left_out
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import Written, write

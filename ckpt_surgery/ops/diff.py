@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import choose_state_dicts
@@ -14,6 +14,7 @@ from ckpt_surgery.formats import read
 from ckpt_surgery.matching.pairs import pair_state_dicts
 from ckpt_surgery.ops.comparing import Comparer
 from ckpt_surgery.reports.difference import DiffedFile, DiffReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import ProgressBar
 
 

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
@@ -17,6 +16,7 @@ from ckpt_surgery.names.escapes import unescaped
 from ckpt_surgery.ops.hash import DigestOrError, each_digest, file_digest
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.hashing import CheckedDigest, CheckReport, Status
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.digest import PREFIX, model_digest
 from ckpt_surgery.writing.output import ProgressBar
 

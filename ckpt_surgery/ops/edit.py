@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -23,6 +23,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.metadata import strip_metadata
 from ckpt_surgery.ops.run import edit as run_edit
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:

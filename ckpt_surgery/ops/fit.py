@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.ops.fit_layouts import Arranged, arrange
 from ckpt_surgery.reports.fitting import FitReport, Fitted
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.averages import find_averages
 from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.training.optimizers import InStep, keep_in_step

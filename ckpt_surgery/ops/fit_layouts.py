@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
@@ -28,6 +28,7 @@ from ckpt_surgery.matching.target_source import Aim, describe
 from ckpt_surgery.names.rewrite import MapNames
 from ckpt_surgery.ops.edit import EditRequest
 from ckpt_surgery.ops.rename import RenameRequest
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.documents import OptimizerChange
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import StateDict
@@ -15,6 +15,7 @@ from ckpt_surgery.freeze.build import FreezeRecipe
 from ckpt_surgery.freeze.live import FreezePlan
 from ckpt_surgery.freeze.plan import PlanWarning
 from ckpt_surgery.reports import envelope
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.averages import usual_models
 from ckpt_surgery.training.optimizers.correspond import bare_name
 from ckpt_surgery.training.parameters import Inventory

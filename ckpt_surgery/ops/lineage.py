@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckpt_surgery.errors import PathLike, ReadError
 from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.ops.hash import file_digest
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

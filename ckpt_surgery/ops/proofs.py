@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.reports.verification import Verdict
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -18,6 +17,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.rewrite import RewriteRule
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +20,7 @@ from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.distinct import INPUT, OUTPUT, Role, require_distinct
 from ckpt_surgery.ops.lineage import EditRecord, require_output
 from ckpt_surgery.reports.signing import SignReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -19,6 +19,7 @@ from ckpt_surgery.names import Selection
 from ckpt_surgery.names.entries import EntryRule
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.training_state import TrainingStates
 from ckpt_surgery.writing.output import Output
 

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -26,6 +26,7 @@ from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.ops.run import edit as run_edit
 from ckpt_surgery.pickles import Node
 from ckpt_surgery.reports.edits import EditReport, SetReport, ValueChange
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import type_name
 from ckpt_surgery.torch_objects.locate import all_places, locate, near_values, not_found
 from ckpt_surgery.torch_objects.tensors import TensorReader

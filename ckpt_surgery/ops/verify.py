@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -37,6 +37,7 @@ from ckpt_surgery.pickles.weights_only import refusal
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.verification import Checksums, Verdict, VerifyReport, WeightsOnly
 from ckpt_surgery.startup.collector import collector_paused
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import ProgressBar
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.dtypes import named
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import near
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) ?([kKMGT]i?)?B?")
 _UNITS: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {

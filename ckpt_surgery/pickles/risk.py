@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Final, Literal
 
 from ckpt_surgery.pickles.nodes import Global
 from ckpt_surgery.pickles.risk_table import DANGEROUS, DOUBTFUL, HARMLESS, HARMLESS_CLASSES
 from ckpt_surgery.pickles.weights_only import is_allowed
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Level = Literal["harmless", "unknown", "doubtful", "dangerous"]
 LEVELS: Final[tuple[Level, ...]] = ("dangerous", "doubtful", "unknown", "harmless")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names import Rule
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 How: TypeAlias = "int | Literal['copies', 'first']"
 """An axis; or every rank has all of it, which is checked; or only the first rank's counts."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from ckpt_surgery.formats import read
 from ckpt_surgery.pickles import Node
 from ckpt_surgery.ranks.flat import Vector, item, shaped
 from ckpt_surgery.ranks.join import whole
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import sizes
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.row_major import row_major

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Writer = Literal["ranks", "llama", "deepspeed", "megatron", "dcp"]
 

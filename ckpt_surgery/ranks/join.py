@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Final
 
@@ -14,6 +13,7 @@ from ckpt_surgery.errors import DamagedFileError, LossyEditError, ReadError, Usa
 from ckpt_surgery.fileio import ByteSource
 from ckpt_surgery.ranks.axes import How
 from ckpt_surgery.ranks.parts import Part
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.equality import equal_bytes, known_equal
 from ckpt_surgery.torch_objects.row_major import row_major
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from ckpt_surgery.pickles import NO_STATE, Node, Object
 from ckpt_surgery.ranks.axes import AxisRule
 from ckpt_surgery.ranks.parts import Part, RankFile, Way, read_parts
 from ckpt_surgery.ranks.structure import Consolidated, flat_checkpoint, join_parts
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import named_items
 
 LATEST: Final = "latest_checkpointed_iteration.txt"

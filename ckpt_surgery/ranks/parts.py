@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Placement, Tensor
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.rebuild import lower, settled

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor
@@ -13,6 +13,7 @@ from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.ranks.axes import AxisRule, How, published_llama
 from ckpt_surgery.ranks.join import Joined, join
 from ckpt_surgery.ranks.parts import Part, RankFile, Way
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.kinds import role_of
 from ckpt_surgery.torch_objects.rebuild import Lowered, settled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -11,6 +10,7 @@ from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.recipes.work import Work
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 
 if TYPE_CHECKING:

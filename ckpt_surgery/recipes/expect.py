@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
@@ -13,6 +13,7 @@ from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.names import Rule, near
 from ckpt_surgery.recipes.work import Work
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.matching.target_source import TargetRequest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from ckpt_surgery.checkpoint.description import Checkpoint
@@ -12,6 +12,7 @@ from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names import near
 from ckpt_surgery.recipes.work import Work
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import Output
 
 

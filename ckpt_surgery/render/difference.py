@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -11,6 +10,7 @@ from ckpt_surgery.names.fold import fold
 from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.screen import Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape, visible
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.compute.distances import Distance

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
@@ -14,6 +13,7 @@ from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.lists import in_one_line
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable, shape
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MOST_NAMES: Final = 3  # of one warning
 _INDEX: Final = Column("index", right=True, spare=1, style="dim")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.reports import envelope, once
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

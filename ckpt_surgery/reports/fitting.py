@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ckpt_surgery.checkpoint.description import StateDictKind, join_path
@@ -14,6 +13,7 @@ from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import Correspondence
 from ckpt_surgery.matching.layouts import Layout
 from ckpt_surgery.reports import envelope, once
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.documents import OptimizerChange
 
 

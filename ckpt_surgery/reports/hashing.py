@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Final, Literal
 
 from ckpt_surgery.reports import Failure, envelope
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _ALGORITHM: Final = "ckpt1"
 """The name of the definition in ``docs/hash.md``."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ckpt_surgery.checkpoint.findings import Finding, Severity
 from ckpt_surgery.pickles.risk import Risk
 from ckpt_surgery.reports import Failure, envelope
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

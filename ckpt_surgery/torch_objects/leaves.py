@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Other, Tensor, join_path
@@ -21,6 +20,7 @@ from ckpt_surgery.pickles import (
     Object,
     PersistentId,
 )
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import printed_key, type_name
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.storages import text

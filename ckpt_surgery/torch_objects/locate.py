@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, join_path
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.pickles import Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.entries import Entries, Place
 
 

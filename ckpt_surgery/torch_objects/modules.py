@@ -9,7 +9,7 @@ or a hook may have other ideas.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict, StateDictKind
@@ -21,6 +21,7 @@ from ckpt_surgery.pickles import (
     Node,
     Object,
 )
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import Call
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, named_items, state_of
 from ckpt_surgery.torch_objects.module_nodes import COMPILED, SETS, class_name_of, is_module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
@@ -19,6 +19,7 @@ from ckpt_surgery.pickles import (
     walk,
 )
 from ckpt_surgery.pickles.emit import emit
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.find import metadata_node, metadata_of
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
 from ckpt_surgery.torch_objects.module_nodes import is_module

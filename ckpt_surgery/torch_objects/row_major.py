@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Storage, Tensor
 from ckpt_surgery.checkpoint.gather import Gathered, part_of
 from ckpt_surgery.errors import LimitExceededError, ReadError
 from ckpt_surgery.fileio import CHUNK, ByteSource
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.math_bits import math_bits
 
 MOST_REPEATED: Final = 1 << 26

@@ -7,12 +7,13 @@ and paired with the weights that they average. Every command asks here.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, join_path
 from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.pickles import Dict, Node, Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.averages import (
     AverageLayout,
     counter_of,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from math import prod
 from typing import Final, Literal
@@ -16,6 +16,7 @@ from typing import Final, Literal
 from ckpt_surgery.checkpoint.description import StateDict
 from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import LimitExceededError
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Role = Literal["parameter", "buffer", "unknown"]
 ModuleKind = Literal["norm", "dropout", "other"]

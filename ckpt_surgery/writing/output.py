@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from ckpt_surgery.fileio.distinct import INPUT, OUTPUT, Role, require_distinct
 from ckpt_surgery.fileio.sink import Progress
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format, LayoutOptions
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _HASH_IN_NAME: Final = re.compile(r"-([a-f0-9]*)\.")
 """Where `torch.hub.load_state_dict_from_url` looks for the hash in a name: the first match."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Layout, Loss
 from ckpt_surgery.formats.torch_module import TorchModule
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.rebuild import stays_module
 from ckpt_surgery.writing.output import HASH_DIGITS, Output, without_hash
 from ckpt_surgery.writing.target import (

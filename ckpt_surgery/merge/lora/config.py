@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.formats.safetensors import METADATA
 from ckpt_surgery.formats.strict_json import load_object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 CONFIG_NAME: Final = "adapter_config.json"
 _METADATA_KEY: Final = "lora_adapter_metadata"

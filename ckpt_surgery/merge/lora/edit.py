@@ -6,7 +6,7 @@ LoRA: Hu et al., ICLR 2022, arXiv:2106.09685. DoRA: Liu et al., ICML 2024, arXiv
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +17,7 @@ from ckpt_surgery.edits.places import require_there, state_dict_at, with_state_d
 from ckpt_surgery.edits.take import source_state_dict
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.merge.edit import computed_in_place
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from ckpt_surgery.merge.lora.job import Factors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from ckpt_surgery.errors import NonFiniteError
 from ckpt_surgery.merge.inputs import require_finite
 from ckpt_surgery.merge.jobs import MergeJob
 from ckpt_surgery.merge.lora.rounding import RoundingTally
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _WORKING: Final = 8  # bytes of a number in the widest working type
 

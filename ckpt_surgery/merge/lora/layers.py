@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
@@ -13,6 +12,7 @@ from ckpt_surgery.dtypes import DType
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats.safetensors import METADATA
 from ckpt_surgery.merge.lora.parts import PEFT_PREFIX
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     import torch

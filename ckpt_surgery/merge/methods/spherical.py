@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +12,7 @@ from ckpt_surgery.merge.gram import Matrix, gram, norm, product, unit
 from ckpt_surgery.merge.inputs import Inputs, Piece
 from ckpt_surgery.merge.method import Method, Scope
 from ckpt_surgery.merge.parameters import MethodParameter, Settings
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from torch import Tensor

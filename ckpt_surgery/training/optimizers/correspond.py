@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Final, Literal
 
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState
 
 Certainty = Literal["stored", "order", "partial", "none"]

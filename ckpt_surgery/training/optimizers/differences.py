@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.optimizers.members import MomentChange, MomentMaker, Target
 from ckpt_surgery.training.optimizers.survey import qualified
 from ckpt_surgery.training.parameters import Inventory, Parameter

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Final
+
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 UNCERTAIN: Final = -1
 """In the place of a group."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from operator import is_
 from typing import Final, Literal, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict, Tensor
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import Node, PersistentId
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.tensor_calls import build
 from ckpt_surgery.torch_objects.tensors import TensorReader

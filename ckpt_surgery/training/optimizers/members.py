@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from ckpt_surgery.checkpoint.description import Tensor
 from ckpt_surgery.pickles import Node
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.optimizers.recognise import Key, OptimizerState
 
 HINT: Final = "'--optimizer drop' leaves the optimizer out, '--optimizer keep' leaves it as it is"

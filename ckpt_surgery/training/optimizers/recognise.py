@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cached_property
 from typing import Final, Protocol, TypeAlias
 
 from ckpt_surgery.checkpoint.description import join_path
 from ckpt_surgery.pickles import Dict, Node, Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.items import Items

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict, join_path
 from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.pickles import Node, Object
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import mapping_length
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.torch_objects.training_state import TrainingStates
