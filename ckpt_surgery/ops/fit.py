@@ -209,6 +209,14 @@ def _in_step(
 ) -> InStep:
     """Return the result with its optimizers following the fit."""
     choice, rules = asked.optimizer, asked.groups
+    paths = {view.path for view in seen}
+    held = inside(s for s in before.state_dicts if s.path in paths)
+    if held and choice != "drop":
+        raise refusal(held, before, "--optimizer drop leaves it out")
+    dropped = tuple(OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held)
+    if not before.others:  # bare weights: nothing that could be an optimizer
+        require_used(rules, ())
+        return InStep(after, dropped)
     items: dict[str, dict[str, FitItem]] = {}
     sources: dict[str, dict[str, str | None]] = {}
     parameters: dict[str, list[Parameter]] = {}
@@ -231,13 +239,6 @@ def _in_step(
         }
         for path, own in items.items()
     }
-    held = inside(s for s in before.state_dicts if s.path in items)
-    if held and choice != "drop":
-        raise refusal(held, before, "--optimizer drop leaves it out")
-    dropped = tuple(OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held)
-    if not before.others:  # bare weights: nothing that could be an optimizer
-        require_used(rules, ())
-        return InStep(after, dropped)
     with about_file(before.file.name):
         step = keep_in_step(
             before,
