@@ -65,6 +65,7 @@ _OTHER_FORMATS: Final = (
 )
 # What belongs to a checkpoint, and by itself is none.
 _PART_SUFFIX: Final = ".distcp"
+_METADATA: Final = ".metadata"
 _PART: Final = "this is one file of a distributed checkpoint (torch.distributed.checkpoint)"
 _PART_HINT: Final = "name its directory, which holds '.metadata': 'ckpt inspect DIR'"
 _JSON_SUFFIX: Final = ".json"
@@ -123,13 +124,27 @@ def _read(source: Source, limits: Limits) -> Checkpoint:
 def opened(path: PathLike) -> Source:
     """Open a file, a directory, or a member of an archive (``model.zip:policy.pth``).
 
+    The ``.metadata`` of a distributed checkpoint stands for its directory.
     A file whose own name has the colon comes first. Raises `ReadError` if that is not possible.
     """
     if os.path.isdir(path):  # noqa: PTH112 - a path object takes its time to import
         from ckpt_surgery.fileio.directory import DirectorySource
 
         return DirectorySource.open(path)
+    if _stands_for_directory(path):
+        return opened(os.path.dirname(path) or ".")  # noqa: PTH120
     return opened_file(path)
+
+
+def _stands_for_directory(path: PathLike) -> bool:
+    """Say whether `path` is the metadata beside the files of a distributed checkpoint.
+
+    Reports call the checkpoint so.
+    """
+    folder, name = os.path.split(os.fspath(path))
+    if name != _METADATA or not os.path.isfile(path):  # noqa: PTH113
+        return False
+    return any(beside.endswith(_PART_SUFFIX) for beside in os.listdir(folder or "."))  # noqa: PTH208
 
 
 def opened_file(path: PathLike) -> Source:

@@ -74,7 +74,7 @@ class Checks:
 
 def verify(
     sources: Sequence[PathLike | Source],
-    checks: Checks = Checks(),
+    checks: Checks = Checks(),  # noqa: B008 - it is frozen
     *,
     threads: int | None = None,
     progress: ProgressBar | None = None,

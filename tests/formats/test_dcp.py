@@ -170,7 +170,14 @@ def test_directory_without_its_metadata_is_told_as_one(directory):
         inspect(directory)
 
 
-def test_metadata_by_itself_is_told_as_what_it_is(directory):
+def test_metadata_by_itself_is_told_as_what_it_is(directory, tmp_path):
+    alone = tmp_path / "alone" / ".metadata"
+    alone.parent.mkdir()
+    alone.write_bytes((directory / ".metadata").read_bytes())
     with pytest.raises(UnknownFormatError, match="metadata of a distributed checkpoint") as told:
-        inspect(directory / ".metadata")
+        inspect(alone)
     assert "name its directory" in str(told.value.hint)
+
+
+def test_metadata_stands_for_the_directory_as_in_reports(directory):
+    assert inspect(directory / ".metadata").to_dict() == inspect(directory).to_dict()
