@@ -34,6 +34,10 @@ NOT_RUN = {
     "./scripts/test    # lint, types, and all tests",
     "./scripts/test               # lint, types, import contracts, all tests with coverage",
     "./scripts/test -k rename     # the first three, then some tests",
+    (
+        "./scripts/safetensors_suite  # the safetensors project's own tests, with our reader "
+        "and writer behind them"
+    ),
     "./scripts/bench              # against torch and cp, in the same run; --only rename, --quick",
     "git show HEAD~1:model.pth | git lfs smudge | ckpt diff - model.pth",
     "dvc get . model.pth --rev HEAD~1 -o before.pth",

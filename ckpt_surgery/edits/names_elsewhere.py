@@ -60,13 +60,14 @@ def names_left_behind(
     dropped = {edit.path for edit in edits if isinstance(edit, DropOther)}
     averages = [average.path for average in find_averages(checkpoint)]
     states = TrainingStates()
+    weights = {id(state_dict.node) for state_dict in checkpoint.state_dicts}  # these follow
     left = _MOST_VISITED
     for other in checkpoint.others:
         follows = states.kind(other.path, other.node) in _FOLLOWING
         above = f"{other.path}/"
         if follows or other.path in dropped or any(f"{a}/".startswith(above) for a in averages):
             continue
-        stored, left = _texts(other, left)
+        stored, left = _texts(other, left, weights)
         about = last_part(other.path) in _LISTS
         found = sorted(name for name in stored & set(gone) if about or "." in name)
         if found:
@@ -77,10 +78,13 @@ def names_left_behind(
             )
 
 
-def _texts(other: Other, left: int) -> tuple[set[str], int]:
-    """Return the texts in an entry that may be names, and how many parts may still be visited."""
+def _texts(other: Other, left: int, without: Collection[int]) -> tuple[set[str], int]:
+    """Return the texts in an entry that may be names, and how many parts may still be visited.
+
+    What is below the nodes of the identities `without` is left out.
+    """
     found: set[str] = set()
-    seen: set[int] = set()
+    seen = set(without)
     waiting: list[Node] = [other.node]
     while waiting and left > 0:
         node = waiting.pop()

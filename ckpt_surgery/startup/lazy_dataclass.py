@@ -18,7 +18,8 @@ work. A module imports `dataclass` from here in place of the other; type checker
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,9 @@ else:
 
 def _frozen(cls: type, *, slots: bool, eq: bool) -> Any:
     light = dataclasses.dataclass(init=False, repr=False, eq=False, slots=slots)
-    made: Any = light(cls)
+    with _taken_for_unfrozen(cls.__mro__[1:]):
+        made: Any = light(cls)
+    made.__dataclass_params__.frozen = True  # so that classes of `dataclasses` may derive from it
     own = vars(made)
     # as in `dataclasses`: what the class defines itself stays
     has_hash = "__hash__" in own and not (own["__hash__"] is None and "__eq__" in own)
@@ -68,6 +71,20 @@ def _frozen(cls: type, *, slots: bool, eq: bool) -> Any:
     made.__setattr__ = _refuse_to_set
     made.__delattr__ = _refuse_to_delete
     return made
+
+
+@contextmanager
+def _taken_for_unfrozen(bases: Iterable[Any]) -> Iterator[None]:
+    """Let what is frozen by other means be derived from `bases`: `dataclasses` looks for a flag."""
+    told = [vars(base).get("__dataclass_params__") for base in bases]
+    frozen = [params for params in told if params is not None and params.frozen]
+    for params in frozen:
+        params.frozen = False
+    try:
+        yield
+    finally:
+        for params in frozen:
+            params.frozen = True
 
 
 def _constructor_of(cls: Any) -> Callable[..., None]:

@@ -154,9 +154,9 @@ def test_at_is_the_same_option_everywhere(folder, invoke):
     }
     assert len(having) == 1
     twice = ("train.pth.tar", "--at", "state_dict", "--at", "state_dict_ema")
-    for line in (("convert", *twice, "-o", "x.pth"), ("freeze-plan", *twice)):
-        result = invoke(*line)
-        assert (result.exit_code, "is about one state dict" in result.stderr) == (2, True)
+    assert invoke("convert", *twice, "-o", "two.pth").exit_code == 0
+    result = invoke("freeze-plan", *twice)
+    assert (result.exit_code, "is about one state dict" in result.stderr) == (2, True)
     once = ("train.pth.tar", "--at", "state_dict_ema")
     assert invoke("convert", *once, "-o", "x.pth").exit_code == 0
     assert invoke("freeze-plan", *once).exit_code == 0

@@ -417,5 +417,5 @@ def test_alone_is_written_what_lies_in_the_model_s_place(layout: Any, tmp_path: 
             name in "1.pt2.pt3.pt"
         )
     trained = "ema_state_dict" if layout is mmengine_checkpoint else "current_model_state"
-    ckpt.convert(file, tmp_path / "6.pt", at=trained)
+    ckpt.convert(file, tmp_path / "6.pt", at=trained, state_dict_only=True)
     assert len(load(tmp_path / "6.pt")) >= len(net().state_dict())

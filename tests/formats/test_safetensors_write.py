@@ -223,6 +223,7 @@ class TestTies:
                 "the order of elements in memory (strides) of 'c' is left out: "
                 "safetensors holds names, types, shapes and numbers"
             ),
+            "checksums are left out: safetensors has none; --verify compares them first",
         )
         assert metadata(tmp_path / "o.safetensors") == {"d": "b"}
         assert_loads(tmp_path / "o.safetensors", {n: views[n] for n in "abce"})
@@ -308,7 +309,10 @@ class TestLosses:
         report = convert(path, Output(out, sidecar=beside))
         assert json.loads(beside.read_text()) == json.loads(json.dumps(plain))
         assert report.dropped == ("epoch", "args")
-        assert report.warnings == ("in the sidecar: epoch, args",)
+        assert report.warnings == (
+            "in the sidecar: epoch, args",
+            "checksums are left out: safetensors has none; --verify compares them first",
+        )
         beside.write_text("{}")  # what it holds already would be no error
         with pytest.raises(WriteError, match="already exists"):
             convert(path, Output(tmp_path / "p.safetensors", sidecar=beside))
@@ -345,6 +349,7 @@ class TestLosses:
         assert report.warnings == (
             "'_metadata' is left out: safetensors has no place for the versions of modules",
             "the order of the names is left out: safetensors sorts tensors by their type and name",
+            "checksums are left out: safetensors has none; --verify compares them first",
         )
 
     def test_pickled_module_becomes_its_state_dict(self, tmp_path: Path) -> None:

@@ -12,7 +12,11 @@ from commands import are_equal, ckpt
 from frameworks import framework
 from torch import nn
 
-pytestmark = pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE"),
+    # two runners of one second have one name
+    pytest.mark.filterwarnings("ignore:.*instance named of:UserWarning"),
+]
 ITEMS = [(torch.rand(4, generator=torch.Generator().manual_seed(i)), i % 3) for i in range(8)]
 
 

@@ -277,7 +277,10 @@ def test_views_that_are_merged_one_by_one_are_said(folder):
     halves = torch.ones(8)
     torch.save({"a": halves[:4], "b": halves[4:], "c": torch.ones(2)}, "y")
     report = merge(["x", "x"], "o.pth", "average")
-    assert report.warnings == ("no longer views of elements of 'w': turned, rows",)
+    assert report.warnings == (
+        "no longer views of elements of 'w': turned, rows",
+        "computed, and laid out row by row, without the strides before: 'turned'",
+    )
     assert merge(["y", "y"], Output("o.pth", force=True), "average").warnings == ()
 
 

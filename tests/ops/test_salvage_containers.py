@@ -72,7 +72,7 @@ def test_torchscript_cut_at_every_border_of_a_record(tmp_path: Path) -> None:
                 salvaged(path, tmp_path)
             continue
         report, found = salvaged(path, tmp_path)
-        assert report.lost == ()
+        assert {each.part for each in report.lost} <= {"record"}  # the code, of no state dict
         assert_same(dict(sorted(found.items())), dict(sorted(whole.items())))
         seen.add(any("code is missing" in warning for warning in report.warnings))
     assert seen == {True, False}
@@ -85,7 +85,7 @@ def test_of_torchscript_a_damaged_storage_is_lost_with_its_tensor(tmp_path: Path
     data[data.index(whole["table"].numpy().tobytes()) + 8] ^= 4
     path.write_bytes(data)
     report, found = salvaged(path, tmp_path)
-    assert [each.path for each in report.lost] == ["table"]
+    assert [each.path for each in report.lost if each.part != "record"] == ["table"]
     assert_same(dict(found)["layer.0.weight"], whole["layer.0.weight"])
 
 

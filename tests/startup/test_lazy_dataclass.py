@@ -181,6 +181,28 @@ def test_derived_classes_take_the_fields_of_their_base() -> None:
     assert Plain(4).x == 4
 
 
+def test_frozen_classes_of_both_kinds_derive_from_each_other() -> None:
+    @lazy_dataclass.dataclass(frozen=True, slots=True)
+    class Base:
+        x: int
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Standard(Base):
+        y: int = 2
+
+    @lazy_dataclass.dataclass(frozen=True, slots=True)
+    class Lazy(Standard):
+        z: int = 3
+
+    assert dataclasses.astuple(Lazy(1)) == (1, 2, 3)
+    assert dataclasses.astuple(Standard(1)) == (1, 2)
+    for made in (Base(1), Standard(1), Lazy(1)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            made.x = 4  # type: ignore[misc]
+    with pytest.raises(TypeError, match="cannot inherit"):
+        dataclasses.dataclass(type("Loose", (Lazy,), {}))
+
+
 def test_an_empty_class_and_one_that_holds_itself() -> None:
     @lazy_dataclass.dataclass(frozen=True)
     class Empty:

@@ -23,6 +23,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
+from ckpt_surgery.startup.lazy_dataclass import _compile_constructor
+
 MEMORY = 2 << 30  # bytes of address space; far more is a bomb that went off
 SECONDS = 60  # of processor time for all lines of a job, after which the kernel ends the process
 
@@ -44,6 +46,7 @@ def main() -> None:
     codecs.lookup("cp437")  # names in zip archives
     import_module("ckpt_surgery.formats.archive_members")
     import_module("ckpt_surgery.edits.names_elsewhere")
+    import_module("pkgutil")  # the table of architectures
     gc.collect()
     gc.freeze()
     for job in jobs:
@@ -137,8 +140,11 @@ def _suspicious(event: str, args: tuple[Any, ...], writable: tuple[str, ...]) ->
 
     Left alone are opening to read, making and renaming files below `writable`, and what the
     standard library compiles for itself: regular expressions are no code, `dataclasses` and
-    `namedtuple` run at import only.
+    `namedtuple` run at import only. Ours compile a constructor, of names of fields, when the first
+    object of a class is made.
     """
+    if event in {"exec", "compile"} and _makes_a_constructor():
+        return None
     if event in {"exec", "compile", "import"}:
         return f"{event} {str(args[0])[:80]}"
     if event == "open":
@@ -153,6 +159,15 @@ def _suspicious(event: str, args: tuple[Any, ...], writable: tuple[str, ...]) ->
             return None
         return f"{event} {args}"
     return f"{event} {args}"[:200] if event.startswith(_FORBIDDEN) else None
+
+
+def _makes_a_constructor() -> bool:
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is _compile_constructor.__code__:
+            return True
+    return False
 
 
 def _inside(path: str | bytes | os.PathLike[str], writable: tuple[str, ...]) -> bool:
