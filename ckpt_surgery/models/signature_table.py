@@ -5,12 +5,13 @@ may be; only these are decoded. ``scripts/make_signatures.py`` makes the table.
 
 The file is a magic, the length of its header, the header (compressed JSON: versions, names, where
 the blocks lie), the anchors in rising order, the number of the architecture of each, and the
-blocks: the rows of 64 architectures each, as compressed JSON.
+blocks: the rows of 16 architectures each, as compressed JSON.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 import sys
@@ -30,12 +31,12 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _MAGIC: Final = b"CKPTSIG2"
 _ANCHORS: Final = 12
-_LEAST_ANCHORS: Final = 4
+_LEAST_ANCHORS: Final = 6
 """Of an architecture's anchors, those that a file has to have to be compared with it."""
 _LEAST_PROMISE: Final = 0.75
 """Of the best likeness that anchors promise, that of the others that are looked at."""
 _MOST_CANDIDATES: Final = 64
-_IN_A_BLOCK: Final = 64
+_IN_A_BLOCK: Final = 16
 _CHOICE: Final = re.compile(r"\{([\d.,]+)\}")
 
 
@@ -129,7 +130,7 @@ class Table:
         seen = Counter(owner for number in checksums for owner in self._owners(number))
         promises = {}
         for owner, anchors in seen.items():
-            if anchors >= _LEAST_ANCHORS:
+            if anchors >= min(_LEAST_ANCHORS, self.counts[owner]):
                 count = self.counts[owner]
                 share = min(1, anchors / min(count, _ANCHORS))
                 agreeing = min(count * share, len(checksums))
@@ -213,12 +214,9 @@ def _decode_table(data: bytes) -> Table:
 def load_table() -> Table:
     """Return the table that comes with the package."""
     # importlib.resources imports tempfile, shutil and all compressions, for one small file
-    from pkgutil import get_data
-
-    data = get_data("ckpt_surgery.models", "signatures.bin")
-    if data is None:
-        raise FileNotFoundError("the package's loader has no 'signatures.bin'")
-    return _decode_table(data)
+    loader: Any = __spec__.loader  # pkgutil would ask it the same
+    path = os.path.join(os.path.dirname(__file__), "signatures.bin")  # noqa: PTH118, PTH120
+    return _decode_table(loader.get_data(path))
 
 
 def _little(numbers: array[int]) -> array[int]:

@@ -59,6 +59,12 @@ _SPELLINGS: Final[tuple[tuple[re.Pattern[str], _Replacement], ...]] = tuple(
 )  # fmt: skip
 
 
+# A part that every old spelling has: most names are told apart by one search.
+_OLD_PARTS: Final = re.compile(
+    r"denselayer|mlp\.linear_|rpn\.head\.conv|fpn\.|head\.conv|mask_fcn|\.weight_[gv]$|\.gamma$|\.beta$"
+)
+
+
 def modern_spelling(name: str, known: Container[str]) -> str | None:
     """Return the name among `known` that `name` is an old spelling
     of; None if it is none or known.
@@ -70,7 +76,7 @@ def modern_spelling(name: str, known: Container[str]) -> str | None:
 
 def respellings(name: str) -> Iterator[str]:
     """Yield the names that `name` may be an old spelling of; an absurdly long one is none."""
-    if len(name) > _LONGEST:
+    if len(name) > _LONGEST or not _OLD_PARTS.search(name):
         return
     for pattern, replacement in _SPELLINGS:
         renamed = pattern.sub(replacement, name)

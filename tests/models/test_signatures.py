@@ -281,7 +281,7 @@ def test_recognising_imports_no_torch() -> None:
 def test_a_package_without_its_table_is_an_error_and_no_silence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pkgutil.get_data", lambda *_: None)
+    monkeypatch.setattr("ckpt_surgery.models.signature_table.__file__", "/nowhere/module.py")
     load_table.cache_clear()
     with pytest.raises(FileNotFoundError, match=r"signatures\.bin"):
         load_table()

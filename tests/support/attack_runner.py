@@ -46,7 +46,6 @@ def main() -> None:
     codecs.lookup("cp437")  # names in zip archives
     import_module("ckpt_surgery.formats.archive_members")
     import_module("ckpt_surgery.edits.names_elsewhere")
-    import_module("pkgutil")  # the table of architectures
     gc.collect()
     gc.freeze()
     for job in jobs:
