@@ -51,6 +51,25 @@ def read_recipe(path: str, variables: Mapping[str, str], inputs: Mapping[str, st
         raise
 
 
+def consolidation_of(path: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Return the files and the rules of axes in a report of ``consolidate``; None of any other.
+
+    It is no recipe: its input is no checkpoint until it is done.
+    """
+    text = read_text(path, "RECIPE")
+    if not text.lstrip().startswith("{"):
+        return None
+    report = _json(text)
+    if report.get("command") != "consolidate":
+        return None
+    plan = _list(report, "plan")
+    if len(plan) != 1:
+        raise UsageError("the report of 'consolidate' has no plan to apply", path=path)
+    return _texts(plan[0].get("files"), "files"), tuple(
+        _text(each, "'axes'") for each in plan[0].get("axes", ())
+    )
+
+
 def _of_toml(text: str, variables: Mapping[str, str], inputs: Mapping[str, str]) -> Recipe:
     try:
         found = tomllib.loads(text)

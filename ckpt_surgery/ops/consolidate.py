@@ -76,6 +76,8 @@ def consolidate(
         warnings=(*found.notes, *written.warnings),
         nbytes_before=before.size,
         nbytes_after=written.nbytes,
+        named=tuple(str(each) for each in named),
+        axes=tuple(rule.option.removeprefix("--axis ") for rule in rules),
     )
 
 

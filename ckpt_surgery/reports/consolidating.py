@@ -32,6 +32,7 @@ class ConsolidateReport:
     by ``--axis``), ``llama``, ``deepspeed``, ``fairscale``, ``megatron`` or
     ``dcp``. `removed` are entries that
     the output's format cannot hold, `carried` and `dropped` paths of what lies beside the weights.
+    `named` are the directory or files, and `axes` the rules, that were asked for.
     """
 
     inputs: tuple[str, ...]
@@ -45,6 +46,8 @@ class ConsolidateReport:
     warnings: tuple[str, ...] = ()
     nbytes_before: int = 0
     nbytes_after: int = 0
+    named: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "warnings", once(self.warnings))
@@ -70,4 +73,5 @@ class ConsolidateReport:
             "dropped_others": list(self.dropped),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
+            "plan": [{"edit": "consolidate", "files": list(self.named), "axes": list(self.axes)}],
         }

@@ -53,8 +53,31 @@ def test_a_dry_run_and_a_record_say_the_same(ranks, invoke):
     assert said["joined"] == log["joined"]
     assert said["joined"][0] == {"name": "model/w", "how": 1, "parts": 2}
     assert said["nbytes_after"] == Path("whole.pth").stat().st_size
+
+
+def test_its_report_is_applied_again(ranks, invoke):
+    invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--record", "log.json")
     again = invoke("apply", "log.json", "-o", "again.pth")
-    assert "has no plan to apply" in again.stderr
+    assert again.exit_code == 0, again.stderr
+    assert Path("again.pth").read_bytes() == Path("whole.pth").read_bytes()
+    Path("other").mkdir()
+    for rank in range(2):
+        state = {"w": torch.full((2, 2), rank + 5.0), "norm": torch.zeros(2)}
+        torch.save({"model": state, "epoch": rank}, f"other/rank{rank}.pth")
+    invoke("apply", "log.json", "other", "-o", "others.pth")
+    assert torch.load("others.pth")["model"]["w"].tolist() == [[5, 5, 6, 6]] * 2
+
+
+@pytest.mark.parametrize("more", [["--var", "a=1"], ["--input", "base=tp"]])
+def test_its_report_has_no_names_to_set(more, ranks, invoke):
+    invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--record", "log.json")
+    assert invoke("apply", "log.json", "-o", "again.pth", *more).exit_code == 2
+
+
+def test_a_report_without_its_plan_is_refused(ranks, invoke):
+    Path("log.json").write_text('{"command": "consolidate"}')
+    said = invoke("apply", "log.json", "-o", "again.pth")
+    assert (said.exit_code, "has no plan to apply" in said.stderr) == (2, True)
 
 
 def test_it_writes_into_a_pipe(ranks, ckpt):

@@ -43,8 +43,8 @@ def apply(ctx: click.Context, /, recipe: str, **_: Any) -> int:
     RECIPE is a TOML file of inputs, steps and outputs (docs/recipes.md): each step is a verb with
     the options that it has on the command line, edits, or an assertion. All steps are carried out
     in one pass over the bytes. Or RECIPE is the JSON report of strip, rename, edit, convert, fit,
-    merge or apply, whose plan is applied again. FILE takes the place of the recipe's inputs, in
-    their order.
+    merge, consolidate or apply, whose plan is applied again. FILE takes the place of the recipe's
+    inputs, in their order.
 
     \b
     Examples:
@@ -54,17 +54,32 @@ def apply(ctx: click.Context, /, recipe: str, **_: Any) -> int:
       ckpt strip a.pth --prefix fc -o b.pth --record strip.json
       ckpt apply strip.json -o again.pth
     """
-    from ckpt_surgery.cli.recipe_file import read_recipe
+    from ckpt_surgery.cli.recipe_file import consolidation_of, read_recipe
     from ckpt_surgery.recipes.run import apply_recipe
     from ckpt_surgery.render.applying import show
 
     given = ctx.params
+    ranks = None if recipe == "-" else consolidation_of(recipe)
+    if ranks is not None:
+        return _consolidate_again(ctx, *ranks)
     found = read_recipe(recipe, _pairs("var", given["var"]), _pairs("input", given["inputs"]))
     wanted = _with_output(ctx, _with_files(found.recipe, given["files"]))
     _require_same(found, wanted)
     report = apply_recipe(wanted)
     to_stdout = any(each.output.stream is not None for each in wanted.outputs)
     return finish(ctx, report, show, sys.stderr if to_stdout else sys.stdout)
+
+
+def _consolidate_again(ctx: click.Context, files: tuple[str, ...], axes: tuple[str, ...]) -> int:
+    """Put the files of ranks together as a report says; FILE of the line takes their place."""
+    from ckpt_surgery.ops.consolidate import consolidate
+    from ckpt_surgery.render.consolidating import show
+
+    for option in ("var", "inputs"):
+        if ctx.params[option]:
+            raise UsageError("a report of 'consolidate' has no variables and no names of inputs")
+    named = ctx.params["files"] or files
+    return finish(ctx, consolidate(named, output_of(ctx), axes=axes), show)
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
