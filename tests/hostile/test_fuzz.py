@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from fuzzing import Case, WrongAnswerError, _Refusal, check, seeds
+from fuzzing import Case, WrongAnswerError, _Refusal, _require_same_objects, check, seeds
 
 FUZZ = Path(__file__).resolve().parents[2] / "scripts" / "fuzz"
 
@@ -77,3 +78,18 @@ def test_fuzzing_notices_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("fuzzing._lay_out_torch_zip", broken)
     with pytest.raises(IndexError):
         check(seeds()["state dict"], tmp_path)
+
+
+def test_what_contains_itself_is_compared_to_the_end() -> None:
+    def ring(last: int) -> list[Any]:
+        found: list[Any] = [{"a": (1, 2)}]
+        found += [found, {"b": found, "last": last}]
+        return found
+
+    _require_same_objects(ring(3), ring(3))
+    with pytest.raises(WrongAnswerError, match="'/2/last' is 4 after, 3 before"):
+        _require_same_objects(ring(4), ring(3))
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    _require_same_objects(deep, deep)

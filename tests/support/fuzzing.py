@@ -642,7 +642,20 @@ def _was_empty(shape: Sequence[int], theirs: torch.Tensor) -> bool:
     return tuple(shape) == (0,) and theirs.shape == ()
 
 
-def _require_same_objects(ours: Any, theirs: Any, path: str = "") -> None:
+def _require_same_objects(ours: Any, theirs: Any) -> None:
+    """Compare what was loaded after and before, also of what contains itself."""
+    waiting = [(ours, theirs, "")]
+    compared: dict[tuple[int, int], Any] = {}  # with the objects, so that no other gets their ids
+    while waiting:
+        pair = waiting.pop()
+        known = (id(pair[0]), id(pair[1]))
+        if known not in compared:
+            compared[known] = pair
+            waiting.extend(_pairs_below(*pair))
+
+
+def _pairs_below(ours: Any, theirs: Any, path: str) -> Iterator[tuple[Any, Any, str]]:
+    """Yield what is to be compared of two objects, which are alike otherwise."""
     if type(ours) is not type(theirs):
         raise WrongAnswerError(
             f"'{path}' is a {type(ours).__name__} after, a {type(theirs).__name__} before"
@@ -654,16 +667,16 @@ def _require_same_objects(ours: Any, theirs: Any, path: str = "") -> None:
         if list(map(repr, ours)) != list(map(repr, theirs)):
             raise WrongAnswerError(f"'{path}' has other keys after")
         for (key, mine), (_, other) in zip(_items(ours), _items(theirs), strict=True):
-            _require_same_objects(mine, other, f"{path}/{key}")
+            yield mine, other, f"{path}/{key}"
     elif isinstance(theirs, (list, tuple)):
         if len(ours) != len(theirs):
             raise WrongAnswerError(f"'{path}' has another length after")
         for index, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-            _require_same_objects(mine, other, f"{path}/{index}")
+            yield mine, other, f"{path}/{index}"
     elif isinstance(theirs, (set, frozenset)):  # which have tensors in the order of their places
-        _require_same_objects(sorted(ours, key=repr), sorted(theirs, key=repr), path)
+        yield sorted(ours, key=repr), sorted(theirs, key=repr), path
     elif isinstance(theirs, torch.nn.Module):
-        _require_same_objects(vars(ours), vars(theirs), path)
+        yield vars(ours), vars(theirs), path
     elif _spelled(ours) != _spelled(theirs):
         raise WrongAnswerError(f"'{path}' is {ours!r} after, {theirs!r} before"[:200])
 
