@@ -8,7 +8,7 @@ medians over pairs), with this as 1 and with `dataclasses.dataclass`:
 
 | command                              | dataclasses |
 |--------------------------------------|-------------|
-| ``inspect --keys``, 218 tensors      |        1.15 |
+| ``inspect --keys``, 218 tensors      |        1.17 |
 | ``inspect``, 218 tensors, to a pipe  |        1.21 |
 
 What is promised is the same, and so `dataclasses.fields`, `replace`, `asdict` and pattern matching
@@ -57,7 +57,7 @@ def _frozen(cls: type, *, slots: bool, eq: bool) -> Any:
     has_hash = "__hash__" in own and not (own["__hash__"] is None and "__eq__" in own)
     methods: dict[str, Any] = {"__repr__": _repr}
     if "__init__" not in own:
-        methods |= {"__init__": _constructor_of(made), "__signature__": _Signature()}
+        methods |= {"__init__": _constructor_of(made), "__signature__": _Signature(made)}
     if eq:
         compared = _values_of([f.name for f in dataclasses.fields(made) if f.compare])
         methods["__eq__"] = _equality_of(compared)
@@ -68,8 +68,7 @@ def _frozen(cls: type, *, slots: bool, eq: bool) -> Any:
     for name, method in methods.items():
         if name not in own:
             setattr(made, name, method)
-    made.__setattr__ = _refuse_to_set
-    made.__delattr__ = _refuse_to_delete
+    made.__setattr__, made.__delattr__ = _refusals_of(made)
     return made
 
 
@@ -143,12 +142,20 @@ _UNSET = _Unset()
 
 
 class _Signature:
-    """Gives the signature of a class to `inspect.signature`, for which it needs the constructor."""
+    """Gives the signature of `owner` to `inspect.signature`, for which it needs the constructor.
+
+    A class that is derived from it has a constructor of its own, or is asked for the one above it.
+    """
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
 
     def __get__(self, _instance: object, cls: Any) -> Signature:
         from inspect import Parameter, signature
 
-        whole = signature(_compile_constructor(cls))
+        if cls.__init__ is not self.owner.__init__:
+            raise AttributeError("__signature__")  # it is made from the constructor then
+        whole = signature(_compile_constructor(self.owner))
         parameters: list[Parameter] = list(whole.parameters.values())[1:]
         return whole.replace(parameters=parameters, return_annotation=None)
 
@@ -179,12 +186,21 @@ def _repr(self: Any) -> str:
     return f"{self.__class__.__qualname__}({', '.join(shown)})"
 
 
-def _refuse_to_set(_self: object, name: str, _value: object) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+def _refusals_of(cls: Any) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return what sets and deletes attributes: none of `cls`, and no field of classes below it."""
+    fields = frozenset(cls.__dataclass_fields__)
 
+    def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
+        if type(self) is cls or name in fields:
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+        super(cls, self).__setattr__(name, value)
 
-def _refuse_to_delete(_self: object, name: str) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+    def __delattr__(self: object, name: str) -> None:  # noqa: N807
+        if type(self) is cls or name in fields:
+            raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+        super(cls, self).__delattr__(name)
+
+    return __setattr__, __delattr__
 
 
 def _state(self: Any) -> list[object]:

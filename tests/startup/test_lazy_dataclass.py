@@ -203,6 +203,29 @@ def test_frozen_classes_of_both_kinds_derive_from_each_other() -> None:
         dataclasses.dataclass(type("Loose", (Lazy,), {}))
 
 
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_plain_class_below_keeps_its_constructor_and_may_have_more(make: Any) -> None:
+    @make(frozen=True)
+    class Base:
+        x: int
+
+    class Own(Base):
+        def __init__(self) -> None:
+            super().__init__(7)
+
+    class Same(Base):
+        """Has the constructor of its base."""
+
+    assert not inspect.signature(Own).parameters
+    assert list(inspect.signature(Same).parameters) == ["x"]
+    own: Any = Own()
+    own.more = 1
+    assert (own.x, own.more, Same(2).x) == (7, 1, 2)
+    del own.more
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        own.x = 3
+
+
 def test_an_empty_class_and_one_that_holds_itself() -> None:
     @lazy_dataclass.dataclass(frozen=True)
     class Empty:
