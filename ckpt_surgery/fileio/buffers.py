@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Final
 
-from ckpt_surgery.fileio.pace import SIZES, Pace
+from ckpt_surgery.fileio.pace import BY_KERNEL, LARGE, Pace
 from ckpt_surgery.fileio.ranges import ByteRange, as_bytes
 
 COALESCE: Final = 1 << 16
@@ -46,7 +46,8 @@ class WriteBuffer:
 class ReadBuffer:
     """Reads ranges through one buffer, made when it is first used.
 
-    With `pace` its pieces are as large as that says, which is told how long each was in use.
+    With `pace` its pieces are as large as that says, which is told how long each took from before
+    it is read until the next is asked for.
     """
 
     def __init__(self, pace: Pace | None = None) -> None:
@@ -57,21 +58,25 @@ class ReadBuffer:
         """Yield the bytes of a range that is written to byte `position` of a file.
 
         Each piece ends where a whole buffer of that file would, since a disk takes whole blocks
-        faster than blocks in two parts, and is overwritten by the next. Raises ReadError like
+        faster than blocks in two parts, and is overwritten by the next. They end early where the
+        kernel is to copy what is left, unless that is little. Raises ReadError like
         `Source.read_into`.
         """
         if data.nbytes and not self._buffer:
-            self._buffer = memoryview(bytearray(SIZES[0]))
+            self._buffer = memoryview(bytearray(LARGE))
         pace = self._pace
         at, end = data.offset, data.offset + data.nbytes
         while at < end:
-            size = SIZES[0] if pace is None else pace.nbytes
+            timed = None if pace is None or pace.way == BY_KERNEL else pace
+            if pace is not None and timed is None and end - at >= COALESCE:
+                return
+            size = LARGE if timed is None else timed.way
             nbytes = min(end - at, size - position % size)
             piece = self._buffer[:nbytes]
-            data.source.read_into(at, piece)
             begun = perf_counter()
+            data.source.read_into(at, piece)
             yield piece
-            if pace is not None:
-                pace.took(perf_counter() - begun, nbytes)
+            if timed is not None:
+                timed.took(perf_counter() - begun, nbytes)
             at += nbytes
             position += nbytes

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+from time import perf_counter
 
 from ckpt_surgery.fileio.buffers import COALESCE, ReadBuffer, WriteBuffer
 from ckpt_surgery.fileio.kernel_copy import KernelCopier
-from ckpt_surgery.fileio.pace import Pace
+from ckpt_surgery.fileio.pace import BY_KERNEL, WINDOW, Pace
 from ckpt_surgery.fileio.ranges import ByteRange, ByteSource
 from ckpt_surgery.fileio.reservation import Reservation, require_space
 from ckpt_surgery.fileio.sink import Progress, copy_chunks
@@ -27,7 +28,8 @@ class StreamSink:
         self._progress = progress
         self._flushed = 0
         self._pending = WriteBuffer(self._write_all)
-        self._read = ReadBuffer(Pace())
+        self._pace = Pace(has_kernel=True)
+        self._read = ReadBuffer(self._pace)
         self._copier = KernelCopier(fd)
 
     @property
@@ -50,9 +52,26 @@ class StreamSink:
             for copied in self._copier.copy(source, self._flushed):
                 self._advance(copied)
                 done += copied
-        rest = source.slice(done, source.nbytes - done)
-        for piece in self._read.pieces(rest, self.position):
-            self._pending.write(piece)
+        while done < source.nbytes:
+            rest = source.slice(done, source.nbytes - done)
+            if self._pace.way == BY_KERNEL and rest.nbytes >= COALESCE:
+                done += self._copy_by_kernel(rest)
+                continue
+            for piece in self._read.pieces(rest, self.position):
+                self._pending.write(piece)
+                done += piece.nbytes
+
+    def _copy_by_kernel(self, data: ByteRange) -> int:
+        """Copy some of a range through the kernel, as the pace wants it; return how many bytes."""
+        self._pending.flush()
+        begun = perf_counter()
+        copied = self._copier.copy_some(data, WINDOW)
+        if copied:
+            self._pace.took(perf_counter() - begun, copied)
+            self._advance(copied)
+        else:
+            self._pace.rule_out_kernel()
+        return copied
 
     def reserve(self, nbytes: int) -> None:
         """Raise WriteError if there is certainly no space for `nbytes` bytes more."""

@@ -41,6 +41,14 @@ class KernelCopier:
             at += copied
             position += copied
 
+    def copy_some(self, data: ByteRange, most: int) -> int:
+        """Copy at most `most` bytes from the start of a range, whether that is fast or not.
+
+        Returns how many were copied: none if no way works.
+        """
+        place = data.source.descriptor_at(data.offset) if self._ways else None
+        return 0 if place is None else self._copy(*place, min(data.nbytes, most))
+
     def _is_fast(self, offset: int, position: int) -> bool:
         """Return whether the kernel copies faster from `offset` on than reading and writing.
 

@@ -1,53 +1,64 @@
-"""How many bytes to hand to the kernel at once, by how quickly it takes them.
+"""How bytes are handed to the kernel, by how quickly it takes them.
 
 Late Linux puts a whole write into one run of pages if it can (large folios of ext4 and xfs). While
 memory is in one piece, writing half a mebibyte at once takes a tenth less time than writing 64 KiB.
-When it is not, the kernel moves pages about to clear such runs, and the same write takes two to
-four times as long; `cp`, which the kernel copies page by page, does not notice. Which of the two it
-is can only be seen from the time that a write takes, and it changes. 2 GB copied by `rename` on
-Linux 6.18 with ext4: 0.43 s and 0.48 s by large and small writes in a memory in one piece; 0.75 to
-2.2 s and 0.48 to 0.6 s in one in small pieces.
+When it is not, the kernel moves pages about to clear such runs, and the same write takes up to
+twenty times as long, in the end also one of 64 KiB. Only its own copy from file to file, page by
+page as `cp` and `cat` have it, takes the same in every state of the memory. Which way is quickest
+can only be seen from the time that it takes, and it changes.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-SIZES: Final = (1 << 19, 1 << 16)
-"""Bytes written at once, large and small. The first also stay in the processor's cache."""
+LARGE: Final = 1 << 19
+"""Bytes written at once; they also stay in the processor's cache."""
+SMALL: Final = 1 << 16
+BY_KERNEL: Final = 0
+"""Nothing is read and written: the kernel copies."""
 
-_WINDOW: Final = 1 << 21
+WINDOW: Final = 1 << 21
 """Bytes after which the time that they took is looked at."""
 
 _RETRIAL: Final = 64
-"""Windows of small writes after which a large one is tried again."""
+"""Windows after which large writes are tried again."""
 
 
 class Pace:
-    """Says how many bytes to write at once, and is told how long that took.
+    """Says in which way to copy, and is told how long that took.
 
-    It begins with large writes, tries the small ones, and changes whenever a window took longer
-    than the last one of the other size.
+    It begins with large writes, tries the others once, and goes over to the one that was quickest
+    when it was used last. `has_kernel` says that the kernel can copy.
     """
 
-    def __init__(self) -> None:
-        self.nbytes = SIZES[0]
-        self._written = 0
+    def __init__(self, *, has_kernel: bool = False) -> None:
+        self._ways = [LARGE, SMALL, BY_KERNEL] if has_kernel else [LARGE, SMALL]
+        self.way = LARGE
+        self._nbytes = 0
         self._spent = 0.0
         self._windows = 0
         self._last: dict[int, float] = {}  # seconds a byte
 
     def took(self, seconds: float, nbytes: int) -> None:
-        """Take notice that `nbytes` bytes were written in `seconds`."""
+        """Take notice that `nbytes` bytes were copied in `seconds`."""
         self._spent += seconds
-        self._written += nbytes
-        if self._written < _WINDOW:
-            return
-        large, small = SIZES
-        now = self._last[self.nbytes] = self._spent / self._written
-        self._written, self._spent = 0, 0.0
-        self._windows += 1
-        other = small if self.nbytes == large else large
-        is_due = self.nbytes == small and self._windows >= _RETRIAL
-        if other not in self._last or now > self._last[other] or is_due:
-            self.nbytes, self._windows = other, 0
+        self._nbytes += nbytes
+        if self._nbytes >= WINDOW:
+            self._last[self.way] = self._spent / self._nbytes
+            self._windows += 1
+            self._go_on()
+
+    def rule_out_kernel(self) -> None:
+        """Take notice that the kernel cannot copy after all."""
+        self._ways = [LARGE, SMALL]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._nbytes, self._spent = 0, 0.0
+        untried = [way for way in self._ways if way not in self._last]
+        way = untried[0] if untried else min(self._ways, key=self._last.__getitem__)
+        if way == self.way and self._windows >= _RETRIAL:
+            way = LARGE
+        if way != self.way:
+            self.way, self._windows = way, 0

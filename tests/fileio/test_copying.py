@@ -19,7 +19,7 @@ from ckpt_surgery.fileio import ByteRange, Bytes, FileSource, MemorySource, Part
 from ckpt_surgery.fileio import reservation as reservation_module
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.file_sink import StreamSink
-from ckpt_surgery.fileio.pace import _RETRIAL, _WINDOW, SIZES, Pace
+from ckpt_surgery.fileio.pace import _RETRIAL, BY_KERNEL, LARGE, SMALL, WINDOW, Pace
 from ckpt_surgery.fileio.sink import copy_with_crc32
 
 OLD, NEW = b"the old file", b"the new file " * 9999
@@ -358,7 +358,7 @@ class TestCopying:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         large = tmp_path / "large"
-        large.write_bytes(bytes(range(256)) * (3 * SIZES[0] // 256))
+        large.write_bytes(bytes(range(256)) * (3 * LARGE // 256))
         monkeypatch.setattr(kernel_copy, "_kernel_copies", lambda: iter(()))
         written: list[int] = []
         with (
@@ -366,8 +366,8 @@ class TestCopying:
             atomic_output(tmp_path / "out", progress=written.append) as sink,
         ):
             sink.write(b"head")
-            sink.copy(ByteRange(file, 0, 3 * SIZES[0]))
-        assert written == [4, SIZES[0] - 4, SIZES[0], SIZES[0], 4]
+            sink.copy(ByteRange(file, 0, 3 * LARGE))
+        assert written == [4, LARGE - 4, LARGE, LARGE, 4]
         assert (tmp_path / "out").read_bytes() == b"head" + large.read_bytes()
 
     def test_buffers_are_written_as_bytes(self, tmp_path: Path) -> None:
@@ -442,22 +442,53 @@ class TestAllocating:
         assert (tmp_path / "out").read_bytes() == b"all of it"
 
 
-def test_writes_are_as_large_as_the_kernel_takes_quickly() -> None:
-    """Small ones are tried, kept while large ones take longer, and then large ones tried again."""
-    pace = Pace()
-    large, small = SIZES
-    speed = {large: 4.0, small: 1.0}
-    sizes = []
+def test_the_way_that_is_quickest_is_taken() -> None:
+    """All ways are tried, the quickest is kept while it is, and large writes are tried again."""
+    pace = Pace(has_kernel=True)
+    speed = {LARGE: 4.0, SMALL: 1.0, BY_KERNEL: 2.0}
 
-    def write(windows: int) -> None:
+    def copy(windows: int) -> list[int]:
+        ways = []
         for _ in range(windows):
-            sizes.append(pace.nbytes)
-            for _ in range(_WINDOW // pace.nbytes):
-                pace.took(speed[pace.nbytes] * pace.nbytes, pace.nbytes)
+            ways.append(pace.way)
+            for _ in range(4):
+                pace.took(speed[pace.way] * WINDOW / 4, WINDOW // 4)
+        return ways
 
-    write(1 + _RETRIAL + 2)
-    assert sizes == [large] + [small] * _RETRIAL + [large, small]
-    speed[small] = 9.0
-    sizes.clear()
-    write(3)
-    assert sizes == [small, large, large]
+    assert copy(3 + _RETRIAL + 2) == [LARGE, SMALL, BY_KERNEL, *[SMALL] * _RETRIAL, LARGE, SMALL]
+    speed[SMALL] = 9.0
+    assert copy(3) == [SMALL, BY_KERNEL, BY_KERNEL]
+    speed[BY_KERNEL] = 5.0
+    assert copy(2) == [BY_KERNEL, LARGE]
+    speed[LARGE] = 8.0
+    assert copy(2) == [LARGE, BY_KERNEL]
+    pace.rule_out_kernel()
+    assert copy(3) == [LARGE, LARGE, LARGE]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_is_copied_is_the_same_in_every_way(
+    works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the kernel turns out not to copy, in the middle of a range."""
+    data = bytes(range(256)) * (5 * WINDOW // 256) + b"end"
+    (tmp_path / "in").write_bytes(data)
+    ways = iter([LARGE, SMALL, BY_KERNEL, LARGE, *[BY_KERNEL] * 50])
+    taken: list[int] = []
+
+    def go_on(self: Pace) -> None:
+        self._nbytes, self._spent = 0, 0.0
+        self.way = next(ways) if BY_KERNEL in self._ways else SMALL
+        taken.append(self.way)
+
+    monkeypatch.setattr(Pace, "_go_on", go_on)
+    if not works:
+        monkeypatch.setattr("ckpt_surgery.fileio.kernel_copy._kernel_copies", lambda: iter(()))
+    with FileSource.open(tmp_path / "in") as file, (tmp_path / "out").open("wb") as out:
+        sink = StreamSink(out.fileno(), name="out")
+        sink.write(b"begin")
+        sink.copy(ByteRange(file, 1, len(data) - 4))
+        sink.copy(ByteRange(file, len(data) - 3, 3))
+        sink.finish()
+    assert (tmp_path / "out").read_bytes() == b"begin" + data[1:]
+    assert (BY_KERNEL in taken, SMALL in taken) == (True, True)
