@@ -122,14 +122,8 @@ def write(
     sources = [*checkpoint.sources, *inputs]
     output.refuse_inputs(sources)
     held, layout, losses, beside = laid_out(checkpoint, output)
-    if output.in_place and len(checkpoint.sources) > 1 and not layout.is_directory:
-        raise UsageError(
-            "it is made of several files, which one file cannot take the place of",
-            path=checkpoint.file.name,
-            hint="give -o FILE",
-        )
-    if output.in_place and layout.is_directory:
-        _require_directory(checkpoint.file)
+    if output.in_place:
+        _require_like(checkpoint, layout)
     require_whole_members(sources)
     tallies = tallies_of(layout.sources)
     for tally in tallies:
@@ -190,9 +184,16 @@ def _holds_already(
     return same
 
 
-def _require_directory(file: Source) -> None:
-    """Raise `UsageError` if an output of several files would take the place of one `file`."""
-    if file.path is None or not Path(file.path).is_dir():
+def _require_like(checkpoint: Checkpoint, layout: Layout) -> None:
+    """Raise `UsageError` if the output cannot take the place of the input: one file of several."""
+    file = checkpoint.file
+    if not layout.is_directory and len(checkpoint.sources) > 1:
+        raise UsageError(
+            "it is made of several files, which one file cannot take the place of",
+            path=file.name,
+            hint="give -o FILE",
+        )
+    if layout.is_directory and (file.path is None or not Path(file.path).is_dir()):
         raise UsageError(
             "a sharded checkpoint is not replaced in place: other files lie beside its shards",
             path=file.name,
