@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckpt_surgery.matching.layout_shapes import Step
+from ckpt_surgery.matching.layout_shapes import Step, how_of
 from ckpt_surgery.matching.layouts import Layout
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
@@ -17,3 +17,8 @@ class Decided:
     layout: Layout
     steps: tuple[Step, ...] | None
     is_applied: bool = False
+
+    @property
+    def how(self) -> str:
+        """What is done, or, where that is not decided, what the likeliest way does."""
+        return self.layout.how if self.steps is None else how_of(self.steps)

@@ -33,6 +33,11 @@ class Way:
     steps: tuple[Step, ...]
 
 
+def how_of(steps: Sequence[Step]) -> str:
+    """Say what steps do: ``transpose``, ``transpose and split``, …"""
+    return " and ".join(dict.fromkeys(step.option for step in steps))
+
+
 def _core(shape: Shape) -> Shape:
     """Return a shape without the axes of size 1 at its end, as far as two axes stay."""
     while len(shape) > 2 and shape[-1] == 1:

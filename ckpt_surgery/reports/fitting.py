@@ -212,7 +212,7 @@ def _layout(path: str, decided: Decided) -> dict[str, Any]:
     return {
         "names": [path + name for name in layout.sources],
         "targets": [path + name for name in layout.targets],
-        "how": layout.how,
+        "how": decided.how,
         "from_shapes": [list(shape) for shape in layout.from_shapes],
         "to_shapes": [list(shape) for shape in layout.to_shapes],
         "doubt": layout.doubt or None,

@@ -253,6 +253,17 @@ def test_a_square_that_nothing_settles_is_asked_about(run, square):
     assert torch.equal(torch.load("o.pth")["out.weight"], square.state["out.weight"])
 
 
+def test_what_was_answered_is_reported_as_it_was_done(run, place):
+    torch.save({"attn.c_attn.weight": torch.randn(2, 6)}, "old.pth")
+    torch.save({f"attn.{part}.weight": torch.zeros(2, 2) for part in "qkv"}, "new.pth")
+    line = ("fit", "old.pth", "--like", "new.pth", "--adapt", "layout", "-o", "o.pth")
+    for answer, how in (("as-is", "split"), ("transposed", "transpose and split")):
+        said = run(*line, "--layout", f"**={answer}", "--dry-run").output
+        assert f"q.weight, k.weight, v.weight of (2, 2) by {how}\n" in said
+        report = json.loads(run(*line, "--layout", f"**={answer}", "--dry-run", "--json").output)
+        assert [each["how"] for each in report["layouts"]] == [how]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
