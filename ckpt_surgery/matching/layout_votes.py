@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, Literal
 
 from ckpt_surgery.matching.layout_shapes import Way
@@ -41,11 +41,28 @@ class Votes:
             by_name[modules[0].rpartition(".")[2]].add(want != have)
         return cls(by_module, by_name)
 
+    def note(self, name: str, ways: Sequence[Way]) -> None:
+        """Count a matrix that is fused or split, if it is transposed, or may well be.
+
+        `name` is one of the target's. Of several ways the usual one, that rows of a linear layer
+        stay rows, is no sign; if that is not among them, what is around may be transposed as well.
+        """
+        told = {way.name == "transposed" for way in ways}
+        if True in told and (len(told) == 1 or not _keeps_rows(ways)):
+            for module in _modules(name):
+                self.by_module.setdefault(module, set()).update(told)
+
     def around(self, name: str) -> Told | None:
-        """Return what the nearest module around it that tells anything tells."""
+        """Return what the nearest module around it that tells anything tells.
+
+        Of what lies beside numbered layers (embeddings, a head) another project's layers need not
+        be like: that it is transposed only makes this possible.
+        """
+        within = _layers(name)
         for module in _modules(name):
             if found := self.by_module.get(module):
-                return _told(found)
+                is_near = not within or module == within or module.startswith(f"{within}.")
+                return _told(found) if is_near else ("mixed" if True in found else None)
         return None
 
     def of_square(self, name: str) -> Told | None:
@@ -65,8 +82,23 @@ class Votes:
         likeliest = "as-is" if told in ("no", None) else "transposed"
         ordered = tuple(sorted(ways, key=lambda way: way.name != likeliest))
         # rows of a linear layer stay rows unless something speaks against it
-        is_usual = told is None and not any(":dim=1" in step.value for step in ordered[0].steps)
+        is_usual = told is None and _keeps_rows(ordered[:1])
         return ordered, "" if told in ("yes", "no") or is_usual else _UNTOLD
+
+
+def _keeps_rows(ways: Sequence[Way]) -> bool:
+    """Return whether one of the ways leaves all as it is, and takes rows apart or together."""
+    return any(
+        way.name == "as-is" and not any(":dim=1" in step.value for step in way.steps)
+        for way in ways
+    )
+
+
+def _layers(name: str) -> str:
+    """Return what holds the outermost numbered modules around a tensor: ``encoder.layers``."""
+    segments = name.split(".")
+    first = next((place for place, each in enumerate(segments) if each.isdecimal()), 0)
+    return ".".join(segments[:first])
 
 
 def _told(votes: set[bool]) -> Told:

@@ -18,6 +18,7 @@ from ckpt_surgery.matching.layout_shapes import (
     Step,
     Way,
     flattened,
+    how_of,
     joined_ways,
     same_core,
     split_ways,
@@ -61,7 +62,7 @@ class Layout:
     @property
     def how(self) -> str:
         """What the likeliest way does: ``transpose``, ``transpose and split``, …"""
-        return " and ".join(dict.fromkeys(step.option for step in self.ways[0].steps))
+        return how_of(self.ways[0].steps)
 
 
 def layouts_of(
@@ -106,7 +107,11 @@ class _Finder:
             for old, new in pairs.items()
             if old in self._known and _is_movable(self._known[old])
         )
-        found = [*self._of_groups(pairs, votes), *self._of_pairs(pairs, votes)]
+        found = list(self._of_groups(pairs, votes))
+        for each in found:  # what they tell of the squares around, and not of each other
+            if len(each.to_shapes[0]) > 1:
+                votes.note(each.targets[0], each.ways)
+        found += self._of_pairs(pairs, votes)
         found = [each for each in found if all(map(_PLAIN.fullmatch, each.sources))]
         places = {spec.name: place for place, spec in enumerate(self._target)}
         return tuple(sorted(found, key=lambda each: min(places[name] for name in each.targets)))

@@ -185,6 +185,36 @@ def test_square_parts_are_read_by_what_is_around(fused, around, steps, doubt):
     assert ([step.option for step in joined.ways[0].steps], joined.doubt) == (again, doubt)
 
 
+@pytest.mark.parametrize("joins", [False, True])
+def test_embeddings_do_not_say_how_layers_lie(joins):
+    beside = {"wte__weight": (9, 4), "lm_head__weight": (9, 4), "h__0__c_proj__weight": (4, 4)}
+    whole = beside | {"h__0__attn__c_attn__weight": (4, 12)}
+    parts = beside | {f"h__0__attn__{part}_proj__weight": (4, 4) for part in "qkv"}
+    layouts = found(parts, whole) if joins else found(whole, parts)
+    doubts = {each.targets[0]: each.doubt for each in layouts}
+    fused = "h.0.attn.c_attn.weight" if joins else "h.0.attn.q_proj.weight"
+    square = "it is square, and beside what is transposed"
+    assert doubts == {fused: "its parts are square", "h.0.c_proj.weight": square}
+
+
+def test_layers_beside_a_transposed_head_may_be_transposed():
+    source = {"head__weight": (4, 9), "h__0__attn__qkv__weight": (12, 4)}
+    target = {"head__weight": (9, 4)} | {f"h__0__attn__{p}__weight": (4, 4) for p in "qkv"}
+    split = found(source, target)[-1]
+    assert (split.how, split.doubt) == ("split and transpose", "its parts are square")
+
+
+def test_squares_beside_a_transposed_whole_are_in_doubt():
+    source = {"attn__c_attn__weight": (4, 8), "attn__c_proj__weight": (4, 4)}
+    sizes = {"q": (4, 4), "k": (2, 4), "v": (2, 4)}
+    target = {f"attn__{part}_proj__weight": size for part, size in sizes.items()}
+    layouts = found(source, target | {"attn__c_proj__weight": (4, 4)})
+    assert [each.is_certain for each in layouts] == [True, False]
+    plain = {"attn__qkv__weight": (8, 4), "attn__c_proj__weight": (4, 4)}
+    (split,) = found(plain, target | {"attn__c_proj__weight": (4, 4)})
+    assert split.is_certain
+
+
 def test_parts_that_may_lie_head_by_head_are_in_doubt():
     (layout,) = found({"query_key_value__weight": (6, 2)}, {f"{p}__weight": (2, 2) for p in "qkv"})
     assert layout.by_heads
