@@ -29,7 +29,15 @@ def refuse_inputs_as_outputs(ctx: click.Context) -> None:
 
         outputs = [*_roles(ctx, OutputFile, _STDOUT), *_standard_output(ctx.params)]
         inputs = [*_roles(ctx, CheckpointFile, _STDIN), *_roles(ctx, InputFile, _STDIN)]
-        require_distinct(outputs, inputs)
+        require_distinct(outputs, inputs, may_replace="in_place" in ctx.params)
+
+
+def read_for_options(ctx: click.Context) -> list[Role]:
+    """Return the files that the options of a line name to be read, not its arguments."""
+    from ckpt_surgery.fileio.distinct import INPUT
+
+    roles = (*_roles(ctx, CheckpointFile, _STDIN), *_roles(ctx, InputFile, _STDIN))
+    return [role for role in roles if role.what != INPUT]
 
 
 def _roles(

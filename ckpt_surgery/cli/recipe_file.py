@@ -13,6 +13,7 @@ from ckpt_surgery.cli.options import read_text, size_of
 from ckpt_surgery.cli.steps import VERBS, action_of, target_of
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import CkptError, PathLike, ReadError, UsageError
+from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.formats.base import LayoutOptions
 from ckpt_surgery.names import near
 from ckpt_surgery.recipes.actions import Apply
@@ -42,13 +43,18 @@ def read_recipe(path: str, variables: Mapping[str, str], inputs: Mapping[str, st
     """
     text = read_text(path, "RECIPE")
     try:
-        if text.lstrip().startswith("{"):
-            return _of_report(_json(text), variables, inputs)
-        return RecipeFile(_of_toml(text, variables, inputs))
+        is_report = text.lstrip().startswith("{")
+        found = (
+            _of_report(_json(text), variables, inputs)
+            if is_report
+            else RecipeFile(_of_toml(text, variables, inputs))
+        )
     except CkptError as error:
         if error.path is None:
             error.name_file(path)
         raise
+    itself = [] if path == "-" else [Role("the recipe", path)]
+    return replace(found, recipe=replace(found.recipe, read=(*itself, *found.recipe.read)))
 
 
 def consolidation_of(path: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
@@ -79,14 +85,17 @@ def _of_toml(text: str, variables: Mapping[str, str], inputs: Mapping[str, str])
     table = _filled(found, _variables(_table(found, "variables"), variables))
     files = {name: _text(file, f"input '{name}'") for name, file in _table(table, "inputs").items()}
     _require_known(inputs, files, "'--input': the recipe")
+    read: list[Role] = []
     return Recipe(
         files | dict(inputs),
-        tuple(_step(number, each) for number, each in enumerate(_list(table, "steps"), 1)),
+        tuple(_step(number, each, read) for number, each in enumerate(_list(table, "steps"), 1)),
         tuple(_output(each) for each in _list(table, "outputs")),
+        tuple(read),
     )
 
 
-def _step(number: int, said: Mapping[str, Any]) -> Step:
+def _step(number: int, said: Mapping[str, Any], read: list[Role]) -> Step:
+    """Return a step; the files that its options name are added to `read`."""
     kinds = [key for key in said if key in _KINDS]
     try:
         _require_known(said, (*_KINDS, "on", "as"), "a step")
@@ -95,7 +104,7 @@ def _step(number: int, said: Mapping[str, Any]) -> Step:
         on, name = (
             None if said.get(key) is None else _text(said[key], f"'{key}'") for key in ("on", "as")
         )
-        action = _action(kinds[0], said[kinds[0]])
+        action = _action(kinds[0], said[kinds[0]], read)
     except CkptError as error:
         what = f" ({kinds[0]})" if len(kinds) == 1 else ""
         error.message = f"step {number}{what}: {error.message}"
@@ -103,13 +112,13 @@ def _step(number: int, said: Mapping[str, Any]) -> Step:
     return Step(action, on, name, said)
 
 
-def _action(kind: str, said: Any) -> Action:
+def _action(kind: str, said: Any, read: list[Role]) -> Action:
     if kind == "edits":
         return Apply(Plan.from_dict(said))
-    return _expect(said) if kind == "expect" else action_of(kind, said)
+    return _expect(said, read) if kind == "expect" else action_of(kind, said, read)
 
 
-def _expect(said: Any) -> Expect:
+def _expect(said: Any, read: list[Role]) -> Expect:
     if not isinstance(said, dict):
         raise UsageError("it is a table of what is expected")
     known = ("at", "keys", "no_keys", "count", "shape", "dtype", "finite", "matches")
@@ -127,7 +136,7 @@ def _expect(said: Any) -> Expect:
     table["dtype"] = {k: _text(v, f"dtype of '{k}'") for k, v in _table(table, "dtype").items()}
     table["shape"] = {k: _sizes(k, v) for k, v in _table(table, "shape").items()}
     if "matches" in table:
-        table["matches"] = target_of(table["matches"])
+        table["matches"] = target_of(table["matches"], read)
     return Expect(**table)
 
 

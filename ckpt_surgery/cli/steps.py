@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from ckpt_surgery.cli.fields import name_options
+from ckpt_surgery.cli.files import read_for_options
 from ckpt_surgery.cli.spellings import spellings
 from ckpt_surgery.errors import CkptError, UsageError
 from ckpt_surgery.names import near
 from ckpt_surgery.names.literals import toml_value
 
 if TYPE_CHECKING:
+    from ckpt_surgery.fileio.distinct import Role
     from ckpt_surgery.matching.request import MatchRequest
     from ckpt_surgery.recipes.recipe import Action
 
@@ -40,8 +42,10 @@ ELSEWHERE: Final = frozenset(
 )  # fmt: skip
 
 
-def action_of(verb: str, said: object) -> Action:
+def action_of(verb: str, said: object, read: list[Role] | None = None) -> Action:
     """Return what a step does that says `verb` and, in a table or several, its options.
+
+    The files that these name are added to `read`.
 
     Raises `UsageError` for options that the verb does not have, and for values that they cannot
     have.
@@ -55,7 +59,7 @@ def action_of(verb: str, said: object) -> Action:
             names += _texts(f"{verb}.{WITH}", table.pop(WITH, []))
     context, request_of = _parsed(verb, tables, _arguments(verb, tables, names))
     with context:
-        request: Any = _asked(context, request_of)
+        request: Any = _asked(context, request_of, read)
     if verb == "merge":
         return Merge(request, names)
     return Fit(request) if verb == "fit" else Ask(verb, request)
@@ -76,16 +80,25 @@ def _arguments(verb: str, tables: Sequence[dict[str, Any]], names: Sequence[str]
     return found
 
 
-def target_of(said: object) -> MatchRequest:
-    """Return what a checkpoint is to load into: a model as a text, or options of ``ckpt match``."""
+def target_of(said: object, read: list[Role] | None = None) -> MatchRequest:
+    """Return what a checkpoint is to load into: a model as a text, or options of ``ckpt match``.
+
+    The files that these name are added to `read`.
+    """
     tables = [{"model": said}] if isinstance(said, str) else list(_tables("matches", said))
     context, request_of = _parsed("match", tables, [])
     with context:
-        found: MatchRequest = _asked(context, request_of)
+        found: MatchRequest = _asked(context, request_of, read)
     return found
 
 
-def _asked(context: click.Context, request_of: Callable[[click.Context], Any]) -> Any:
+def _asked(
+    context: click.Context,
+    request_of: Callable[[click.Context], Any],
+    read: list[Role] | None,
+) -> Any:
+    if read is not None:
+        read += read_for_options(context)
     try:
         return request_of(context)
     except CkptError as error:

@@ -35,11 +35,14 @@ class Role:
         return str(self.place) if isinstance(self.place, str | os.PathLike) else self.place.name
 
 
-def require_distinct(outputs: Iterable[Role], inputs: Iterable[Role]) -> None:
+def require_distinct(
+    outputs: Iterable[Role], inputs: Iterable[Role], *, may_replace: bool = True
+) -> None:
     """Raise `WriteError` if an output is one of the inputs, or another output.
 
     Links are followed, so that neither a symbolic nor a hard link hides an input, and a directory
     may not be replaced that an input lies in. Terminals, null devices and pipes may be both.
+    `may_replace` says whether the command can replace its input, which the hint then names.
     """
     taken: dict[object, Role] = {}
     folders: dict[object, Role] = {}
@@ -52,7 +55,7 @@ def require_distinct(outputs: Iterable[Role], inputs: Iterable[Role]) -> None:
         for identity in _identities(output.place):
             other = taken.setdefault(identity, output)
             if other is not output:
-                replaces = (output.what, other.what) == (OUTPUT, INPUT)
+                replaces = may_replace and (output.what, other.what) == (OUTPUT, INPUT)
                 raise WriteError(
                     f"{output.what} is {other.what}",
                     path=output.name,

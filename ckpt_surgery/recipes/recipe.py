@@ -10,6 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.plan import Planned
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.names import near
 from ckpt_surgery.recipes.work import Work
 from ckpt_surgery.startup.lazy_dataclass import dataclass
@@ -53,13 +54,14 @@ class RecipeOutput:
 class Recipe:
     """Steps on checkpoints by name, each as if it read what the one before had written.
 
-    `inputs` are files by name. Raises `UsageError` if a step or an output names what is not there
-    by then.
+    `inputs` are files by name, `read` what else was read to know the recipe: no output may be one
+    of those. Raises `UsageError` if a step or an output names what is not there by then.
     """
 
     inputs: Mapping[str, PathLike | Source]
     steps: Sequence[Step] = ()
     outputs: Sequence[RecipeOutput] = ()
+    read: Sequence[Role] = ()
 
     def __post_init__(self) -> None:
         if not self.inputs:

@@ -124,8 +124,11 @@ class Output:
         """Whether an existing file that holds something else is replaced."""
         return self.force or self.if_changed
 
-    def refuse_inputs(self, inputs: Iterable[Source]) -> None:
-        """Raise `WriteError` if anything that is written is one of `inputs`, also in a dry run.
+    def refuse_inputs(
+        self, inputs: Iterable[Source], read: Iterable[Role] = (), *, may_replace: bool = True
+    ) -> None:
+        """Raise `WriteError` if anything that is written is one of `inputs` or of what else was
+        `read`, also in a dry run. Without `may_replace` no hint speaks of replacing an input.
 
         Only the input that is replaced in place may be; it is not told apart from the others here.
         A name that a hash is yet to be put into is not that of the output.
@@ -135,7 +138,11 @@ class Output:
             place = None
         own = [] if place is None else [Role(OUTPUT, place)]
         sidecar = [] if self.sidecar is None else [Role("'--sidecar'", self.sidecar)]
-        require_distinct([*own, *sidecar, *self.beside], [Role(INPUT, file) for file in inputs])
+        require_distinct(
+            [*own, *sidecar, *self.beside],
+            [*(Role(INPUT, file) for file in inputs), *read],
+            may_replace=may_replace,
+        )
 
     def _check_hash_name(self) -> None:
         if self.path is None:

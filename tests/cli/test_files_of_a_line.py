@@ -125,6 +125,24 @@ LINES = {
         ["freeze-plan", "net.pth", "--emit", "json", "-o", "net.pth"],
         "the output is the input",
     ),
+    "an output of the recipe is the recipe": (
+        ["apply", "itself.toml"],
+        "'itself.toml': the output is the recipe",
+    ),
+    "an output of the recipe is a list of names": (
+        ["apply", "list.toml"],
+        "'names.txt': the output is the file of '--keys-from'",
+    ),
+    "an output of the recipe is what an assertion is about": (
+        ["apply", "expected.toml"],
+        "'other.pth': the output is the",
+    ),
+}
+_STRIP = 'strip = { name = "fc.bias" }'
+_RECIPES = {
+    "itself.toml": (_STRIP, "itself.toml"),
+    "list.toml": ('strip = { keys-from = "names.txt" }', "names.txt"),
+    "expected.toml": ('expect = { matches = { like = "other.pth" } }', "other.pth"),
 }
 
 
@@ -138,6 +156,10 @@ def files(folder):
     (folder / "runs").mkdir()
     for number in (1, 2):
         torch.save({"weight": torch.ones(2)}, folder / "runs" / f"{number}.pth")
+    for name, (step, output) in _RECIPES.items():
+        (folder / name).write_text(
+            f'[inputs]\nbase = "net.pth"\n[[steps]]\n{step}\n[[outputs]]\nfile = "{output}"\n'
+        )
     (folder / "recipe.toml").write_text(
         'method = "average"\n[[inputs]]\nfile = "net.pth"\n[[inputs]]\nfile = "other.pth"\n'
     )
@@ -167,6 +189,23 @@ def test_a_dry_run_says_so_too(line, files, invoke):
     done = invoke(*words, "--force", "--dry-run")
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "replaces"),
+    [
+        (["freeze-plan", "net.pth", "-o", "net.pth"], False),
+        (["bom", "net.pth", "-o", "net.pth"], False),
+        (["apply", "input.toml"], False),
+        (["strip", "net.pth", "--prefix", "fc", "-o", "net.pth"], True),
+    ],
+)
+def test_a_hint_speaks_of_in_place_where_there_is_that_option(words, replaces, files, invoke):
+    text = '[inputs]\nbase = "net.pth"\n[[outputs]]\nfile = "net.pth"\n'
+    (files / "input.toml").write_text(text)
+    done = invoke(*words, "--force")
+    assert "the output is the input" in done.stderr
+    assert ("--in-place" in done.stderr) == replaces
 
 
 def test_in_place_with_itself_as_the_target_is_no_conflict(folder, invoke):
