@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
+from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.torch_zip import TorchZip
 from ckpt_surgery.matching.comparison import Comparison
 from ckpt_surgery.matching.correspondence import AmbiguousMatchError, correspond
 from ckpt_surgery.matching.layouts import layouts_of
 from ckpt_surgery.matching.request import MatchRequest
 from ckpt_surgery.matching.target_source import Aim, Described, describe, opened
 from ckpt_surgery.reports.fitting import Matched, MatchReport
+from ckpt_surgery.torch_objects.arrays import is_of_arrays
 
 _MOST_NAMES: Final = 5000
 """Names beyond which other spellings of them are not looked for: that takes seconds."""
@@ -41,7 +46,7 @@ def match(
             notes: list[str] = []
             for each in chosen:
                 described = describe(each)
-                compared = aim.compare(described)
+                compared = aim.compare(_as_loaded(described, checkpoint))
                 layouts = () if compared.fits else layouts_of(described, aim)
                 matched.append(Matched(each.path, each.kind, compared, layouts))
                 note = _spelled_otherwise(described, aim, compared)
@@ -52,8 +57,23 @@ def match(
                 target=aim.target.title,
                 class_name=aim.target.class_name,
                 matched=tuple(matched),
-                warnings=(*checkpoint.notes, *notes),
+                warnings=(*checkpoint.notes, *_of_arrays(checkpoint), *notes),
             )
+
+
+def _of_arrays(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield what to say of arrays, as which the file's own loader gives what is compared here."""
+    if is_of_arrays(checkpoint):
+        yield "load_state_dict takes no numpy arrays: 'ckpt convert' writes them as tensors"
+
+
+def _as_loaded(described: Described, checkpoint: Checkpoint) -> Described:
+    """Return a state dict as torch.load gives it, where that gives arrays."""
+    if not (checkpoint.format == TorchZip.name and is_of_arrays(checkpoint)):
+        return described
+    return replace(
+        described, specs=tuple(replace(spec, layout="numpy.ndarray") for spec in described.specs)
+    )
 
 
 def _spelled_otherwise(source: Described, aim: Aim, compared: Comparison) -> str | None:

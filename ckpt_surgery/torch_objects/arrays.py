@@ -32,6 +32,7 @@ _ROOMS: Final = ("numpy.core", "numpy._core")
 _RECONSTRUCT: Final = frozenset(f"{room}.multiarray._reconstruct" for room in _ROOMS)
 _FROM_BUFFER: Final = frozenset(f"{room}.numeric._frombuffer" for room in _ROOMS)
 _BIG: Final = ">"
+_READ_AS_TENSORS: Final = "numpy arrays are read, and written, as tensors"
 
 
 def reassembled(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
@@ -56,7 +57,12 @@ def reassembled(checkpoint: Checkpoint, limits: Limits) -> Checkpoint:
 
 def array_note(count: int) -> str:
     """Return what to say of arrays that are read as tensors."""
-    return f"{count} numpy arrays are read, and written, as tensors"
+    return f"{count} {_READ_AS_TENSORS}"
+
+
+def is_of_arrays(checkpoint: Checkpoint) -> bool:
+    """Return whether the tensors are arrays in the file, as which torch.load would give them."""
+    return any(note.endswith(_READ_AS_TENSORS) for note in checkpoint.notes)
 
 
 def dtype_of_code(code: str) -> DType | None:

@@ -354,3 +354,20 @@ def test_absurd_names_are_answered_briefly(place, invoke, kind, target):
     assert all(line.isprintable() for line in lines)
     assert invoke("match", "net.pth", "--like", "absurd.pth").exit_code == 1
     assert invoke("match", "absurd.pth", "--like", "absurd.pth").exit_code == 0
+
+
+@pytest.mark.parametrize("target", [["--model", NET], ["--like", "net.pth"]])
+def test_arrays_are_refused_as_torch_refuses_them(place, invoke, target):
+    weights = {name: value.numpy() for name, value in torch.load("net.pth").items()}
+    torch.save(weights, "arrays.pth")
+    with pytest.raises(RuntimeError, match=r"expected torch.Tensor.*numpy.ndarray"):
+        factories.net().load_state_dict(torch.load("arrays.pth", weights_only=False))
+    result = invoke("match", "arrays.pth", *target, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert [each[:2] for each in found["uncopyable_keys"]] == [
+        [n, "numpy.ndarray"] for n in weights
+    ]
+    assert any("'ckpt convert' writes them as tensors" in w for w in found["warnings"])
+    invoke("convert", "arrays.pth", "-o", "tensors.pth")
+    assert invoke("match", "tensors.pth", *target).exit_code == 0
