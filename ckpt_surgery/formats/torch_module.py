@@ -22,6 +22,7 @@ class TorchModule(Format):
     name = "torch-module"
     title = "a pickled module"
     written_as = "torch-zip"
+    keeps_checksums = True
 
     def sniff(self, source: Source) -> bool:
         """Say no: the container's format recognises the file."""
