@@ -387,7 +387,13 @@ def _plan(
                 f"'{item.source}' is no plain tensor, so it can only be copied as it is",
                 hint=f"the target wants {item.dtype} {list(item.shape)}",
             )
-    return Fitted(state_dict.path, state_dict.kind, found, plan, tuple(decided))
+    adapted = {(i.name, i.adaptation.kind) for i in plan.items if i.adaptation is not None}
+    open_ones = (
+        each
+        for each in decided
+        if each.is_applied or any((n, each.layout.how) not in adapted for n in each.layout.targets)
+    )
+    return Fitted(state_dict.path, state_dict.kind, found, plan, tuple(open_ones))
 
 
 def _write_map(path: PathLike, fitted: Sequence[Fitted], output: Output) -> None:

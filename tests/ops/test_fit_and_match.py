@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -583,3 +584,22 @@ def test_real_resnet20_goes_into_resnet32(shared_dir, tmp_path):
     report = ckpt.fit(shallow, tmp_path / "out.th", like=deep)
     assert counts(report)[0] > 90
     assert ckpt.match(tmp_path / "out.th", like=deep).exit_code == 0
+
+
+def test_a_convolution_and_the_linear_layer_that_does_the_same(tmp_path):
+    """Of 7x7, as VGG's fc6: the result computes the same, and no other layout is proposed."""
+    torch.manual_seed(0)
+    image = torch.rand(2, 8, 7, 7)
+    layers = {"conv": nn.Conv2d(8, 12, 7), "linear": nn.Linear(8 * 49, 12)}
+    for name, layer in layers.items():
+        torch.save({f"fc6.{k}": v for k, v in layer.state_dict().items()}, tmp_path / name)
+    for source, target in (("conv", "linear"), ("linear", "conv")):
+        out = tmp_path / f"to_{target}"
+        report = ckpt.fit(tmp_path / source, out, like=tmp_path / target, adapt=["reshape"])
+        assert [each["how"] for each in report.to_dict()["adapted"]] == ["reshape"]
+        assert report.to_dict()["layouts"] == []
+        made = copy.deepcopy(layers)
+        made[target].load_state_dict({k[4:]: v for k, v in load(out).items()})
+        torch.testing.assert_close(made["conv"](image).flatten(1), made["linear"](image.flatten(1)))
+    report = ckpt.fit(tmp_path / "conv", tmp_path / "not", like=tmp_path / "linear")
+    assert [each["how"] for each in report.to_dict()["layouts"]] == ["reshape"]
