@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.rename import Rename, RenameModule
-from ckpt_surgery.edits.views import views, with_dotless_average
+from ckpt_surgery.edits.views import views, with_dotless_average, with_dotless_beside
 from ckpt_surgery.errors import NameCollisionError, UsageError
 from ckpt_surgery.names.metadata import rewrite_metadata
 from ckpt_surgery.names.rewrite import (
@@ -53,15 +53,17 @@ def plan_rename(
         followed, left = with_dotless_average(view.state_dict, each)
         rewritten.append(followed)
         warnings += left
+    rewritten = with_dotless_beside([view.state_dict for view in seen], rewritten)
     edits: list[Edit] = []
     modules: list[Edit] = []
     must_change = not all(isinstance(rule, Unwrap) for rule in rules)
     for view, each in zip(seen, rewritten, strict=True):
         state_dict = view.state_dict
         _require_good_names(state_dict, each)
+        warnings += _with_a_gap(state_dict, each)
         edits += view.translated(_renames(state_dict, each))
         modules += view.translated(_modules(state_dict, each))
-        if must_change and not any(each.changed) and state_dict.entries:
+        if must_change and list(each.names) == state_dict.names and state_dict.entries:
             warnings.append(
                 f"no name in '{state_dict.path}' changes, so it is out of step with the others"
             )
@@ -86,6 +88,18 @@ def _require_good_names(state_dict: StateDict, rewritten: Rewritten) -> None:
             entry=state_dict.path or None,
             hint="nothing was written; make the rules tell them apart",
         )
+
+
+def _with_a_gap(state_dict: StateDict, rewritten: Rewritten) -> list[str]:
+    """Return what to say of new names with an empty segment, which no module can have."""
+    pairs = zip(state_dict.names, rewritten.names, strict=True)
+    found = [new for old, new in pairs if "" in new.split(".") and "" not in old.split(".")]
+    if not found:
+        return []
+    from ckpt_surgery.formats.traits import listed
+
+    names = listed([join_path(state_dict.path, name) for name in found])
+    return [f"names with an empty segment, which no module has: {names}"]
 
 
 def _renames(state_dict: StateDict, rewritten: Rewritten) -> Iterator[Rename]:

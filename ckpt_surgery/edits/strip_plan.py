@@ -48,7 +48,11 @@ def plan_strip(
     if selection.rules:
         seen = views(checkpoint, at)
         state_dicts = [view.state_dict for view in seen]
-        picked, counts = select(state_dicts, selection)
+        try:
+            picked, counts = select(state_dicts, selection)
+        except UsageError as error:
+            error.hint = _meant(checkpoint, selection, error) or error.hint
+            raise
         chosen = [
             with_averages_inside(state_dict, each.chosen, keep=selection.keep)
             for state_dict, each in zip(state_dicts, picked, strict=True)
@@ -83,6 +87,21 @@ def plan_strip(
             "--training-state",
         )
     return Planned(Plan(tuple(edits)), counts, tuple(warnings))
+
+
+def _meant(checkpoint: Checkpoint, selection: Selection, error: UsageError) -> str | None:
+    """Return what takes a thing that a rule without match names: it is no name of a weight."""
+    rules = (rule for rule in selection.rules if error.message.startswith(f"'{rule.option}' "))
+    text = next((rule.text.rstrip(".") for rule in rules), "")
+    beside = [other.path for other in checkpoint.others]
+    weights = [state_dict.path for state_dict in checkpoint.state_dicts]
+    if text in weights:
+        return f"'{text}' is a state dict: '--entry {text}' takes it, '--at {text}' what is in it"
+    if text in beside or any(path and text.startswith(f"{path}/") for path in beside):
+        return f"'{text}' is beside the weights: '--entry {text}' takes it"
+    if text.lstrip("-").replace("_", "-") in {"training-state", "ema", "average"}:
+        return "'--training-state' takes optimizers, schedulers and averages; --ema publishes one"
+    return None
 
 
 def _modules(state_dict: StateDict, chosen: frozenset[str]) -> Iterator[RenameModule]:

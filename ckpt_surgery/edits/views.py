@@ -17,7 +17,12 @@ from ckpt_surgery.edits.drop import Drop
 from ckpt_surgery.edits.rename import Rename, RenameModule
 from ckpt_surgery.names.rewrite import Rewritten
 from ckpt_surgery.startup.lazy_dataclass import dataclass
-from ckpt_surgery.torch_objects.averages import dotless_average, holds_average, layout_of
+from ckpt_surgery.torch_objects.averages import (
+    dotless_average,
+    dotless_names,
+    holds_average,
+    layout_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +208,24 @@ def with_dotless_average(
         return rewritten, [f"the average below '{where}' cannot follow: its model lies elsewhere"]
     names = tuple(renamed.get(name, new[name]) for name in state_dict.names)
     return replace(rewritten, names=names), []
+
+
+def with_dotless_beside(
+    state_dicts: Sequence[StateDict], rewritten: Sequence[Rewritten]
+) -> list[Rewritten]:
+    """Return new names, of which those of a state dict that averages another one without dots are
+    made of the other's.
+    """
+    found: list[Rewritten] = []
+    for own, plain in zip(state_dicts, rewritten, strict=True):
+        changed = plain
+        for model, renamed in zip(state_dicts, rewritten, strict=True):
+            flat = {} if model.kind != "model" else dotless_names(own.names, model.names)
+            if flat:
+                new = dict(zip(model.names, renamed.names, strict=True))
+                follow = {old: new[name].replace(".", "") for name, old in flat.items()}
+                names = tuple(follow.get(name, name) for name in own.names)
+                changed = replace(plain, names=names, rules=())
+                break
+        found.append(changed)
+    return found

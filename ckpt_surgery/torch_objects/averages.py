@@ -196,6 +196,18 @@ def dotless_average(names: Iterable[str]) -> DotlessAverage | None:
     return None
 
 
+def dotless_names(names: Collection[str], model: Iterable[str]) -> dict[str, str]:
+    """Return the names of a model to those of an average of latent diffusion, a state dict of its
+    own; none if it is not the average of that model.
+    """
+    counters = {"decay", _DOTLESS_COUNT}
+    held = set(names) - counters
+    if not held or not counters <= set(names) or any("." in name for name in held):
+        return {}
+    found = {name: flat for name in model if (flat := _dotless(name, "")) in held}
+    return found if len(found) == len(held) == len(set(found.values())) else {}
+
+
 def _models_beside(prefix: str) -> tuple[str, str]:
     """Return where the model of an average below `prefix` may lie: ``model.`` of ``model_ema.``,
     or all

@@ -152,6 +152,46 @@ def test_rename_that_cannot_be_is_refused_before_writing(folder, invoke, rules, 
     assert snapshot(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("rules", "gaps"),
+    [
+        (["--add-prefix", "a.."], 15),
+        (["--sub", "^blocks", ""], 12),
+        (["--replace", "fc", ""], 2),
+        (["--add-prefix", "a."], 0),
+    ],
+)
+def test_names_with_an_empty_segment_are_warned_about(folder, invoke, net, rules, gaps):
+    result = invoke("rename", "net.pth", *rules, "-o", "out.pth", "--json")
+    assert result.exit_code == 0, result.stderr
+    made = [name for name in load("out.pth") if "" in name.split(".")]
+    assert len(made) == gaps or "blocks" in rules[1]
+    said = [w for w in json.loads(result.stdout)["warnings"] if "empty segment" in w]
+    assert bool(made) == bool(said)
+    assert all(made[0] in warning for warning in said)
+    # such names may stay as they are
+    again = invoke("rename", "out.pth", "--strip-prefix", "fc", "-o", "b.pth", "--json")
+    assert not any("empty segment" in w for w in json.loads(again.stdout)["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["state_dict_ema"], "'--entry state_dict_ema' takes it, '--at state_dict_ema' what is"),
+        (["--prefix", "args"], "'args' is beside the weights: '--entry args' takes it"),
+        (["--prefix", "args/lr"], "'--entry args/lr' takes it"),
+        (["training_state"], "'--training-state' takes optimizers"),
+        (["ema"], "--ema publishes one"),
+        (["module.fc.bais"], "near it: 'module.fc.bias'"),
+    ],
+)
+def test_what_is_no_weight_is_named_by_the_option_that_takes_it(folder, invoke, words, hint):
+    result = invoke("strip", "train.pth.tar", *words, "-o", "out.pth")
+    assert result.exit_code == 2
+    assert "matches nothing" in result.stderr
+    assert hint in result.stderr
+
+
 def test_convert_writes_one_state_dict_alone(folder, invoke):
     result = invoke("convert", "train.pth.tar", "--state-dict-only", "-o", "model.pth")
     assert result.exit_code == 0, result.stderr

@@ -326,6 +326,37 @@ def test_an_average_of_the_whole_module_follows(tmp_path: Path) -> None:
     assert "model_ema.fcweight" in found
 
 
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        (ckpt.AddPrefix("bb"), lambda: prefixed(net(), "bb")),
+        (ckpt.Replace("2.", "fc."), None),
+    ],
+)
+def test_an_average_without_dots_beside_its_model_follows(
+    rule: Any, wanted: Any, tmp_path: Path
+) -> None:
+    value = {"state_dict": net().state_dict(), "model_ema": LitEma(net()).state_dict()}
+    report = ckpt.rename(save(value, tmp_path / "i.pt"), tmp_path / "o.pt", [rule])
+    assert not report.warnings
+    found = load(tmp_path / "o.pt")
+    parameters = [n for n in found["state_dict"] if "running" not in n and "batches" not in n]
+    names = [name.replace(".", "") for name in parameters]
+    assert list(found["model_ema"]) == ["decay", "num_updates", *names]
+    assert list(found["model_ema"]._metadata) == [""]
+    if wanted is not None:
+        LitEma(wanted()).load_state_dict(found["model_ema"])
+
+
+def test_an_average_without_dots_that_is_named_alone_is_edited_as_it_is(tmp_path: Path) -> None:
+    average = LitEma(net()).state_dict()
+    value = {"state_dict": net().state_dict(), "model_ema": average}
+    found = rename(value, tmp_path, at=["model_ema"])
+    assert list(found["model_ema"]) == [f"bb.{name}" for name in average]
+    value = {"state_dict": nn.Linear(3, 3).state_dict(), "model_ema": average}  # of another model
+    assert "bb.decay" in rename(value, tmp_path)["model_ema"]
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_ema_pytorch_alone_is_published(ema: bool, tmp_path: Path) -> None:
     value = ema_pytorch_state(net(), other())
