@@ -166,7 +166,10 @@ class _Decompressed(io.RawIOBase):
             0  # bytes that a frame of zstd says it holds: its reader tells no early end
         )
         if module == "zstandard":
-            self._expected = library.frame_content_size(source.read_at(0, min(18, source.size)))
+            try:
+                self._expected = library.frame_content_size(source.read_at(0, min(18, source.size)))
+            except library.ZstdError as error:
+                raise self._damaged(error) from error
         self._given = 0
         stream = opener(io.BufferedReader(SourceFile(source), 1 << 20))
         # At most one block at a time, so that what stands before the place of an error is given.

@@ -20,6 +20,7 @@ from ckpt_surgery import (
     UsageError,
     convert,
     inspect,
+    read,
     selection,
     strip,
 )
@@ -81,6 +82,14 @@ def test_cut_stream_of_zstd_is_no_checkpoint(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ReadError):
         inspect(path)
+
+
+def test_header_of_zstd_that_makes_no_sense_is_damage(tmp_path):
+    pytest.importorskip("zstandard")
+    path = tmp_path / "w.zst"
+    path.write_bytes(b"\x28\xb5\x2f\xfd" + b"\xff" * 30)
+    with pytest.raises(DamagedFileError, match="the zstd stream is damaged"):
+        read(path)
 
 
 def test_stream_that_is_far_more_than_it_seems_is_refused(tmp_path, monkeypatch):
