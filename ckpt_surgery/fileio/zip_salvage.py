@@ -77,6 +77,14 @@ def find_records(source: Source) -> list[FoundRecord]:
             descriptors.update((mark.start, mark) for mark in _descriptor(source, at))
         elif magic == CENTRAL_MAGIC and (mark := _entry(source, at)) is not None:
             entries[mark.start] = mark
+    names = {at: _name_at(source, at) for at in headers}
+    known = {*names.values()}
+    # An entry whose record stands elsewhere is of an archive inside, and counts from its start.
+    entries = {
+        at: mark
+        for at, mark in entries.items()
+        if names.get(at) == mark.name or mark.name not in known
+    }
     places = sorted({*headers, *entries})
     found = (_record(source, at, entries.get(at), descriptors) for at in places)
     return [record for record in found if record is not None]
@@ -125,6 +133,14 @@ def _entry(source: Source, at: int) -> _Mark | None:
     wide = [next(sizes, v) if v == SATURATED_32 else v for v in (nbytes, stored, offset)]
     nbytes, stored, offset = wide
     return _Mark(offset, crc32, stored, nbytes, tail[:name_nbytes], method)
+
+
+def _name_at(source: Source, at: int) -> bytes:
+    """Return the name in the local header at byte `at`, as far as the file goes."""
+    if at + LOCAL.size > source.size:
+        return b""
+    nbytes = LOCAL.unpack(source.read_at(at, LOCAL.size))[-2]
+    return source.read_at(at + LOCAL.size, min(nbytes, source.size - at - LOCAL.size))
 
 
 def _wide(extra: bytes) -> list[int]:

@@ -51,6 +51,7 @@ _OF_TORCH: Final = ("data.pkl", "constants.pkl", "archive_format")
 # Of torch as well, but called as files of others may be: they count where no checkpoint is found.
 _BESIDE_PICKLE: Final = ("version", "byteorder", ".format_version")
 _TRUNCATED: Final = "the file is truncated"
+_ENDS: Final = ("unexpected end of data", "bad subsequent header")  # of tarfile's messages
 _OTHER: Final = "zip and tar archives have members, also compressed ones"
 _BROKEN: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError, EOFError,
@@ -145,7 +146,8 @@ def describe_archive(source: Source) -> CkptError | None:
     try:
         members = members_of(source)
     except ReadError as error:
-        return error if error.hint == _TRUNCATED else None
+        is_ours = error.hint == _TRUNCATED or not looks_like_zip(source)
+        return error if is_ours else None
     if not members or is_of_torch([member.name for member in members]):
         return None
     kind = "zip" if looks_like_zip(source) else "tar"
@@ -253,6 +255,8 @@ def _of_tar(source: Source) -> Iterator[Member]:
 
     with tarfile.open(fileobj=file_of(source), mode="r:") as archive:
         for info in archive:
+            if info.size < 0:  # older readers look for the next header where this one is
+                raise tarfile.ReadError(f"the size of {info.name[:80]} is negative")
             if info.isreg() and not info.issparse():
                 yield Member(info.name.removeprefix("./"), info.size, True, opener(info), info)
 
@@ -322,6 +326,6 @@ def _data_start(source: Source, info: zipfile.ZipInfo) -> int:
 
 def _damaged(source: Source, error: Exception) -> DamagedFileError:
     said = str(error).lower() or type(error).__name__
-    hint = _TRUNCATED if "unexpected end of data" in said else None
+    hint = _TRUNCATED if any(each in said for each in _ENDS) else None
     message = f"the archive cannot be read: {said[:200]}"
     return DamagedFileError(message, path=source.name, hint=hint)

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import IO, Any, Final, TypeAlias, cast
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
-from ckpt_surgery.fileio import CHUNK, FileSource, MemorySource, PartSource, Source, looks_like_zip
+from ckpt_surgery.fileio import CHUNK, FileSource, PartSource, Source, looks_like_zip
 from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_structs import DEFLATED, STORED
 from ckpt_surgery.formats.archive_members import SEPARATOR, is_of_torch
-from ckpt_surgery.formats.compressed import is_compressed, left_of
+from ckpt_surgery.formats.compressed import is_compressed, left_of, spooled
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 
 _STORAGE: Final = re.compile(r"[^/]+/(?:data|constants)/\d+")  # of torch's own
 _MOST: Final = 1 << 30  # bytes that a member may be inflated to
+_PAX_PATH: Final = re.compile(rb"(?:^|\n)\d+ path=([^\n]+)\n")
+
+Opener: TypeAlias = Callable[[], Source]
 
 
-def left_members(source: Source) -> dict[str, Source]:
-    """Return what is left of each member by its name; none for what is no archive, or torch's own.
+def left_members(source: Source) -> dict[str, Opener]:
+    """Return what opens what is left of each member, by its name; none for what is no archive, or
+    torch's own.
 
     What is stored is a part of `source`, cut where that ends. Raises `ReadError` if it cannot be
-    read.
+    read, and `LimitExceededError` when a member is opened that inflates to too much.
     """
     if looks_like_zip(source):
         found = dict(_of_zip(source))
@@ -46,50 +52,79 @@ def open_left(path: str) -> Source | None:
             continue
         whole: Source = FileSource.open(path[:at])
         inside = left_of(whole)[0] if is_compressed(whole) else whole
-        return left_members(inside).get(path[at + 1 :])
+        opener = left_members(inside).get(path[at + 1 :])
+        return None if opener is None else opener()
     return None
 
 
-def _of_zip(source: Source) -> Iterator[tuple[str, Source]]:
-    """Yield members by the marks that are left, but for those that lie inside another one."""
-    end = 0
-    for record in find_records(source):
-        if record.start < end or not record.name or record.name.endswith("/"):
-            continue
+def _of_zip(source: Source) -> Iterator[tuple[str, Opener]]:
+    for record in _outer(find_records(source)):
         left = source.size - record.start
         stored = left if record.stored_nbytes is None else min(record.stored_nbytes, left)
-        end = record.start + (stored if record.stored_nbytes is not None else 0)
         label = f"{source.name}{SEPARATOR}{record.name}"
         if record.method == STORED:
-            yield record.name, PartSource(source, record.start, stored, name=label)
+            yield record.name, partial(PartSource, source, record.start, stored, name=label)
         elif record.method == DEFLATED:
-            yield record.name, MemorySource(_inflated(source, record, stored), name=label)
+            yield record.name, partial(_inflated, source, record, stored, label)
 
 
-def _inflated(source: Source, record: FoundRecord, stored: int) -> bytes:
+def _outer(found: Sequence[FoundRecord]) -> Iterator[FoundRecord]:
+    """Yield the members among records: those that lie inside no other one."""
+    end = 0
+    for record in found:
+        if record.start >= end and record.name and not record.name.endswith("/"):
+            yield record
+            end = record.start + (record.stored_nbytes or 0)
+
+
+def _inflated(source: Source, record: FoundRecord, stored: int, label: str) -> Source:
     """Return what a record inflates to, up to the place where it ends or is damaged."""
+    raw = _Pieces(_inflating(source, record, stored))
+    return spooled(cast("IO[bytes]", io.BufferedReader(raw, CHUNK)), source, label)
+
+
+def _inflating(source: Source, record: FoundRecord, stored: int) -> Iterator[bytes]:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    parts: list[bytes] = []
     nbytes = 0
     step = 1 << 10  # of an error at most so much is lost
     for start in range(record.start, record.start + stored, CHUNK):
         data = source.read_at(start, min(CHUNK, record.start + stored - start))
         for at in range(0, len(data), step):
             try:
-                parts.append(inflate.decompress(data[at : at + step]))
+                piece = inflate.decompress(data[at : at + step])
             except zlib.error:
-                return b"".join(parts)
-            nbytes += len(parts[-1])
+                return
+            nbytes += len(piece)
             if nbytes > _MOST:
                 raise LimitExceededError(
                     f"the member inflates to more than {_MOST} bytes",
                     path=source.name,
                     entry=record.name,
                 )
-    return b"".join(parts)
+            yield piece
 
 
-def _of_tar(source: Source) -> Iterator[tuple[str, Source]]:
+class _Pieces(io.RawIOBase):
+    """Pieces one after another, as a file object."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        while not self._left and (piece := next(self._pieces, None)) is not None:
+            self._left = memoryview(piece)
+        nbytes = min(len(view), len(self._left))
+        view[:nbytes] = self._left[:nbytes]
+        self._left = self._left[nbytes:]
+        return nbytes
+
+
+def _of_tar(source: Source) -> Iterator[tuple[str, Opener]]:
     """Yield members up to the first header that is none."""
     at = 0
     name = ""
@@ -100,13 +135,19 @@ def _of_tar(source: Source) -> Iterator[tuple[str, Source]]:
             )
         except tarfile.HeaderError:
             return
+        if header.size < 0:  # the next header would be this one, or one before it
+            return
         start = at + TAR_BLOCK
         there = max(min(header.size, source.size - start), 0)
         if header.type == tarfile.GNUTYPE_LONGNAME:
             name = source.read_at(start, min(there, 1 << 16)).rstrip(b"\0").decode(errors="replace")
+        elif header.type == tarfile.XHDTYPE:
+            said = _PAX_PATH.search(source.read_at(start, min(there, 1 << 16)))
+            name = said[1].decode(errors="replace") if said else name
         elif header.isreg():
             name = (name or header.name).removeprefix("./")
-            yield name, PartSource(source, start, there, name=f"{source.name}{SEPARATOR}{name}")
+            label = f"{source.name}{SEPARATOR}{name}"
+            yield name, partial(PartSource, source, start, there, name=label)
             name = ""
         at = start + -(-header.size // TAR_BLOCK) * TAR_BLOCK
 

@@ -28,7 +28,7 @@ from ckpt_surgery.fileio.padded import PaddedSource
 from ckpt_surgery.fileio.record_sums import crc32_of
 from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_structs import STORED
-from ckpt_surgery.formats.archive_salvage import left_members, only_checkpoint
+from ckpt_surgery.formats.archive_salvage import Opener, left_members, only_checkpoint
 from ckpt_surgery.formats.compressed import is_compressed, left_of
 from ckpt_surgery.formats.safetensors import Safetensors
 from ckpt_surgery.formats.script_salvage import is_script, read_damaged_script
@@ -127,10 +127,11 @@ def _read_stream(source: Source, limits: Limits) -> Salvaged:
     return left if error is None else replace(left, notes=(error.message, *left.notes))
 
 
-def _read_member(source: Source, members: Mapping[str, Source], limits: Limits) -> Salvaged:
+def _read_member(source: Source, members: Mapping[str, Opener], limits: Limits) -> Salvaged:
     """Read the one member of an archive of other files that is a checkpoint."""
     found: dict[str, Salvaged] = {}
-    for name, member in members.items():
+    for name, opener in members.items():
+        member = opener()
         with suppress(ReadError):
             left = _read_file(member, limits)
             if left is not None and any(True for _ in left.checkpoint.all_tensors):

@@ -66,6 +66,8 @@ def _end_of_last(source: Source) -> int:
             size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
         except tarfile.HeaderError:
             break
+        if size < 0:  # the next header would be this one, or one before it
+            break
         end = at + TAR_BLOCK + size
         at += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
     return end

@@ -18,9 +18,18 @@ import torch.distributed.checkpoint as dcp
 from click.testing import CliRunner
 from torch_checks import assert_same, load, quiet, save
 
-from ckpt_surgery import DamagedFileError, Output, ReadError, read, salvage, verify
+from ckpt_surgery import (
+    DamagedFileError,
+    LimitExceededError,
+    Output,
+    ReadError,
+    read,
+    salvage,
+    verify,
+)
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.fileio import ByteRange, FileSource
+from ckpt_surgery.formats import archive_salvage
 from ckpt_surgery.formats.dcp_metadata import read_metadata
 from ckpt_surgery.pickles import DEFAULT_LIMITS
 from ckpt_surgery.reports.verification import SalvageReport
@@ -319,6 +328,69 @@ def test_of_two_checkpoints_in_an_archive_one_is_to_be_named(tmp_path: Path) -> 
         salvaged(path, tmp_path)
     with pytest.raises(ReadError, match="no member"):
         salvaged(f"{path}:c.pth", tmp_path)
+
+
+def test_members_are_told_apart_when_the_directory_of_their_archive_is_gone(tmp_path: Path) -> None:
+    """The directories of what is stored in it count from elsewhere, and rename nothing."""
+    one, two = ({f"w{n}": torch.full((50,), float(n + at)) for n in range(5)} for at in (0, 100))
+    path = packed(tmp_path / "m.zip", {"1.pth": saved(one), "2.pth": saved(two)}, "zip")
+    with zipfile.ZipFile(path) as archive:
+        end = archive.start_dir
+    for cut in (end, end - 200, end - 1000):
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(ReadError, match=r"checkpoints in the archive: '1\.pth', '2\.pth'"):
+            salvaged(path, tmp_path)
+        assert_same(dict(salvaged(f"{path}:1.pth", tmp_path)[1]), one)
+
+
+def test_members_of_a_cut_tar_have_the_names_of_extended_headers(tmp_path: Path) -> None:
+    files = {
+        name: saved({"w": torch.full((5,), float(len(name)))}) for name in ("модель", "модуль")
+    }
+    path = packed(tmp_path / "m.tar", files, "w")
+    path.write_bytes(path.read_bytes()[:-3500])
+    with pytest.raises(ReadError, match="'модель', 'модуль'"):
+        salvaged(path, tmp_path)
+    assert rules(path) == {"truncated"}
+
+
+def negative(path: Path, name: str) -> Path:
+    """Let a member's header say that the next one is where it is itself."""
+    data = bytearray(path.read_bytes())
+    at = next(at for at in range(0, len(data), 512) if data.startswith(name.encode() + b"\0", at))
+    data[at + 124 : at + 136] = (256**12 - 512).to_bytes(12, "big")
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = f"{sum(data[at : at + 512]):06o}\0 ".encode()
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("names", [("w.pth", "z"), ("z", "w.pth"), ("pickle", "z")])
+def test_a_tar_whose_header_says_a_negative_size_has_an_end(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    files = {name: saved({"w": torch.ones(3)}) if name == "w.pth" else b"Z" for name in names}
+    path = negative(packed(tmp_path / "m.tar", files, "w"), "z" if "w.pth" in names else "pickle")
+    assert "damaged" in rules(path)
+    with pytest.raises(ReadError):
+        read(path)
+    if names[0] == "w.pth":
+        assert_same(dict(salvaged(path, tmp_path)[1]), {"w": torch.ones(3)})
+    else:
+        with pytest.raises(ReadError):
+            salvaged(path, tmp_path)
+
+
+def test_to_list_the_members_of_a_cut_archive_inflates_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = packed(tmp_path / "m.zip", {"a": bytes(9 << 20), "b": b"b" * 40}, "deflated")
+    path.write_bytes(path.read_bytes()[:-110])
+    monkeypatch.setattr(archive_salvage, "_MOST", 1 << 10)
+    assert rules(path) == {"truncated"}
+    assert list(archive_salvage.left_members(FileSource.open(path))) == ["a", "b"]
+    with pytest.raises(LimitExceededError, match="inflates to more than 1024 bytes"):
+        salvaged(path, tmp_path)
 
 
 def test_the_command_salvages_a_member_of_a_cut_archive(tmp_path: Path) -> None:
