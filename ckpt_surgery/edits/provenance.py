@@ -36,7 +36,8 @@ def provenance(
     """
     from ckpt_surgery import __version__
 
-    own = dict.fromkeys([*checkpoint.sources, *sources])
+    # a directory has no bytes but those of its files, which are sources themselves
+    own = dict.fromkeys(each for each in [*checkpoint.sources, *sources] if each.size)
     step = {
         "version": __version__,
         "command": command,

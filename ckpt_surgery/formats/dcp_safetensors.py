@@ -22,19 +22,18 @@ from ckpt_surgery.checkpoint.description import (
 )
 from ckpt_surgery.checkpoint.stitch import Chunk, stitch
 from ckpt_surgery.errors import DamagedFileError, ReadError
-from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio import MemorySource, Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.safetensors import METADATA, Safetensors
+from ckpt_surgery.formats.safetensors import A_PART, METADATA, OF_RANKS, Safetensors
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 from ckpt_surgery.torch_objects.kinds import role_of
 from ckpt_surgery.torch_objects.row_major import row_major
 
 _SHARD: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-_INFO: Final = "DCP_SHARDING_INFO"
 _OFFSETS: Final = "saved_offsets"
-_OWN: Final = frozenset({_INFO, "DCP_VERSION"})
+_OWN: Final = frozenset({OF_RANKS, "DCP_VERSION"})
 
 
 class DcpSafetensors(Format):
@@ -79,11 +78,12 @@ def put_together(
     entries = tuple(_entry(name, parts, source) for name, parts in chunks.items())
     return Checkpoint(
         format=DcpSafetensors.name,
-        sources=tuple(shard.file for shard in shards),
+        # the directory is what was named, and its bytes are those of the files
+        sources=(MemorySource(b"", name=source.name), *(shard.file for shard in shards)),
         root=None,
         state_dicts=(StateDict("", "model", entries),),
         others=(Other(METADATA, "dict", texts),) if texts else (),
-        notes=tuple(note for shard in shards for note in shard.notes),
+        notes=tuple(note for shard in shards for note in shard.notes if note != A_PART),
     )
 
 
@@ -93,11 +93,11 @@ def rank_files(source: DirectorySource) -> list[str]:
 
 
 def _places(shard: Checkpoint, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    if _INFO not in metadata:
+    if OF_RANKS not in metadata:
         raise DamagedFileError(
-            f"'{_INFO}' is missing in the metadata", path=shard.file.name, entry=METADATA
+            f"'{OF_RANKS}' is missing in the metadata", path=shard.file.name, entry=METADATA
         )
-    return load_object(metadata[_INFO].encode(), path=shard.file.name, what=_INFO)
+    return load_object(metadata[OF_RANKS].encode(), path=shard.file.name, what=OF_RANKS)
 
 
 def _place(
@@ -112,7 +112,7 @@ def _place(
         or any(type(n) is not int or not 0 <= n < 2**63 for n in offsets)
     ):
         raise DamagedFileError(
-            f"'{_INFO}' does not say where its part of the tensor begins",
+            f"'{OF_RANKS}' does not say where its part of the tensor begins",
             path=shard.file.name,
             entry=name,
         )

@@ -40,6 +40,12 @@ _MAX_DIMENSIONS: Final = 1000
 _SPACE: Final = b" \t\r\n"
 _MOST_SPACE: Final = 1 << 20  # bytes in front of a header: what aligns the data to a page is less
 _FOUR_BITS: Final = "F4"
+OF_RANKS: Final = "DCP_SHARDING_INFO"
+"""The key of ``__metadata__`` of a file that one rank of several saved, which may hold parts."""
+A_PART: Final = (
+    "it is one rank's file of a distributed checkpoint, and its tensors may be parts: "
+    "the directory has the whole ones"
+)
 _FRAMEWORK: Final = "format"
 """The key of ``__metadata__`` that names the writer's framework, and is no alias of a tensor."""
 
@@ -125,7 +131,7 @@ def _read_safetensors(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoi
         state_dicts=(StateDict("", "model", entries),),
         others=() if rest is None else (Other(METADATA, "dict", rest),),
         container=Original(ByteRange(file, 0, file.size), entries, rest),
-        notes=tuple(_leniencies(text, start)),
+        notes=(*((A_PART,) if OF_RANKS in (metadata or {}) else ()), *_leniencies(text, start)),
     )
 
 

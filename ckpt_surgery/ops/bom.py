@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from ckpt_surgery.errors import MissingDependencyError, PathLike, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
-from ckpt_surgery.formats.detect import source_is_directory
 from ckpt_surgery.ops.hash import file_digest, model_digests
 from ckpt_surgery.ops.lineage import EditRecord, require_output
 from ckpt_surgery.torch_objects.digest import PREFIX
@@ -73,7 +72,7 @@ def _component(
 ) -> Any:
     component = _library("cyclonedx.model.component")
     name = Path(checkpoint.file.name).name
-    whole = not source_is_directory(checkpoint.file)
+    whole = checkpoint.file.size > 0  # a directory has no bytes but those of its files
     hashes = [file_digest(checkpoint.file, progress)] if whole else []
     return component.Component(
         type=component.ComponentType.MACHINE_LEARNING_MODEL,

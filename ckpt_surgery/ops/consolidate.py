@@ -65,7 +65,7 @@ def consolidate(
         finished, _ = finishing(for_output(before, target), target, "consolidate")
         written = write(finished, target, inputs=before.sources)
     return ConsolidateReport(
-        inputs=tuple(source.name for source in before.sources),
+        inputs=tuple(source.name for source in before.sources if source.size),
         output=written.output,
         format=written.format,
         writer=writer,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from click.testing import CliRunner
 from save_dcp import WHOLE
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch_checks import quiet
 
 from ckpt_surgery import DamagedFileError, Output, consolidate, convert, inspect, salvage, verify
+from ckpt_surgery.cli.main import cli
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -128,3 +131,35 @@ def test_of_a_rank_that_is_cut_the_tensors_whose_parts_are_whole_are_salvaged(sa
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def test_a_report_of_a_directory_is_applied_to_all_of_it(saved, tmp_path):
+    report, out = tmp_path / "report.json", tmp_path / "again.safetensors"
+    arguments = ["convert", str(saved), "-o", str(tmp_path / "whole.safetensors"), "--json"]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    report.write_text(done.stdout)
+    assert json.loads(done.stdout)["inputs"] == [str(saved)]
+    CliRunner().invoke(cli, ["apply", str(report), "-o", str(out)], catch_exceptions=False)
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_one_ranks_file_alone_says_that_it_has_parts(saved, tmp_path):
+    file = saved / "shard-00001-model-00001-of-00001.safetensors"
+    (note,) = inspect(file).notes
+    assert "one rank's file of a distributed checkpoint" in note
+    assert note in convert(file, tmp_path / "part.pth").warnings
+    assert inspect(saved).notes == ()
+
+
+def test_every_ranks_file_is_verified_and_named_in_what_is_kept(saved, tmp_path):
+    (verdict,) = verify([saved]).verdicts
+    assert verdict.file == str(saved)
+    assert verdict.checksums.absent == 5
+    report = convert(saved, Output(tmp_path / "w.pth", provenance=True))
+    assert report.inputs == (str(saved),)
+    (step,) = inspect(tmp_path / "w.pth").provenance
+    files = sorted(saved.iterdir())
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert step["inputs"] == [
+        {"file": str(file), "sha256": digest} for file, digest in zip(files, digests, strict=True)
+    ]
