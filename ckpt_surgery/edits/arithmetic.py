@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from ckpt_surgery.checkpoint.description import Tensor
@@ -72,9 +73,15 @@ class Fill(ValueEdit):
 
         from ckpt_surgery.compute.lazy import computed_tensor
 
-        return computed_tensor(
-            tensor.shape, tensor.dtype, compute, key=self.name, device=tensor.device
+        made = computed_tensor(
+            tensor.shape,
+            tensor.dtype,
+            compute,
+            key=self.name,
+            device=tensor.device,
+            big_endian=tensor.storage is not None and tensor.storage.big_endian,
         )
+        return replace(made, requires_grad=tensor.requires_grad, is_parameter=tensor.is_parameter)
 
     def compute(self, values: Elements) -> Elements:
         """Return the elements as they are: they are not what is put."""

@@ -73,7 +73,6 @@ def own_entry(path: str, entry: Entry, name: str) -> Entry:
         storage=storage,
         offset=0,
         stride=contiguous_strides(tensor.shape),
-        is_parameter=False,
         node=None,
     )
     return Entry(name, alone, entry.role)

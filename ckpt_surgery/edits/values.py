@@ -108,17 +108,32 @@ def _broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
 
 def remarks(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
     """Return what to say of edited tensors and of those tied to them: what they are no longer."""
-    found = [edit for edit in edits if isinstance(edit, ValueEdit)]
-    if not found:
+    every = list(edits)
+    found = [edit for edit in every if isinstance(edit, ValueEdit)]
+    alone = [name for edit in every for name in _made_anew(edit)]
+    if not found and not alone:
         return []
     from ckpt_surgery.formats.traits import computed_anew, listed, overlapping
 
-    tensors = dict(state_dict.tensors)
-    names = dict.fromkeys(edit.name for edit in found if edit.name in tensors)
-    paths = [(join_path(state_dict.path, name), tensors[name]) for name in names]
+    entries = {entry.name: entry for entry in state_dict.entries if entry.tensor is not None}
+    names = dict.fromkeys(edit.name for edit in found if edit.name in entries)
+    own = dict.fromkeys([*names, *(name for name in alone if name in entries)])
+    paths = [(join_path(state_dict.path, name), entries[name]) for name in own]
     views = [name for name in overlapping(state_dict.tensors) if name in names]
     apart = [f"no longer views that share bytes: {listed(views)}"] if views else []
     return [*_broken_ties(state_dict, found), *apart, *computed_anew(paths)]
+
+
+def _made_anew(edit: Edit) -> Sequence[str]:
+    """Return the names that others are made of, or that get bytes of their own."""
+    from ckpt_surgery.edits.parts import Concat, Split
+    from ckpt_surgery.edits.share import Copy, Untie
+
+    if isinstance(edit, Copy):
+        return (edit.old,)
+    if isinstance(edit, Concat):
+        return edit.names
+    return (edit.name,) if isinstance(edit, Split | Untie) else ()
 
 
 def tensor_of(path: str, entry: Entry) -> Tensor:

@@ -200,6 +200,9 @@ class _Values:
             big_endian=self._big_endian,
             tally=tally,
         )
+        if source is not None and source.tensor is not None:
+            own = source.tensor
+            tensor = replace(tensor, requires_grad=own.requires_grad, is_parameter=own.is_parameter)
         return Entry(item.name, tensor, spec.role)
 
     def _tally(self, item: FitItem) -> CastTally:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from ckpt_surgery.checkpoint.compact import find_pieces
-from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Tensor, join_path
 from ckpt_surgery.formats.base import Loss
 from ckpt_surgery.formats.provenance import RECORD as PROVENANCE
 from ckpt_surgery.pickles import Dict, Global, Object
@@ -61,6 +61,10 @@ def _strides(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"the order of elements in memory (strides) of {listed(names)}"
 
 
+def _has_steps(entry: Entry) -> bool:
+    return entry.tensor is not None and _is_strided(entry.tensor)
+
+
 def _is_strided(tensor: Tensor) -> bool:
     return tensor.storage is not None and tensor.numel > 0 and not tensor.is_contiguous
 
@@ -72,14 +76,22 @@ def _parameters(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _attributes(checkpoint: Checkpoint) -> Iterator[str]:
-    names = [name for name, tensor in checkpoint.tensors if _has_attributes(tensor)]
+    names = [
+        join_path(s.path, entry.name)
+        for s in checkpoint.state_dicts
+        for entry in s.entries
+        if _has_attributes(entry)
+    ]
     if names:
         yield f"the class or the attributes of {listed(names)}"
 
 
-def _has_attributes(tensor: Tensor) -> bool:
-    """Return whether a tensor is of a class of its own, or has attributes that somebody set."""
-    node = tensor.node
+def _has_attributes(entry: Entry) -> bool:
+    """Return whether a tensor is of a class of its own, or has attributes that somebody set.
+
+    A parameter's are in the call that wraps the tensor, which is the node of the entry.
+    """
+    node = entry.node if entry.tensor is not None else None
     if not isinstance(node, Object) or not isinstance(node.args, tuple):
         return False
     if node.name.endswith("_rebuild_parameter_with_state"):
@@ -92,19 +104,19 @@ def _has_attributes(tensor: Tensor) -> bool:
 
 
 def computed_anew(
-    tensors: Iterable[tuple[str, Tensor]], after: Mapping[str, Tensor] | None = None
+    entries: Iterable[tuple[str, Entry]], after: Mapping[str, Entry] | None = None
 ) -> Iterator[str]:
     """Yield what to say of tensors that are computed: what the new ones do not have.
 
     These are `after` by their names, or plain ones that are laid out row by row.
     """
-    found = list(tensors)
+    found = list(entries)
     new = after or {}
-    strided = [n for n, t in found if _is_strided(t) and not (n in new and _is_strided(new[n]))]
+    strided = [n for n, e in found if _has_steps(e) and not (n in new and _has_steps(new[n]))]
     if strided:
         yield f"computed, and laid out row by row, without the strides before: {listed(strided)}"
     noted = [
-        n for n, t in found if _has_attributes(t) and not (n in new and _has_attributes(new[n]))
+        n for n, e in found if _has_attributes(e) and not (n in new and _has_attributes(new[n]))
     ]
     if noted:
         yield f"computed, and without the class or the attributes before: {listed(noted)}"

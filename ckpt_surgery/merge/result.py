@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ckpt_surgery.checkpoint.description import Checkpoint, join_path
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, join_path
 from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.base import Edit
@@ -100,7 +100,8 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
     rules: tuple[RuleCount, ...] = (*base.rules, *outcome.rules)
     renames = [edit for edit in base.renaming.edits if isinstance(edit, Rename)]
     changed = {name for name, _ in outcome.taken} | set(outcome.merged)
-    merged = [(name, tensor) for name, tensor in before.tensors if name in set(outcome.merged)]
+    computed = {*outcome.merged}
+    merged = [each for each in _entries(before) if each[0] in computed]
     removed = tuple(join_path(e.state_dict, e.name) for e in edits if isinstance(e, Drop))
     removed += written.removed
     gone = set(removed)
@@ -144,7 +145,7 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
             *base.original.notes,
             *outcome.warnings,
             *edited.out_of_step,
-            *computed_anew(merged, dict(after.tensors)),
+            *computed_anew(merged, dict(_entries(after))),
             *(text for change in edited.changes for text in change.warnings),
             *written.warnings,
         ),
@@ -153,3 +154,10 @@ def report_of(base: MergeFile, edited: Edited, outcome: Outcome, written: Writte
         peak_bytes=outcome.peak,
         rounding=outcome.rounding,
     )
+
+
+def _entries(checkpoint: Checkpoint) -> Iterator[tuple[str, Entry]]:
+    """Yield every entry of every state dict, as ``path/name``."""
+    for state_dict in checkpoint.state_dicts:
+        for entry in state_dict.entries:
+            yield join_path(state_dict.path, entry.name), entry

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
+from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.compute.elements import can_load
@@ -37,6 +37,7 @@ from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
 from ckpt_surgery.fit.request import FitRequest
 from ckpt_surgery.formats import read
+from ckpt_surgery.formats.traits import computed_anew
 from ckpt_surgery.matching.correspondence import Correspondence, correspond
 from ckpt_surgery.matching.maps import check_map, format_proposal
 from ckpt_surgery.matching.target_source import Aim, describe, opened
@@ -106,7 +107,12 @@ def fit(
             dropped_others=(*left_out(checkpoint, result), *fitting.left_out),
             optimizers=fitting.planned.optimizers,
             casts=tuple(_named_as(fitting.fitted, written.casts)),
-            warnings=(*checkpoint.notes, *fitting.planned.warnings, *written.warnings),
+            warnings=(
+                *checkpoint.notes,
+                *fitting.planned.warnings,
+                *_made_anew(fitting),
+                *written.warnings,
+            ),
             seed=asked.seed,
             nbytes_before=checkpoint.size,
             nbytes_after=written.nbytes,
@@ -125,6 +131,24 @@ class _Fitting:
     result: Checkpoint
     fitted: tuple[Fitted, ...]
     left_out: tuple[str, ...]
+
+
+def _made_anew(fitting: _Fitting) -> Iterator[str]:
+    """Yield what to say of tensors that are computed from those of the checkpoint."""
+    before = _by_path(fitting.arranged.checkpoint)
+    after = _by_path(fitting.result)
+    names = [
+        (join_path(each.path, item.name), join_path(each.path, item.source))
+        for each in fitting.fitted
+        for item in each.plan.items
+        if item.source is not None
+    ]
+    pairs = [(new, before[old]) for new, old in names if old in before and new in after]
+    return computed_anew(pairs, after)
+
+
+def _by_path(checkpoint: Checkpoint) -> dict[str, Entry]:
+    return {join_path(s.path, e.name): e for s in checkpoint.state_dicts for e in s.entries}
 
 
 def prepare(
