@@ -35,8 +35,27 @@ class RecipeFile:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_recipe(path: str, variables: Mapping[str, str], inputs: Mapping[str, str]) -> RecipeFile:
+@dataclass(frozen=True, slots=True)
+class RanksFile:
+    """A report of ``consolidate`` as it was read, which is no recipe: its input is no checkpoint
+    until it is done.
+
+    `files` were named, `axes` are the rules, `edits` what was done after that. `digests` are the
+    SHA-256 of the ranks' files by name, where known.
+    """
+
+    files: tuple[str, ...]
+    axes: tuple[str, ...]
+    edits: Plan
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_recipe(
+    path: str, variables: Mapping[str, str], inputs: Mapping[str, str]
+) -> RecipeFile | RanksFile:
     """Read the recipe in a file, with other values for its `variables`, and files for `inputs`.
+
+    The file is read once: it may be a pipe.
 
     Raises `ReadError` for a file that is neither TOML nor a report, and `UsageError` for what it
     says.
@@ -55,25 +74,6 @@ def read_recipe(path: str, variables: Mapping[str, str], inputs: Mapping[str, st
         raise
     itself = [] if path == "-" else [Role("the recipe", path)]
     return replace(found, recipe=replace(found.recipe, read=(*itself, *found.recipe.read)))
-
-
-def consolidation_of(path: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """Return the files and the rules of axes in a report of ``consolidate``; None of any other.
-
-    It is no recipe: its input is no checkpoint until it is done.
-    """
-    text = read_text(path, "RECIPE")
-    if not text.lstrip().startswith("{"):
-        return None
-    report = _json(text)
-    if report.get("command") != "consolidate":
-        return None
-    plan = _list(report, "plan")
-    if len(plan) != 1:
-        raise UsageError("the report of 'consolidate' has no plan to apply", path=path)
-    return _texts(plan[0].get("files"), "files"), tuple(
-        _text(each, "'axes'") for each in plan[0].get("axes", ())
-    )
 
 
 def _of_toml(text: str, variables: Mapping[str, str], inputs: Mapping[str, str]) -> Recipe:
@@ -185,24 +185,35 @@ def _json(text: str) -> dict[str, Any]:
 
 def _of_report(
     report: Mapping[str, Any], variables: Mapping[str, str], inputs: Mapping[str, str]
-) -> RecipeFile:
+) -> RecipeFile | RanksFile:
     """Return the recipe that does again what a report says was done."""
     if variables:
         raise UsageError("a report has no variables: '--var' is for recipes")
+    recorded = report.get("digests")
+    known = recorded.get("inputs") if isinstance(recorded, dict) else None
+    sums = {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
+    if report["command"] == "consolidate":
+        if inputs:
+            raise UsageError("a report of 'consolidate' has no names of inputs for '--input'")
+        return _of_ranks(report, sums)
     files = _inputs_of(report)
     _require_known(inputs, files, "'--input': the report")
     steps = _steps_of(report)
     outputs = _outputs_of(report)
-    recorded = report.get("digests")
-    known = recorded.get("inputs") if isinstance(recorded, dict) else None
     digests = {
-        name: digest
-        for name, file in files.items()
-        if name not in inputs
-        and isinstance(known, dict)
-        and isinstance(digest := known.get(file), str)
+        name: sums[file] for name, file in files.items() if name not in inputs and file in sums
     }
     return RecipeFile(Recipe(files | dict(inputs), steps, outputs), digests)
+
+
+def _of_ranks(report: Mapping[str, Any], digests: Mapping[str, str]) -> RanksFile:
+    plan = _list(report, "plan")
+    if not plan or plan[0].get("edit") != "consolidate":
+        raise UsageError("the report of 'consolidate' has no plan to apply")
+    files, axes = (_texts(plan[0].get(key, []), key) for key in ("files", "axes"))
+    if not files:
+        raise UsageError("the report of 'consolidate' names no files")
+    return RanksFile(files, axes, Plan.from_dict(plan[1:]), digests)
 
 
 def _inputs_of(report: Mapping[str, Any]) -> dict[str, str]:

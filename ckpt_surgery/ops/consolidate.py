@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
+from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.finish import finishing
+from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.formats import read
 from ckpt_surgery.formats.traits import lost_traits
@@ -36,6 +38,7 @@ def consolidate(
     output: Output | PathLike,
     *,
     axes: Sequence[AxisRule | str] = (),
+    edits: Plan | None = None,
 ) -> ConsolidateReport:
     """Write one checkpoint from the files that ranks saved, or from a directory of them.
 
@@ -43,7 +46,7 @@ def consolidate(
     parameters, LLaMA's ``consolidated.NN.pth``, Megatron-LM's tensor parallelism, ZeRO checkpoints
     of DeepSpeed, whose weights in float32 are taken, and any others with `axes`, which say how
     tensors are joined (``"**.wq.weight=0"``). Nothing of the files is run, and memory does not grow
-    with them.
+    with them. `edits` are applied to what was put together.
 
     Raises `UsageError` if it is not known how tensors are joined, `ReadError` for bad or missing
     files, `LossyEditError` for what the output's format cannot hold and `WriteError` for a bad
@@ -61,8 +64,10 @@ def consolidate(
     target.check()
     with ExitStack() as opened:
         writer, found = _consolidated(named, rules, opened)
-        before = found.checkpoint
-        finished, _ = finishing(for_output(before, target), target, "consolidate")
+        before, more = found.checkpoint, edits or Plan()
+        edited = more.apply(for_output(before, Output(dry_run=True))) if more.edits else before
+        ready = for_output(edited, target)
+        finished, last = finishing(ready, target, "consolidate", more.edits)
         written = write(finished, target, inputs=before.sources)
     return ConsolidateReport(
         inputs=tuple(source.name for source in before.sources if source.size),
@@ -78,6 +83,7 @@ def consolidate(
         nbytes_after=written.nbytes,
         named=tuple(str(each) for each in named),
         axes=tuple(rule.option.removeprefix("--axis ") for rule in rules),
+        edits=tuple(Plan((*more.edits, *last, *conversion(edited.format, written))).to_dict()),
     )
 
 

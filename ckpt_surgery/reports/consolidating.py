@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ckpt_surgery.reports import envelope, once
@@ -32,7 +33,8 @@ class ConsolidateReport:
     by ``--axis``), ``llama``, ``deepspeed``, ``fairscale``, ``megatron`` or
     ``dcp``. `removed` are entries that
     the output's format cannot hold, `carried` and `dropped` paths of what lies beside the weights.
-    `named` are the directory or files, and `axes` the rules, that were asked for.
+    `named` are the directory or files, and `axes` the rules, that were asked for; `edits` is what
+    was done to what was put together, in the form of plans.
     """
 
     inputs: tuple[str, ...]
@@ -48,6 +50,7 @@ class ConsolidateReport:
     nbytes_after: int = 0
     named: tuple[str, ...] = ()
     axes: tuple[str, ...] = ()
+    edits: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "warnings", once(self.warnings))
@@ -73,5 +76,8 @@ class ConsolidateReport:
             "dropped_others": list(self.dropped),
             "nbytes_before": self.nbytes_before,
             "nbytes_after": self.nbytes_after,
-            "plan": [{"edit": "consolidate", "files": list(self.named), "axes": list(self.axes)}],
+            "plan": [
+                {"edit": "consolidate", "files": list(self.named), "axes": list(self.axes)},
+                *self.edits,
+            ],
         }

@@ -68,6 +68,60 @@ def test_its_report_is_applied_again(ranks, invoke):
     assert torch.load("others.pth")["model"]["w"].tolist() == [[5, 5, 6, 6]] * 2
 
 
+@pytest.mark.parametrize(
+    ("options", "first", "second"),
+    [
+        (["--format", "safetensors", "--metadata", "author=me", "--allow-loss"], "a", "b"),
+        (["--allow-loss", "--format", "safetensors-index"], "a", "b"),
+        (["--provenance", "--plain", "--device", "cpu"], "a.pth", "b.pth"),
+    ],
+)
+def test_what_its_output_was_is_done_again(options, first, second, ranks, invoke):
+    invoke("consolidate", "tp", *AXES, "-o", first, *options, "--record", "log.json")
+    again = invoke("apply", "log.json", "-o", second, "--record", "again.json")
+    assert again.exit_code == 0, again.stderr
+    plans = [json.loads(Path(name).read_text())["plan"] for name in ("log.json", "again.json")]
+    assert plans[0] == plans[1]
+    assert contents(second) == contents(first)
+
+
+def contents(name):
+    files = sorted(Path(name).iterdir()) if Path(name).is_dir() else [Path(name)]
+    return [each.read_bytes() for each in files]
+
+
+def test_files_of_ranks_that_changed_are_not_put_together_again(ranks, invoke):
+    invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--record", "log.json")
+    before = Path("tp/rank1.pth").read_bytes()
+    torch.save({"model": {"w": torch.zeros(2, 2), "norm": torch.ones(2)}}, "tp/rank1.pth")
+    said = invoke("apply", "log.json", "-o", "again.pth")
+    assert (said.exit_code, Path("again.pth").exists()) == (2, False)
+    assert "'tp/rank1.pth': is not the file that it was when this was recorded" in said.stderr
+    assert invoke("apply", "log.json", "tp", "-o", "again.pth").exit_code == 0
+    Path("tp/rank1.pth").write_bytes(before)
+    Path("tp/rank2.pth").write_bytes(before)
+    said = invoke("apply", "log.json", "-o", "more.pth")
+    assert "'tp/rank2.pth': was not there when this was recorded" in said.stderr
+
+
+def test_its_report_may_come_through_a_pipe(ranks, invoke):
+    document = invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--json").stdout_bytes
+    done = invoke("apply", "-", "-o", "again.pth", stdin=document)
+    assert done.exit_code == 0, done.stderr
+    assert Path("again.pth").read_bytes() == Path("whole.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("axes", 5), ("axes", [5]), ("files", []), ("files", 5), ("files", None)]
+)
+def test_a_report_that_was_changed_is_refused(field, value, ranks, invoke):
+    plan = {"edit": "consolidate", "files": ["tp"], "axes": []} | {field: value}
+    Path("log.json").write_text(json.dumps({"command": "consolidate", "plan": [plan]}))
+    said = invoke("apply", "log.json", "-o", "again.pth")
+    assert (said.exit_code, f"'{field}'" in said.stderr or "files" in said.stderr) == (2, True)
+    assert "bug" not in said.stderr
+
+
 @pytest.mark.parametrize("more", [["--var", "a=1"], ["--input", "base=tp"]])
 def test_its_report_has_no_names_to_set(more, ranks, invoke):
     invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--record", "log.json")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from pathlib import Path
 
@@ -307,6 +309,18 @@ def test_a_step_is_what_the_line_says(folder: Path) -> None:
 
 
 # --- reports
+
+
+def test_a_recipe_may_be_a_pipe(folder: Path) -> None:
+    os.mkfifo("pipe")
+    text = '[inputs]\na = "a.pth"\n[[steps]]\nrename = { add-prefix = "x" }\n'
+    writer = threading.Thread(target=Path("pipe").write_text, args=(text,))
+    writer.start()
+    try:
+        run("apply", "pipe", "-o", "piped.pth")
+    finally:
+        writer.join()
+    assert list(load(folder / "piped.pth")) == ["x.fc.weight", "x.fc.bias"]
 
 
 def test_a_report_is_applied_to_other_files_where_names_agree(folder: Path) -> None:

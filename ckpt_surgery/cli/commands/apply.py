@@ -14,7 +14,7 @@ from ckpt_surgery.cli.types import CheckpointFile, InputFile
 from ckpt_surgery.errors import UsageError
 
 if TYPE_CHECKING:
-    from ckpt_surgery.cli.recipe_file import RecipeFile
+    from ckpt_surgery.cli.recipe_file import RanksFile, RecipeFile
     from ckpt_surgery.recipes.recipe import Recipe
 
 
@@ -54,15 +54,14 @@ def apply(ctx: click.Context, /, recipe: str, **_: Any) -> int:
       ckpt strip a.pth --prefix fc -o b.pth --record strip.json
       ckpt apply strip.json -o again.pth
     """
-    from ckpt_surgery.cli.recipe_file import consolidation_of, read_recipe
+    from ckpt_surgery.cli.recipe_file import RanksFile, read_recipe
     from ckpt_surgery.recipes.run import apply_recipe
     from ckpt_surgery.render.applying import show
 
     given = ctx.params
-    ranks = None if recipe == "-" else consolidation_of(recipe)
-    if ranks is not None:
-        return _consolidate_again(ctx, *ranks)
     found = read_recipe(recipe, _pairs("var", given["var"]), _pairs("input", given["inputs"]))
+    if isinstance(found, RanksFile):
+        return _consolidate_again(ctx, found)
     wanted = _with_output(ctx, _with_files(found.recipe, given["files"]))
     _require_same(found, wanted)
     report = apply_recipe(wanted)
@@ -70,16 +69,35 @@ def apply(ctx: click.Context, /, recipe: str, **_: Any) -> int:
     return finish(ctx, report, show, sys.stderr if to_stdout else sys.stdout)
 
 
-def _consolidate_again(ctx: click.Context, files: tuple[str, ...], axes: tuple[str, ...]) -> int:
+def _consolidate_again(ctx: click.Context, found: RanksFile) -> int:
     """Put the files of ranks together as a report says; FILE of the line takes their place."""
     from ckpt_surgery.ops.consolidate import consolidate
     from ckpt_surgery.render.consolidating import show
 
-    for option in ("var", "inputs"):
-        if ctx.params[option]:
-            raise UsageError("a report of 'consolidate' has no variables and no names of inputs")
-    named = ctx.params["files"] or files
-    return finish(ctx, consolidate(named, output_of(ctx), axes=axes), show)
+    named = ctx.params["files"]
+    if not named:
+        _require_same_ranks(found)
+    report = consolidate(named or found.files, output_of(ctx), axes=found.axes, edits=found.edits)
+    return finish(ctx, report, show)
+
+
+def _require_same_ranks(found: RanksFile) -> None:
+    """Raise `UsageError` if a rank's file is another than was recorded, or was not there."""
+    from ckpt_surgery.cli.digests import file_digest
+    from ckpt_surgery.ranks.files import find_rank_files
+
+    if not found.digests:
+        return
+    hint = "to put others together, name them, or their directory, after the report"
+    ranks = [str(path) for path in find_rank_files(found.files).paths if path.is_file()]
+    for file in dict.fromkeys([*found.digests, *ranks]):
+        if file not in found.digests:
+            what = "was not there when this was recorded"
+        elif file_digest(file) != found.digests[file]:
+            what = "is not the file that it was when this was recorded"
+        else:
+            continue
+        raise UsageError(what, path=file, hint=hint)
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
