@@ -124,9 +124,13 @@ def _expect(said: Any, read: list[Role]) -> Expect:
     known = ("at", "keys", "no_keys", "count", "shape", "dtype", "finite", "matches")
     table = {key.replace("-", "_"): value for key, value in said.items()}
     _require_known(table, known, "'expect'")
-    for key in ("at", "keys", "no_keys"):
+    for key in ("keys", "no_keys"):
         if key in table:
             table[key] = _texts(table[key], key)
+    if "at" in table:
+        paths = table["at"] if isinstance(table["at"], list) else [table["at"]]
+        # the path of the top level is empty
+        table["at"] = tuple("" if path == "" else _text(path, "'at'") for path in paths)
     if "count" in table and type(table["count"]) is not int:
         raise UsageError(f"'count' is a number of entries, not {table['count']!r}")
     if not isinstance(table.get("finite", False), bool):

@@ -106,7 +106,10 @@ class Expect:
         for pattern, dtype in self.dtype.items():
             wanted = named(dtype)
             everything = pattern == "**"
-            for name in _matching(pattern, tensors):
+            found = _matching(pattern, tensors)
+            if not found and not everything:
+                yield f"'{pattern}' is expected, and no tensor is called so"
+            for name in found:
                 have = tensors[name].dtype
                 if have is not wanted and not (everything and have.kind != "float"):
                     yield f"'{name}' is expected to be {dtype}, and is {have.name}"

@@ -250,6 +250,8 @@ def test_a_recipe_needs_an_input(folder: Path) -> None:
         ("a.pth", 'shape = { "x" = [2] }', "'x' is expected, and no tensor is called so"),
         ("a.pth", 'dtype = "float16"', "'fc.weight' is expected to be float16, and is float32"),
         ("nan.pth", 'dtype = { i = "int32" }', "'i' is expected to be int32, and is int64"),
+        ("a.pth", 'dtype = { x = "float32" }', "'x' is expected, and no tensor is called so"),
+        ("a.pth", 'at = "", count = 3', "3 entries are expected, and there are 2"),
         ("nan.pth", "finite = true", "'w' holds NaN or infinity; 'h' holds NaN or infinity"),
         ("two.pth", "count = 2", "'n': 2 entries are expected, and there are 1"),
         ("two.pth", 'at = "x"', "no state dict there"),
