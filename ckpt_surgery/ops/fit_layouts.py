@@ -79,8 +79,9 @@ def arrange(asked: FitRequest, checkpoint: Checkpoint, aim: Aim) -> Arranged:
     optimizers: list[OptimizerChange] = []
     done = for_output(checkpoint, Output(dry_run=True))
     for plan_step in _steps(asked, rules):
-        planned = plan_step(done)
-        done = Plan((*planned.plan.edits, Settle())).apply(done)
+        with about_file(checkpoint.file.name):
+            planned = plan_step(done)
+            done = Plan((*planned.plan.edits, Settle())).apply(done)
         edits += (*planned.plan.edits, Settle())
         warnings += planned.warnings
         optimizers += planned.optimizers

@@ -303,6 +303,8 @@ def test_heads_are_told(run, place):
     torch.save({f"{n}.weight": torch.randn(4, 4) for n in "qkv"}, "new.pth")
     line = ("fit", "old.pth", "--like", "new.pth", "--adapt", "layout")
     assert "heads:N" in run(*line, "-o", "o.pth", code=2).output
+    refused = run(*line, "--layout", "**=heads:3", "-o", "o.pth", code=2).output
+    assert "'old.pth' (query_key_value.weight): [4, 4, 4] are no multiples of 3 heads" in refused
     run(*line, "--layout", "query_key_value.*=heads:2", "-o", "o.pth")
     by_head = whole.unflatten(0, (2, 3, 2))
     for place_, name in enumerate("qkv"):
