@@ -72,6 +72,8 @@ def read_recipe(
         if error.path is None:
             error.name_file(path)
         raise
+    if isinstance(found, RanksFile):
+        return found
     itself = [] if path == "-" else [Role("the recipe", path)]
     return replace(found, recipe=replace(found.recipe, read=(*itself, *found.recipe.read)))
 

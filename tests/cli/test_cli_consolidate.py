@@ -104,6 +104,13 @@ def test_files_of_ranks_that_changed_are_not_put_together_again(ranks, invoke):
     assert "'tp/rank2.pth': was not there when this was recorded" in said.stderr
 
 
+def test_its_report_is_not_written_over(ranks, invoke):
+    invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--record", "log.json")
+    before = Path("log.json").read_bytes()
+    said = invoke("apply", "log.json", "-o", "log.json", "--format", "torch-zip", "--force")
+    assert (said.exit_code, Path("log.json").read_bytes()) == (2, before)
+
+
 def test_its_report_may_come_through_a_pipe(ranks, invoke):
     document = invoke("consolidate", "tp", *AXES, "-o", "whole.pth", "--json").stdout_bytes
     done = invoke("apply", "-", "-o", "again.pth", stdin=document)

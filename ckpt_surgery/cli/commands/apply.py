@@ -71,13 +71,19 @@ def apply(ctx: click.Context, /, recipe: str, **_: Any) -> int:
 
 def _consolidate_again(ctx: click.Context, found: RanksFile) -> int:
     """Put the files of ranks together as a report says; FILE of the line takes their place."""
+    from dataclasses import replace
+
+    from ckpt_surgery.fileio.distinct import Role
     from ckpt_surgery.ops.consolidate import consolidate
     from ckpt_surgery.render.consolidating import show
 
     named = ctx.params["files"]
     if not named:
         _require_same_ranks(found)
-    report = consolidate(named or found.files, output_of(ctx), axes=found.axes, edits=found.edits)
+    output, path = output_of(ctx), ctx.params["recipe"]
+    if path != "-":
+        output = replace(output, beside=(*output.beside, Role("the report", path)))
+    report = consolidate(named or found.files, output, axes=found.axes, edits=found.edits)
     return finish(ctx, report, show)
 
 
