@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from ckpt_surgery.render.lists import show_warnings
+from ckpt_surgery.render.lists import show_warnings, written_to
 from ckpt_surgery.render.screen import Column, Grid
 from ckpt_surgery.render.text import count, nbytes, printable
 from ckpt_surgery.render.training import optimizer_lines
@@ -44,7 +44,8 @@ def show(report: ApplyReport, screen: Screen) -> None:
         if output.output is None:
             screen.line(f"dry run: nothing was written, '{name}' would be {size}", "bold")
         else:
-            screen.line(f"'{name}' written to {printable(output.output)}, {size}", "bold")
+            where = written_to(output.output, output.warnings)
+            screen.line(f"'{name}': {where}, {size}", "bold")
 
 
 def _said(step: StepReport) -> str:

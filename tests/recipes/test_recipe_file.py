@@ -74,7 +74,7 @@ def test_several_checkpoints_and_outputs(folder: Path) -> None:
     said = run("apply", recipe(text))
     assert "2. rename base: " in said
     assert "1. rename other as renamed: " in said
-    assert "'renamed' written to renamed.pth" in said
+    assert "'renamed': written to renamed.pth" in said
     mean = (load(folder / "a.pth")["fc.weight"] + 1) / 2
     assert torch.equal(load(folder / "mean.pth")["net.fc.weight"], mean)
     assert list(load(folder / "other.pth")) == ["fc.weight", "fc.bias"]
@@ -373,6 +373,11 @@ def test_what_is_no_report_is_refused(document: str, message: str, folder: Path)
     assert message in run("apply", "r.json", "-o", "x.pth", code=2)
 
 
+def test_an_output_that_is_there_already_is_as_it_was(folder: Path) -> None:
+    run("rename", "a.pth", "--add-prefix", "x", "-o", "o.pth", "--record", "r.json")
+    assert "'input': o.pth is as it was, torch-zip" in run("apply", "r.json", "-o", "o.pth")
+
+
 def test_a_report_has_no_variables(folder: Path) -> None:
     run("rename", "a.pth", "--add-prefix", "x", "-o", "o.pth", "--record", "r.json")
     assert "a report has no variables" in run("apply", "r.json", "--var", "a=1", code=2)
@@ -391,7 +396,7 @@ def test_an_output_goes_to_standard_output(folder: Path) -> None:
     command = [sys.executable, "-m", "ckpt_surgery", "apply", recipe(OUT), "-o", "-"]
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert b"'base' written to <stdout>" in done.stderr
+    assert b"'base': written to <stdout>" in done.stderr
     (folder / "x.pth").write_bytes(done.stdout)
     assert load(folder / "x.pth").keys() == load(folder / "a.pth").keys()
     assert not Path("out.pth").exists()
