@@ -41,6 +41,8 @@ def find_rank_files(named: Sequence[PathLike]) -> RankFiles:
     a rank's file is missing.
     """
     paths = [Path(each) for each in named]
+    if not paths:
+        raise UsageError("no files of ranks are named")
     if len(paths) == 1 and paths[0].is_dir():
         return _in_directory(paths[0])
     for path in paths:

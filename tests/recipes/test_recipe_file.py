@@ -378,6 +378,18 @@ def test_an_output_that_is_there_already_is_as_it_was(folder: Path) -> None:
     assert "'input': o.pth is as it was, torch-zip" in run("apply", "r.json", "-o", "o.pth")
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="no names for open files here")
+def test_a_recipe_is_read_once_since_it_may_be_a_pipe(folder: Path) -> None:
+    """As ``ckpt apply <(…)`` gives it."""
+    document = run("rename", "a.pth", "--add-prefix", "x", "-o", "o.pth", "--json")
+    reading, writing = os.pipe()
+    os.write(writing, document.encode())
+    os.close(writing)
+    run("apply", f"/dev/fd/{reading}", "-o", "piped.pth")
+    os.close(reading)
+    assert Path("piped.pth").read_bytes() == Path("o.pth").read_bytes()
+
+
 def test_a_report_has_no_variables(folder: Path) -> None:
     run("rename", "a.pth", "--add-prefix", "x", "-o", "o.pth", "--record", "r.json")
     assert "a report has no variables" in run("apply", "r.json", "--var", "a=1", code=2)
