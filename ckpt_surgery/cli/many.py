@@ -85,10 +85,11 @@ def run_each(
     given = ctx.params
     found = sources_of(ctx) if sources is None else sources
     reports: list[_Report] = []
-    code = 0
+    code = failed = 0
     for outcome in _outcomes(ctx, found, work):
         if outcome.report is None:
             code = REFUSED
+            failed += 1
             _say(ctx, outcome)
         else:
             code = max(code, outcome.report.exit_code)
@@ -97,11 +98,13 @@ def run_each(
             elif not given["quiet"] and sys.stdout is not None:
                 write_jsonl(outcome.report, sys.stdout)
     if reports and not given["quiet"] and sys.stdout is not None:
+        from ckpt_surgery.render.many import show_failed
         from ckpt_surgery.render.screen import paged
 
         pager = not given.get("no_pager", True)
         with paged(sys.stdout, color=color_of(ctx), pager=pager) as screen:
             show(reports, screen)
+            show_failed(failed, screen)
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ckpt_surgery.render.color import WARNING
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 
@@ -73,6 +74,12 @@ def show_matches(reports: Sequence[MatchReport], screen: Screen) -> None:
     strictly = sum(not report.exit_code for report in reports)
     target = printable(reports[0].target)
     screen.line(f"{strictly:,} of {count(len(reports), 'file')} load strictly into {target}")
+
+
+def show_failed(number: int, screen: Screen) -> None:
+    """Say below a table how many files are not in it."""
+    if number:
+        screen.line(f"failed: {count(number, 'file')}", WARNING)
 
 
 def _by_warning(reports: Sequence[EditReport]) -> dict[str, int]:

@@ -46,7 +46,9 @@ def test_strip_edits_all_but_what_fails(runs, invoke, files):
     assert all(held(name) == ["a.w"] for name in NAMES)
     rows = [line.split()[0] for line in result.stdout.splitlines()[1:7]]
     assert rows == NAMES
-    assert result.stdout.splitlines()[-1].startswith("written: 6 files, ")
+    done, failed = result.stdout.splitlines()[-2:]
+    assert done.startswith("written: 6 files, ")
+    assert failed == "failed: 1 file"
 
 
 def test_names_after_several_files_are_told_from_files(runs, invoke):
@@ -131,6 +133,9 @@ def test_match_says_of_each_file_whether_it_loads(runs, invoke):
     worse = invoke("match", "runs/a", "other.pth", "--like", "runs/b/epoch_0.pth")
     assert worse.exit_code == 1
     assert worse.stdout.splitlines()[4].split() == ["other.pth", "no", "1", "1", "0", "0"]
+    failing = invoke("match", "runs", "--like", "runs/b/epoch_0.pth").stdout.splitlines()
+    assert failing[-1] == "failed: 1 file"
+    assert invoke("inspect", "runs").stdout.splitlines()[-1] == "failed: 1 file"
 
 
 def test_quiet_prints_errors_alone(runs, invoke):
