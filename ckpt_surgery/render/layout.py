@@ -213,7 +213,7 @@ def _tail(text: str, width: int) -> str:
 
 
 def _wrap(text: str, width: int) -> Iterator[str]:
-    """Yield the lines of `text`, broken between words; a word that is too wide is cut."""
+    """Yield the lines of `text`, broken between words; one that is too wide behind a dot in it."""
     line = ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
@@ -223,11 +223,18 @@ def _wrap(text: str, width: int) -> Iterator[str]:
         if line:
             yield line
         while _cells(word) > width:
-            part = _take(word, width) or word[:1]
+            part = _part(word, width)
             yield part
             word = word[len(part) :]  # noqa: PLW2901 - what is left of it
         line = word
     yield line
+
+
+def _part(word: str, width: int) -> str:
+    """Return the beginning of a word that is too wide: up to a dot in its last third."""
+    part = _take(word, width) or word[:1]
+    joint = part.rfind(".") + 1
+    return part[:joint] if 3 * joint > 2 * len(part) else part
 
 
 def hanging(text: str, width: int) -> str:

@@ -61,6 +61,12 @@ def test_wrapped_text_fits_and_loses_nothing(text, width):
 def test_word_is_broken_only_if_it_is_wider_than_the_screen():
     assert list(_wrap("the middle of it", 6)) == ["the", "middle", "of it"]
     assert list(_wrap("a verylongword b", 6)) == ["a", "verylo", "ngword", "b"]
+    # a name behind one of its dots, as long as that fills the line
+    assert list(_wrap("layers.{0..2}.attention.weight (3)", 26)) == [
+        "layers.{0..2}.attention.",
+        "weight (3)",
+    ]
+    assert list(_wrap("a.relative_position_bias", 12)) == ["a.relative_p", "osition_bias"]
 
 
 GRID = Grid(
