@@ -7,40 +7,18 @@ import zipfile
 import zlib
 
 import pytest
+from memory_sink import MemorySink
 
 from ckpt_surgery.errors import LimitExceededError
-from ckpt_surgery.fileio import Bytes, ByteSource, MemorySource, zip_salvage
-from ckpt_surgery.fileio.sink import copy_chunks
+from ckpt_surgery.fileio import Bytes, MemorySource, zip_salvage
 from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_write import lay_out
 
 RECORDS = {"data.pkl": b"pickle", "data/0": b"PK\x03\x04 inside" * 3, "empty": b"", "version": b"3"}
 
 
-class Collected:
-    """A sink that keeps what is written."""
-
-    name = "memory"
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def position(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.data += data
-
-    def copy(self, source: ByteSource) -> None:
-        copy_chunks(source, self)
-
-    def reserve(self, nbytes: int) -> None:
-        pass
-
-
 def archive() -> bytes:
-    sink = Collected()
+    sink = MemorySink()
     lay_out("root", [(name, Bytes(data)) for name, data in RECORDS.items()]).write(sink)
     return bytes(sink.data)
 

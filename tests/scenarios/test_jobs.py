@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_nets import Classifier
 from torch import nn
 
 from ckpt_surgery.cli.main import cli
@@ -24,18 +25,6 @@ def run(*lines: tuple[str | Path, ...]) -> None:
         assert result.exit_code == 0, result.stderr
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.head(self.norm(self.conv(image)).mean((2, 3)))
-        return found
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "in.pth", tmp_path / "out.pth"
@@ -43,7 +32,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def loads(out: Path, net: nn.Module) -> None:
     """Check that a file holds exactly the weights of a network."""
-    state, fresh = torch.load(out, weights_only=True), Net()
+    state, fresh = torch.load(out, weights_only=True), Classifier()
     fresh.load_state_dict(state)
     for name, tensor in net.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor)
@@ -51,14 +40,14 @@ def loads(out: Path, net: nn.Module) -> None:
 
 @pytest.mark.parametrize("wrapper", ["_orig_mod.module.", "module._orig_mod.", "module.module."])
 def test_3_wrappers_of_any_nesting_are_stripped(wrapper, files):
-    net = Net()
+    net = Classifier()
     torch.save({f"{wrapper}{name}": t for name, t in net.state_dict().items()}, files[0])
     run(("rename", files[0], "--unwrap", "-o", files[1]))
     loads(files[1], net)
 
 
 def test_16_17_average_of_a_list_or_below_a_name_takes_the_models_place(files):
-    net, average = Net(), Net()
+    net, average = Classifier(), Classifier()
     below = {f"ema_model.{name}": t for name, t in average.state_dict().items()}
     torch.save(below | {"step": torch.tensor(3), "initted": torch.tensor(True)}, files[0])
     run(("rename", files[0], "--strip-prefix", "ema_model", "-o", files[0].with_name("1.pth")),
@@ -80,7 +69,7 @@ def test_16_17_average_of_a_list_or_below_a_name_takes_the_models_place(files):
             "--force",
         )
     )
-    wanted = Net()
+    wanted = Classifier()
     wanted.load_state_dict(net.state_dict() | dict(average.named_parameters()))
     loads(files[1], wanted)
 
@@ -95,7 +84,7 @@ def test_27_head_is_a_copy_for_a_model_that_does_not_tie_it(files):
 
 
 def test_30_plain_cast_and_the_network_after_it(files):
-    net = Net().eval()
+    net = Classifier().eval()
     torch.save(net.state_dict(), files[0])
     run(("convert", files[0], "--dtype", "bfloat16", "-o", files[1]))
     state = torch.load(files[1], weights_only=True)
@@ -103,14 +92,14 @@ def test_30_plain_cast_and_the_network_after_it(files):
         is_half = state[name].dtype == torch.bfloat16
         assert torch.equal(state[name], tensor.bfloat16() if is_half else tensor)
     assert state["head.weight"].dtype == torch.bfloat16
-    half = Net().eval()
+    half = Classifier().eval()
     half.load_state_dict(state)
     image = torch.randn(1, 3, 8, 8)
     torch.testing.assert_close(half(image), net(image), atol=0.05, rtol=0.05)
 
 
 def test_36_file_loads_with_weights_only_and_its_optimizer(files):
-    net = Net()
+    net = Classifier()
     optimizer = torch.optim.Adam(net.parameters())
     whole: dict[str, Any] = {
         "best": np.float64(0.5),
@@ -124,7 +113,7 @@ def test_36_file_loads_with_weights_only_and_its_optimizer(files):
 
 
 def test_41_flat_dictionary_is_wrapped_and_the_container_renamed(files):
-    net = Net()
+    net = Classifier()
     torch.save(net.state_dict(), files[0])
     run(("rename", files[0], "--wrap", "model", "-o", files[1]),
         ("rename", files[1], "--entry", "model=state_dict", "-i"))  # fmt: skip
@@ -150,7 +139,7 @@ def test_50_layers_are_dropped_and_the_rest_renumbered_in_one_command(files):
 
 
 def test_epoch_and_learning_rate_are_reset_and_training_goes_on(files):
-    net = Net()
+    net = Classifier()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     torch.save({"epoch": 90, "model": net.state_dict(), "optim": optimizer.state_dict()}, files[0])
     run(("set", files[0], "epoch=0", "optim/param_groups/0/lr=0.01", "-o", files[1]))

@@ -17,24 +17,13 @@ import torch
 from averages_as_written import LatentDiffusion
 from click.testing import CliRunner
 from commands import ckpt
+from small_nets import Classifier
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from ckpt_surgery.cli.main import cli
 
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-class Classifier(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.head(self.norm(self.conv(image)).mean((2, 3)))
-        return found
 
 
 def load(path: Path) -> Any:

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
+from memory_sink import MemorySink
 from safetensors import SafetensorError, TensorSpec
 
 from ckpt_surgery import (
@@ -88,29 +89,6 @@ def _with(checkpoint: Checkpoint, metadata: Mapping[str, str] | None) -> Checkpo
     return replace(checkpoint, others=(Other(METADATA, "dict", dict(metadata)),))
 
 
-class _Memory:
-    """A sink into memory."""
-
-    name = "memory"
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-
-    @property
-    def position(self) -> int:
-        return len(self.data)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.data += data
-
-    def copy(self, source: Any) -> None:
-        for chunk in source.chunks():
-            self.data += chunk
-
-    def reserve(self, nbytes: int) -> None:
-        pass
-
-
 def serialize(
     tensor_dict: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None
 ) -> bytes:
@@ -118,7 +96,7 @@ def serialize(
     with _as_theirs("serializing"):
         checkpoint = _with(_described(tensor_dict), metadata)
         (file,) = Safetensors().lay_out(checkpoint, LayoutOptions()).files
-        sink = _Memory()
+        sink = MemorySink()
         file.write(sink)
     return bytes(sink.data)
 
