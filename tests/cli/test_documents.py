@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from signing_keys import write_key
 
 import ckpt_surgery
 from ckpt_surgery.cli.main import COMMANDS
@@ -88,6 +89,20 @@ def test_a_recipe_and_a_record_are_documents_like_the_others(folder, invoke):
     assert invoke(*line).exit_code == 0
     check(json.loads(Path("log.json").read_text()), "strip")
     check(json.loads(invoke("apply", "log.json", "-o", "again.pth", "--json").stdout), "apply")
+
+
+def test_a_signature_is_a_document_like_the_others(folder, invoke):
+    write_key("key.pem")
+    strip = ("strip", "net.pth", "fc.bias", "-o", "out.pth", "--record", "log.json")
+    assert invoke(*strip).exit_code == 0
+    for more in ((), ("--record", "log.json", "--force")):
+        result = invoke("sign", "out.pth", "--key", "key.pem", *more, "--json")
+        document = json.loads(result.stdout)
+        check(document, "sign")
+        assert document["exit_code"] == result.exit_code == 0
+        assert document["inputs"] == ["out.pth", *more[1:2]]
+    refused = json.loads(invoke("sign", "out.pth", "--key", "key.pem", "--json").stdout)
+    check(refused, "error")
 
 
 @pytest.mark.parametrize(("line", "kind", "inputs"), FAILURES, ids=lambda v: str(v)[:30])

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from signing_keys import write_key
 
 from ckpt_surgery.cli.main import COMMANDS as COMMAND_NAMES
 from ckpt_surgery.cli.main import cli
@@ -119,13 +120,7 @@ def prepared(wide: Path, invoke: Callable[..., Result]) -> Callable[[str], None]
             made = invoke("lora", "extract", "wide.pth", "tuned.pth", "--rank", "1", "-o", "one")
             assert made.exit_code == 0, made.output
         elif name == "sign":
-            pytest.importorskip("model_signing")
-            from cryptography.hazmat.primitives import serialization
-            from cryptography.hazmat.primitives.asymmetric import ec
-
-            key = ec.derive_private_key(12345, ec.SECP256R1())
-            pem = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-            Path("key.pem").write_bytes(key.private_bytes(*pem, serialization.NoEncryption()))
+            write_key("key.pem")
 
     return prepare
 
