@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from ckpt_surgery.models.building import build_target
 from ckpt_surgery.models.signature_table import Head, OpenRow, load_table
+from ckpt_surgery.models.signature_table import _decode_table as decode_table
 from ckpt_surgery.models.signatures import Recognition, recognise
 from ckpt_surgery.models.torchvision_import import import_torchvision
 
@@ -81,6 +84,39 @@ def test_the_committed_table_holds_what_is_installed() -> None:
 @pytest.fixture(scope="module")
 def script() -> dict[str, Any]:
     return runpy.run_path(str(_SCRIPT))
+
+
+def test_the_script_makes_what_is_in_the_committed_table(
+    script: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From models that are built to the file; what was kept of a run is not built again."""
+    few = {
+        "torchvision": ("torchvision:resnet18", "torchvision:raft_small"),
+        "timm": ("timm:resnet18", "timm:vit_tiny_patch16_224"),
+        "transformers": ("bert/BertModel", "gpt2/GPT2LMHeadModel"),
+    }
+    main = script["main"]
+    for library, names in few.items():
+        models = [each for each in script[library]() if each.name in names]
+        assert len(models) == len(names)
+        monkeypatch.setitem(main.__globals__, library, lambda models=models: iter(models))
+    monkeypatch.setattr(sys, "argv", ["x", "-o", str(tmp_path / "x.bin"), "--keep", str(tmp_path)])
+    main()
+    written = (tmp_path / "x.bin").read_bytes()
+    made, whole = decode_table(written), load_table()
+    assert [names[0] for names in made.names] == [
+        *("timm:vit_tiny_patch16_224", "torchvision:raft_small", "torchvision:resnet18"),
+        *("transformers:BertModel", "transformers:GPT2LMHeadModel"),
+    ]
+    places = {name: place for place, names in enumerate(whole.names) for name in names}
+    for number, names in enumerate(made.names):
+        known = whole.signature(places[names[0]])
+        assert set(names) <= {known.name, *known.also}
+        assert replace(made.signature(number), name=known.name, also=known.also) == known
+    kept = [(tmp_path / f"{library}.jsonl").read_text() for library in few]
+    main()
+    assert (tmp_path / "x.bin").read_bytes() == written
+    assert [(tmp_path / f"{library}.jsonl").read_text() for library in few] == kept
 
 
 def test_heads_are_what_follows_the_number_of_classes(script: dict[str, Any]) -> None:
