@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
+import shutil
+import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -54,6 +60,33 @@ def test_errors_are_colored_on_terminals(at_terminal, args, extra, colored):
     code, screen = at_terminal("inspect", "nothing.pth", *args, **extra)
     assert code == 2
     assert screen.startswith("\x1b[1;31merror:\x1b[0m " if colored else "error: ")
+
+
+@pytest.mark.skipif(shutil.which("less") is None, reason="no less here")
+def test_less_shows_a_long_report_in_colors_and_to_its_end(folder, environment):
+    """The pager of those who name none, on a terminal of its own, with somebody at the keys."""
+    fcntl = pytest.importorskip("fcntl", reason="no terminals of this kind here")
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    kept = {name: value for name, value in environment.items() if name not in ("PAGER", "LESS")}
+    # the first terminal that the leader of a session opens is the one that less asks for keys
+    line = [sys.executable, "-m", "ckpt_surgery", "inspect", "train.pth.tar"]
+    take = ["sh", "-c", 'exec <"$0" >"$0" 2>"$0"; exec "$@"', os.ttyname(slave), *line]
+    process = subprocess.Popen(take, env=kept, start_new_session=True)
+    seen, keys = b"", [(b"module.blocks.0.0.weight", b"G"), (b"(END)", b"q")]
+    while process.poll() is None:
+        if select.select([master], [], [], 0.1)[0]:
+            seen += os.read(master, 65536)
+        if keys and keys[0][0] in seen:
+            os.write(master, keys.pop(0)[1])
+    os.close(slave)
+    os.close(master)
+    assert (process.returncode, keys) == (0, [])
+    assert b"\x1b[1m" in seen  # bold, as it is, not as text
+    assert b"ESC[" not in seen
+    assert b"state_dict/module.fc.bias = state_dict_ema/module.fc.bias" in seen  # the last line
 
 
 def test_errors_have_no_colors_in_a_pipe_unless_wanted(ckpt):
