@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 from inspect import cleandoc
+from pathlib import Path
 
 import click
 import pytest
 import torch
 
 from ckpt_surgery.cli.main import COMMANDS, cli
+from ckpt_surgery.formats.registry import WRITABLE
 
+HEAVY = {"torch", "torchvision", "numpy", "timm", "transformers", "safetensors"}
 _GUARD = """
 import sys
 class Guard:
@@ -43,12 +46,36 @@ def run_without(forbidden, args, environment):
         ["diff", "net.pth", "net.pth"],
         ["freeze-plan", "net.pth", "--train", "head", "--lr", "0.1", "--emit", "python"],
         ["strip", "--help"],
+        ["strip", "train.pth.tar", "--training-state", "--ema", "-o", "s.pth"],
+        ["edit", "net.pth", "--copy", "fc.bias=fc.twin", "-o", "e.pth"],
+        ["set", "train.pth.tar", "epoch=4", "-o", "e.pth"],
+        ["get", "train.pth.tar", "optimizer/param_groups/0/lr"],
+        ["apply", "recipe.toml", "-o", "a.pth"],
+        ["match", "net.pth", "--like", "net.pth"],
+        ["fit", "net.pth", "--like", "net.pth", "-o", "f.pth"],
+        ["consolidate", "net.pth", "-o", "w.pth"],
+        ["convert", "train.pth.tar", "--plain", "--device", "cpu", "-o", "c.pth"],
+        ["convert", "module.pth", "-o", "c.pth"],
+        ["verify", "net.pth", "--salvage", "v.pth"],
     ],
     ids=" ".join,
 )
 def test_no_command_imports_torch(folder, environment, args):
-    done = run_without({"torch", "torchvision", "numpy"}, args, environment)
+    Path("recipe.toml").write_text(
+        '[inputs]\na = "net.pth"\n'
+        '[[steps]]\nrename = { add-prefix = "m" }\n[[steps]]\nexpect = { count = 15 }\n'
+    )
+    torch.save(torch.nn.Linear(2, 2), "module.pth")
+    done = run_without(HEAVY, args, environment)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_no_format_is_written_or_read_with_torch(folder, environment, name):
+    made = ["convert", "net.pth", "--format", name, "-o", "made"]
+    for line in (made, ["inspect", "made"], ["verify", "made"]):
+        done = run_without(HEAVY, line, environment)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("form", [["--keys"], ["--json"], ["--csv"], ["--tree"], []], ids=" ".join)
