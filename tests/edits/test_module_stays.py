@@ -169,7 +169,7 @@ def test_of_two_modules_the_one_that_is_changed_is_said_to_become_a_state_dict(
 
 def test_a_module_in_an_archive_keeps_its_checksums(training: Path, tmp_path: Path) -> None:
     report = ckpt.strip(training, tmp_path / "out.pt", training_state=True)
-    assert report.output_format == "torch-module"
+    assert report.format == "torch-module"
     assert not any("checksums" in warning for warning in report.warnings)
     with zipfile.ZipFile(tmp_path / "out.pt") as archive:
         assert archive.testzip() is None
