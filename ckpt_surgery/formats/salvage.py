@@ -40,6 +40,7 @@ from ckpt_surgery.formats.torch_zip import (
     STORAGE_FOLDER,
     read_torch_zip,
 )
+from ckpt_surgery.formats.traits import OWN_RECORDS
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node, PersistentId, parse
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id
@@ -69,7 +70,7 @@ class Salvaged:
     `right_nbytes` gives the bytes of a storage, from its start, that are there and not known to be
     wrong; `notes` say what else is not as it should be. `lost` are tensors of which nothing but the
     name is known, and why. `reasons` say by path why a tensor is not whole, if more is known than
-    that bytes are missing.
+    that bytes are missing. `records` are names of what else is in an archive, beside a checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -77,6 +78,7 @@ class Salvaged:
     notes: tuple[str, ...] = ()
     lost: tuple[tuple[str, str], ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict)
+    records: tuple[str, ...] = ()
 
     def is_whole(self, tensor: Tensor) -> bool:
         """Return whether all bytes of a tensor are right."""
@@ -198,9 +200,13 @@ def _inflated_crc32(source: Source, record: FoundRecord) -> int | None:
 def _read_zip(source: Source, limits: Limits) -> Salvaged:
     parts = {part.name: part for part in parts_of(source)}
     pickle, notes = _pickle(source, parts.get(PICKLE), limits)
+    others = tuple(
+        name for name in parts if not name.startswith(STORAGE_FOLDER) and name not in OWN_RECORDS
+    )
     if is_script(parts, pickle, limits):
         script, stored, said = read_damaged_script(source, parts, pickle, limits)
-        return Salvaged(script, _right(source, parts, stored), (*notes, *said))
+        right = _right(source, parts, stored)
+        return Salvaged(script, right, (*notes, *said), records=others)
     needed = _needed_storages(pickle, limits)
     starts = {key: _start(source, parts.get(STORAGE_FOLDER + key)) for key in needed}
     size = max([source.size, *(starts[key] + each.nbytes for key, each in needed.items())])
@@ -218,7 +224,7 @@ def _read_zip(source: Source, limits: Limits) -> Salvaged:
     checkpoint = replace(read_torch_zip(source, archive, limits), unwritable="")
     if len(records) == len(needed) + 2:  # no byte order: the records are those of a new archive
         checkpoint = replace(checkpoint, container=None)
-    return Salvaged(checkpoint, _right(source, parts, needed), notes)
+    return Salvaged(checkpoint, _right(source, parts, needed), notes, records=others)
 
 
 def _right(

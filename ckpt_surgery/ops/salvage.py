@@ -18,8 +18,6 @@ from ckpt_surgery.formats.base import Loss
 from ckpt_surgery.formats.compressed import notes_on
 from ckpt_surgery.formats.detect import opened, source_is_directory
 from ckpt_surgery.formats.salvage import Salvaged, parts_of, read_damaged
-from ckpt_surgery.formats.torch_zip import STORAGE_FOLDER
-from ckpt_surgery.formats.traits import OWN_RECORDS
 from ckpt_surgery.reports.verification import Lost, SalvageReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import without
@@ -28,6 +26,7 @@ from ckpt_surgery.writing.write import write
 _MOST: Final = 20
 _LOST: Final = "a part of its bytes is missing or wrong"
 _REST: Final = "all other tensors and objects are whole: '--salvage OUT' writes them"
+_NO_STATE_DICT: Final = "there is no state dict in it whose tensors could be written"
 _NO_PART: Final = "it is no part of a checkpoint, of which a new archive is made"
 _SAID: Final = {
     "cut": "the record ends before its last byte, or has no end that can be found",
@@ -50,7 +49,9 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
         kept = without(found.checkpoint, lost)
         tensors = [name for name, _ in kept.tensors]
         if not tensors:
-            raise DamagedFileError("none of its tensors is whole", path=file.name)
+            any_at_all = any(True for _ in found.checkpoint.tensors)
+            why = "none of its tensors is whole" if any_at_all else _NO_STATE_DICT
+            raise DamagedFileError(why, path=file.name)
         if any(found.right_nbytes(storage) < storage.nbytes for storage in _storages(kept)):
             kept = compact(kept)
         written = write(replace(kept, modules={}), output)  # weights that load without classes
@@ -62,7 +63,7 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
             (
                 *(Lost(loss.path, loss.part, loss.why) for loss in lost),
                 *(Lost(name, "entry", why) for name, why in found.lost),
-                *_lost_records(file),
+                *(Lost(name, "record", _NO_PART) for name in found.records),
             ),
             (*_compressed(file), *found.notes, *written.warnings),
         )
@@ -124,15 +125,6 @@ def _lost(found: Salvaged) -> Iterator[Loss]:
 
 def _compressed(file: Source) -> tuple[str, ...]:
     return () if source_is_directory(file) else notes_on(file)
-
-
-def _lost_records(file: Source) -> Iterator[Lost]:
-    """Yield what else is in an archive: a new one is written."""
-    if source_is_directory(file) or not looks_like_zip(file):
-        return
-    for part in parts_of(file):
-        if not part.name.startswith(STORAGE_FOLDER) and part.name not in OWN_RECORDS:
-            yield Lost(part.name, "record", _NO_PART)
 
 
 def damage(source: Source) -> Iterator[Finding]:

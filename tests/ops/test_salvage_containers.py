@@ -270,6 +270,22 @@ def test_a_stream_that_is_cut_gives_what_it_holds_until_then(kind: str, tmp_path
     assert counts[-1] >= 6
 
 
+def test_in_a_stream_as_in_a_file_the_records_of_others_are_listed_as_lost(tmp_path: Path) -> None:
+    whole = {f"w{n}": torch.randn(2_000) for n in range(4)}
+    path = tmp_path / "w.pth"
+    save(whole, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("w/notes.txt", "of another program")
+        archive.writestr("w/data/4", bytes(8_000))
+    data = path.read_bytes()
+    cut = data[: data.index(b"w/notes.txt") + 5_000]
+    for name, content in (("plain.pth", cut), ("packed.pth.gz", gzip.compress(cut))):
+        (tmp_path / name).write_bytes(content)
+        report, found = salvaged(tmp_path / name, tmp_path)
+        assert_same(dict(found), whole)
+        assert [(each.path, each.part) for each in report.lost] == [("notes.txt", "record")]
+
+
 # --- archives of other files
 
 
