@@ -29,6 +29,7 @@ LATEST: Final = "latest_checkpointed_iteration.txt"
 _FOLDER: Final = re.compile(r"mp_rank_(\d{2,})((?:_\d{3,}){0,2})")
 _FILES: Final = ("model_optim_rng.pt", "model_rng.pt")
 _MODEL: Final = "model"
+_RANKS: Final = "tensor_model_parallel_size"
 _CHUNKS: Final = re.compile(r"model\d+")  # of a virtual pipeline
 _TOOL: Final = (
     "Megatron-LM's tools/checkpoint/convert.py writes it again with "
@@ -65,9 +66,12 @@ _INSIDE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
-    """What the files say about themselves: whether the first layer is gated, None if not that."""
+    """What the files say about themselves: whether the first layer is gated, and how many ranks
+    there are; None if not that.
+    """
 
     gated: bool | None
+    ranks: int | None
     version: float | None
 
 
@@ -117,6 +121,12 @@ def consolidate_megatron(files: Sequence[Checkpoint], rules: Sequence[AxisRule])
     """
     ranks = [read_parts(each) for each in files]
     settings = _settings(ranks[0])
+    if settings.ranks not in (None, len(ranks)):
+        raise ReadError(
+            f"holds {len(ranks)} of the {settings.ranks} ranks that saved it",
+            path=str(Path(files[0].file.name).parents[1]),
+            hint=f"'{_RANKS}' of the arguments in '{ranks[0].name}' says so",
+        )
     if len(ranks) > 1 and settings.version is not None and settings.version < _LEAST_VERSION:
         raise UsageError(
             f"checkpoint_version {settings.version:g} has queries, keys and values "
@@ -205,10 +215,11 @@ def _settings(rank: RankFile) -> _Settings:
         if isinstance(arguments, Object) and arguments.state is not NO_STATE
         else None
     ) or {}
-    gated = items.get("swiglu")
+    gated, count = items.get("swiglu"), items.get(_RANKS)
     version: Node = rank.values.get(("checkpoint_version",))
     return _Settings(
         gated if isinstance(gated, bool) else None,
+        count if type(count) is int else None,
         float(version) if isinstance(version, int | float) else None,
     )
 

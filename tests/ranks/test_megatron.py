@@ -143,12 +143,23 @@ def test_what_the_files_do_not_say_is_asked_for(tmp_path):
 
 def test_one_rank_is_whole(tmp_path):
     folder = saved(tmp_path / "m", core(True), gated=True)
-    torch.save({"model": core(True), "args": ARGS}, folder / "one.pt")
+    alone = Namespace(swiglu=True, tensor_model_parallel_size=1)
+    torch.save({"model": core(True), "args": alone}, folder / "one.pt")
     place = tmp_path / "one" / "iter_0000001" / "mp_rank_00"
     place.mkdir(parents=True)
     (folder / "one.pt").rename(place / "model_optim_rng.pt")
     consolidate(place.parent, tmp_path / "whole.pth")
     assert_same(dict(torch.load(tmp_path / "whole.pth", weights_only=True)), core(True))
+
+
+def test_ranks_that_are_not_there_are_missed(tmp_path):
+    """The last one as well, whose place no other shows to be empty."""
+    folder = saved(tmp_path / "m", core(True), gated=True)
+    (folder / "iter_0000007" / "mp_rank_01").rename(tmp_path / "elsewhere")
+    with pytest.raises(ReadError, match="holds 1 of the 2 ranks that saved it") as refused:
+        consolidate(folder, tmp_path / "whole.pth")
+    assert "tensor_model_parallel_size" in str(refused.value.hint)
+    assert not (tmp_path / "whole.pth").exists()
 
 
 def test_what_is_split_otherwise_is_refused_with_the_tool_for_it(tmp_path):
