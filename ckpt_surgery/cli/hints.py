@@ -16,17 +16,19 @@ _ALIKE: Final = 0.75  # difflib's ratio; all names end alike, in .pth
 
 # What people call what ckpt calls otherwise, or does by another command.
 _OTHER_WORDS: Final = {
-    "diff": "'ckpt match A --like B' compares names, shapes and types",
     "cast": "'ckpt convert FILE --dtype float16' casts all tensors",
     "split": "'ckpt strip FILE --keep --prefix P' writes a part; without --keep, the rest",
-    "edit": "'ckpt strip' removes entries, 'ckpt rename' renames them, 'ckpt fit' changes shapes",
     "extract": "'ckpt convert FILE --state-dict-only --at PATH' writes one state dict alone",
     "average": "'ckpt merge A B -m average' averages checkpoints",
-    "compare": "'ckpt match A --like B' compares names, shapes and types",
+    "compare": "'ckpt diff A B' says what differs, 'ckpt match A --like B' whether names and "
+    "shapes are those of B",
     "freeze": "'ckpt freeze-plan' decides what trains",
     **dict.fromkeys(("show", "list", "info", "cat", "tree", "keys"), "that is 'ckpt inspect'"),
     **dict.fromkeys(("remove", "delete", "del", "drop", "prune"), "that is 'ckpt strip'"),
-    **dict.fromkeys(("load", "check", "validate"), "'ckpt match' says whether FILE loads"),
+    **dict.fromkeys(
+        ("load", "check", "validate"),
+        "'ckpt match' says whether FILE loads into a model, 'ckpt verify' whether it is whole",
+    ),
     **dict.fromkeys(("sha256", "digest", "checksum"), "that is 'ckpt hash'"),
 }
 

@@ -26,5 +26,9 @@ def test_hint_at_another_word_names_commands_and_options_that_exist(word):
         assert set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", rest)) <= known
 
 
+def test_no_hint_is_for_a_command_that_exists():
+    assert not set(_OTHER_WORDS) & set(COMMANDS)
+
+
 def test_a_word_that_nothing_is_known_of_has_no_hint():
     assert other_word("xyzzy") is None
