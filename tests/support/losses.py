@@ -363,7 +363,7 @@ KINDS: dict[str, Kind] = {
     "tensors beside": Kind(lambda _: beside(rng=torch.arange(8)), at("rng"), ("rng",)),
     "one object twice": Kind(_shared, _is_one_object, ("config", "same")),
     "versions of modules": Kind(_metadata, _versions, ("_metadata",)),
-    "ties": Kind(_tied, _is_tied, ("a.tied", "a.weight")),
+    "ties": Kind(_tied, _is_tied, ("a.tied",)),
     "overlaps": Kind(_overlapping, _do_overlap, ("a.head", "a.tail")),
     "strides": Kind(
         entry("a.strided", lambda: torch.rand(4, 3).t()),
@@ -399,9 +399,12 @@ KINDS: dict[str, Kind] = {
                         ("_extra_state",)),
     "numbers among weights": Kind(entry("a.steps", lambda: 7), at("a.steps"), ("a.steps",)),
     "numbers as keys": Kind(
+        lambda _: beside(labels={0: "cat", 1: "dog"}), at("labels"), ("labels",)
+    ),
+    "keys of one text": Kind(
         lambda _: OrderedDict([*state().items(), (1, torch.ones(1)), ("1", torch.zeros(1))]),
         lambda f: sorted(float(v) for p, v in f.walk() if p.endswith("/1") and v.numel() == 1),
-        ("1", "no state dict"),
+        ("two entries would have this name", "no state dict", "1#2"),
     ),
     "odd bits": Kind(entry("a.odd", _odd_bits), at("a.odd"), ("a.odd",)),
     "complex128": Kind(
@@ -446,7 +449,7 @@ KINDS: dict[str, Kind] = {
             for path, value in f.walk()
             if isinstance(value, torch.Tensor) and "gone" not in path
         ],
-        ("order", "z.count"),
+        ("the order of the names", "z.count"),
     ),
 }  # fmt: skip
 """Each kind of loss by its name, as docs/safety.md lists them."""
