@@ -60,7 +60,7 @@ def _bare(name: str, tensor: Tensor, moved: dict[Hashable, Storage]) -> Tensor:
         raise LossyEditError(
             f"a tensor of layout '{tensor.layout}' has more to it than numbers",
             entry=name,
-            hint="take it out first: ckpt strip --name NAME",
+            hint=f"take it out first: ckpt strip --name '{name}'",
         )
     bare = replace(
         tensor, device="cpu", requires_grad=False, is_parameter=False, node=None, parts=()
