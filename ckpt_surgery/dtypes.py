@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-Kind = Literal["float", "complex", "int", "bool", "quantized", "bits"]
+_Kind = Literal["float", "complex", "int", "bool", "quantized", "bits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class DType:
 
     name: str
     itemsize: int
-    kind: Kind
+    kind: _Kind
     storage_class: str | None = None
     safetensors: str | None = None
     elements_per_byte: int = 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CODED: Final = ("torch.fx.", "torch.ao.nn.", "torch.nn.quantized.", "torch.nn.intrinsic.")
 
 
-class SaidRule(Protocol):
+class _SaidRule(Protocol):
     """A rule of any kind, as far as reports speak of it."""
 
     def to_dict(self) -> dict[str, object]:
@@ -31,7 +31,7 @@ class SaidRule(Protocol):
 class RuleCount:
     """How many names a rule matched or changed, over all state dicts."""
 
-    rule: SaidRule
+    rule: _SaidRule
     matched: int
 
 

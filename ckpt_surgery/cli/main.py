@@ -68,7 +68,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 
 # What people know from their shells.
-ALIASES: Final = {"ls": "inspect", "rm": "strip", "mv": "rename"}
+_ALIASES: Final = {"ls": "inspect", "rm": "strip", "mv": "rename"}
 
 
 class _LazyGroup(click.Group):
@@ -97,9 +97,9 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = ALIASES.get(args[0], args[0])
+        name = _ALIASES.get(args[0], args[0])
         if name == "help" and not ctx.resilient_parsing:
-            asked = [ALIASES.get(word, word) for word in args[1:2]]
+            asked = [_ALIASES.get(word, word) for word in args[1:2]]
             if not asked:
                 click.echo(ctx.get_help())
                 ctx.exit()
@@ -117,7 +117,7 @@ class _LazyGroup(click.Group):
         from ckpt_surgery.cli.hints import other_word
         from ckpt_surgery.names.suggest import near_hint
 
-        hint = other_word(name) or near_hint(name, [*COMMANDS, *ALIASES, "help"])
+        hint = other_word(name) or near_hint(name, [*COMMANDS, *_ALIASES, "help"])
         raise UsageError(
             f"no such command '{name}', and no such file",
             hint=hint or "see 'ckpt --help'",

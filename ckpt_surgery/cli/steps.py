@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 VERBS: Final = ("strip", "rename", "edit", "set", "convert", "merge", "fit")
 """The verbs that a step may be, each a module of `cli.commands` with a `request_of`."""
 
-WITH: Final = "with"
+_WITH: Final = "with"
 """What a merge calls the other checkpoints in a recipe."""
 
-VALUES: Final = "values"
+_VALUES: Final = "values"
 """What `set` calls the table of paths and values in a recipe."""
 
 # Options of verbs that say where something is read or written, or how it is shown: an input, an
@@ -56,7 +56,7 @@ def action_of(verb: str, said: object, read: list[Role] | None = None) -> Action
     names: list[str] = []
     if verb == "merge":
         for table in tables:
-            names += _texts(f"{verb}.{WITH}", table.pop(WITH, []))
+            names += _texts(f"{verb}.{_WITH}", table.pop(_WITH, []))
     context, request_of = _parsed(verb, tables, _arguments(verb, tables, names))
     with context:
         request: Any = _asked(context, request_of, read)
@@ -73,9 +73,9 @@ def _arguments(verb: str, tables: Sequence[dict[str, Any]], names: Sequence[str]
         return []
     found = ["-"]
     for table in tables:
-        values = table.pop(VALUES, {})
+        values = table.pop(_VALUES, {})
         if not isinstance(values, dict):
-            raise UsageError(f"'{VALUES}' of 'set' is a table of paths and values")
+            raise UsageError(f"'{_VALUES}' of 'set' is a table of paths and values")
         found += (f"{path}={toml_value(value)}" for path, value in values.items())
     return found
 

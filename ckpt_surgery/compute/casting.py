@@ -12,7 +12,7 @@ from torch import Tensor
 from ckpt_surgery.compute.casts import CastCount
 from ckpt_surgery.dtypes import DType
 
-Category = Literal["real", "complex", "integer", "opaque"]
+_Category = Literal["real", "complex", "integer", "opaque"]
 
 _WIDE: Final = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 # a block's scale or two packed numbers: no element of theirs can be averaged by itself
@@ -20,7 +20,7 @@ _PACKED_FLOATS: Final = ("float8_e8m0fnu", "float4_e2m1fn_x2")
 _PACKED_INTS: Final = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8))
 
 
-def category(dtype: DType) -> Category:
+def category(dtype: DType) -> _Category:
     """Return what can be done with elements of that type.
 
     ``real`` and ``complex`` are merged by a method, ``integer`` (with bool) by a policy; ``opaque``

@@ -53,7 +53,7 @@ class Computing:
         return self.memory or DEFAULT_MEMORY
 
 
-class Scheduler(Protocol):
+class _Scheduler(Protocol):
     """What computes a job ahead of its reader (`scheduler.Stream`)."""
 
     def serves_this_thread(self) -> bool:
@@ -76,7 +76,7 @@ class Job(ABC):
     run_size: int = RUN
     workspace: int = 0
     big_endian: bool = False
-    scheduler: Scheduler | None = None
+    scheduler: _Scheduler | None = None
     tally: CastTally | None = None
 
     @property

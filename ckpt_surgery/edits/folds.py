@@ -21,7 +21,7 @@ from ckpt_surgery.edits.values import Elements, elements_of, require_plain, tens
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-NORM_ENTRIES = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
+_NORM_ENTRIES = ("running_mean", "running_var", "weight", "bias", "num_batches_tracked")
 """What a batch norm has; all but the first two may be missing."""
 
 
@@ -160,7 +160,7 @@ class FoldBranches(_Fold):
         used = [n for branch in self.branches for n in (branch.kernel, branch.bias) if n]
         for branch in self.branches:
             if branch.norm is not None:
-                names = (f"{branch.norm}.{each}" for each in NORM_ENTRIES)
+                names = (f"{branch.norm}.{each}" for each in _NORM_ENTRIES)
                 used += (name for name in names if name in known)
         return used
 
@@ -181,7 +181,7 @@ class FoldBranches(_Fold):
         """Return mean, variance, weight and bias of a batch norm; the last two may be missing."""
         if module is None:
             return None
-        names = [f"{module}.{each}" for each in NORM_ENTRIES[:4]]
+        names = [f"{module}.{each}" for each in _NORM_ENTRIES[:4]]
         require_there(self.state_dict, names[:2], known)
         found = [self._tensor(known, name) if name in known else None for name in names]
         if len({tensor.shape for tensor in found if tensor is not None}) > 1:

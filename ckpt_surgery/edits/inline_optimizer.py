@@ -12,7 +12,7 @@ from ckpt_surgery.torch_objects.training_state import holds_optimizer
 
 HINT: Final = "--optimizer drop leaves it out, --optimizer keep leaves it as it is"
 
-Inside: TypeAlias = tuple[StateDict, Entry]
+_Inside: TypeAlias = tuple[StateDict, Entry]
 """An entry that holds an optimizer, and the state dict that it is in."""
 
 
@@ -21,12 +21,12 @@ def is_optimizer(entry: Entry) -> bool:
     return entry.tensor is None and holds_optimizer(entry.node)
 
 
-def inside(state_dicts: Iterable[StateDict]) -> list[Inside]:
+def inside(state_dicts: Iterable[StateDict]) -> list[_Inside]:
     """Return the optimizers among the weights of these state dicts."""
     return [(s, entry) for s in state_dicts for entry in s.entries if is_optimizer(entry)]
 
 
-def out_of_step(before: Sequence[StateDict], after: Sequence[StateDict]) -> list[Inside]:
+def out_of_step(before: Sequence[StateDict], after: Sequence[StateDict]) -> list[_Inside]:
     """Return the optimizers of `before` that are in `after` among
     other names or shapes of weights.
     """
@@ -40,13 +40,13 @@ def out_of_step(before: Sequence[StateDict], after: Sequence[StateDict]) -> list
     ]
 
 
-def same(found: Sequence[Inside], checkpoint: Checkpoint) -> list[Inside]:
+def same(found: Sequence[_Inside], checkpoint: Checkpoint) -> list[_Inside]:
     """Return the same optimizers where they are in `checkpoint`, perhaps under other names."""
     nodes = {id(entry.node) for _, entry in found}
     return [each for each in inside(checkpoint.state_dicts) if id(each[1].node) in nodes]
 
 
-def without(checkpoint: Checkpoint, found: Sequence[Inside]) -> Checkpoint:
+def without(checkpoint: Checkpoint, found: Sequence[_Inside]) -> Checkpoint:
     """`checkpoint` without these optimizers."""
     if not found:
         return checkpoint
@@ -60,7 +60,7 @@ def without(checkpoint: Checkpoint, found: Sequence[Inside]) -> Checkpoint:
     )
 
 
-def refusal(found: Sequence[Inside], checkpoint: Checkpoint, hint: str) -> PlanError:
+def refusal(found: Sequence[_Inside], checkpoint: Checkpoint, hint: str) -> PlanError:
     """Return the error for an optimizer that would be left out of step."""
     state_dict, entry = found[0]
     return PlanError(

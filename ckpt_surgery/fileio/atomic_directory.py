@@ -29,7 +29,7 @@ from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.fileio.sources import Source, is_at
 from ckpt_surgery.fileio.write_errors import reported
 
-OpenFile: TypeAlias = Callable[[str], AbstractContextManager[Sink]]
+_OpenFile: TypeAlias = Callable[[str], AbstractContextManager[Sink]]
 """Opens a new file of the directory by its relative name, to be written and then closed."""
 
 _MOST_NAMED: Final = 3
@@ -47,7 +47,7 @@ def atomic_directory(
     replaceable: Iterable[str] = (),
     fsync: bool | None = None,
     progress: Progress | None = None,
-) -> Iterator[OpenFile]:
+) -> Iterator[_OpenFile]:
     """Write the directory at `path`, which appears complete when the block ends, or not at all.
 
     An existing directory is replaced only with `force`, or if it is the directory `replacing`, and

@@ -11,7 +11,7 @@ from ckpt_surgery.fileio.sources import FileSource, PartSource, Source
 if TYPE_CHECKING:
     from ckpt_surgery.fileio.sink import Progress, Sink
 
-PutBack = Callable[
+_PutBack = Callable[
     ["Iterable[Source]", "bool | None", "Progress | None"], "AbstractContextManager[Sink]"
 ]
 """Called with the inputs of a run, `fsync` and `progress`, as `atomic_output` has them."""
@@ -31,7 +31,7 @@ class MemberSource(PartSource):
         *,
         name: str,
         check: Callable[[], None],
-        put_back: PutBack,
+        put_back: _PutBack,
     ) -> None:
         super().__init__(content, 0, content.size, name=name)
         self._archive = archive

@@ -14,7 +14,7 @@ from typing import Final
 
 LARGE: Final = 1 << 19
 """Bytes written at once; they also stay in the processor's cache."""
-SMALL: Final = 1 << 16
+_SMALL: Final = 1 << 16
 BY_KERNEL: Final = 0
 """Nothing is read and written: the kernel copies."""
 
@@ -33,7 +33,7 @@ class Pace:
     """
 
     def __init__(self, *, has_kernel: bool = False) -> None:
-        self._ways = [LARGE, SMALL, BY_KERNEL] if has_kernel else [LARGE, SMALL]
+        self._ways = [LARGE, _SMALL, BY_KERNEL] if has_kernel else [LARGE, _SMALL]
         self.way = LARGE
         self._nbytes = 0
         self._spent = 0.0
@@ -51,7 +51,7 @@ class Pace:
 
     def rule_out_kernel(self) -> None:
         """Take notice that the kernel cannot copy after all."""
-        self._ways = [LARGE, SMALL]
+        self._ways = [LARGE, _SMALL]
         self._go_on()
 
     def _go_on(self) -> None:

@@ -50,7 +50,7 @@ _DEFLATE_NEEDED: Final = 20
 _END64_MADE_BY: Final = 0x031E
 _END64_NEEDED: Final = 45
 
-Written: TypeAlias = tuple[str, int, int]
+_Written: TypeAlias = tuple[str, int, int]
 """A record that was written: its name, its length in bytes, its CRC-32."""
 
 
@@ -62,7 +62,7 @@ class Derived:
     """
 
     nbytes: int
-    make: Callable[[Sequence[Written]], bytes]
+    make: Callable[[Sequence[_Written]], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class ZipLayout:
         Raises WriteError if it cannot be written, ReadError if a source cannot be read.
         """
         sink.reserve(self.nbytes)
-        written: list[Written] = []
+        written: list[_Written] = []
         right: set[ByteRange] = set()
         for record in self.records:
             sink.write(_local_header(self.root, record))
@@ -237,7 +237,7 @@ def _local_header(root: str, record: PlacedRecord) -> bytes:
 
 
 def _write_data(
-    sink: Sink, record: PlacedRecord, written: Sequence[Written], right: set[ByteRange]
+    sink: Sink, record: PlacedRecord, written: Sequence[_Written], right: set[ByteRange]
 ) -> int:
     """Write the bytes of a record; return their CRC-32."""
     if not isinstance(record.source, Derived):

@@ -34,7 +34,7 @@ _ALL: Final = ("layout", *KINDS)  # the first is carried out before: see `layout
 ChannelMethod = Literal["repeat", "mean", "zero", "first"]
 CHANNEL_METHODS: tuple[ChannelMethod, ...] = get_args(ChannelMethod)
 
-Grid = Literal["tokens", "table", "map", "axis"]
+_Grid = Literal["tokens", "table", "map", "axis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Adaptation:
     method: ChannelMethod = "repeat"
     scaled: bool = False
     rows: tuple[tuple[int, int], ...] = ()
-    grid: Grid = "tokens"
+    grid: _Grid = "tokens"
     prefix_tokens: int = 0
     old_size: GridSize = (0, 0)
     new_size: GridSize = (0, 0)
@@ -322,7 +322,7 @@ def _interpolation(
     return None
 
 
-def _resampled(grid: Grid, found: tuple[int, GridSize, GridSize] | None) -> Adaptation | None:
+def _resampled(grid: _Grid, found: tuple[int, GridSize, GridSize] | None) -> Adaptation | None:
     if found is None:
         return None
     extra, old, new = found

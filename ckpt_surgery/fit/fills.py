@@ -12,9 +12,9 @@ from ckpt_surgery.models.target import Shape
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-FillKind = Literal["init", "zeros", "ones", "constant", "normal", "uniform", "kaiming", "xavier"]
-_FILL_KINDS: tuple[FillKind, ...] = get_args(FillKind)
-_DEFAULTS: Mapping[FillKind, float] = {"normal": 0.02, "uniform": 0.02}
+_FillKind = Literal["init", "zeros", "ones", "constant", "normal", "uniform", "kaiming", "xavier"]
+_FILL_KINDS: tuple[_FillKind, ...] = get_args(_FillKind)
+_DEFAULTS: Mapping[_FillKind, float] = {"normal": 0.02, "uniform": 0.02}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Fill:
     `value` is the constant, the standard deviation of ``normal``, or the bound of ``uniform``.
     """
 
-    kind: FillKind
+    kind: _FillKind
     value: float = 0.0
     prefix: str = ""
 

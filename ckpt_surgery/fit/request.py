@@ -17,8 +17,8 @@ from ckpt_surgery.matching.target_source import TargetRequest
 from ckpt_surgery.names import Selection
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-FitOptimizer = Literal["resize", "reset", "keep", "drop"]
-_OPTIMIZERS: Final = get_args(FitOptimizer)
+_FitOptimizer = Literal["resize", "reset", "keep", "drop"]
+_OPTIMIZERS: Final = get_args(_FitOptimizer)
 LAYOUT: Final = "layout"
 """The adaptation that is carried out before all others: whole tensors, put elsewhere."""
 
@@ -59,7 +59,7 @@ class FitRequest(TargetRequest):
     dtype: str | None = None
     seed: int = 0
     at: Sequence[str] = ()
-    optimizer: FitOptimizer = "resize"
+    optimizer: _FitOptimizer = "resize"
     optimizer_group: Sequence[str] = ()
     state_dict_only: bool = False
 

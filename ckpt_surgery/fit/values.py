@@ -18,7 +18,7 @@ from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.models.construction import derive_seed
 from ckpt_surgery.models.target import Shape
 
-Casts = Callable[[CastCount], None]
+_Casts = Callable[[CastCount], None]
 """Told what a conversion did to the elements of a tensor."""
 
 
@@ -26,7 +26,7 @@ def fitted(
     item: FitItem,
     load: Callable[[str], Tensor],
     initial: Callable[[FitItem], Tensor],
-    casts: Casts | None = None,
+    casts: _Casts | None = None,
 ) -> Tensor:
     """Return the value of one planned tensor, contiguous, of ``item.shape`` and ``item.dtype``.
 

@@ -37,7 +37,7 @@ FORMATS: Final[dict[str, str]] = {
     "torch-module": "ckpt_surgery.formats.torch_module:TorchModule",
 }
 
-WRITABLE: Final = (
+_WRITABLE: Final = (
     "torch-zip",
     "torch-legacy",
     "safetensors",
@@ -85,7 +85,7 @@ def added() -> Iterator[Format]:
 
 def writable() -> list[str]:
     """Return the names of the formats that can be written, those of other packages included."""
-    return [*WRITABLE, *(each.name for each in added() if each.is_writable)]
+    return [*_WRITABLE, *(each.name for each in added() if each.is_writable)]
 
 
 def of_suffix(suffix: str) -> Format | None:

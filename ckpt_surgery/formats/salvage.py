@@ -45,8 +45,8 @@ from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node, PersistentId, par
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id
 
-State = Literal["whole", "unchecked", "cut", "damaged"]
-_STATES: Final[tuple[State, ...]] = ("whole", "unchecked", "cut", "damaged")
+_State = Literal["whole", "unchecked", "cut", "damaged"]
+_STATES: Final[tuple[_State, ...]] = ("whole", "unchecked", "cut", "damaged")
 _BYTE_ORDER: Final = "byteorder"
 
 
@@ -60,7 +60,7 @@ class Part:
 
     name: str
     record: FoundRecord
-    state: State
+    state: _State
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from ckpt_surgery.formats.sharded import INDEX_SUFFIX, Sharding, index_ties
 from ckpt_surgery.formats.traits import lost_traits
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-DEFAULT_SHARD_BYTES: Final = 5 * 10**9
+_DEFAULT_SHARD_BYTES: Final = 5 * 10**9
 """What huggingface_hub takes."""
 
 _UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -111,7 +111,7 @@ def layout(checkpoint: Checkpoint, options: LayoutOptions, kind: Kind) -> Layout
     kept = found if isinstance(found, Sharding) and checkpoint.state_dicts[0].entries else None
     if kept is None or options.max_shard_size is not None:
         stem = _own_stem(checkpoint, kind) if kept is None else _stem(kept.index, kind)
-        shards = _split(checkpoint, options.max_shard_size or DEFAULT_SHARD_BYTES, stem, kind)
+        shards = _split(checkpoint, options.max_shard_size or _DEFAULT_SHARD_BYTES, stem, kind)
         index = f"{stem}{kind.suffix}{INDEX_SUFFIX}" if len(shards) > 1 else None
     elif all(file.endswith(_SAFETENSORS) == kind.is_safetensors for file, _ in kept.shards):
         shards, index = _as_they_were(checkpoint, kept, options), kept.index

@@ -17,7 +17,7 @@ OptionValue: TypeAlias = float | bool | tuple[float, ...]
 Options: TypeAlias = Mapping[str, OptionValue]
 
 # Keys of `defaults` in torch.optim (2.4 to 2.13); "number" is a finite number of at least 0.
-KINDS: Final[dict[str, Literal["number", "flag", "pair"]]] = {
+_KINDS: Final[dict[str, Literal["number", "flag", "pair"]]] = {
     "lr": "number",
     "weight_decay": "number",
     "momentum": "number",
@@ -87,11 +87,11 @@ def _parse(text: str) -> object:
 
 
 def _check(name: str, value: object, where: str) -> OptionValue:
-    kind = KINDS.get(name)
+    kind = _KINDS.get(name)
     if kind is None:
         raise UsageError(
             f"'{where}': no torch optimizer has a group option '{name}'",
-            hint=near_hint(name, KINDS) or f"known: {', '.join(KINDS)}",
+            hint=near_hint(name, _KINDS) or f"known: {', '.join(_KINDS)}",
         )
     if kind == "number":
         return check_number(value, f"{where}: {name}")

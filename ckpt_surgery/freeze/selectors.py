@@ -20,7 +20,7 @@ _GLOB_SIGNS: Final = frozenset("*?[")
 _KINDS: Final[dict[str, RuleKind]] = {"pattern": "pattern", "prefix": "prefix", "glob": "glob"}
 
 
-class Matcher(Protocol):
+class _Matcher(Protocol):
     """A rule on names, such as `ckpt_surgery.names.Rule`."""
 
     def matches(self, name: str, /) -> bool:
@@ -50,7 +50,7 @@ class Selector(Protocol):
 class ByName:
     """Every name that a rule matches."""
 
-    matcher: Matcher
+    matcher: _Matcher
     label: str
     option: str
 
@@ -84,7 +84,7 @@ class _Head:
 class _HeadOrModule:
     """What the word ``head`` means: the module of that name if there is one, else the output."""
 
-    matcher: Matcher
+    matcher: _Matcher
     option: str = "head"
     label: str = "head"
 

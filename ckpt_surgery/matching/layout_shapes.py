@@ -10,7 +10,7 @@ from typing import Final, Literal
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-WayName = Literal["as-is", "transposed"]
+_WayName = Literal["as-is", "transposed"]
 
 _POSITIONS: Final = re.compile(r"(?:^|[._])pos(?:ition)?(?:al)?_?(?:emb|enc)")
 
@@ -29,7 +29,7 @@ class Step:
 class Way:
     """A way to a layout; no steps: nothing has to be done."""
 
-    name: WayName
+    name: _WayName
     steps: tuple[Step, ...]
 
 
@@ -101,7 +101,7 @@ def joined_ways(
     return tuple(ways)
 
 
-def _readings(whole: Shape, parts: Sequence[Shape]) -> list[tuple[WayName, bool, int, bool]]:
+def _readings(whole: Shape, parts: Sequence[Shape]) -> list[tuple[_WayName, bool, int, bool]]:
     """Return how a whole and its parts may hang together.
 
     Each is its name, whether the whole is transposed, along which axis it then consists of parts,
@@ -109,7 +109,7 @@ def _readings(whole: Shape, parts: Sequence[Shape]) -> list[tuple[WayName, bool,
     """
     if len({len(part) for part in parts}) > 1 or len(parts[0]) != len(whole) or not whole:
         return []
-    found: list[tuple[WayName, bool, int, bool]] = []
+    found: list[tuple[_WayName, bool, int, bool]] = []
     rest = {part[1:] for part in parts}
     if sum(part[0] for part in parts) == whole[0] and rest == {whole[1:]}:
         found.append(("as-is", False, 0, False))

@@ -10,7 +10,7 @@ from ckpt_surgery.matching.layout_shapes import Way
 from ckpt_surgery.models.target import Shape
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-Told = Literal["yes", "no", "mixed"]
+_Told = Literal["yes", "no", "mixed"]
 """Whether what is around is transposed."""
 
 _DEEPEST: Final = 32  # segments of a name that are looked at
@@ -52,7 +52,7 @@ class Votes:
             for module in _modules(name):
                 self.by_module.setdefault(module, set()).update(told)
 
-    def around(self, name: str) -> Told | None:
+    def around(self, name: str) -> _Told | None:
         """Return what the nearest module around it that tells anything tells.
 
         Of what lies beside numbered layers (embeddings, a head) another project's layers need not
@@ -65,7 +65,7 @@ class Votes:
                 return _told(found) if is_near else ("mixed" if True in found else None)
         return None
 
-    def of_square(self, name: str) -> Told | None:
+    def of_square(self, name: str) -> _Told | None:
         """Return whether a square matrix is transposed: "yes" by its module's name, "mixed" if
         that may be; None if nothing speaks for it.
         """
@@ -101,7 +101,7 @@ def _layers(name: str) -> str:
     return ".".join(segments[:first])
 
 
-def _told(votes: set[bool]) -> Told:
+def _told(votes: set[bool]) -> _Told:
     return "mixed" if len(votes) > 1 else ("yes" if True in votes else "no")
 
 

@@ -12,10 +12,10 @@ from ckpt_surgery.matching.correspondence import Correspondence
 from ckpt_surgery.names.literals import json_string, toml_string
 from ckpt_surgery.names.suggest import near_hint
 
-MapFormat = Literal["toml", "json"]
+_MapFormat = Literal["toml", "json"]
 
 
-def _format_map(renames: Mapping[str, str], form: MapFormat = "toml", *, comment: str = "") -> str:
+def _format_map(renames: Mapping[str, str], form: _MapFormat = "toml", *, comment: str = "") -> str:
     """`renames` as a file that `parse_name_map` reads back; `comment` leads it, in TOML only.
 
     Raises UsageError for a name that is no valid Unicode (it holds half of a surrogate pair).
@@ -55,7 +55,7 @@ def check_map(renames: Mapping[str, str], source: Iterable[str], target: Iterabl
             )
 
 
-def format_proposal(correspondence: Correspondence, form: MapFormat = "toml") -> str:
+def format_proposal(correspondence: Correspondence, form: _MapFormat = "toml") -> str:
     """Return the map of a correspondence, for review; in TOML with how its names were found."""
     ways = Counter(pair.how for pair in correspondence.pairs)
     lines = ["old = new", *(f"found by {how}: {count}" for how, count in ways.items())]

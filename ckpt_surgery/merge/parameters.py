@@ -11,7 +11,7 @@ from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 Value = float | int | bool | str
-Kind = Literal["float", "int", "bool", "str"]
+_Kind = Literal["float", "int", "bool", "str"]
 
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -25,7 +25,7 @@ class MethodParameter:
     """
 
     name: str
-    kind: Kind
+    kind: _Kind
     help: str
     default: Value | None = None
     low: float | None = None

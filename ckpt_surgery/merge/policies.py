@@ -17,7 +17,7 @@ INTEGER_POLICIES: Final[tuple[str, ...]] = get_args(IntegerPolicy)
 KeyPolicy = Literal["strict", "union", "intersection"]
 KEY_POLICIES: Final[tuple[str, ...]] = get_args(KeyPolicy)
 
-Shape = tuple[int, ...]
+_Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Region:
     """
 
     action: Literal["merge", "base", "skip", "overlap"]
-    shape: Shape
+    shape: _Shape
 
 
 def agree(
-    name: str, shapes: Sequence[Shape], policy: ShapePolicy = "error", labels: Sequence[str] = ()
+    name: str, shapes: Sequence[_Shape], policy: ShapePolicy = "error", labels: Sequence[str] = ()
 ) -> Region:
     """Return what to merge of tensors with these shapes, the base's first.
 
@@ -60,6 +60,6 @@ def agree(
     return Region("base", base) if 0 in block else Region("overlap", block)
 
 
-def leading(shape: Shape) -> tuple[slice, ...]:
+def leading(shape: _Shape) -> tuple[slice, ...]:
     """Return the index of the leading block of that shape; for a scalar the empty index."""
     return tuple(slice(0, size) for size in shape)

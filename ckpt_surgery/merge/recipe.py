@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.merge.layered import LayeredRecipe
     from ckpt_surgery.merge.vocabularies import Vocabularies
 
-SelectorKind = Literal["all", "prefix", "pattern", "glob"]
+_SelectorKind = Literal["all", "prefix", "pattern", "glob"]
 WEIGHT: Final = "weight"
 _MAX_BYTES: Final = 1 << 20
 """A recipe larger than this is none."""
@@ -65,7 +65,7 @@ class Override:
     is one of the values.
     """
 
-    kind: SelectorKind
+    kind: _SelectorKind
     text: str = ""
     values: Mapping[str, object] = field(default_factory=dict)
     skip: bool = False
@@ -261,7 +261,7 @@ def _toml_override(entry: Mapping[str, object]) -> Override:
     return Override(kind, text, values, skip)
 
 
-def _parse_selector(selector: str) -> tuple[SelectorKind, str]:
+def _parse_selector(selector: str) -> tuple[_SelectorKind, str]:
     """``prefix:P``, ``pattern:RE``, ``glob:G`` or ``all``, taken apart.
 
     Raises `UsageError` for anything else.
@@ -274,7 +274,7 @@ def _parse_selector(selector: str) -> tuple[SelectorKind, str]:
             f"'{selector}' selects nothing",
             hint="write prefix:NAME, pattern:REGEX, glob:GLOB or all",
         )
-    return cast("SelectorKind", kind), text
+    return cast("_SelectorKind", kind), text
 
 
 def parse_weight_for(option: str) -> Override:

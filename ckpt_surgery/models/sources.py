@@ -22,7 +22,7 @@ from ckpt_surgery.models.specs import ModelSpec
 from ckpt_surgery.models.torchvision_import import import_torchvision
 from ckpt_surgery.names.suggest import near_hint
 
-Builder = Callable[..., Any]
+_Builder = Callable[..., Any]
 
 _LOADING: Final = (
     *("pretrained", "weights", "encoder_weights", "checkpoint_path", "pretrained_backbone"),
@@ -59,7 +59,7 @@ def refuse_loading(spec: ModelSpec) -> None:
             )
 
 
-def library_builder(spec: ModelSpec) -> Builder:
+def library_builder(spec: ModelSpec) -> _Builder:
     """Return what builds the model that `spec` names in a library.
 
     Raises `MissingDependencyError` without the library, `UsageError` for a name that it does not
@@ -124,7 +124,7 @@ def _imported(spec: ModelSpec, module: str = "") -> Any:
         ) from error
 
 
-def _timm(spec: ModelSpec) -> Builder:
+def _timm(spec: ModelSpec) -> _Builder:
     timm = _imported(spec)
     if not timm.is_model(spec.name):
         raise UsageError(
@@ -138,7 +138,7 @@ def _timm(spec: ModelSpec) -> Builder:
     return build
 
 
-def _transformers(spec: ModelSpec) -> Builder:
+def _transformers(spec: ModelSpec) -> _Builder:
     """Return what builds the model of a ``config.json``, of the class that it names.
 
     The argument `architecture` names another class; all others are fields of the configuration.
@@ -190,7 +190,7 @@ def _public(package: Any) -> list[str]:
     return [name for name in dir(package) if name[:1].isupper()]
 
 
-def _smp(spec: ModelSpec) -> Builder:
+def _smp(spec: ModelSpec) -> _Builder:
     model_class = _named(_imported(spec), spec.name)
 
     def build(**arguments: Any) -> Any:
@@ -199,7 +199,7 @@ def _smp(spec: ModelSpec) -> Builder:
     return build
 
 
-def _ultralytics(spec: ModelSpec) -> Builder:
+def _ultralytics(spec: ModelSpec) -> _Builder:
     package = _imported(spec)
     tasks = _imported(spec, "ultralytics.nn.tasks")
     folder = Path(package.__file__).parent / "cfg" / "models"

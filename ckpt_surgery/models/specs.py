@@ -15,7 +15,7 @@ Value = int | float | bool | str | None | list["Value"] | tuple["Value", ...] | 
 """What an argument on the command line can mean."""
 
 Build = Literal["meta", "real"]
-BUILDS: Final = get_args(Build)
+_BUILDS: Final = get_args(Build)
 """Without weights; and with them, where a constructor does not work without."""
 
 _INT = re.compile(r"[+-]?\d+(?:_\d+)*")
@@ -52,9 +52,9 @@ class ModelSpec:
     build: Build = "meta"
 
     def __post_init__(self) -> None:
-        if self.build not in BUILDS:
+        if self.build not in _BUILDS:
             raise UsageError(
-                f"'build {self.build}' is none of {', '.join(BUILDS)}", fields=("build",)
+                f"'build {self.build}' is none of {', '.join(_BUILDS)}", fields=("build",)
             )
         source, colon, name = self.text.partition(":")
         if not (source and colon and name):

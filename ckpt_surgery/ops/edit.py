@@ -29,7 +29,7 @@ from ckpt_surgery.writing.output import Output
 if TYPE_CHECKING:
     from ckpt_surgery.training.documents import OptimizerChange
 
-EditOptimizer: TypeAlias = Literal["auto", "reset", "keep", "drop"]
+_EditOptimizer: TypeAlias = Literal["auto", "reset", "keep", "drop"]
 _MOVING: Final = frozenset({"copy", "tie", "untie", "clone", "layers", "renumber"})
 """Rules that take entries as they are: numbers are copied, and torch is not needed."""
 _HINT = (
@@ -50,7 +50,7 @@ class EditRequest:
 
     rules: Sequence[ValueRule]
     at: Sequence[str] = ()
-    optimizer: EditOptimizer = "auto"
+    optimizer: _EditOptimizer = "auto"
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -134,7 +134,7 @@ def _with_optimizers(
     checkpoint: Checkpoint,
     planned: Planned,
     lineage: Mapping[str, Lineage],
-    choice: EditOptimizer,
+    choice: _EditOptimizer,
 ) -> Planned:
     """Return the plan, extended by what becomes of optimizers."""
     from ckpt_surgery.training.optimizers import find, keep_in_step

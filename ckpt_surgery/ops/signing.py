@@ -25,7 +25,7 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
-PREDICATE: Final = "urn:ckpt-surgery:edit:v1"
+_PREDICATE: Final = "urn:ckpt-surgery:edit:v1"
 """The type of the statement that a record becomes: what it says is that of `EditRecord`."""
 
 _PAYLOAD: Final = "application/vnd.in-toto+json"
@@ -132,7 +132,7 @@ def check_statement(model: PathLike, statement: PathLike, public_key: PathLike) 
         record = EditRecord.from_dict(said["predicate"])
     except Exception as error:  # of several libraries, about data that is not ours
         raise ForgedError(_why(error), path=statement) from error
-    if kinds != (_PAYLOAD, PREDICATE):
+    if kinds != (_PAYLOAD, _PREDICATE):
         raise ForgedError("it is no record of edits", path=statement)
     try:
         require_output(model, about)
@@ -150,7 +150,7 @@ def _envelope(model: PathLike, record: PathLike, private: PrivateKeyTypes) -> by
     edits = EditRecord.read(record)
     digest = require_output(model, edits.outputs.values())
     subject = described.ResourceDescriptor(name=Path(model).name, digest={"sha256": digest})
-    statement = v1.Statement([subject.pb], PREDICATE, edits.to_dict())
+    statement = v1.Statement([subject.pb], _PREDICATE, edits.to_dict())
     statement.validate()
     # the library's numbers are all floating point, and those of a plan are not
     said = json_format.MessageToDict(statement.pb) | {"predicate": edits.to_dict()}

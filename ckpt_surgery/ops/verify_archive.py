@@ -28,7 +28,7 @@ _SHA256: Final = "sha256:"
 _BARE: Final = "have no checksum: whether the bytes are right cannot be seen"
 
 
-class Inspect(Protocol):
+class _Inspect(Protocol):
     """What checks one file: `is_covered` says that the archive has a checksum of all of it."""
 
     def __call__(self, member: Source, checks: Checks, *, is_covered: bool) -> Verdict: ...
@@ -48,7 +48,7 @@ class _Work:
 def of_archive(
     file: Source,
     checks: Checks,
-    inspect: Inspect,
+    inspect: _Inspect,
     *,
     threads: int | None = None,
     progress: ProgressBar | None = None,
@@ -94,7 +94,7 @@ def _is_checkpoint(member: Source) -> bool:
 
 
 def _inspected(
-    work: _Work, name: str, checks: Checks, inspect: Inspect, *, is_whole: bool
+    work: _Work, name: str, checks: Checks, inspect: _Inspect, *, is_whole: bool
 ) -> Verdict | None:
     """Return the verdict on one member; None, and a finding, for what cannot be checked."""
     member = work.archive.files[name]

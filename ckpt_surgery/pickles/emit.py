@@ -35,13 +35,13 @@ _TUPLE: Final = (b")", b"\x85", b"\x86", b"\x87")
 _LATIN1: Final = "latin1"
 _CALL: Final = {"REDUCE": b"R", "NEWOBJ": b"\x81", "OBJ": b"o"}
 
-PersistentIdWriter = Callable[[PersistentId], Node]
+_PersistentIdWriter = Callable[[PersistentId], Node]
 
 
 def emit(
     root: Node,
     *,
-    persistent_id: PersistentIdWriter | None = None,
+    persistent_id: _PersistentIdWriter | None = None,
     replaced: Mapping[int, Node] = NOTHING_REPLACED,
     limits: Limits = DEFAULT_LIMITS,
 ) -> bytes:
@@ -89,7 +89,7 @@ class _Writer:
 
     def __init__(
         self,
-        persistent_id: PersistentIdWriter | None,
+        persistent_id: _PersistentIdWriter | None,
         replaced: Mapping[int, Node],
         limits: Limits,
     ) -> None:

@@ -34,7 +34,7 @@ _ESCAPED: Final = {
     b"v": b"\v",
 }
 
-Opcode = Callable[[Machine], None]
+_Opcode = Callable[[Machine], None]
 
 
 # Structure
@@ -191,7 +191,7 @@ def _binunicode8(machine: Machine) -> None:
     machine.stack.append(decode_text(machine.take(machine.uint(8))))
 
 
-def _bytes(length_bytes: int) -> Opcode:
+def _bytes(length_bytes: int) -> _Opcode:
     def read(machine: Machine) -> None:
         machine.stack.append(machine.take(machine.uint(length_bytes)))
 
@@ -262,7 +262,7 @@ def _stack_global(machine: Machine) -> None:
     machine.stack.append(machine.name(module, name))
 
 
-def _extension(code_bytes: int) -> Opcode:
+def _extension(code_bytes: int) -> _Opcode:
     def read(machine: Machine) -> None:
         code = int.from_bytes(machine.take(code_bytes), "little", signed=code_bytes == 4)
         if code <= 0:
@@ -299,7 +299,7 @@ def _newobj_ex(machine: Machine) -> None:
     machine.stack.append(Object("REDUCE", maker, (callee, args, keywords), machine.pos))
 
 
-RARE: Final[dict[int, Opcode]] = {
+RARE: Final[dict[int, _Opcode]] = {
     ord("\x80"): _proto,
     ord("\x95"): _frame,
     ord("0"): _pop,

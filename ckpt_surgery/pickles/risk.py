@@ -12,8 +12,8 @@ from ckpt_surgery.pickles.risk_table import DANGEROUS, DOUBTFUL, HARMLESS, HARML
 from ckpt_surgery.pickles.weights_only import is_allowed
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-Level = Literal["harmless", "unknown", "doubtful", "dangerous"]
-LEVELS: Final[tuple[Level, ...]] = ("dangerous", "doubtful", "unknown", "harmless")
+_Level = Literal["harmless", "unknown", "doubtful", "dangerous"]
+_LEVELS: Final[tuple[_Level, ...]] = ("dangerous", "doubtful", "unknown", "harmless")
 
 # Modules of Python 2, which torch's writers name to this day.
 _RENAMED: Final = {
@@ -32,7 +32,7 @@ class Risk:
     """How dangerous a name is, and `what` it does where that is known."""
 
     name: str
-    level: Level
+    level: _Level
     what: str | None = None
 
 
@@ -63,7 +63,7 @@ def classify_path(path: str) -> Risk:
 def classify_all(names: Iterable[Global]) -> list[Risk]:
     """Return the risks of names, each once, the most dangerous first."""
     found = {risk.name: risk for risk in map(_classify, names)}
-    return sorted(found.values(), key=lambda risk: LEVELS.index(risk.level))
+    return sorted(found.values(), key=lambda risk: _LEVELS.index(risk.level))
 
 
 def _behind(name: str) -> Iterator[str]:
@@ -88,14 +88,16 @@ def _look_up(path: str, qualified: str) -> Risk | None:
 
 
 @cache
-def _patterns() -> dict[str, tuple[Level, str | None]]:
-    found: dict[str, tuple[Level, str | None]] = dict.fromkeys(HARMLESS.split(), ("harmless", None))
+def _patterns() -> dict[str, tuple[_Level, str | None]]:
+    found: dict[str, tuple[_Level, str | None]] = dict.fromkeys(
+        HARMLESS.split(), ("harmless", None)
+    )
     found.update(_entries("doubtful", DOUBTFUL))
     found.update(_entries("dangerous", DANGEROUS))
     return found
 
 
-def _entries(level: Level, table: str) -> Iterator[tuple[str, tuple[Level, str | None]]]:
+def _entries(level: _Level, table: str) -> Iterator[tuple[str, tuple[_Level, str | None]]]:
     what = None
     for line in table.splitlines():
         if line.startswith(" "):

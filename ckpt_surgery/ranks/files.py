@@ -11,7 +11,7 @@ from typing import Final, Literal
 from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-Writer = Literal["ranks", "llama", "deepspeed", "megatron", "dcp"]
+_Writer = Literal["ranks", "llama", "deepspeed", "megatron", "dcp"]
 
 _SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors"})
 _LLAMA: Final = re.compile(r"consolidated\.\d+\.pth")
@@ -30,7 +30,7 @@ _MOST_NAMED: Final = 4
 class RankFiles:
     """The files in the order of the ranks; a directory alone if its writer has rules for it."""
 
-    writer: Writer
+    writer: _Writer
     paths: tuple[Path, ...]
 
 

@@ -23,7 +23,7 @@ from ckpt_surgery.ranks.structure import Consolidated, flat_checkpoint, join_par
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import named_items
 
-LATEST: Final = "latest_checkpointed_iteration.txt"
+_LATEST: Final = "latest_checkpointed_iteration.txt"
 """The file beside the steps that names the last one."""
 
 _FOLDER: Final = re.compile(r"mp_rank_(\d{2,})((?:_\d{3,}){0,2})")
@@ -77,7 +77,7 @@ class _Settings:
 
 def step_folder(folder: Path) -> Path:
     """Return the directory of the last step, if `folder` is the one beside which it is named."""
-    pointer = folder / LATEST
+    pointer = folder / _LATEST
     if not pointer.is_file():
         return folder
     tag = pointer.read_bytes()[:64].decode("ascii", "replace").strip()

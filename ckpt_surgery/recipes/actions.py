@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.merge.request import MergeRequest
 
 
-class OneFile(Protocol):
+class _OneFile(Protocol):
     """The request of a verb about one file: `StripRequest`, `RenameRequest`, …"""
 
     def plan(self, checkpoint: Checkpoint) -> Planned:
@@ -30,7 +30,7 @@ class Ask:
     """What a verb does with one checkpoint, as its `request` says."""
 
     verb: str
-    request: OneFile
+    request: _OneFile
 
     def plan(self, checkpoint: Checkpoint, work: Work) -> Planned:  # noqa: ARG002 - its own
         """Plan it. Raises what the verb raises."""

@@ -18,7 +18,7 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from ckpt_surgery.matching.target_source import TargetRequest
 
-ANY: Final = -1
+_ANY: Final = -1
 """A size in an expected shape that may be any."""
 
 _MOST_SAID: Final = 5
@@ -98,7 +98,7 @@ class Expect:
             for name in found:
                 have = tensors[name].shape
                 if len(have) != len(shape) or any(
-                    want not in (ANY, size) for want, size in zip(shape, have, strict=True)
+                    want not in (_ANY, size) for want, size in zip(shape, have, strict=True)
                 ):
                     yield f"'{name}' is expected to be {list(shape)}, and is {list(have)}"
 

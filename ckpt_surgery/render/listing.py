@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from ckpt_surgery.checkpoint.description import Entry, StateDict
     from ckpt_surgery.reports.inspection import InspectReport
 
-Sort = Literal["name", "size", "file"]
+_Sort = Literal["name", "size", "file"]
 
 _DEEPEST: Final = 64  # levels of a tree; what lies below stays one name
 
 
-def in_sequence(report: InspectReport, sort: Sort) -> InspectReport:
+def in_sequence(report: InspectReport, sort: _Sort) -> InspectReport:
     """Return the report with the entries of each state dict by name, or largest first, or as is."""
     if sort == "file":
         return report
@@ -30,7 +30,7 @@ def in_sequence(report: InspectReport, sort: Sort) -> InspectReport:
     )
 
 
-def _sorted(entries: Iterable[Entry], sort: Sort) -> list[Entry]:
+def _sorted(entries: Iterable[Entry], sort: _Sort) -> list[Entry]:
     if sort == "name":
         return sorted(entries, key=lambda entry: entry.name)
     return sorted(entries, key=lambda entry: -(entry.tensor.nbytes if entry.tensor else 0))

@@ -13,7 +13,7 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     from ckpt_surgery.errors import CkptError
 
-SCHEMA = 1
+_SCHEMA = 1
 
 
 def once(remarks: Iterable[str]) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def envelope(
     from ckpt_surgery import __version__
 
     return {
-        "schema": SCHEMA,
+        "schema": _SCHEMA,
         "command": command,
         "version": __version__,
         "exit_code": exit_code,

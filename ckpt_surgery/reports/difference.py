@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 Kind = Literal["shape", "dtype", "values", "layout", "device", "requires_grad", "class"]
 Status = Literal["equal", "close", "differs", "unknown"]
-Proof = Literal["checksum", "bytes"]
 Change = Literal["added", "removed", "changed"]
 Plain = str | int | float | bool | None
 

@@ -31,11 +31,11 @@ _IN_PARTS: Final = frozenset(
     {"sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "nested"}
 )
 
-Advance = Callable[[int], object]
+_Advance = Callable[[int], object]
 """Called with the number of bytes of elements that have just been read."""
 
 
-def tensor_digest(name: str, tensor: Tensor, advance: Advance) -> str:
+def tensor_digest(name: str, tensor: Tensor, advance: _Advance) -> str:
     """Return the digest of a tensor under its name, as 64 hexadecimal digits.
 
     Raises `ReadError` for a tensor whose elements are not known (on the meta device, of a class

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
 
 from ckpt_surgery.checkpoint.description import (
     Entry,
@@ -19,20 +18,14 @@ from ckpt_surgery.pickles import (
     Object,
     PersistentId,
 )
-from ckpt_surgery.torch_objects.averages import AVERAGED_MODEL_COUNT, layout_of
+from ckpt_surgery.torch_objects.averages import layout_of
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.training_state import training_names
 
 # Patterns, compiled when they are first tried.
 NOT_WEIGHTS = r"(^|_)(hyper_?param(eter)?s|hparams|args|cfg|config|metric)s?$"
-
-
 _EMA = r"(^|[_\-.])(ema|swa|averaged?|shadow)([_\-.]|$)"
-
-
-COUNT: Final = AVERAGED_MODEL_COUNT
-
 
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 

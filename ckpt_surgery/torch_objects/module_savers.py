@@ -14,11 +14,11 @@ from ckpt_surgery.torch_objects.mappings import named_items
 from ckpt_surgery.torch_objects.module_nodes import class_name_of
 from ckpt_surgery.torch_objects.storages import text
 
-EXTRA_STATE: Final = "_extra_state"
+_EXTRA_STATE: Final = "_extra_state"
 """Where ``torch.nn.Module.state_dict`` puts what a class's ``get_extra_state`` returns."""
 
 # Methods that add entries, and what an entry of theirs is called: "" if only their code knows.
-_METHODS: Final = {"get_extra_state": EXTRA_STATE, "_save_to_state_dict": ""}
+_METHODS: Final = {"get_extra_state": _EXTRA_STATE, "_save_to_state_dict": ""}
 _BY_NAME: Final = {
     "bitsandbytes.nn.modules.Linear8bitLt": "SCB",
     "bitsandbytes.nn.modules.Linear4bit": "weight.quant_state",
@@ -45,7 +45,7 @@ class Savers:
         if name in _BY_NAME:
             yield _BY_NAME[name]
         elif name.startswith(_EXTRA_STATES):
-            yield EXTRA_STATE
+            yield _EXTRA_STATE
         yield from _kept_metrics(fields)
         methods = self._defined_methods(node, name)
         yield from (entry for method, entry in _METHODS.items() if method in methods)

@@ -18,7 +18,7 @@ from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.trails import trails
 
-SCALARS: Final = frozenset({"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"})
+_SCALARS: Final = frozenset({"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"})
 _NAMESPACES: Final = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
 _PATHS: Final = frozenset(
     f"pathlib{module}.{name}"
@@ -38,12 +38,12 @@ _LONGEST_PATH: Final = 1000  # folders
 
 
 class _NotSimple:
-    """The type of `NOT_SIMPLE`; None is a value."""
+    """The type of `_NOT_SIMPLE`; None is a value."""
 
 
-NOT_SIMPLE: Final = _NotSimple()
+_NOT_SIMPLE: Final = _NotSimple()
 
-Now = Callable[[Node], Node]
+_Now = Callable[[Node], Node]
 """What takes the place of a node by now."""
 
 
@@ -57,27 +57,27 @@ def find_simple(checkpoint: Checkpoint) -> Iterator[tuple[str, Node, Node]]:
     for trail, node in trails(checkpoint.root, replaced=replaced):
         if isinstance(node, Object):
             value = _simple(node, now)
-            if value is not NOT_SIMPLE:
+            if value is not _NOT_SIMPLE:
                 yield trail.path, node, value
 
 
 def is_simple(node: Object) -> bool:
     """Return whether an object is hardly more than a plain value, which can take its place."""
-    return _simple(node) is not NOT_SIMPLE
+    return _simple(node) is not _NOT_SIMPLE
 
 
 def plain_form(node: Object) -> Node:
     """Return the plain value that an object stands for, itself if it is more than that."""
     value = _simple(node)
-    return node if value is NOT_SIMPLE else value
+    return node if value is _NOT_SIMPLE else value
 
 
-def _simple(node: Object, now: Now = lambda node: node) -> Node:
-    """Return the plain value that an object stands for, `NOT_SIMPLE` if it is more than that."""
+def _simple(node: Object, now: _Now = lambda node: node) -> Node:
+    """Return the plain value that an object stands for, `_NOT_SIMPLE` if it is more than that."""
     name = type_name(node)
     try:
-        if name in SCALARS:
-            return scalar(node)
+        if name in _SCALARS:
+            return _scalar(node)
         if name in _NAMESPACES:
             return _attributes(node, now)
         if name in _PATHS:
@@ -85,17 +85,17 @@ def _simple(node: Object, now: Now = lambda node: node) -> Node:
         if name == "collections.defaultdict":
             return _without_default(node)
     except DamagedFileError:  # nothing that Python wrote so: it stays what it is
-        return NOT_SIMPLE
-    return NOT_SIMPLE
+        return _NOT_SIMPLE
+    return _NOT_SIMPLE
 
 
-def scalar(node: Object) -> Node:
+def _scalar(node: Object) -> Node:
     """Return the number or text that numpy's ``scalar(dtype, bytes)`` makes."""
     call = Call.plain(node, 2, 2)
     dtype, data = call.settled(0), _bytes(call.reference(1))
     code = _dtype_code(dtype)
     if code is None or data is None:
-        return NOT_SIMPLE
+        return _NOT_SIMPLE
     order, kind, size = code[0], code[1], code[2:]
     sign = _NUMBERS.get(kind + size)
     if sign is not None and len(data) == int(size):
@@ -103,7 +103,7 @@ def scalar(node: Object) -> Node:
         return number
     if kind == "U" and len(data) <= _LONGEST and len(data) == 4 * int(size):
         return data.decode("utf-32-be" if order == ">" else "utf-32-le").rstrip("\0")
-    return NOT_SIMPLE
+    return _NOT_SIMPLE
 
 
 def _dtype_code(node: Node) -> str | None:
@@ -137,16 +137,16 @@ def _bytes(node: Node) -> bytes | None:
     return data.encode("latin-1")
 
 
-def _attributes(node: Object, now: Now) -> Node:
+def _attributes(node: Object, now: _Now) -> Node:
     """Return the attributes of a Namespace as a dictionary."""
     if node.items is not None or node.elements is not None:
-        return NOT_SIMPLE
+        return _NOT_SIMPLE
     state = now(state_of(node))
     if state is NO_STATE:
         return Dict()
     pairs = mapping_pairs(state)
     if pairs is None:
-        return NOT_SIMPLE
+        return _NOT_SIMPLE
     return Dict([part for pair in pairs for part in pair])
 
 
@@ -154,7 +154,7 @@ def _path(node: Object, name: str) -> Node:
     call = Call.plain(node, 0, _LONGEST_PATH)
     parts = [text(part) for part in call.all_settled()]
     if None in parts:
-        return NOT_SIMPLE
+        return _NOT_SIMPLE
     from pathlib import PurePosixPath, PureWindowsPath
 
     kind = PureWindowsPath if "Windows" in name else PurePosixPath
@@ -164,5 +164,5 @@ def _path(node: Object, name: str) -> Node:
 def _without_default(node: Object) -> Node:
     pairs = mapping_pairs(node)
     if pairs is None or node.state is not NO_STATE:
-        return NOT_SIMPLE
+        return _NOT_SIMPLE
     return Dict([part for pair in pairs for part in pair])

@@ -17,7 +17,7 @@ from ckpt_surgery.pickles import Dict, Node, Object
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
 from ckpt_surgery.torch_objects.storages import text
 
-TrainingKind = Literal[
+_TrainingKind = Literal[
     "optimizer", "optimizers", "scheduler", "schedulers", "scaler", "callbacks", "loops", "rng",
     "log",
 ]  # fmt: skip
@@ -45,7 +45,7 @@ _CALLBACKS: Final = (
 OPTIMIZER_PARTS: Final = frozenset({"state", "param_groups", "hypers"})
 """Keys of an optimizer's state dict, in torch's form and in fastai's."""
 # Names that a form has, all of them; the first that is there decides.
-_FORMS: Final[tuple[tuple[TrainingKind, frozenset[str]], ...]] = (
+_FORMS: Final[tuple[tuple[_TrainingKind, frozenset[str]], ...]] = (
     ("optimizer", frozenset({"state", "param_groups"})),
     ("optimizer", frozenset({"state", "hypers"})),  # fastai
     ("scaler", frozenset({"scale", "growth_factor"})),
@@ -67,10 +67,10 @@ class TrainingStates:
     """Recognises training state in one graph; the form of each node is looked at once."""
 
     def __init__(self) -> None:
-        self._forms: dict[int, TrainingKind | None] = {}
+        self._forms: dict[int, _TrainingKind | None] = {}
         self._holders: dict[int, bool] = {}
 
-    def kind(self, path: str, node: Node) -> TrainingKind | None:
+    def kind(self, path: str, node: Node) -> _TrainingKind | None:
         """Return the kind of training state that an entry is, by its form, else by its name."""
         form = self.form(node)
         if form is not None:
@@ -81,7 +81,7 @@ class TrainingStates:
                 return kind
         return None
 
-    def form(self, node: Node) -> TrainingKind | None:
+    def form(self, node: Node) -> _TrainingKind | None:
         """Return the kind of training state that `node` is by its form alone.
 
         A list is one if all that it holds is. None also if it has more entries than any has.
@@ -94,7 +94,7 @@ class TrainingStates:
             self._forms[id(node)] = form
         return self._forms[id(node)]
 
-    def _list_form(self, node: list[Node]) -> TrainingKind | None:
+    def _list_form(self, node: list[Node]) -> _TrainingKind | None:
         if not 0 < len(node) <= _MOST_LISTED:
             return None
         kinds = {None if isinstance(item, list) else self.form(item) for item in node}
@@ -158,7 +158,7 @@ def last_part(path: str) -> str:
     return "" if len(name) == _LONGEST_NAME else name
 
 
-def _form(node: Node) -> TrainingKind | None:
+def _form(node: Node) -> _TrainingKind | None:
     if not isinstance(node, (Dict, Object)):
         return None
     names = training_names(node)
@@ -223,7 +223,7 @@ def _holds_optimizers(states: TrainingStates, node: Node) -> bool:
 
 
 # Names of training state, and what must be true of an entry that is called so.
-_NAMES: Final[tuple[tuple[TrainingKind, str, Callable[[TrainingStates, Node], bool]], ...]] = (
+_NAMES: Final[tuple[tuple[_TrainingKind, str, Callable[[TrainingStates, Node], bool]], ...]] = (
     ("optimizer", r"(^|_)optim(izer)?(s|_|$)", _anything),
     ("optimizer", r"(^|_)opts?(_state(_dict)?)?$", _holds_optimizers),
     ("scheduler", r"(^|_)(lr_?)?sched(uler)?(s|_|$)", _anything),

@@ -36,12 +36,12 @@ from ckpt_surgery.training.optimizers.recognise import (
 from ckpt_surgery.training.parameters import Inventory
 
 _MOST_PAIRS: Final = 4096
-SHADOWS: Final = "shadow_params"
+_SHADOWS: Final = "shadow_params"
 """What torch_ema and diffusers call their list of averaged parameters."""
 _NO_MODEL: Final = "no model in the file has its names and shapes"
 _MOST_LISTS: Final = 64  # averages beside the state dicts, in one file
 
-Place = Literal["state dict", "inside", "list", "entry"]
+_Place = Literal["state dict", "inside", "list", "entry"]
 """Where an average lies: a state dict of its own, in that of its model, as a list of tensors or as
 a mapping below another entry."""
 
@@ -60,7 +60,7 @@ class Average:
     """
 
     title: str
-    place: Place
+    place: _Place
     path: str
     model: str | None
     names: Mapping[str, str] = field(repr=False)
@@ -242,7 +242,7 @@ def _held(other: Other) -> Iterator[tuple[str, Node, Literal["list", "entry"]]]:
     """Yield the averages that an entry holds, at itself or one level below."""
     fields = _fields(other.node)
     is_bare = isinstance(other.node, list) and kind_of(other.path) == "ema"
-    if is_bare or isinstance(fields.get(SHADOWS), list):
+    if is_bare or isinstance(fields.get(_SHADOWS), list):
         yield other.path, other.node, "list"
     for name, value in fields.items():
         average = _fields(value).get("average_model_state")
@@ -254,7 +254,7 @@ def shadow_list(node: object) -> list[Node]:
     """Return the averaged parameters that an average without names holds, or is a list of."""
     if isinstance(node, list):
         return node
-    shadows = _fields(node).get(SHADOWS) if isinstance(node, (Dict, Object)) else None
+    shadows = _fields(node).get(_SHADOWS) if isinstance(node, (Dict, Object)) else None
     return shadows if isinstance(shadows, list) else []
 
 
@@ -279,7 +279,7 @@ def _listed(
     shapes = [tensor.shape for tensor in tensors if tensor is not None]
     if not tensors or len(shapes) < len(tensors):
         return
-    counters = tuple(name for name in _fields(node) if name != SHADOWS)
+    counters = tuple(name for name in _fields(node) if name != _SHADOWS)
     best: tuple[StateDict, StateOwners] | None = None
     for model in [s for s in checkpoint.state_dicts if s.kind == "model"][:_MOST_LISTS]:
         owners = _owners(shapes, model)

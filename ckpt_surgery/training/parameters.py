@@ -18,7 +18,7 @@ from ckpt_surgery.dtypes import BY_NAME
 from ckpt_surgery.errors import LimitExceededError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-Role = Literal["parameter", "buffer", "unknown"]
+_Role = Literal["parameter", "buffer", "unknown"]
 ModuleKind = Literal["norm", "dropout", "other"]
 
 _STATISTICS: Final = ("running_mean", "running_var")
@@ -38,7 +38,7 @@ class NamedEntry:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
-    role: Role = "unknown"
+    role: _Role = "unknown"
     tie: object = None
 
 

@@ -15,7 +15,7 @@ from ckpt_surgery.cli.commands.strip import strip
 from ckpt_surgery.cli.failing import report_stream
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.options import output_of
-from ckpt_surgery.formats.registry import FORMATS, WRITABLE, get, writable
+from ckpt_surgery.formats.registry import _WRITABLE, FORMATS, get, writable
 
 EDITS = (
     ["strip", "--prefix", "fc"],
@@ -369,7 +369,7 @@ def test_format_option_offers_what_can_be_written(folder, invoke):
     for name in FORMATS:
         assert (name in writable()) is get(name).is_writable
         assert not get(name).is_writable or name in offered
-    assert list(WRITABLE) == [name for name in FORMATS if get(name).is_writable]
+    assert list(_WRITABLE) == [name for name in FORMATS if get(name).is_writable]
     refused = invoke("convert", "net.pth", "--format", "torch-tar", "-o", "x")
     assert refused.exit_code == 2
     assert "can only be read" in refused.stderr

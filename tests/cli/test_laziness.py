@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ckpt_surgery.cli.main import COMMANDS, cli
-from ckpt_surgery.formats.registry import WRITABLE
+from ckpt_surgery.formats.registry import _WRITABLE
 
 HEAVY = {"torch", "torchvision", "numpy", "timm", "transformers", "safetensors"}
 _GUARD = """
@@ -70,7 +70,7 @@ def test_no_command_imports_torch(folder, environment, args):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-@pytest.mark.parametrize("name", WRITABLE)
+@pytest.mark.parametrize("name", _WRITABLE)
 def test_no_format_is_written_or_read_with_torch(folder, environment, name):
     made = ["convert", "net.pth", "--format", name, "-o", "made"]
     for line in (made, ["inspect", "made"], ["verify", "made"]):

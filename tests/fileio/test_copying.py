@@ -19,7 +19,7 @@ from ckpt_surgery.fileio import ByteRange, Bytes, FileSource, MemorySource, Part
 from ckpt_surgery.fileio import reservation as reservation_module
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output
 from ckpt_surgery.fileio.file_sink import StreamSink
-from ckpt_surgery.fileio.pace import _RETRIAL, BY_KERNEL, LARGE, SMALL, WINDOW, Pace
+from ckpt_surgery.fileio.pace import _RETRIAL, _SMALL, BY_KERNEL, LARGE, WINDOW, Pace
 from ckpt_surgery.fileio.sink import copy_with_crc32
 
 OLD, NEW = b"the old file", b"the new file " * 9999
@@ -445,7 +445,7 @@ class TestAllocating:
 def test_the_way_that_is_quickest_is_taken() -> None:
     """All ways are tried, the quickest is kept while it is, and large writes are tried again."""
     pace = Pace(has_kernel=True)
-    speed = {LARGE: 4.0, SMALL: 1.0, BY_KERNEL: 2.0}
+    speed = {LARGE: 4.0, _SMALL: 1.0, BY_KERNEL: 2.0}
 
     def copy(windows: int) -> list[int]:
         ways = []
@@ -455,9 +455,9 @@ def test_the_way_that_is_quickest_is_taken() -> None:
                 pace.took(speed[pace.way] * WINDOW / 4, WINDOW // 4)
         return ways
 
-    assert copy(3 + _RETRIAL + 2) == [LARGE, SMALL, BY_KERNEL, *[SMALL] * _RETRIAL, LARGE, SMALL]
-    speed[SMALL] = 9.0
-    assert copy(3) == [SMALL, BY_KERNEL, BY_KERNEL]
+    assert copy(3 + _RETRIAL + 2) == [LARGE, _SMALL, BY_KERNEL, *[_SMALL] * _RETRIAL, LARGE, _SMALL]
+    speed[_SMALL] = 9.0
+    assert copy(3) == [_SMALL, BY_KERNEL, BY_KERNEL]
     speed[BY_KERNEL] = 5.0
     assert copy(2) == [BY_KERNEL, LARGE]
     speed[LARGE] = 8.0
@@ -473,12 +473,12 @@ def test_what_is_copied_is_the_same_in_every_way(
     """Also where the kernel turns out not to copy, in the middle of a range."""
     data = bytes(range(256)) * (5 * WINDOW // 256) + b"end"
     (tmp_path / "in").write_bytes(data)
-    ways = iter([LARGE, SMALL, BY_KERNEL, LARGE, *[BY_KERNEL] * 50])
+    ways = iter([LARGE, _SMALL, BY_KERNEL, LARGE, *[BY_KERNEL] * 50])
     taken: list[int] = []
 
     def go_on(self: Pace) -> None:
         self._nbytes, self._spent = 0, 0.0
-        self.way = next(ways) if BY_KERNEL in self._ways else SMALL
+        self.way = next(ways) if BY_KERNEL in self._ways else _SMALL
         taken.append(self.way)
 
     monkeypatch.setattr(Pace, "_go_on", go_on)
@@ -491,4 +491,4 @@ def test_what_is_copied_is_the_same_in_every_way(
         sink.copy(ByteRange(file, len(data) - 3, 3))
         sink.finish()
     assert (tmp_path / "out").read_bytes() == b"begin" + data[1:]
-    assert (BY_KERNEL in taken, SMALL in taken) == (True, True)
+    assert (BY_KERNEL in taken, _SMALL in taken) == (True, True)

@@ -18,7 +18,7 @@ from ckpt_surgery.fit.adaptations import (
     Classes,
     adaptation,
 )
-from ckpt_surgery.fit.fills import _FILL_KINDS, Fill, FillKind
+from ckpt_surgery.fit.fills import _FILL_KINDS, Fill, _FillKind
 from ckpt_surgery.fit.grids import Grids
 from ckpt_surgery.fit.values import _adapt, _adapt_channels, _filled
 
@@ -302,7 +302,7 @@ def test_a_constant_is_exact_where_floats_are_not() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "kaiming"])
-def test_complex_fills_have_an_imaginary_part_of_the_same_spread(kind: FillKind) -> None:
+def test_complex_fills_have_an_imaginary_part_of_the_same_spread(kind: _FillKind) -> None:
     values = _filled(Fill(kind, 0.1), "a", (300, 300), torch.complex64, seed=0)
     spreads = values.real.std().item(), values.imag.std().item()
     assert spreads[0] > 0
@@ -311,7 +311,7 @@ def test_complex_fills_have_an_imaginary_part_of_the_same_spread(kind: FillKind)
 
 @pytest.mark.parametrize("kind", ["kaiming", "xavier"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3)])
-def test_an_empty_tensor_is_filled(kind: FillKind, shape: tuple[int, ...]) -> None:
+def test_an_empty_tensor_is_filled(kind: _FillKind, shape: tuple[int, ...]) -> None:
     assert _filled(Fill(kind), "a", shape, torch.float32, seed=0).shape == shape
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.matching.correspondence import correspond
-from ckpt_surgery.matching.maps import MapFormat, _format_map, check_map, format_proposal
+from ckpt_surgery.matching.maps import _format_map, _MapFormat, check_map, format_proposal
 from ckpt_surgery.models.target import TensorSpec
 from ckpt_surgery.names.rewrite import parse_name_map
 
@@ -19,14 +19,14 @@ _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 
 @pytest.mark.parametrize("form", ["toml", "json"])
 @given(renames=st.dictionaries(_TEXT, _TEXT, max_size=6), comment=st.text(max_size=10))
-def test_a_map_is_read_back(form: MapFormat, renames: dict[str, str], comment: str) -> None:
+def test_a_map_is_read_back(form: _MapFormat, renames: dict[str, str], comment: str) -> None:
     printable = "".join(c for c in comment if c.isprintable())
     text = _format_map(renames, form, comment=printable)
     assert dict(parse_name_map(text, "map").names) == renames
 
 
 @pytest.mark.parametrize("form", ["toml", "json"])
-def test_a_name_that_is_no_text_is_refused(form: MapFormat) -> None:
+def test_a_name_that_is_no_text_is_refused(form: _MapFormat) -> None:
     with pytest.raises(UsageError, match=r"'a\\ud800' is no valid Unicode"):
         _format_map({"x": "a\ud800"}, form)
 

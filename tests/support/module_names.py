@@ -31,15 +31,20 @@ class Module:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 yield from (target.id for target in targets if isinstance(target, ast.Name))
 
-    def annotations(self) -> set[str]:
-        """The names in signatures, bases and fields of what is public in it."""
+    def handed_out(self) -> set[str]:
+        """Its classes in signatures, bases and fields of what is public in it; no protocols."""
         found: set[str] = set()
         for node in self.tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 found |= _signature(node)
             elif isinstance(node, ast.Assign | ast.AnnAssign):
-                found |= _words(node)  # an alias, or a table of classes
-        return found
+                found |= _words(node)  # a table of classes
+        return found & {
+            node.name
+            for node in self.tree.body
+            if isinstance(node, ast.ClassDef)
+            and not any("Protocol" in _words(b) for b in node.bases)
+        }
 
 
 def _signature(node: ast.FunctionDef | ast.ClassDef) -> set[str]:

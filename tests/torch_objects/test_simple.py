@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ckpt_surgery.pickles import Dict, Object, parse
-from ckpt_surgery.torch_objects.simple import NOT_SIMPLE, _simple
+from ckpt_surgery.torch_objects.simple import _NOT_SIMPLE, _simple
 
 NUMBERS = [
     *(kind(value) for kind in (np.int8, np.int16, np.int32, np.int64) for value in (-100, 0, 7)),
@@ -93,7 +93,7 @@ class Mine:
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_more_stays_what_it_is(value):
-    assert plain(value) is NOT_SIMPLE
+    assert plain(value) is _NOT_SIMPLE
 
 
 _DTYPE = "(S'f8'\nI00\nI01\nt"
@@ -128,4 +128,4 @@ def _scalar(dtype_args=_DTYPE, state=_STATE, data="S'12345678'\n"):
 )
 def test_what_python_never_wrote_so_is_left_alone(data):
     root = parse(data).root
-    assert _simple(root) is NOT_SIMPLE
+    assert _simple(root) is _NOT_SIMPLE

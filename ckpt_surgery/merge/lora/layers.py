@@ -17,7 +17,7 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     import torch
 
-FRAMEWORK: Final = {"format": "pt"}
+_FRAMEWORK: Final = {"format": "pt"}
 """What PEFT's loader wants to read in the metadata of a file."""
 
 
@@ -90,7 +90,7 @@ def adapter_checkpoint(entries: Sequence[Entry], sources: Sequence[Source]) -> C
         sources=tuple(sources),
         root=None,
         state_dicts=(StateDict("", "model", tuple(entries)),),
-        others=(Other(METADATA, "dict", FRAMEWORK),),
+        others=(Other(METADATA, "dict", _FRAMEWORK),),
     )
 
 

@@ -48,7 +48,7 @@ _LONGEST_NUMBER: Final = 18  # digits; no optimizer has as many parameters
 _CONTAINERS: Final = (list, tuple, Dict, Object)
 
 
-class TensorLike(Protocol):
+class _TensorLike(Protocol):
     """What is asked of a tensor (`ckpt_surgery.checkpoint.description.Tensor` has it)."""
 
     @property
@@ -62,7 +62,7 @@ class TensorLike(Protocol):
         ...
 
 
-Describe: TypeAlias = Callable[[Node], TensorLike | None]
+_Describe: TypeAlias = Callable[[Node], _TensorLike | None]
 """What tensor a node rebuilds, None if none: `TensorReader().describe`."""
 
 
@@ -177,7 +177,7 @@ class OptimizerState:
 
 
 def read_optimizer(
-    node: Node, describe: Describe, items: Items | None = None
+    node: Node, describe: _Describe, items: Items | None = None
 ) -> OptimizerState | None:
     """Return the optimizer that a node is the state dict of; None if it has not that form.
 
@@ -212,7 +212,7 @@ def read_optimizer(
 
 
 def find_optimizers(
-    root: Node, describe: Describe, items: Items | None = None, seen: set[int] | None = None
+    root: Node, describe: _Describe, items: Items | None = None, seen: set[int] | None = None
 ) -> Iterator[tuple[str, OptimizerState]]:
     """Yield every optimizer at or below a node, with its path (keys and positions joined by ``/``).
 
@@ -252,7 +252,7 @@ def _group(node: Node, items: Items) -> ParameterGroup | None:
     )
 
 
-def _state(key: Key, node: Node, describe: Describe, items: Items) -> ParameterState:
+def _state(key: Key, node: Node, describe: _Describe, items: Items) -> ParameterState:
     moments: list[Moment] = []
     nbytes = 0
     understood = True
