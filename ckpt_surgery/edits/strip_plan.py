@@ -46,37 +46,12 @@ def plan_strip(
     counts: tuple[RuleCount, ...] = ()
     warnings: list[str] = []
     if selection.rules:
-        seen = views(checkpoint, at)
-        state_dicts = [view.state_dict for view in seen]
-        try:
-            picked, counts = select(state_dicts, selection)
-        except UsageError as error:
-            error.hint = _meant(checkpoint, selection, error) or error.hint
-            raise
-        chosen = [
-            with_averages_inside(state_dict, each.chosen, keep=selection.keep)
-            for state_dict, each in zip(state_dicts, picked, strict=True)
-        ]
-        pairs = list(zip(seen, chosen, strict=True))
-        for view, names in pairs:
-            edits += view.translated(Drop("", n) for n in view.state_dict.names if n in names)
-        for view, names in pairs:
-            edits += view.translated(_modules(view.state_dict, names))
-        warnings += _left_whole(state_dicts, chosen)
-        _require_remainder(checkpoint, state_dicts, chosen)
+        edits, counts, warnings = _of_names(checkpoint, selection, at)
     if training_state is not None:
-        _require_more_than(checkpoint, training_state)
-        beside = [o.path for o in checkpoint.others if o.path and training_state(o.path, o.node)]
-        edits += (DropOther(path) for path in beside)
-        among = [
-            Drop(state_dict.path, entry.name)
-            for state_dict in checkpoint.state_dicts
-            for entry in state_dict.entries
-            if entry.tensor is None and training_state(entry.name, entry.node)
-        ]
+        state = _training_state(checkpoint, training_state)
         known = set(edits)
-        edits += (edit for edit in among if edit not in known)
-        if not beside and not among:
+        edits += (edit for edit in state if edit not in known)
+        if not state:
             warnings.append(NO_TRAINING_STATE)
     if compact:
         edits.append(Compact(unused_nbytes(checkpoint), break_views=break_views))
@@ -87,6 +62,46 @@ def plan_strip(
             "--training-state",
         )
     return Planned(Plan(tuple(edits)), counts, tuple(warnings))
+
+
+def _of_names(
+    checkpoint: Checkpoint, selection: Selection, at: Sequence[str]
+) -> tuple[list[Edit], tuple[RuleCount, ...], list[str]]:
+    """Return the edits that remove what is selected, what each rule matched, and remarks."""
+    seen = views(checkpoint, at)
+    state_dicts = [view.state_dict for view in seen]
+    try:
+        picked, counts = select(state_dicts, selection)
+    except UsageError as error:
+        error.hint = _meant(checkpoint, selection, error) or error.hint
+        raise
+    chosen = [
+        with_averages_inside(state_dict, each.chosen, keep=selection.keep)
+        for state_dict, each in zip(state_dicts, picked, strict=True)
+    ]
+    edits: list[Edit] = []
+    pairs = list(zip(seen, chosen, strict=True))
+    for view, names in pairs:
+        edits += view.translated(Drop("", n) for n in view.state_dict.names if n in names)
+    for view, names in pairs:
+        edits += view.translated(_modules(view.state_dict, names))
+    _require_remainder(checkpoint, state_dicts, chosen)
+    return edits, counts, list(_left_whole(state_dicts, chosen))
+
+
+def _training_state(
+    checkpoint: Checkpoint, is_training_state: Callable[[str, Node], object]
+) -> list[Edit]:
+    """Return the edits that remove training state beside the state dicts and among weights."""
+    _require_more_than(checkpoint, is_training_state)
+    beside = [o.path for o in checkpoint.others if o.path and is_training_state(o.path, o.node)]
+    among = (
+        Drop(state_dict.path, entry.name)
+        for state_dict in checkpoint.state_dicts
+        for entry in state_dict.entries
+        if entry.tensor is None and is_training_state(entry.name, entry.node)
+    )
+    return [*(DropOther(path) for path in beside), *among]
 
 
 def _meant(checkpoint: Checkpoint, selection: Selection, error: UsageError) -> str | None:

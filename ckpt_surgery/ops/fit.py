@@ -16,7 +16,6 @@ from ckpt_surgery.edits.averages_plan import averages_left_behind
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import following
-from ckpt_surgery.edits.inline_optimizer import inside, refusal
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.narrow import OnlyStateDict
@@ -30,9 +29,6 @@ from ckpt_surgery.fileio.unchanged import write_unless_same
 from ckpt_surgery.fit.checks import check_adaptations
 from ckpt_surgery.fit.decided import Decided
 from ckpt_surgery.fit.edit import Fit, FitTarget, keep_aim
-from ckpt_surgery.fit.groups import group_of, require_used
-from ckpt_surgery.fit.items import FitItem
-from ckpt_surgery.fit.moments import AdaptMoment
 from ckpt_surgery.fit.options import FitOptions
 from ckpt_surgery.fit.plan import plan_fit
 from ckpt_surgery.fit.request import FitRequest
@@ -45,12 +41,10 @@ from ckpt_surgery.models.target import Target
 from ckpt_surgery.names import Selection
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.ops.fit_layouts import Arranged, arrange
+from ckpt_surgery.ops.fit_optimizers import optimizers_in_step
 from ckpt_surgery.reports.fitting import FitReport, Fitted
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.averages import find_averages
-from ckpt_surgery.training.documents import OptimizerChange
-from ckpt_surgery.training.optimizers import InStep, keep_in_step
-from ckpt_surgery.training.parameters import Inventory, NamedEntry, Parameter
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import left_out, write
@@ -187,7 +181,7 @@ def prepare(
     result = fits.apply(checkpoint, inputs)
     # what lies beside weights that are written alone need not follow them
     beside = replace(checkpoint, others=()) if asked.state_dict_only else checkpoint
-    step = _in_step(beside, result, seen, fitted, aim.target, asked)
+    step = optimizers_in_step(beside, result, seen, fitted, aim.target, asked)
     result = Plan(tuple(following(step))).apply(result)
     left = tuple(_left_out(chosen, result))
     versions = tuple(_versions_left_out(chosen, result))
@@ -221,72 +215,6 @@ def _named_as(fitted: Sequence[Fitted], casts: Sequence[Cast]) -> Iterator[Cast]
     path = join_path(fitted[0].path, "") if len(fitted) == 1 else ""
     for cast in casts:
         yield replace(cast, name=cast.name.removeprefix(path))
-
-
-def _in_step(
-    before: Checkpoint,
-    after: Checkpoint,
-    seen: Sequence[View],
-    fitted: Sequence[Fitted],
-    target: Target,
-    asked: FitRequest,
-) -> InStep:
-    """Return the result with its optimizers following the fit."""
-    choice, rules = asked.optimizer, asked.groups
-    paths = {view.path for view in seen}
-    held = inside(s for s in before.state_dicts if s.path in paths)
-    if held and choice != "drop":
-        raise refusal(held, before, "--optimizer drop leaves it out")
-    dropped = tuple(OptimizerChange(join_path(s.path, entry.name), "dropped") for s, entry in held)
-    if not before.others:  # bare weights: nothing that could be an optimizer
-        require_used(rules, ())
-        return InStep(after, dropped)
-    items: dict[str, dict[str, FitItem]] = {}
-    sources: dict[str, dict[str, str | None]] = {}
-    parameters: dict[str, list[Parameter]] = {}
-    for view, each in zip(seen, fitted, strict=True):
-        own, origins = items.setdefault(view.path, {}), sources.setdefault(view.path, {})
-        for item in each.plan.items:
-            own[view.prefix + item.name] = item
-            known = item.status != "initial" and item.source is not None
-            origins[view.prefix + item.name] = f"{view.prefix}{item.source}" if known else None
-        parameters.setdefault(view.path, []).extend(
-            replace(p, name=view.prefix + p.name, aliases=tuple(view.prefix + a for a in p.aliases))
-            for p in _parameters(target)
-        )
-
-    moments = {
-        path: {
-            name: AdaptMoment(item.adaptation, item.shape)
-            for name, item in own.items()
-            if item.adaptation is not None
-        }
-        for path, own in items.items()
-    }
-    with about_file(before.file.name):
-        step = keep_in_step(
-            before,
-            after,
-            choice if choice in {"keep", "drop"} else "auto",
-            sources=sources,
-            moments=moments if choice == "resize" else None,
-            parameters=parameters,
-            homes=lambda name: group_of(name, rules),
-        )
-        added = [name.rpartition("/")[2] for c in step.changes for name in c.added]
-        require_used(rules, added)
-    return replace(step, changes=dropped + step.changes)
-
-
-def _parameters(target: Target) -> Sequence[Parameter]:
-    """Return the target's parameters, of which the file may have
-    two in one tensor, and two of one.
-    """
-    leaders = {name: group[0] for group in target.ties for name in group}
-    return Inventory.of(
-        NamedEntry(spec.name, spec.shape, spec.dtype, spec.role, leaders.get(spec.name))
-        for spec in target.tensors
-    ).parameters
 
 
 def _left_out(chosen: Sequence[StateDict], result: Checkpoint) -> Iterator[str]:

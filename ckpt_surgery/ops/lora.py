@@ -113,10 +113,7 @@ def merge_loras(
         raise UsageError("one adapter is nothing to merge", hint="name several, or give --rank N")
     if rank is not None:
         _require_rank(rank)
-    factors = tuple(scales or (1.0,) * len(adapters))
-    factors = factors * len(adapters) if len(factors) == 1 else factors
-    if len(factors) != len(adapters):
-        raise UsageError(f"{len(factors)} scales for {len(adapters)} adapters", fields=("scales",))
+    factors = _one_each(scales or (1.0,), len(adapters))
     from ckpt_surgery.compute.elements import require_torch
     from ckpt_surgery.merge.lora.combine import combine
 
@@ -127,15 +124,8 @@ def merge_loras(
         for source, factor in zip(adapters, factors, strict=True):
             checkpoint = stack.enter_context(read(source))
             found.append(Adapter(merge_file(checkpoint, label_of(source), ()), factor))
-        is_pefts = found[0].parts.is_pefts
+        is_pefts = _require_one_naming(found)
         require_adapter_output(target, directory=is_pefts)
-        for each in found:
-            if each.parts.is_pefts != is_pefts:
-                raise UsageError(
-                    "the adapters have different namings, which only a model brings together",
-                    path=each.file.label,
-                    hint="fold them into a model: ckpt merge -m lora",
-                )
         layers = combine(found, rank, target.progress)
         entries = (peft_entries if is_pefts else other_entries)(layers, chosen)
         sources = [source for each in found for source in each.file.sources]
@@ -153,6 +143,28 @@ def merge_loras(
         remarks,
         tuple(dict.fromkeys(_no_tensors(*(each.file.checkpoint for each in found)))),
     )
+
+
+def _one_each(scales: Sequence[float], count: int) -> tuple[float, ...]:
+    """Return a scale for each of `count` adapters; one is for all."""
+    if len(scales) == 1:
+        return tuple(scales) * count
+    if len(scales) != count:
+        raise UsageError(f"{len(scales)} scales for {count} adapters", fields=("scales",))
+    return tuple(scales)
+
+
+def _require_one_naming(adapters: Sequence[Adapter]) -> bool:
+    """Refuse adapters of different namings; return whether that of all is PEFT's."""
+    is_pefts = adapters[0].parts.is_pefts
+    for each in adapters:
+        if each.parts.is_pefts != is_pefts:
+            raise UsageError(
+                "the adapters have different namings, which only a model brings together",
+                path=each.file.label,
+                hint="fold them into a model: ckpt merge -m lora",
+            )
+    return is_pefts
 
 
 def _only_factors(tuned: Checkpoint) -> Iterator[str]:
