@@ -8,6 +8,7 @@ from typing import Final
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles.limits import Limits
 from ckpt_surgery.pickles.nodes import NO_STATE, Dict, Global, List, Node, Object, children
+from ckpt_surgery.pickles.tensor_items import is_of_tensors
 from ckpt_surgery.pickles.walk import SCALARS
 
 _MAX_DOTS: Final = 100  # each is a call in protocol 2, so that there must not be a million
@@ -22,12 +23,14 @@ class Machine:
 
     `stack` holds what was pushed since the last mark and `below` the stacks under each mark.
     `discarded` are nodes that were popped or left over, though something may still refer to them.
-    `rare` are opcodes that a state dict's pickle has few of, or none.
+    `rare` are opcodes that a state dict's pickle has few of, or none. `changed_tensors` are results
+    of calls that make tensors, and that items or elements are given to.
     """
 
     __slots__ = (
         "below",
         "builtins",
+        "changed_tensors",
         "data",
         "discarded",
         "duplicates",
@@ -59,6 +62,7 @@ class Machine:
         self.framed = False
         self.protocol = 0
         self.rare: set[int] = set()
+        self.changed_tensors: list[Object] = []
 
     def take(self, nbytes: int) -> bytes:
         """Return the next `nbytes` bytes. Raises `TruncatedPickleError`."""
@@ -104,6 +108,46 @@ class Machine:
         self.globals.append(made)
         return made
 
+    def add_elements(self, target: Node, elements: list[Node], at: int) -> None:
+        """Do what APPEND and APPENDS at `at` do to `target`. Raises `DamagedFileError`."""
+        if isinstance(target, List):
+            target += elements
+            target.began = target.began or at
+        elif isinstance(target, Object):
+            if target.items is not None or target.state is not NO_STATE:
+                raise DamagedFileError("an object is given elements after its items or its state")
+            if target.elements is None:
+                target.elements = elements
+                self._give(target)
+            else:
+                target.elements += elements
+        else:
+            raise DamagedFileError("a value is appended to something that is no list")
+        target.changed = at
+
+    def add_items(self, target: Node, items: list[Node], at: int) -> None:
+        """Do what SETITEM and SETITEMS at `at` do to `target`. Raises `DamagedFileError`."""
+        if len(items) % 2:
+            raise DamagedFileError("a key without a value is set on a dictionary")
+        if isinstance(target, Dict):
+            target.items += items
+            target.began = target.began or at
+        elif isinstance(target, Object):
+            if target.state is not NO_STATE:
+                raise DamagedFileError("an object is given items after its state")
+            if target.items is None:
+                target.items = items
+                self._give(target)
+            else:
+                target.items += items
+        else:
+            raise DamagedFileError("an item is set on something that is no dictionary")
+        target.changed = at
+
+    def _give(self, target: Object) -> None:
+        if is_of_tensors(target.callee):
+            self.changed_tensors.append(target)
+
     def builtin(self, name: str) -> Global:
         """Return the one `Global` for a built-in type that an opcode implies rather than names."""
         made = self.builtins.get(name)
@@ -145,42 +189,6 @@ def own_character(text: str) -> str:
     if not text.isascii():
         return text
     return text.upper() if text.isupper() else text.lower()
-
-
-def add_elements(target: Node, elements: list[Node], at: int) -> None:
-    """Do what APPEND and APPENDS at `at` do to `target`. Raises `DamagedFileError`."""
-    if isinstance(target, List):
-        target += elements
-        target.began = target.began or at
-    elif isinstance(target, Object):
-        if target.items is not None or target.state is not NO_STATE:
-            raise DamagedFileError("an object is given elements after its items or its state")
-        if target.elements is None:
-            target.elements = elements
-        else:
-            target.elements += elements
-    else:
-        raise DamagedFileError("a value is appended to something that is no list")
-    target.changed = at
-
-
-def add_items(target: Node, items: list[Node], at: int) -> None:
-    """Do what SETITEM and SETITEMS at `at` do to `target`. Raises `DamagedFileError`."""
-    if len(items) % 2:
-        raise DamagedFileError("a key without a value is set on a dictionary")
-    if isinstance(target, Dict):
-        target.items += items
-        target.began = target.began or at
-    elif isinstance(target, Object):
-        if target.state is not NO_STATE:
-            raise DamagedFileError("an object is given items after its state")
-        if target.items is None:
-            target.items = items
-        else:
-            target.items += items
-    else:
-        raise DamagedFileError("an item is set on something that is no dictionary")
-    target.changed = at
 
 
 def give_state(target: Node, state: Node, at: int) -> None:

@@ -18,8 +18,6 @@ from ckpt_surgery.pickles.limits import DEFAULT_LIMITS, Limits
 from ckpt_surgery.pickles.machine import (
     Machine,
     TruncatedPickleError,
-    add_elements,
-    add_items,
     decode_text,
     give_state,
     lost_calls,
@@ -30,6 +28,7 @@ from ckpt_surgery.pickles.machine import (
 from ckpt_surgery.pickles.nodes import Dict, Global, List, Node, Object, PersistentId
 from ckpt_surgery.pickles.rare import RARE
 from ckpt_surgery.pickles.scan import require_memory, require_whole_frames
+from ckpt_surgery.pickles.tensor_items import refuse_changed
 from ckpt_surgery.startup.collector import collector_paused
 
 _UINT16 = Struct("<H").unpack_from
@@ -69,7 +68,7 @@ def parse(
     `persistent_load` makes the node for a persistent id.
 
     Raises `TruncatedPickleError` if the data ends before STOP, `DamagedFileError` if the pickle
-    is malformed, `LimitExceededError` if it is larger than `limits`.
+    is malformed or gives items to a tensor, `LimitExceededError` if it is larger than `limits`.
     """
     require_memory(data, start, limits)
     machine = Machine(data, start, limits, persistent_load)
@@ -85,6 +84,8 @@ def parse(
         raise too_long
     if machine.framed:
         require_whole_frames(data, start, machine.pos)
+    if machine.changed_tensors:
+        raise refuse_changed(machine.changed_tensors[0], root)
     machine.discarded += machine.stack
     for stack in machine.below:
         machine.discarded += stack
@@ -199,23 +200,23 @@ def _run(machine: Machine) -> Node:
             elif op == 0x75:  # SETITEMS
                 items = stack
                 stack = below.pop()
-                add_items(stack[-1], items, at)
+                machine.add_items(stack[-1], items, at)
                 continue
             elif op == 0x73:  # SETITEM
                 value = stack.pop()
                 items = [stack.pop(), value]
-                add_items(stack[-1], items, at)
+                machine.add_items(stack[-1], items, at)
                 continue
             elif op == 0x5D:  # EMPTY_LIST
                 value = List()
             elif op == 0x65:  # APPENDS
                 items = stack
                 stack = below.pop()
-                add_elements(stack[-1], items, at)
+                machine.add_elements(stack[-1], items, at)
                 continue
             elif op == 0x61:  # APPEND
                 items = [stack.pop()]
-                add_elements(stack[-1], items, at)
+                machine.add_elements(stack[-1], items, at)
                 continue
             elif op == 0x4E:  # NONE
                 stack.append(None)

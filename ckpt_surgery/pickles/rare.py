@@ -13,7 +13,6 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles.machine import (
     Machine,
     TruncatedPickleError,
-    add_items,
     decode_text,
 )
 from ckpt_surgery.pickles.nodes import ByteString, Dict, Extension, List, Node, Object
@@ -219,7 +218,7 @@ def _list(machine: Machine) -> None:
 
 def _dict(machine: Machine) -> None:
     made, items = Dict(), machine.to_mark()
-    add_items(made, items, machine.pos)
+    machine.add_items(made, items, machine.pos)
     machine.stack.append(made)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +15,7 @@ from ckpt_surgery.checkpoint.description import (
     Tensor,
     join_path,
 )
-from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
+from ckpt_surgery.errors import CkptError, LimitExceededError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
@@ -36,7 +35,13 @@ from ckpt_surgery.torch_objects.kinds import (
     role_of,
     type_name,
 )
-from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs, state_of
+from ckpt_surgery.torch_objects.mappings import (
+    attributes_of,
+    mapping_length,
+    mapping_pairs,
+    require_own_methods,
+    state_of,
+)
 from ckpt_surgery.torch_objects.module_nodes import is_module
 from ckpt_surgery.torch_objects.places import SHOWN_PATH, Place, children, distinct, is_empty
 from ckpt_surgery.torch_objects.storages import text
@@ -57,7 +62,6 @@ _WRAPPERS = frozenset(
     }
 )  # fmt: skip
 _KEEPING = frozenset({"torch-zip", "torch-legacy"})  # containers whose modules torch loads
-_METHODS = frozenset(dir(OrderedDict))
 _PATH_SHARE = 2  # characters of all paths and names, as a share of the operations of `Limits`
 
 
@@ -287,7 +291,8 @@ class _Survey:
         path = distinct(self._path(place), self._paths)
         self._spend(len(path) * len(entries) + sum(len(entry.name) for entry in entries))
         kind = kind_of(path, [entry.name for entry in entries])
-        _require_own_methods(place.node)
+        if isinstance(place.node, Object):
+            require_own_methods(attributes_of(place.node))
         metadata = metadata_of(place.node)
         self.state_dicts.append(StateDict(path, kind, entries, metadata, place.node))
         return path
@@ -374,11 +379,3 @@ def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:
     count = sum(entry.tensor is not None for entry in entries)
     wraps = any(e.name in _WRAPPERS and mapping_pairs(e.node) is not None for e in entries)
     return count * 2 > len(entries) and not wraps
-
-
-def _require_own_methods(node: Node) -> None:
-    """Refuse a mapping whose attributes hide what its entries are got by, such as ``items``."""
-    attributes = mapping_pairs(state_of(node)) if isinstance(node, Object) else None
-    for key, _ in attributes or ():
-        if text(key) in _METHODS:
-            raise DamagedFileError(f"the attribute '{text(key)}' hides a method")

@@ -7,18 +7,20 @@ value would be left.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Final, TypeGuard
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Node, Object
 from ckpt_surgery.torch_objects.calls import Call
+from ckpt_surgery.torch_objects.key_values import Elements, key_value
 from ckpt_surgery.torch_objects.storages import text
 
 _LARGEST_KEY: Final = 1000  # parts of a tuple
 _SHOWN_KEY: Final = 80  # characters
-_OF_TENSORS: Final = ("Tensor", "Storage", "Parameter", "Variable", "Buffer")
+_DEEPEST_KEY: Final = 20  # frozensets inside each other
+_METHODS: Final = frozenset(dir(OrderedDict)) | frozenset(dir(Counter))
 # Where each class takes its content, and whether that may be pairs as well as a dictionary.
 _CONTENT: Final = {
     "collections.OrderedDict": (0, True),
@@ -105,8 +107,10 @@ def state_of(node: Object) -> Node:
 def _content(node: Object) -> Sequence[tuple[Node, Node]] | None:
     """Return what a mapping was called with, before items were set on it; None if it is none."""
     where, allows_pairs = _CONTENT.get(node.name, (-1, False))
-    if node.items is not None and where < 0 and _is_of_tensors(node.callee):
-        raise DamagedFileError(f"the result of '{node.name}' is given a state or items")
+    if node.elements is not None:  # a list, say, whose elements are replaced by setting items
+        return None
+    if where >= 0 and node.state is not NO_STATE:
+        _require_plain_attributes(node)
     if node.args == () and (node.items is not None or where >= 0):
         return ()
     if node.op != "REDUCE" or not isinstance(node.args, tuple) or where < 0:
@@ -125,14 +129,30 @@ def _content(node: Object) -> Sequence[tuple[Node, Node]] | None:
     return [(pair[0], pair[1]) for pair in pairs] if len(pairs) == len(given) else None
 
 
-def _is_of_tensors(callee: Node) -> bool:
-    """Return whether `callee` is one of torch's tensors, storages, parameters or variables.
-
-    To set an item on one is to change its elements; a subclass of a dictionary may be of torch's.
+def attributes_of(node: Object) -> list[tuple[Node, Node]]:
+    """Return the attributes that an object's state, a dictionary, gives
+    it, those of slots included; none if it is anything else.
     """
-    if not isinstance(callee, Global) or callee.module.partition(".")[0] != "torch":
-        return False
-    return callee.name.endswith(_OF_TENSORS)
+    state = state_of(node)
+    parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+    return [pair for part in parts for pair in mapping_pairs(part) or ()]
+
+
+def require_own_methods(attributes: Iterable[tuple[Node, Node]]) -> None:
+    """Refuse attributes of a mapping that hide what its entries are got by, such as ``items``."""
+    for key, _ in attributes:
+        if text(key) in _METHODS:
+            raise DamagedFileError(f"the attribute '{text(key)}' hides a method")
+
+
+def _require_plain_attributes(node: Object) -> None:
+    """Refuse a state of Python's own mappings that torch's two unpicklers take in different ways,
+    or whose attributes hide a method, by which the entries are got.
+    """
+    attributes = mapping_pairs(state_of(node))
+    if attributes is None:
+        raise DamagedFileError(f"the state of '{node.name}' is no dictionary")
+    require_own_methods(attributes)
 
 
 def _require_distinct(keys: list[Node]) -> None:
@@ -148,10 +168,11 @@ def _require_distinct(keys: list[Node]) -> None:
 def _shown(key: Node) -> str:
     if isinstance(key, (bool, float)) or (isinstance(key, int) and abs(key) < 2**63):
         return str(key)
-    return (text(key) or type(key).__name__)[:_SHOWN_KEY]
+    name = key.name if isinstance(key, Object) else type(key).__name__
+    return (text(key) or (key.qualified if isinstance(key, Global) else name))[:_SHOWN_KEY]
 
 
-def _identity(key: Node) -> Hashable:
+def _identity(key: Node, depth: int = 0) -> Hashable:
     """Return a value that is equal for keys that are one to Python,
     of those that dictionaries have.
 
@@ -161,7 +182,12 @@ def _identity(key: Node) -> Hashable:
     parts: list[Hashable] = []
     waiting: list[Node] = [key]
     while waiting:
-        part = _value_of(waiting.pop())
+        part = key_value(waiting.pop())
+        if isinstance(part, Elements):
+            if depth == _DEEPEST_KEY:
+                raise LimitExceededError(f"a key has more than {_DEEPEST_KEY} sets in each other")
+            parts += ("set", frozenset(_identity(node, depth + 1) for node in part))
+            continue
         if _is_value(part):
             parts += ("call", part.name)
             part = part.args
@@ -186,22 +212,6 @@ def _is_value(node: Node) -> TypeGuard[Object]:
     )
 
 
-def _value_of(node: Node) -> Node:
-    """Return the tuple, bytes or number that a call makes, if it is one
-    of those that equal plain ones.
-    """
-    if not isinstance(node, Object) or not isinstance(node.args, tuple):
-        return node
-    match node.name, node.args:
-        case "torch.Size", (tuple() as size,):
-            return size
-        case "_codecs.encode", (str() as data, _):
-            return data.encode("latin-1", "replace")
-        case "__builtin__.complex" | "builtins.complex", (int() | float() as real, 0 | 0.0):
-            return real
-    return node
-
-
 def _scalar(node: Node) -> Hashable:
     if isinstance(node, str):
         return node
@@ -212,6 +222,8 @@ def _scalar(node: Node) -> Hashable:
     if isinstance(node, int):
         return "number", f"{node:x}"
     if isinstance(node, float) and node == node:  # unequal: not a number
+        return "number", repr(node)
+    if isinstance(node, complex):
         return "number", repr(node)
     if isinstance(node, Global):
         return "class", node.qualified

@@ -16,6 +16,7 @@ from ckpt_surgery.checkpoint.description import (
 )
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.pickles import Global, Limits, Node, Object, PersistentId
+from ckpt_surgery.torch_objects.tensor_attributes import PLAIN_CLASSES
 
 Describe = Callable[[Node], Tensor | None]
 """The tensor that a node rebuilds, None if it rebuilds none."""
@@ -40,7 +41,6 @@ _STRIDED: Final = frozenset({"torch._utils._rebuild_tensor_v2", "torch._utils._r
 _FROM_TYPE: Final = frozenset(
     {"torch._tensor._rebuild_from_type_v2", "torch.tensor._rebuild_from_type_v2"}
 )
-_PLAIN_TENSOR: Final = frozenset({"torch.Tensor", "torch._tensor.Tensor", "torch.tensor.Tensor"})
 
 
 @dataclass(slots=True)
@@ -136,7 +136,7 @@ def _detached(node: Object) -> Object:
         function, cls, inner_args, state = args
         inner = Object("REDUCE", function, inner_args)
         without_grad = _detached(inner)
-        if inner.name in _STRIDED and isinstance(cls, Global) and cls.qualified in _PLAIN_TENSOR:
+        if inner.name in _STRIDED and isinstance(cls, Global) and cls.qualified in PLAIN_CLASSES:
             return without_grad
         if without_grad is inner:
             return node

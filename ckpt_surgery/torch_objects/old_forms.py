@@ -14,13 +14,17 @@ from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Tensor
+from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import NO_STATE, Global, Node, Object, PersistentId
 from ckpt_surgery.torch_objects.calls import Call, wrong_form
 from ckpt_surgery.torch_objects.mappings import mapping_length
 from ckpt_surgery.torch_objects.tensor_calls import build
 
-_PARAMETER: Final = frozenset({"torch.nn.parameter.Parameter", "torch.nn.Parameter"})
-_VARIABLES: Final = _PARAMETER | {"torch.autograd.variable.Variable", "torch.autograd.Variable"}
+PARAMETER_CLASSES: Final = frozenset({"torch.nn.parameter.Parameter", "torch.nn.Parameter"})
+_VARIABLES: Final = PARAMETER_CLASSES | {
+    "torch.autograd.variable.Variable",
+    "torch.autograd.Variable",
+}
 _TENSOR_MODULES: Final = frozenset(
     {"torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse", "torch.tensor", "torch._tensor"}
 )
@@ -48,6 +52,14 @@ def is_old_tensor(node: Object) -> bool:
     )
 
 
+def require_own_storage(node: Object, tensor: Tensor) -> None:
+    """Refuse an old tensor whose storage has elements of another type than its class, as torch."""
+    name = node.callee.name if isinstance(node.callee, Global) else ""
+    wanted = "FloatStorage" if name == "Tensor" else name.replace("Tensor", "Storage")
+    if tensor.storage is None or tensor.storage.untyped or tensor.dtype.storage_class != wanted:
+        raise DamagedFileError(f"'{node.name}' lies in a storage of {tensor.dtype.name}")
+
+
 def read_variable(node: Object, describe: Callable[[Node], Tensor | None]) -> Tensor | None:
     """Return the tensor that an old variable has, as a parameter if it is one; None without one.
 
@@ -57,7 +69,7 @@ def read_variable(node: Object, describe: Callable[[Node], Tensor | None]) -> Te
     tensor = describe(data)
     if tensor is None:
         return None
-    is_parameter = isinstance(node.callee, Global) and node.callee.qualified in _PARAMETER
+    is_parameter = isinstance(node.callee, Global) and node.callee.qualified in PARAMETER_CLASSES
     return replace(tensor, is_parameter=is_parameter, requires_grad=requires_grad)
 
 

@@ -84,7 +84,8 @@ def children(node: Node) -> Iterator[tuple[str, Node, Node]]:
     for key, child in mapping_pairs(node) or ():
         yield printed_key(key), child, key
     if isinstance(node, Object):
-        for index, child in enumerate(node.elements or ()):
+        # which elements are left where items are set as well only its class knows
+        for index, child in enumerate(node.elements or () if node.items is None else ()):
             yield str(index), child, index
         for key, child in mapping_pairs(state_of(node)) or ():
             if text(key) != "_metadata":

@@ -29,18 +29,24 @@ from ckpt_surgery.torch_objects.calls import Call, sizes, wrong_form
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
 from ckpt_surgery.torch_objects.math_bits import FROM_TYPE, bits_of_call
 from ckpt_surgery.torch_objects.old_forms import (
+    PARAMETER_CLASSES,
     has_gradient,
     is_old_tensor,
     is_old_variable,
     modern_variable,
     read_variable,
+    require_own_storage,
 )
 from ckpt_surgery.torch_objects.sharded_tensor import read_sharded_tensor
-from ckpt_surgery.torch_objects.storages import parse_storage_id, text
+from ckpt_surgery.torch_objects.storages import parse_storage_id
+from ckpt_surgery.torch_objects.tensor_attributes import PLAIN_CLASSES, require_attributes
 from ckpt_surgery.torch_objects.tensor_calls import build
 
 _BEFORE_SCALARS = "torch._utils._rebuild_tensor"
 _HOOKS = "collections.OrderedDict"
+_PARAMETERS: Final = frozenset(
+    {"torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"}
+)
 _CONTAINERS = (tuple, list, Dict, Object)
 # Shares of the operations of `Limits`: how often objects that parts of tensors refer to may be
 # looked at again, and how many tensors others may be made of, counted as often as they occur.
@@ -179,17 +185,26 @@ def _strided_v1(_: TensorReader, call: Call) -> Tensor:
 
 
 def _strided_v2(_: TensorReader, call: Call) -> Tensor:
-    if len(call) > 6:
-        bits_of_call(call, 6)
     _require_hooks(call, 5)
-    return _strided(call, call.boolean(4))
+    tensor = _strided(call, call.boolean(4))
+    if len(call) > 6:
+        _require_bits(call, 6, tensor)
+    return tensor
 
 
 def _strided_v3(_: TensorReader, call: Call) -> Tensor:
-    if len(call) > 7:
-        bits_of_call(call, 7)
     _require_hooks(call, 5)
-    return _strided(call, call.boolean(4), call.dtype(6))
+    tensor = _strided(call, call.boolean(4), call.dtype(6))
+    if len(call) > 7:
+        _require_bits(call, 7, tensor)
+    return tensor
+
+
+def _require_bits(call: Call, index: int, tensor: Tensor) -> None:
+    """Refuse metadata of no form that torch writes, and real numbers that it would conjugate."""
+    conjugated, _ = bits_of_call(call, index)
+    if conjugated and tensor.dtype.kind != "complex":
+        raise DamagedFileError(f"real numbers ({tensor.dtype.name}) are conjugated")
 
 
 def _quantized(reader: TensorReader, call: Call) -> Tensor:
@@ -205,7 +220,8 @@ def _parameter(reader: TensorReader, call: Call) -> Tensor:
     _require_hooks(call, 2)
     parts = inner.parts
     if len(call) > 3:
-        parts += _attributes(reader, inner, call.settled(3), call.node)
+        require_attributes(call.settled(3), call.node, of_plain=True)
+        parts += _attributes(reader, inner, call.settled(3))
     return replace(inner, is_parameter=True, requires_grad=call.boolean(1), parts=parts)
 
 
@@ -215,13 +231,17 @@ def _from_type(reader: TensorReader, call: Call) -> Tensor | None:
         return None
     if function.qualified in FROM_TYPE:  # torch wraps a tensor once
         return None
+    kind = call.reference(1)
+    name = kind.qualified if isinstance(kind, Global) else ""
+    if function.qualified in _PARAMETERS or name in PARAMETER_CLASSES:
+        raise wrong_form(call.node)  # torch writes a parameter in another way
     tensor = reader.rebuild(Object("REDUCE", function, args, call.node.at))
     if tensor is None:
         return None
     state = call.settled(3)
-    parts = tensor.parts + _attributes(reader, tensor, state, call.node)
+    require_attributes(state, call.node, of_plain=name in PLAIN_CLASSES)
+    parts = tensor.parts + _attributes(reader, tensor, state)
     tensor = replace(tensor, parts=parts, node=call.node)
-    kind = call.reference(1)
     if isinstance(kind, Global) and kind.qualified in dtensor.CLASSES:
         spec = dtensor.read_spec(state, call.node.at, reader.describe)
         return replace(tensor, layout="dtensor", shard=None if spec is None else spec.shard)
@@ -240,18 +260,10 @@ def _require_hooks(call: Call, index: int) -> None:
         raise wrong_form(call.node)
 
 
-def _attributes(
-    reader: TensorReader, tensor: Tensor, state: Node, node: Object
-) -> tuple[Tensor, ...]:
-    """Return the tensors in the attributes of `tensor`, in `state`, that are not its parts already.
-
-    Raises `DamagedFileError` if torch would do more with an attribute than keep it.
+def _attributes(reader: TensorReader, tensor: Tensor, state: Node) -> tuple[Tensor, ...]:
+    """Return the tensors in the attributes of `tensor`, in `state`, that
+    are not its parts already.
     """
-    for attributes in state if isinstance(state, tuple) and len(state) == 2 else (state,):
-        for key, _ in mapping_pairs(attributes) or ():
-            name = text(key)
-            if name in _OWN_ATTRIBUTES or name is None:
-                raise DamagedFileError(f"'{node.name}' sets a tensor's own attribute '{name}'")
     known = {id(part.node) for part in tensor.parts}
     return tuple(part for part in reader.below(state) if id(part.node) not in known)
 
@@ -343,7 +355,9 @@ def _old_tensor(reader: TensorReader, node: Object) -> Tensor | None:
         return None
     call = Call.of_state(node)
     if len(call) == 4:
-        return _strided(call, False)
+        tensor = _strided(call, False)
+        require_own_storage(node, tensor)
+        return tensor
     inner = reader.describe(call.reference(0)) if len(call) == 5 else None
     return None if inner is None else replace(inner, requires_grad=call.boolean(3))
 
@@ -410,17 +424,3 @@ _FUNCTIONS: dict[str, tuple[_Handler, int, int]] = {
 }
 _FUNCTIONS.update(dict.fromkeys(FROM_TYPE, (_from_type, 4, 4)))
 _FUNCTIONS["torch.nested._internal.nested_tensor._rebuild_njt"] = _jagged, 1, 1
-# Setting one of these changes the tensor or what is read of it; torch writes none of them, since
-# it writes a tensor's `__dict__` alone: the data descriptors of its class, of all versions.
-_OWN_ATTRIBUTES: Final = frozenset(
-    {
-        "H", "T", "__class__", "__cuda_array_interface__", "__dict__", "__weakref__",
-        "_backward_hooks", "_base", "_cdata", "_grad", "_grad_fn", "_has_symbolic_sizes_strides",
-        "_post_accumulate_grad_hooks", "_python_dispatch", "_version", "data", "device", "dtype",
-        "grad", "grad_dtype", "grad_fn", "imag", "is_cpu", "is_cuda", "is_ipu", "is_leaf",
-        "is_maia", "is_meta", "is_mkldnn", "is_mlc", "is_mps", "is_mtia", "is_nested", "is_ort",
-        "is_quantized", "is_sparse", "is_sparse_csr", "is_vulkan", "is_xla", "is_xpu", "itemsize",
-        "layout", "mH", "mT", "name", "names", "nbytes", "ndim", "output_nr", "real",
-        "requires_grad", "retains_grad", "shape", "volatile",
-    }
-)  # fmt: skip

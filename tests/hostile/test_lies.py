@@ -6,16 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from bombs import archive, call, storage, weights, whole
+from bombs import ODICT, archive, call, mapping, name, number, storage, text, weights, whole
 from click.testing import CliRunner
-from lies import CALLS, CONTENTS, FILES, MAPPINGS, read_by_presence, with_contents
+from lies import (
+    CALLS,
+    CONTENTS,
+    FILES,
+    KEYS,
+    MAPPINGS,
+    SHARED,
+    ordered,
+    read_by_presence,
+    shown,
+    two,
+    with_contents,
+)
 from torch_checks import quiet
 
 from ckpt_surgery import Output, Replace, convert, inspect, read, rename, selection, strip
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.errors import DamagedFileError, LossyEditError
 
-LIES = CALLS | MAPPINGS | FILES
+LIES = CALLS | MAPPINGS | SHARED | KEYS | FILES
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -57,6 +69,50 @@ def test_refusal_names_the_place(name: str, tmp_path: Path) -> None:
     with pytest.raises(DamagedFileError) as caught:
         read(path)
     assert caught.value.entry == "w"
+
+
+@pytest.mark.parametrize("where", SHARED)
+def test_changed_tensor_is_refused_where_it_lies(where: str, tmp_path: Path) -> None:
+    path = tmp_path / "lie.pth"
+    path.write_bytes(SHARED[where].data)
+    with pytest.raises(DamagedFileError) as caught:
+        read(path)
+    assert (caught.value.entry or "").startswith(("x", "byte "))
+    assert torch.load(path, weights_only=False)["m"]["w"][0] == 666  # what is shown otherwise is 1
+
+
+def test_state_that_only_one_of_torchs_unpicklers_takes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    pair = b"](" + b"(" + text("items") + ODICT + b"te"
+    path.write_bytes(two(ordered(("w", shown()), state=pair + b"b")))
+    assert not callable(torch.load(path, weights_only=True).items)  # it is hidden
+    with pytest.raises(DamagedFileError, match="is no dictionary"):
+        read(path)
+
+
+def test_what_is_given_elements_and_items_stays_closed(tmp_path: Path) -> None:
+    """A list, whose elements the items replace: what is left only its class knows."""
+    path = tmp_path / "w.pth"
+    models = ordered(("w", shown())) + ordered(("b", shown()))
+    root = name("builtins", "list") + b")R(" + models + b"e" + number(0)
+    path.write_bytes(two(root + ordered(("w", storage("1"))) + b"s"))
+    report = inspect(path).to_dict()
+    assert report["state_dicts"] == []
+    assert report["other"][0]["tensors"] == 2
+
+
+def test_keys_that_differ_are_no_lie(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    keys = (
+        *(number(1), text("1"), b"K\2\x85", b"K\2K\1\x86", call("torch.device", text("cuda"))),
+        *(call("torch.device", text("cuda:1")), call("torch.Size", b"](K\3e")),
+        *(call("builtins.complex", number(1), number(1)), name("torch", "float16")),
+        *(call("_codecs.encode", text("1"), text("latin1")), name("torch", "bfloat16")),
+    )
+    entries = ((key, ordered(("w", shown()))) for key in keys)
+    path.write_bytes(two(mapping(*entries)))
+    with read(path) as checkpoint:
+        assert len(checkpoint.state_dicts) == len(keys)
 
 
 @pytest.mark.parametrize("name", CONTENTS)

@@ -78,9 +78,9 @@ def later(entry: bytes, change: bytes) -> bytes:
     return ordered(("w", entry), ("v", hidden()), state=b"}(" + text("z") + change + b"ub")
 
 
-def from_type(state: bytes) -> bytes:
+def from_type(state: bytes, kind: bytes | None = None) -> bytes:
     place = b"(" + storage() + number(0) + numbers([4]) + numbers([1]) + b"\x89" + ODICT + b"t"
-    function, cls = name("torch._utils", "_rebuild_tensor_v2"), name("torch", "Tensor")
+    function, cls = name("torch._utils", "_rebuild_tensor_v2"), kind or name("torch", "Tensor")
     return call("torch._tensor._rebuild_from_type_v2", function, cls, place, state)
 
 
@@ -103,6 +103,9 @@ def _of_storage(change: bytes) -> bytes:
 
 _STATE = b"(" + storage("1") + number(0) + numbers([4]) + numbers([1]) + b"t"
 _NEGATED = b"}" + keep(60)
+_OTHER = name("collections", "UserDict")
+_VIEW = name("types", "MappingProxyType")
+_PARAMETERS = ("torch.nn.parameter", "Parameter")
 
 CALLS = {
     "a tensor is given a state": Lie(
@@ -173,6 +176,50 @@ CALLS = {
         ),
         "sets a tensor's own attribute 'data'",
     ),
+    "attributes in a mapping of another class replace the values": Lie(
+        two(ordered(("w", from_type(_OTHER + mapping((text("data"), hidden())) + b"\x85R")))),
+        "arguments of the wrong form",
+        weights_only=False,
+    ),
+    "attributes of a parameter in a view of a dictionary": Lie(
+        two(
+            ordered(
+                (
+                    "w",
+                    call(
+                        "torch._utils._rebuild_parameter_with_state",
+                        shown(),
+                        b"\x89",
+                        ODICT,
+                        _VIEW + mapping((text("data"), hidden())) + b"\x85R",
+                    ),
+                )
+            )
+        ),
+        "arguments of the wrong form",
+        weights_only=False,
+    ),
+    "a tensor of the class of parameters": Lie(
+        two(ordered(("w", from_type(mapping((text("a"), number(1))), name(*_PARAMETERS))))),
+        "arguments of the wrong form",
+    ),
+    "a parameter of the class of tensors": Lie(
+        two(
+            ordered(
+                (
+                    "w",
+                    call(
+                        "torch._tensor._rebuild_from_type_v2",
+                        name("torch._utils", "_rebuild_parameter"),
+                        name("torch", "Tensor"),
+                        b"(" + shown() + b"\x88" + ODICT + b"t",
+                        mapping((text("a"), number(1))),
+                    ),
+                )
+            )
+        ),
+        "arguments of the wrong form",
+    ),
     "an attribute is another class": Lie(
         two(ordered(("w", from_type(mapping((text("__class__"), name("torch.nn", "Parameter"))))))),
         "sets a tensor's own attribute '__class__'",
@@ -214,6 +261,88 @@ CALLS = {
     ),
 }
 
+# Another tensor of the same storage, of which one element is set; only the full unpickler does.
+_SET = shown() + number(0) + b"G" + struct.pack(">d", 666) + b"s"
+_MODEL = (text("m"), ordered(("w", shown())))
+
+
+def _elsewhere(inside: bytes) -> Lie:
+    """Beside a model, whose elements it changes."""
+    root = mapping(_MODEL, (text("x"), inside))
+    return Lie(two(root), "is given a state or items", weights_only=False)
+
+
+SHARED = {
+    "a tensor of the same storage is changed and thrown away": _elsewhere(_SET + b"0N"),
+    "one that its class makes is changed and thrown away": _elsewhere(
+        name("torch", "FloatTensor") + storage() + b"\x85R"
+        + number(0) + b"G" + struct.pack(">d", 666) + b"s0N"
+    ),
+    "a tensor is changed that is a key": _elsewhere(b"}" + _SET + number(1) + b"s"),
+    "a tensor is changed in the hooks of another": _elsewhere(
+        rebuilt(hooks=ODICT + text("a") + _SET + b"s")
+    ),
+    "a tensor is changed in the versions of modules": _elsewhere(
+        ordered(("v", shown()), state=b"}" + text("_metadata") + b"}" + text("a") + _SET + b"ssb")
+    ),
+    "a tensor is changed in the arguments of what is not read": _elsewhere(
+        name("builtins", "tuple") + b"](" + _SET + b"e\x85R"
+    ),
+}  # fmt: skip
+
+
+def _scalar(kind: str, content: str, state: bytes) -> bytes:
+    """A number or text as numpy pickles it."""
+    dtype = name("numpy", "dtype") + text(kind) + b"\x89\x88\x87R(K\3" + text("<") + state + b"tb"
+    data = call("_codecs.encode", text(content), text("latin1"))
+    return name("numpy.core.multiarray", "scalar") + dtype + data + b"\x86R"
+
+
+def _equal(*keys: bytes, weights_only: bool = False) -> Lie:
+    """Models of keys that are one to Python."""
+    models = (ordered(("w", shown())), ordered(("w", hidden())))
+    root = mapping(*zip(keys, models, strict=True))
+    return Lie(two(root), "two keys of one dictionary are the same", weights_only=weights_only)
+
+
+def _made(kind: str, *args: bytes) -> bytes:
+    return call(f"builtins.{kind}", *args)
+
+
+KEYS = {
+    "1 and numpy's 1": _equal(
+        number(1), _scalar("i8", "\1" + 7 * "\0", b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0")
+    ),
+    "a text and numpy's": _equal(
+        text("ab"), _scalar("U2", "a\0\0\0b\0\0\0", b"NNNK\x08K\4K\x08")
+    ),
+    "a text and one that is made": _equal(text("model"), _made("str", text("model"))),
+    "a text and one that is made of bytes": _equal(
+        text("model"),
+        _made("str", call("_codecs.encode", text("model"), text("latin1")), text("utf8")),
+    ),
+    "1 and one that is made of a text": _equal(number(1), _made("int", text("1"))),
+    "1 and one that is made of a number": _equal(number(1), _made("float", number(1))),
+    "1 and a complex 1": _equal(number(1), _made("complex", number(1)), weights_only=True),
+    "1 and a complex 1 of a text": _equal(
+        number(1), _made("complex", text("1+0j")), weights_only=True
+    ),
+    "a size of a list and a tuple": _equal(
+        call("torch.Size", b"](K\1e"), b"K\1\x85", weights_only=True
+    ),
+    "a tuple that is made and one": _equal(_made("tuple", b"](K\1e"), b"K\1\x85"),
+    "frozen sets of 1 and True": _equal(
+        _made("frozenset", b"](K\1K\2e"), _made("frozenset", b"](K\2\x88e")
+    ),
+    "a device in two spellings": _equal(
+        call("torch.device", text("cuda:0")), call("torch.device", text("cuda"), number(0)),
+        weights_only=True,
+    ),
+    "an element type under two names": _equal(name("torch", "float"), name("torch", "float32")),
+    "a layout in two ways": _equal(
+        call("torch.serialization._get_layout", text("torch.strided")), name("torch", "strided")
+    ),
+}  # fmt: skip
 _PAIR = b"(" + text("hidden") + hidden() + b"t"
 _COUNTER = name("collections", "Counter")
 MAPPINGS = {
@@ -284,6 +413,15 @@ MAPPINGS = {
     "an attribute hides a method": Lie(
         two(ordered(("w", shown()), state=b"}" + text("items") + ODICT + b"sb")),
         "the attribute 'items' hides a method",
+    ),
+    "an attribute in a slot hides a method": Lie(
+        two(ordered(("w", shown()), state=b"N" + mapping((text("items"), ODICT)) + b"\x86b")),
+        "the state of 'collections.OrderedDict' is no dictionary",
+        weights_only=False,
+    ),
+    "an attribute hides a method above the model": Lie(
+        two(ordered(("m", ordered(("w", shown()))), state=b"}" + text("get") + ODICT + b"sb")),
+        "the attribute 'get' hides a method",
     ),
     "attributes change after they were given": Lie(
         two(
@@ -391,7 +529,9 @@ __all__ = [
     "CALLS",
     "CONTENTS",
     "FILES",
+    "KEYS",
     "MAPPINGS",
+    "SHARED",
     "read_by_presence",
     "tar_and_legacy",
     "with_contents",

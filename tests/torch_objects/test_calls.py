@@ -11,7 +11,7 @@ import torch
 
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import ByteString, Dict, Global, List, Node, Object
-from ckpt_surgery.torch_objects import tensors
+from ckpt_surgery.torch_objects import tensor_attributes, tensors
 from ckpt_surgery.torch_objects.calls import Call, sizes
 
 SIZE = Global("torch", "Size")
@@ -146,4 +146,4 @@ def test_attributes_of_tensors_are_all_known() -> None:
         for name, value in vars(cls).items()
         if hasattr(type(value), "__set__")
     }
-    assert setters <= tensors._OWN_ATTRIBUTES
+    assert setters <= tensor_attributes._OWN_ATTRIBUTES

@@ -148,7 +148,9 @@ def test_variables_are_told_from_parameters(of: str, grad: bool) -> None:
 @pytest.mark.parametrize("name", ["FloatTensor", "cuda.FloatTensor", "cuda.HalfTensor"])
 def test_tensors_of_old_classes(name: str) -> None:
     module, _, last = f"torch.{name}".rpartition(".")
-    node = Object("REDUCE", Global(module, last), (), state=(PLACE, 4, (2, 4), (4, 1)))
+    half = PersistentId(PLACE.pid, Storage("0", BY_NAME["float16"], "cuda:0", Bytes(bytes(24))))
+    place = half if "Half" in name else PLACE
+    node = Object("REDUCE", Global(module, last), (), state=(place, 4, (2, 4), (4, 1)))
     reader = TensorReader()
     tensor = reader.describe(node)
     assert tensor is not None
@@ -159,6 +161,21 @@ def test_tensors_of_old_classes(name: str) -> None:
     assert tensor.node is modern
     parameter = variable("parameter", True, False, None, args=(node,))
     assert reader.describe(parameter) is not None
+
+
+@pytest.mark.parametrize("name", ["DoubleTensor", "Tensor", "cuda.HalfTensor", "IntTensor"])
+def test_old_tensor_in_a_storage_of_another_type_is_refused_as_by_torch(name: str) -> None:
+    held = BY_NAME["float64" if name == "Tensor" else "float32"]
+    storage = Storage("0", held, "cpu", Bytes(bytes(8)))
+    module, _, last = f"torch.{name}".rpartition(".")
+    state = (PersistentId(PLACE.pid, storage), 0, (1,), (1,))
+    node = Object("REDUCE", Global(module, last), (), state=state)
+    with pytest.raises(DamagedFileError, match="lies in a storage of"):
+        TensorReader().describe(node)
+    if "." not in name:
+        floats = torch.FloatStorage if name != "Tensor" else torch.DoubleStorage
+        with pytest.raises(RuntimeError, match="Expected a Storage of type"):
+            getattr(torch, name)().set_(floats(0), 0, (0,), (1,))
 
 
 def test_gradients_are_said_to_be_left_out(tmp_path: Path) -> None:

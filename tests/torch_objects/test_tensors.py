@@ -364,13 +364,47 @@ def test_layout_is_read_in_every_form(layout: Node) -> None:
     ],
 )
 def test_math_bits_are_those_of_the_arguments(more: Any, bits: tuple[bool, bool]) -> None:
-    tensor = describe(v2(*more))
+    numbers = Storage("0", BY_NAME["complex64"], "cpu", Bytes(bytes(96)))
+    view = (PersistentId(PLACE.pid, numbers), *VIEW[1:])
+    tensor = describe(call("torch._utils._rebuild_tensor_v2", *view, *more))
     assert tensor is not None
     assert math_bits(tensor) == bits
-    args = (Global("torch._utils", "_rebuild_tensor_v2"), Global("m", "T"), (*VIEW, *more), Dict())
+    args = (Global("torch._utils", "_rebuild_tensor_v2"), Global("m", "T"), (*view, *more), Dict())
     subclass = describe(call("torch._tensor._rebuild_from_type_v2", *args))
     assert subclass is not None
     assert math_bits(subclass) == bits
+
+
+def test_real_numbers_are_conjugated_neither_here_nor_in_torch() -> None:
+    with pytest.raises(DamagedFileError, match=r"real numbers \(float32\) are conjugated"):
+        describe(v2(False, HOOKS, Dict(["conj", False])))
+    with pytest.raises(RuntimeError, match="isComplexType"):
+        torch._utils._rebuild_tensor_v2(
+            torch.FloatStorage(12), *VIEW[1:], False, {}, {"conj": False}
+        )
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        (Dict(),),
+        (Dict(), Dict(), Dict()),
+        [],
+        1,
+        (Dict(), 1),
+        call("types.MappingProxyType", Dict()),
+    ],
+)
+def test_attributes_of_a_plain_tensor_are_a_dictionary_or_two(state: Node) -> None:
+    args = (Global("torch._utils", "_rebuild_tensor_v2"), (*VIEW, False, HOOKS), state)
+    for kind in ("torch.Tensor", "torch._tensor.Tensor"):
+        cls = Global(*kind.rsplit(".", 1))
+        with pytest.raises(DamagedFileError, match="arguments of the wrong form"):
+            describe(call("torch._tensor._rebuild_from_type_v2", args[0], cls, *args[1:]))
+    own = call("torch._tensor._rebuild_from_type_v2", args[0], Global("mine", "T"), *args[1:])
+    assert describe(own) is not None  # its class may know what to do with it
+    with pytest.raises(DamagedFileError, match="arguments of the wrong form"):
+        describe(call("torch._utils._rebuild_parameter_with_state", INNER, True, HOOKS, state))
 
 
 def test_math_bits_need_a_node() -> None:
