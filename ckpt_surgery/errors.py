@@ -34,11 +34,11 @@ PathLike = str | os.PathLike[str]
 class CkptError(Exception):
     """What went wrong, where, and what to do about it.
 
-    `path` is the file and `entry` the record, key or byte position inside it; `hint` is one
-    sentence of advice. The message is lower case, without a full stop, with names in quotes. As
-    text, the entry stands before the message unless that names it. `fields` are the fields of a
-    request that both speak of, in quotes, as Python calls them; the command line puts the options
-    in their place.
+    `file` is the file as it was named, `path` the same as a path, and `entry` the record, key or
+    byte position inside it; `hint` is one sentence of advice. The message is lower case, without a
+    full stop, with names in quotes. As text, the entry stands before the message unless that names
+    it. `fields` are the fields of a request that both speak of, in quotes, as Python calls them;
+    the command line puts the options in their place.
     """
 
     def __init__(
@@ -52,24 +52,27 @@ class CkptError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.path: Path | None = None
-        if path is not None:
-            self.name_file(path)
+        self.file = None if path is None else os.fspath(path)
         self.entry = entry
         self.hint = hint
         self.fields = fields
 
     def name_file(self, path: PathLike) -> None:
         """Say which file it was about, where the one who raised it could not know."""
+        self.file = os.fspath(path)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it was about."""
         from pathlib import Path  # not for a command that succeeds
 
-        self.path = Path(path)
+        return None if self.file is None else Path(self.file)
 
     def __str__(self) -> str:
         where = " ".join(
             part
             for part in (
-                f"'{self.path}'" if self.path is not None else "",
+                f"'{self.file}'" if self.file is not None else "",
                 f"({self.entry})"
                 if self.entry is not None and f"'{self.entry}'" not in self.message
                 else "",
@@ -85,7 +88,7 @@ def about_file(path: PathLike) -> Iterator[None]:
     try:
         yield
     except CkptError as error:
-        if error.path is None:
+        if error.file is None:
             error.name_file(path)
         raise
 

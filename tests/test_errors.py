@@ -55,6 +55,12 @@ def test_error_says_where(path: str | None, entry: str | None, text: str) -> Non
     assert error.path == (None if path is None else Path(path))
 
 
+def test_file_is_called_what_it_was_called() -> None:
+    error = CkptError("is wrong", path="./runs//w.pth")
+    assert (error.file, error.path) == ("./runs//w.pth", Path("runs/w.pth"))
+    assert str(error) == "'./runs//w.pth': is wrong"
+
+
 def test_file_can_be_named_later() -> None:
     error = CkptError("is wrong", entry="version")
     error.name_file("w.pth")

@@ -115,11 +115,11 @@ def _message(error: BaseException) -> tuple[str, str | None, int]:
 
 
 def _hint_at_files(error: CkptError) -> str | None:
-    if not isinstance(error.__cause__, FileNotFoundError) or error.path is None:
+    if not isinstance(error.__cause__, FileNotFoundError) or error.file is None:
         return None
     from ckpt_surgery.cli.hints import near_files
 
-    return near_files(os.fspath(error.path))
+    return near_files(error.file)
 
 
 def _click_message(error: click.ClickException) -> tuple[str, str | None]:
@@ -158,9 +158,22 @@ def say_failure(what: str, hint: str | None, color: ColorChoice) -> None:
 
 def _say(kind: str, text: str, style: str, color: ColorChoice) -> None:
     brief = _LONG_NAME.sub(lambda match: f"'{shorten(match[1])}'", text)
+    line = _wrapped(f"{kind} {printable(brief, _LONGEST_MESSAGE)}")
     if sys.stderr is not None and wants_color(sys.stderr, color):
-        kind = f"{style}{kind}{PLAIN}"
-    _write_error_stream(f"{kind} {printable(brief, _LONGEST_MESSAGE)}\n")
+        line = f"{style}{kind}{PLAIN}{line[len(kind) :]}"
+    _write_error_stream(f"{line}\n")
+
+
+def _wrapped(line: str) -> str:
+    """Return a line as a report's stands on a terminal: broken between words, nowhere else."""
+    try:
+        if sys.stderr is None or not sys.stderr.isatty():
+            return line
+    except ValueError:  # closed
+        return line
+    from ckpt_surgery.render.layout import columns_of, hanging
+
+    return hanging(line, columns_of(sys.stderr))
 
 
 def _say_traceback(error: BaseException) -> None:

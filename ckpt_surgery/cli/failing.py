@@ -100,7 +100,7 @@ def _error_fields(
     return {
         "kind": _kind(error, code),
         "message": message if ours is None else ours.message,
-        "file": None if ours is None or ours.path is None else str(ours.path),
+        "file": None if ours is None else ours.file,
         "entry": None if ours is None else ours.entry,
         "hint": hint,
     }

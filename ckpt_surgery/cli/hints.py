@@ -23,10 +23,11 @@ _OTHER_WORDS: Final = {
     "compare": "'ckpt diff A B' says what differs, 'ckpt match A --like B' whether names and "
     "shapes are those of B",
     "freeze": "'ckpt freeze-plan' decides what trains",
+    "join": "'ckpt convert DIR -o FILE' joins shards, 'ckpt consolidate' the files of ranks",
     **dict.fromkeys(("show", "list", "info", "cat", "tree", "keys"), "that is 'ckpt inspect'"),
     **dict.fromkeys(("remove", "delete", "del", "drop", "prune"), "that is 'ckpt strip'"),
     **dict.fromkeys(
-        ("load", "check", "validate"),
+        ("load", "check", "validate", "scan", "test"),
         "'ckpt match' says whether FILE loads into a model, 'ckpt verify' whether it is whole",
     ),
     **dict.fromkeys(("sha256", "digest", "checksum"), "that is 'ckpt hash'"),

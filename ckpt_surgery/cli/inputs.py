@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Final
 
 import click
 
 from ckpt_surgery.cli.options import all_of, standard_input
 from ckpt_surgery.cli.types import CheckpointFile
-from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.errors import PathLike, ReadError, UsageError
 from ckpt_surgery.fileio import Source
 
 _SUFFIXES: Final = frozenset(
     {".pth", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors", ".th", ".tar", ".jit", ".ptl"}
 )
 """What checkpoints in a directory end with; a file that is named is read whatever it is called."""
+
+_METADATA: Final = ".metadata"  # of a distributed checkpoint, beside its parts
+_PART_SUFFIX: Final = ".distcp"
 
 files_argument = click.argument("files", nargs=-1, type=CheckpointFile(), metavar="[FILE]...")
 
@@ -147,7 +151,32 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _checkpoints_in(folder: str) -> Iterator[str]:
+    """Yield files by their suffixes; what lies in several, once: by its index or directory."""
+    from ckpt_surgery.formats.sharded import INDEX_SUFFIX
+
     for parent, _, files in os.walk(folder):
+        if _METADATA in files and any(file.endswith(_PART_SUFFIX) for file in files):
+            yield parent
+        shards: set[str] = set()
+        for index in (file for file in files if file.endswith(INDEX_SUFFIX)):
+            found = _shards_of(os.path.join(parent, index))  # noqa: PTH118
+            if found:
+                shards |= found
+                yield os.path.join(parent, index)  # noqa: PTH118
         for file in files:
-            if os.path.splitext(file)[1].lower() in _SUFFIXES:  # noqa: PTH122
+            if file not in shards and os.path.splitext(file)[1].lower() in _SUFFIXES:  # noqa: PTH122
                 yield os.path.join(parent, file)  # noqa: PTH118
+
+
+def _shards_of(index: str) -> set[str]:
+    """Return the files that an index names; none if it is something else."""
+    from ckpt_surgery.fileio import FileSource
+    from ckpt_surgery.formats.sharded import read_index
+
+    with suppress(ReadError):
+        source = FileSource.open(index)
+        try:
+            return set(read_index(source).files)
+        finally:
+            source.close()
+    return set()

@@ -103,7 +103,7 @@ class _LazyGroup(click.Group):
             if not asked:
                 click.echo(ctx.get_help())
                 ctx.exit()
-            self._require_known(asked[0])
+            self._require_known(asked[0], may_be_file=False)
             return super().resolve_command(ctx, [*asked, "--help"])
         if name not in COMMANDS and os.path.lexists(name):
             return super().resolve_command(ctx, ["inspect", *args])
@@ -111,15 +111,17 @@ class _LazyGroup(click.Group):
             self._require_known(name)
         return super().resolve_command(ctx, [name, *args[1:]])
 
-    def _require_known(self, name: str) -> None:
+    def _require_known(self, name: str, *, may_be_file: bool = True) -> None:
         if name in COMMANDS:
             return
-        from ckpt_surgery.cli.hints import other_word
+        from ckpt_surgery.cli.hints import near_files, other_word
         from ckpt_surgery.names.suggest import near_hint
 
         hint = other_word(name) or near_hint(name, [*COMMANDS, *_ALIASES, "help"])
+        if hint is None and may_be_file:
+            hint = near_files(name)
         raise UsageError(
-            f"no such command '{name}', and no such file",
+            f"no such command '{name}'" + (", and no such file" if may_be_file else ""),
             hint=hint or "see 'ckpt --help'",
         )
 

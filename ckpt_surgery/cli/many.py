@@ -171,7 +171,7 @@ def _bar(ctx: click.Context, total: int) -> Iterator[Progress]:
 def _say(ctx: click.Context, outcome: _Outcome[Any]) -> None:
     error = outcome.error
     assert error is not None  # noqa: S101 - there is no report
-    if error.path is None:
+    if error.file is None:
         error.name_file(outcome.file)
     say_failure(str(error), error.hint, color_of(ctx))
     if ctx.params["jsonl"] and sys.stdout is not None:

@@ -69,7 +69,7 @@ def read_recipe(
             else RecipeFile(_of_toml(text, variables, inputs))
         )
     except CkptError as error:
-        if error.path is None:
+        if error.file is None:
             error.name_file(path)
         raise
     if isinstance(found, RanksFile):

@@ -197,7 +197,7 @@ def read_recipe(path: PathLike) -> MergeRecipe | LayeredRecipe:
             return mergekit_yaml.parse(text)
         return _parse_toml(text)
     except (ReadError, UsageError) as error:
-        error.path = source
+        error.name_file(path)
         raise
 
 

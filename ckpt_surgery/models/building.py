@@ -33,6 +33,7 @@ from ckpt_surgery.models.asking import asking
 from ckpt_surgery.models.construction import ParametersOnMeta
 from ckpt_surgery.models.layers import apply_settings
 from ckpt_surgery.models.sources import (
+    WOULD_CONNECT,
     is_library,
     library_builder,
     needs_values,
@@ -88,6 +89,8 @@ def build_module(spec: ModelSpec) -> nn.Module:
         try:
             model = run_factory(spec, factory, context())
         except ConstructionError as error:
+            if error.message == WOULD_CONNECT:
+                raise
             said.append(error)
             # the same twice is no matter of the device, unless it says so
             if len(said) == 2 and str(said[0]) == str(said[1]) and "meta" not in str(error):
@@ -257,11 +260,13 @@ def _meant_argument(spec: ModelSpec, error: BaseException) -> str | None:
         return None
     while trace.tb_next is not None:
         trace = trace.tb_next
-    try:  # where the call was made, the callee has its name
-        parameters = inspect.signature(trace.tb_frame.f_globals[refused["callee"]]).parameters
-    except (KeyError, ValueError, TypeError):
-        return None
-    return near_hint(refused["name"], parameters)
+    # where the call was made, the callee has its name, or is in a variable
+    here = trace.tb_frame
+    for callee in (here.f_globals.get(refused["callee"]), *here.f_locals.values()):
+        if getattr(callee, "__name__", None) == refused["callee"]:
+            with contextlib.suppress(ValueError, TypeError):
+                return near_hint(refused["name"], inspect.signature(callee).parameters)
+    return None
 
 
 @contextlib.contextmanager
@@ -282,10 +287,9 @@ def _hospitality(spec: ModelSpec) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(offline())
         if spec.is_torchvision or is_library(spec.source):
             warnings.simplefilter("ignore")  # GoogLeNet and Inception announce a coming default
-            if is_library(spec.source):
-                stack.enter_context(offline())
         else:
             stack.enter_context(_working_directory_importable())
         yield

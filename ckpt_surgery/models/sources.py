@@ -1,7 +1,7 @@
 """Models by the names that their libraries give them: ``timm:NAME``, ``hf:DIR`` and others.
 
-Nothing is downloaded: what would be is refused by the name of its argument, and while a library
-builds a model no connection is made.
+Nothing is downloaded: what would be is refused by the name of its argument, and while a model
+is built no connection is made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from ckpt_surgery.errors import ConstructionError, MissingDependencyError, UsageError
 from ckpt_surgery.models.specs import ModelSpec
@@ -36,6 +36,7 @@ _PACKAGES: Final = {
     "smp": "segmentation_models_pytorch",
     "ultralytics": "ultralytics",
 }
+WOULD_CONNECT: Final = "building the model would reach for the network"
 _NETWORK: Final = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -70,6 +71,14 @@ def library_builder(spec: ModelSpec) -> _Builder:
         return find[spec.source](spec)
 
 
+def _would_connect() -> ConstructionError:
+    return ConstructionError(
+        WOULD_CONNECT,
+        hint="an argument, the model's configuration or its code asks for weights; "
+        "give the checkpoint to take them from as FILE",
+    )
+
+
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
     """Let no connection be made inside the block: libraries are told so, and sockets refuse."""
@@ -79,26 +88,28 @@ def offline() -> Iterator[None]:
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     before = {name: os.environ.get(name) for name in names}
     hub_before = getattr(hub, "HF_HUB_OFFLINE", None)
-    connect = socket.socket.connect
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
 
     def refuse(self: socket.socket, address: Any) -> None:
         if self.family not in _NETWORK:
             connect(self, address)
             return
         self.close()  # who called may close it after an OSError alone
-        raise ConstructionError(
-            "building the model would reach for the network",
-            hint="an argument, or the model's configuration, asks for weights",
-        )
+        raise _would_connect()
+
+    def find_nothing(*_: Any, **__: Any) -> NoReturn:
+        raise _would_connect()
 
     os.environ.update(dict.fromkeys(names, "1"))
     socket.socket.connect = refuse  # type: ignore[method-assign, assignment]
+    socket.getaddrinfo = find_nothing
     if hub is not None:
         hub.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         socket.socket.connect = connect  # type: ignore[method-assign]
+        socket.getaddrinfo = look_up
         if hub is not None:
             hub.HF_HUB_OFFLINE = hub_before
         for name, value in before.items():

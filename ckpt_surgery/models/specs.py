@@ -58,9 +58,11 @@ class ModelSpec:
             )
         source, colon, name = self.text.partition(":")
         if not (source and colon and name):
+            word = self.text.strip(":") or "NAME"
             raise UsageError(
                 f"'{self.text}' does not name a model",
-                hint="write 'torchvision:NAME', 'timm:NAME', 'hf:DIR' or 'package.module:callable'",
+                hint=f"write 'torchvision:{word}', 'timm:{word}', 'hf:DIR', 'smp:NAME', "
+                "'ultralytics:NAME' or 'package.module:callable'",
             )
 
     @property

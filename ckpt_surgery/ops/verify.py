@@ -88,7 +88,7 @@ def verify(
         try:
             file = opened(source) if isinstance(source, str | os.PathLike) else source
         except DamagedFileError as error:  # an archive that is named for a member of it
-            size = os.path.getsize(error.path or "")  # noqa: PTH202
+            size = os.path.getsize(error.file or "")  # noqa: PTH202
             verdicts.append(Verdict(names[-1], size, None, (finding_of(error),)))
             continue
         except ReadError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ckpt_surgery.checkpoint.description import join_path
 from ckpt_surgery.names.escapes import escaped
-from ckpt_surgery.render.text import count
+from ckpt_surgery.render.layout import cells, columns_of, hanging
+from ckpt_surgery.render.text import count, visible
 
 if TYPE_CHECKING:
     from ckpt_surgery.reports.hashing import CheckReport, HashReport
@@ -15,8 +17,22 @@ _SAID: Final = {"ok": "OK", "differs": "FAILED", "unreadable": "FAILED to read"}
 
 
 def write_digests(report: HashReport, stream: TextIO) -> None:
-    """Write one line a digest: of files, of models, or of their tensors; a list for ``--check``."""
-    stream.writelines(_line(file.digest, file.file) for file in report.files)
+    """Write one line a digest: of files, of models, or of their tensors; a list for ``--check``.
+
+    On a terminal that is too narrow for one of them, the name stands above its digest.
+    """
+    named = list(_named(report))
+    width = columns_of(stream) if stream.isatty() else 0
+    if width and any(cells(_line(*each)) > width for each in named):
+        lines = ((hanging(visible(name), width), f"  {digest}") for digest, name in named)
+        stream.writelines(f"{line}\n" for pair in lines for line in pair)
+    else:
+        stream.writelines(_line(*each) + "\n" for each in named)
+
+
+def _named(report: HashReport) -> Iterator[tuple[str, str]]:
+    """Yield each digest and what it is of."""
+    yield from ((file.digest, file.file) for file in report.files)
     for model in report.models:
         lines = {model.address: model.digest}
         if report.per_tensor:
@@ -24,13 +40,13 @@ def write_digests(report: HashReport, stream: TextIO) -> None:
                 f"{model.file}#{join_path(model.path, name)}": digest
                 for name, digest in model.tensors.items()
             }
-        stream.writelines(_line(digest, address) for address, digest in lines.items())
+        yield from ((digest, address) for address, digest in lines.items())
 
 
 def _line(digest: str, address: str) -> str:
     """As ``sha256sum`` does, a line begins with a backslash if its name has escapes."""
     safe = escaped(address)
-    return f"{digest}  {address}\n" if safe is None else f"\\{digest}  {safe}\n"
+    return f"{digest}  {address}" if safe is None else f"\\{digest}  {safe}"
 
 
 def write_checked(report: CheckReport, stream: TextIO) -> None:

@@ -6,16 +6,19 @@ left out is told, so that nothing vanishes without a sign.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Final, TextIO
 
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 GAP: Final = "  "
 _ELLIPSIS: Final = "…"
 _HANGING: Final = "    "
+_COLUMNS: Final = 80  # of a terminal that does not say
 _NARROW_NAME: Final = 36  # cells; a name that is shortened below says little
 _NARROW_TEXT: Final = 20  # cells; words that wrap in fewer are a ladder
 _GUIDE: Final = re.compile(r"(?:│   |    )*(?:├── |└── )")  # what leads to a node of a tree
@@ -62,7 +65,7 @@ class Fitted:
         return f"not shown at this width: {', '.join(self.left_out)}"
 
 
-def _cells(text: str) -> int:
+def cells(text: str) -> int:
     """Return the cells of a terminal that `text` takes: two a wide character, none an accent."""
     if text.isascii():
         return len(text)
@@ -81,7 +84,7 @@ def fit(grid: Grid, width: int) -> Fitted:
     Every cell is one line, but for texts that wrap, whose lines are rows of their own.
     """
     natural = [
-        max(map(_cells, (column.title, *(row[index] for row in grid.rows))))
+        max(map(cells, (column.title, *(row[index] for row in grid.rows))))
         for index, column in enumerate(grid.columns)
     ]
     kept = _kept(grid.columns, natural, width)
@@ -97,9 +100,9 @@ def fit(grid: Grid, width: int) -> Fitted:
 def _least(column: Column, natural: int) -> int:
     """Return the cells below which a column is of no use."""
     if column.names:
-        return min(natural, max(_NARROW_NAME, _cells(column.title)))
+        return min(natural, max(_NARROW_NAME, cells(column.title)))
     if column.wraps:
-        return min(natural, max(_NARROW_TEXT, _cells(column.title)))
+        return min(natural, max(_NARROW_TEXT, cells(column.title)))
     return natural
 
 
@@ -149,7 +152,7 @@ def _lines(
 
 
 def _cut(column: Column, text: str, width: int) -> str:
-    if _cells(text) <= width:
+    if cells(text) <= width:
         return text
     return _shorten_name(text, width) if column.names else _head(text, width)
 
@@ -160,11 +163,11 @@ def _shorten_name(name: str, width: int) -> str:
     ``backbone.layer3.0.conv1.weight`` becomes ``backbone.…conv1.weight``; the lines that lead to
     a node of a tree stay. Only a segment that is too wide by itself is cut.
     """
-    if _cells(name) <= width:
+    if cells(name) <= width:
         return name
     guide = match[0] if (match := _GUIDE.match(name)) else ""
-    if guide and _cells(guide) + 2 <= width:
-        return guide + _shorten_name(name[len(guide) :], width - _cells(guide))
+    if guide and cells(guide) + 2 <= width:
+        return guide + _shorten_name(name[len(guide) :], width - cells(guide))
     segments = _JOINTS.split(name)
     room = width - 1
     head, tail = "", ""
@@ -172,7 +175,7 @@ def _shorten_name(name: str, width: int) -> str:
     from_back = True
     while front <= back:
         segment = segments[back] if from_back else segments[front]
-        if _cells(head) + _cells(tail) + _cells(segment) > room:
+        if cells(head) + cells(tail) + cells(segment) > room:
             if from_back and not tail:
                 break
             if not from_back:
@@ -217,12 +220,12 @@ def _wrap(text: str, width: int) -> Iterator[str]:
     line = ""
     for word in text.split(" "):
         longer = f"{line} {word}" if line else word
-        if _cells(longer) <= width:
+        if cells(longer) <= width:
             line = longer
             continue
         if line:
             yield line
-        while _cells(word) > width:
+        while cells(word) > width:
             part = _part(word, width)
             yield part
             word = word[len(part) :]  # noqa: PLW2901 - what is left of it
@@ -237,9 +240,19 @@ def _part(word: str, width: int) -> str:
     return part[:joint] if 3 * joint > 2 * len(part) else part
 
 
+def columns_of(stream: TextIO) -> int:
+    """Return how wide the terminal is that `stream` writes to; COLUMNS says otherwise."""
+    with suppress(ValueError):
+        if (wanted := int(os.environ.get("COLUMNS", ""))) > 0:
+            return wanted
+    with suppress(OSError, ValueError, AttributeError):  # no terminal, or closed
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS
+    return _COLUMNS
+
+
 def hanging(text: str, width: int) -> str:
     """Return `text` wrapped between words, what follows its first line set in below it."""
-    if _cells(text) <= width:
+    if cells(text) <= width:
         return text
     indent = min(len(text) - len(text.lstrip(" ")), width // 2)
     below = min(indent + len(_HANGING), width // 2)
@@ -258,7 +271,7 @@ def padded(row: Sequence[str], fitted: Fitted, paint: Callable[[str, str], str])
     for index, (text, column, width) in enumerate(
         zip(row, fitted.columns, fitted.widths, strict=True)
     ):
-        fill = " " * max(width - _cells(text), 0)
+        fill = " " * max(width - cells(text), 0)
         cell = fill + text if column.right else text + (fill if index < last else "")
         line.append(paint(cell, column.style))
     return GAP.join(line)

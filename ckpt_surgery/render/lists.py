@@ -40,7 +40,12 @@ def show_warnings(warnings: Iterable[str], screen: Screen) -> None:
         screen.line(f"warning: {printable(warning, screen.most(_LONGEST_NOTE))}", WARNING)
 
 
+def holds_already(output: str) -> str:
+    """Return the remark of an output that was left as it was."""
+    return f"'{output}' holds this already"
+
+
 def written_to(output: str, warnings: Sequence[str]) -> str:
     """Say where the result is; of one that was there before `warnings` tell it."""
-    same = f"'{output}' holds this already" in warnings
+    same = holds_already(output) in warnings
     return f"{printable(output)} is as it was" if same else f"written to {printable(output)}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ckpt_surgery.render.color import WARNING
+from ckpt_surgery.render.lists import holds_already
 from ckpt_surgery.render.screen import Column, Grid, Screen
 from ckpt_surgery.render.text import count, nbytes, printable
 
@@ -44,7 +45,11 @@ def show_edits(reports: Sequence[EditReport], screen: Screen) -> None:
     before = sum(report.nbytes_before for report in reports)
     after = sum(report.nbytes_after for report in reports)
     written = "written" if any(report.output for report in reports) else "dry run"
-    screen.line(f"{written}: {count(len(reports), 'file')}, {nbytes(before)} -> {nbytes(after)}")
+    same = sum(map(_is_as_it_was, reports))
+    as_it_was = f", of which {same:,} had it already" if same else ""
+    screen.line(
+        f"{written}: {count(len(reports), 'file')}{as_it_was}, {nbytes(before)} -> {nbytes(after)}"
+    )
 
 
 def show_matches(reports: Sequence[MatchReport], screen: Screen) -> None:
@@ -83,8 +88,14 @@ def show_failed(number: int, screen: Screen) -> None:
 
 
 def _by_warning(reports: Sequence[EditReport]) -> dict[str, int]:
+    """Return how many files each warning is of; what says which file it is is left out of it."""
     found: dict[str, int] = {}
     for report in reports:
         for warning in report.warnings:
-            found[warning] = found.get(warning, 0) + 1
+            said = warning.replace(f"'{report.output}'", "the output")
+            found[said] = found.get(said, 0) + 1
     return found
+
+
+def _is_as_it_was(report: EditReport) -> bool:
+    return holds_already(str(report.output)) in report.warnings

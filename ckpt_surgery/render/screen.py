@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ckpt_surgery.render.color import ColorChoice, wants_color
-from ckpt_surgery.render.layout import GAP, Column, Fitted, Grid, fit, hanging, padded
+from ckpt_surgery.render.layout import GAP, Column, Fitted, Grid, columns_of, fit, hanging, padded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ class Screen:
         self._console: Console | None = None
         if self._is_terminal or colored:
             self._console = console(
-                stream, color=colored, width=None if self._is_terminal else _UNBOUNDED
+                stream, color=colored, width=columns_of(shown) if self._is_terminal else _UNBOUNDED
             )
         self._draws = _can_encode(shown, "└…█")
 
@@ -107,15 +107,13 @@ def _unstyled(fitted: Fitted) -> Iterator[str]:
 
 def console(stream: TextIO, *, color: bool, width: int | None = None) -> Console:
     """Return a Rich console that takes every text literally; `width` None is the terminal's."""
-    import shutil
-
     from rich.console import Console
 
     return Console(
         file=stream,
         color_system=("auto" if stream.isatty() else "standard") if color else None,
         force_terminal=True if color else None,
-        width=width if width is not None else shutil.get_terminal_size().columns,
+        width=width if width is not None else columns_of(stream),
         no_color=not color,
         markup=False,
         emoji=False,

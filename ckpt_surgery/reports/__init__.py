@@ -70,7 +70,7 @@ class Failure:
     @classmethod
     def of(cls, error: CkptError, file: str) -> Failure:
         """Return what is said of `error`, which arose while `file` was read."""
-        named = file if error.path is None else str(error.path)
+        named = file if error.file is None else error.file
         return cls(named, error.message, error.entry, error.hint)
 
     def to_dict(self) -> dict[str, Any]:

@@ -283,7 +283,7 @@ def test_a_stripped_head_is_what_r25_says(place, invoke):
     [
         (["--model", "torchvision:resnet43"], "no model 'resnet43'", "'resnet34'"),
         (["--model", "torchvision:fasterrcnn_resnet50_fp"], "no model", "fasterrcnn_resnet50_fpn"),
-        (["--model", "net"], "does not name a model", "torchvision:NAME"),
+        (["--model", "net"], "does not name a model", "torchvision:net"),
         (["--model", "no_such:net"], "no module 'no_such'", "PYTHONPATH"),
         (["--model", "factories_for_cli:nett"], "has no 'nett'", "'net'"),
         (["--model", "factories_for_cli:not_callable"], "cannot be called", ""),

@@ -138,6 +138,43 @@ def test_match_says_of_each_file_whether_it_loads(runs, invoke):
     assert invoke("inspect", "runs").stdout.splitlines()[-1] == "failed: 1 file"
 
 
+def test_what_lies_in_several_files_is_one_checkpoint_of_a_directory(folder, invoke):
+    """Shards by their index, a distributed checkpoint as a whole; what lies beside them, too."""
+    Path("all").mkdir()
+    assert invoke("convert", "net.pth", "--format", "dcp", "-o", "all/dcp").exit_code == 0
+    shards = ("--format", "safetensors-index", "--max-shard-size", "100", "--allow-loss")
+    made = invoke("convert", "net.pth", *shards, "-o", "all/hf")
+    assert made.exit_code == 0, made.output
+    Path("all/hf/beside.pth").write_bytes(Path("net.pth").read_bytes())
+    Path("all/hf/other.index.json").write_text("{}")
+    result = invoke("hash", "all")
+    index = "all/hf/model.safetensors.index.json"
+    found = [line.split("  ") for line in result.stdout.splitlines()]
+    assert [name for _, name in found] == ["all/dcp/.metadata", "all/hf/beside.pth", index]
+    assert {digest for digest, _ in found} == {invoke("hash", "net.pth").stdout.split("  ")[0]}
+    (first, *_) = sorted(Path("all/hf").glob("*-of-*"))
+    first.unlink()
+    result = invoke("verify", "all")
+    assert (result.exit_code, first.name in result.stdout) == (1, True)
+
+
+def test_errors_name_files_as_the_line_does(runs, invoke):
+    result = invoke("inspect", "./runs//b", "--jsonl")
+    named = [(each["inputs"][0], each["error"]["file"]) for each in lines(result.stdout)
+             if each["exit_code"]]  # fmt: skip
+    assert named == [("./runs//b/bad.pth",) * 2]
+    assert result.stderr.startswith("error: './runs//b/bad.pth': ")
+
+
+def test_what_several_outputs_held_already_is_said_once(runs, invoke):
+    line = ("strip", "runs/a", "--name", "a.b", "--output-template", "{stem}.out.pth")
+    Path("runs/b/bad.pth").unlink()
+    assert invoke(*line).exit_code == 0
+    said = invoke(*line).stdout.splitlines()[5:]
+    assert said[0] == "warning: the output holds this already (3 files)"
+    assert said[1].startswith("written: 3 files, of which 3 had it already, ")
+
+
 def test_quiet_prints_errors_alone(runs, invoke):
     result = invoke("strip", "runs", "--name", "a.b", "-i", "-q")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -89,6 +89,36 @@ def test_less_shows_a_long_report_in_colors_and_to_its_end(folder, environment):
     assert b"state_dict/module.fc.bias = state_dict_ema/module.fc.bias" in seen  # the last line
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_errors_are_broken_between_words_on_a_terminal(folder, at_terminal, ckpt, columns):
+    line = ("convert", "train.pth.tar", "--format", "safetensors", "--dry-run")
+    shown = uncolored(at_terminal(*line, columns=columns)[1])
+    assert all(len(each) <= columns for each in shown.splitlines())
+    plain = ckpt(*line).stderr.decode()
+    assert len(plain.splitlines()) == 2  # in a pipe nothing is broken
+    assert shown.replace("\n    ", " ") == plain
+
+
+def test_digest_that_is_too_long_for_the_terminal_stands_below_its_name(
+    folder, at_terminal, invoke
+):
+    digest, name = invoke("hash", "train.pth.tar").stdout.splitlines()[0].split("  ")
+    wide = at_terminal("hash", "train.pth.tar", columns=120)[1]
+    assert wide.splitlines()[0] == f"{digest}  {name}"
+    narrow = at_terminal("hash", "train.pth.tar", columns=80)[1]
+    assert narrow.splitlines()[:2] == [name, f"  {digest}"]
+
+
+def test_list_of_values_goes_through_the_pager(folder, at_terminal):
+    line, pager = ("get", "train.pth.tar"), {"PAGER": "sed s/^/paged:/", "LINES": "5"}
+    shown = at_terminal(*line, **pager)[1].splitlines()
+    assert all(each.startswith("paged:") for each in shown)
+    assert at_terminal(*line, "--no-pager", **pager)[1].splitlines()[0] == "epoch = 3"
+    methods = at_terminal("merge", "--methods", "--no-pager", **pager)[1]
+    assert "paged:" not in methods
+    assert "paged:" in at_terminal("merge", "--methods", **pager)[1]
+
+
 def test_errors_have_no_colors_in_a_pipe_unless_wanted(ckpt):
     assert ckpt("inspect", "nothing.pth").stderr.startswith(b"error: ")
     assert ckpt("inspect", "nothing.pth", FORCE_COLOR="1").stderr.startswith(b"\x1b[1;31merror:")

@@ -200,6 +200,14 @@ def test_what_the_models_own_code_does_wrong_is_a_construction_error(
         build_target(f"model_factories:{name}")
 
 
+@pytest.mark.parametrize("host", ["example.invalid", "127.0.0.1:9"])
+def test_no_code_of_a_model_reaches_for_the_network(host: str, capsys) -> None:
+    with pytest.raises(ConstructionError, match="would reach for the network") as caught:
+        build_target("model_factories:wants_the_network", {"host": host})
+    assert "as FILE" in (caught.value.hint or "")
+    assert capsys.readouterr().err == f"asked for {host}\n"  # and is asked once
+
+
 def test_an_unknown_argument_in_keywords_is_the_builders_own_error() -> None:
     with pytest.raises(ConstructionError, match="num_clases"):
         build_target("torchvision:resnet18", {"num_clases": 3})

@@ -68,6 +68,9 @@ def test_models_of_timm_take_its_arguments_and_tags(timm):
     with pytest.raises(ckpt.UsageError, match="timm has no model 'resnt18'") as caught:
         built("timm:resnt18")
     assert "'resnet18'" in caught.value.hint
+    with pytest.raises(ckpt.ConstructionError, match="num_class'") as caught:
+        built("timm:resnet18", num_class=3)
+    assert caught.value.hint == "did you mean 'num_classes'?"
     with pytest.raises(ckpt.UsageError, match="has no model 'hf-hub:some/one'"):
         built("timm:hf-hub:some/one")
 

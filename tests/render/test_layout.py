@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from ckpt_surgery.render.layout import (
     Column,
     Grid,
-    _cells,
     _shorten_name,
     _wrap,
+    cells,
     fit,
     hanging,
     padded,
@@ -47,14 +47,14 @@ def test_guide_of_a_tree_stays():
 @given(names, st.integers(3, 60))
 def test_shortened_name_fits(name, width):
     shown = _shorten_name(name, width)
-    assert _cells(shown) <= width
+    assert cells(shown) <= width
     assert shown == name or "…" in shown
 
 
 @given(st.text(st.sampled_from("ab 宽"), max_size=60), st.integers(2, 30))
 def test_wrapped_text_fits_and_loses_nothing(text, width):
     lines = list(_wrap(text, width))
-    assert all(_cells(line) <= width for line in lines)
+    assert all(cells(line) <= width for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
@@ -98,7 +98,7 @@ def test_no_line_is_wider_than_the_screen(width, pairs):
     )
     fitted = fit(grid, width)
     for row in fitted.rows:
-        assert _cells(padded(row, fitted, lambda cell, _: cell)) <= width
+        assert cells(padded(row, fitted, lambda cell, _: cell)) <= width
 
 
 def test_text_wraps_below_its_row():
@@ -115,7 +115,7 @@ def test_text_wraps_below_its_row():
 @example("  宽", 8, 5)
 def test_hanging_text_fits_and_loses_nothing(text, width, indent):
     shown = hanging(" " * indent + text, width)
-    assert all(_cells(line) <= width for line in shown.split("\n"))
+    assert all(cells(line) <= width for line in shown.split("\n"))
     assert shown.replace(" ", "").replace("\n", "") == text.replace(" ", "")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import urllib.request
 from itertools import pairwise
 from typing import Any
 
@@ -192,3 +194,10 @@ class NeedsValues(nn.Module):
 
 def needs_values() -> nn.Module:
     return NeedsValues()
+
+
+def wants_the_network(host: str = "example.invalid") -> nn.Module:
+    """Fetches weights, as constructors do whose author has them."""
+    sys.stderr.write(f"asked for {host}\n")
+    urllib.request.urlopen(f"http://{host}/", timeout=0.1).close()
+    return nn.Linear(1, 1)

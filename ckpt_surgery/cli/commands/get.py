@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ckpt_surgery.cli.base import Command, color_option, no_color_option, traceback_option
+from ckpt_surgery.cli.options import pager_option
 from ckpt_surgery.cli.types import CheckpointFile, EntryPath
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("path", required=False, type=EntryPath(), metavar="[PATH]")
 @click.option("--toml", is_flag=True, help="Print it as TOML, as 'ckpt set' takes it.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@pager_option
 @color_option
 @no_color_option
 @traceback_option
@@ -49,6 +52,13 @@ def get(ctx: click.Context, /, path: str | None, toml: bool, as_json: bool, **_:
     if path is not None:
         click.echo(value_line(get_value(source, path), form))
         return 0
-    for line in all_lines(list_values(source), form):
-        click.echo(line)
+    text = "".join(f"{line}\n" for line in all_lines(list_values(source), form))
+    if sys.stdout.isatty() and not ctx.params["no_pager"]:
+        import shutil
+
+        from ckpt_surgery.render.pager import page
+
+        page(text, sys.stdout, lines=shutil.get_terminal_size().lines)
+    else:
+        click.echo(text, nl=False)
     return 0

@@ -15,6 +15,7 @@ from ckpt_surgery.cli.options import (
     optimizer_option,
     output_of,
     output_options,
+    pager_option,
     report_options,
     selection_of,
     selection_options,
@@ -79,9 +80,8 @@ class _Method(TextType):
         return [CompletionItem(name) for name in methods() if name.startswith(incomplete)]
 
 
-def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
-    if not wanted or ctx.resilient_parsing:
-        return
+def _print_methods(ctx: click.Context) -> None:
+    """List the methods, the structural ones first."""
     from ckpt_surgery.merge.method import catalogue
     from ckpt_surgery.render.screen import Column, Grid, paged
 
@@ -110,9 +110,8 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
         Column("what it is", wraps=True),
         Column("definition", wraps=True, spare=1),
     )
-    with paged(sys.stdout, color=color_of(ctx)) as screen:
+    with paged(sys.stdout, color=color_of(ctx), pager=not ctx.params["no_pager"]) as screen:
         screen.grid(Grid(columns, rows))
-    ctx.exit()
 
 
 @click.command(cls=Command, headings=_HEADINGS)
@@ -136,9 +135,6 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 @click.option(
     "--methods",
     is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_print_methods,
     help="List all methods, with their parameters and where they are defined.",
 )
 @click.option("--last", type=int, metavar="N", help="The N files with the highest numbers.")
@@ -230,6 +226,7 @@ def _print_methods(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     help="Most bytes of results that may wait to be written, such as 512M (default: 64M).",
 )
 @output_options
+@pager_option
 @report_options
 @click.pass_context
 def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_: Any) -> int:
@@ -251,6 +248,9 @@ def merge(ctx: click.Context, /, files: tuple[str, ...], recipe: str | None, **_
       ckpt merge -m lora llama/ adapter/ --scale 0.8 -o merged/
       ckpt merge --recipe merge.toml -o merged.pth --dry-run
     """
+    if ctx.params["methods"]:
+        _print_methods(ctx)
+        return 0
     output = output_of(ctx)
     if recipe is not None:
         _require_alone(ctx)

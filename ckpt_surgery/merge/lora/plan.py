@@ -153,7 +153,7 @@ class LoraPlanner:
                 for name, part in self._of_adapter(adapter, targets, own, state_dict.path):
                     parts.setdefault(name, []).append(part)
             except CkptError as error:
-                if error.path is None:
+                if error.file is None:
                     error.name_file(adapter.file.label)
                 raise
         for name, found in parts.items():
