@@ -25,7 +25,7 @@ from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import MemorySource, Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.safetensors import A_PART, METADATA, OF_RANKS, Safetensors
+from ckpt_surgery.formats.safetensors import A_PART, METADATA, OF_DCP, OF_RANKS, Safetensors
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 from ckpt_surgery.torch_objects.kinds import role_of
@@ -33,7 +33,6 @@ from ckpt_surgery.torch_objects.row_major import row_major
 
 _SHARD: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _OFFSETS: Final = "saved_offsets"
-_OWN: Final = frozenset({OF_RANKS, "DCP_VERSION"})
 
 
 class DcpSafetensors(Format):
@@ -70,7 +69,7 @@ def put_together(
         metadata: Mapping[str, str] = next(
             (other.value for other in shard.others if other.path == METADATA), {}
         )
-        texts |= {key: value for key, value in metadata.items() if key not in _OWN}
+        texts |= {key: value for key, value in metadata.items() if key not in OF_DCP}
         places = _places(shard, metadata)
         for name, tensor in shard.state_dicts[0].tensors:
             if name not in lost:
@@ -85,6 +84,21 @@ def put_together(
         others=(Other(METADATA, "dict", texts),) if texts else (),
         notes=tuple(note for shard in shards for note in shard.notes if note != A_PART),
     )
+
+
+def require_whole(shard: Checkpoint) -> None:
+    """Raise `DamagedFileError` if a file says that a tensor in it is a part, beside an index."""
+    for other in shard.others:
+        if other.path != METADATA or OF_RANKS not in other.value:
+            continue
+        places = _places(shard, other.value)
+        for name, tensor in shard.state_dicts[0].tensors:
+            if any(_place(shard, name, tensor, places)):
+                raise DamagedFileError(
+                    "is a part of a tensor, and the index takes it for the whole",
+                    path=shard.file.name,
+                    entry=name,
+                )
 
 
 def rank_files(source: DirectorySource) -> list[str]:

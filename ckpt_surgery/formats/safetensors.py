@@ -42,10 +42,13 @@ _MOST_SPACE: Final = 1 << 20  # bytes in front of a header: what aligns the data
 _FOUR_BITS: Final = "F4"
 OF_RANKS: Final = "DCP_SHARDING_INFO"
 """The key of ``__metadata__`` of a file that one rank of several saved, which may hold parts."""
+OF_DCP: Final = frozenset({OF_RANKS, "DCP_VERSION"})
+"""Keys of torch.distributed.checkpoint, of one file each and not of the model."""
 A_PART: Final = (
     "it is one rank's file of a distributed checkpoint, and its tensors may be parts: "
     "the directory has the whole ones"
 )
+_TRUNCATED: Final = "the file is truncated"
 _FRAMEWORK: Final = "format"
 """The key of ``__metadata__`` that names the writer's framework, and is no alias of a tensor."""
 
@@ -167,7 +170,9 @@ def is_alias(key: str, value: str, names: Container[str]) -> bool:
 def _read_header(file: Source, limits: Limits) -> bytes:
     """Return the header, which the data follows."""
     if file.size < _SIZE_BYTES:
-        raise _damaged(f"{file.size} bytes are too few for a header")
+        raise DamagedFileError(
+            f"{file.size} bytes are too few for a header", entry="header", hint=_TRUNCATED
+        )
     nbytes = int.from_bytes(file.read_at(0, _SIZE_BYTES), "little")
     most = min(MAX_HEADER_BYTES, limits.pickle_bytes)
     if nbytes > most:
@@ -176,7 +181,7 @@ def _read_header(file: Source, limits: Limits) -> bytes:
         raise DamagedFileError(
             f"the header has {nbytes} bytes, but only {file.size - _SIZE_BYTES} are left",
             entry="header",
-            hint="the file is truncated",
+            hint=_TRUNCATED,
         )
     return file.read_at(_SIZE_BYTES, nbytes)
 

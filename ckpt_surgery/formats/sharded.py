@@ -18,7 +18,8 @@ from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
-from ckpt_surgery.formats.safetensors import is_alias
+from ckpt_surgery.formats.dcp_safetensors import require_whole
+from ckpt_surgery.formats.safetensors import A_PART, OF_DCP, is_alias
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 from ckpt_surgery.startup.lazy_dataclass import dataclass
@@ -262,12 +263,16 @@ def _modules(shards: Sequence[tuple[str, Checkpoint]]) -> Mapping[str, object] |
 
 
 def _metadata(source: Source, shards: Sequence[tuple[str, Checkpoint]]) -> tuple[Other, ...]:
-    """Return ``__metadata__`` of the safetensors among the shards, which is to be one."""
+    """Return ``__metadata__`` of the safetensors among the shards, which is to be one.
+
+    Where torch.distributed.checkpoint wrote them, what it says of each file by itself is left out.
+    """
     merged: dict[str, str] = {}
     for file, shard in shards:
+        require_whole(shard)
         for other in shard.others:
             for key, value in other.value.items():
-                if merged.setdefault(key, value) != value:
+                if key not in OF_DCP and merged.setdefault(key, value) != value:
                     raise DamagedFileError(
                         f"the shards differ in the metadata '{key}'", path=source.name, entry=file
                     )
@@ -289,7 +294,7 @@ def _notes(
             least = min(nbytes, stored)
             yield f"the index says {index.total_size:,} bytes, the tensors have {least:,}"
     for file, shard in shards:
-        yield from (f"{file}: {note}" for note in shard.notes)
+        yield from (f"{file}: {note}" for note in shard.notes if note != A_PART)
 
 
 def _unnamed(index: _Index, checkpoint: Checkpoint) -> list[str]:

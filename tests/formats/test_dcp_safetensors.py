@@ -18,6 +18,7 @@ from ckpt_surgery import DamagedFileError, Output, consolidate, convert, inspect
 from ckpt_surgery.cli.main import cli
 
 safetensors = pytest.importorskip("safetensors.torch")
+safetensors_torch = pytest.importorskip("safetensors")
 
 PARTS = [
     {"rows": ([0, 0], WHOLE["rows"][:4]), "columns": ([0, 0], WHOLE["columns"][:, :3])},
@@ -163,3 +164,31 @@ def test_every_ranks_file_is_verified_and_named_in_what_is_kept(saved, tmp_path)
     assert step["inputs"] == [
         {"file": str(file), "sha256": digest} for file, digest in zip(files, digests, strict=True)
     ]
+
+
+def test_files_that_one_rank_wrote_are_shards_with_an_index(tmp_path):
+    """What torch says in each file of that file alone is no part of the model."""
+    folder, order = tmp_path / "one", {name: at % 2 + 1 for at, name in enumerate(WHOLE)}
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=order)
+    with quiet():
+        dcp.save(dict(WHOLE), storage_writer=writer, no_dist=True)
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    report = inspect(folder)
+    assert (report.format, report.notes) == ("safetensors-index", ())
+    convert(folder, tmp_path / "whole.safetensors")
+    found = safetensors.load_file(tmp_path / "whole.safetensors")
+    assert {name: torch.equal(found[name], WHOLE[name]) for name in WHOLE} == dict.fromkeys(
+        WHOLE, True
+    )
+    with safetensors_torch.safe_open(tmp_path / "whole.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_part_that_an_index_takes_for_a_whole_is_refused(tmp_path):
+    save(tmp_path, 1, PARTS[1])
+    (file,) = tmp_path.glob("*.safetensors")
+    file.rename(tmp_path / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(PARTS[1], "model.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DamagedFileError, match="a part of a tensor"):
+        inspect(tmp_path / "model.safetensors.index.json")
