@@ -7,6 +7,8 @@ from typing import Final, Literal
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
+_OF_TRUNCATION: Final = ("truncated", "ends at byte", "interrupted save", "did not finish")
+
 Severity = Literal["error", "warning", "note"]
 Rule = Literal[
     "truncated",
@@ -70,7 +72,7 @@ def finding_of(error: CkptError) -> Finding:
     """Return what an error of reading says about the file, as an ``error`` among findings."""
     said = f"{error.message} {error.hint or ''}"
     rule: Rule = "damaged"
-    if "truncated" in said or "ends at byte" in said or "interrupted save" in said:
+    if any(words in said for words in _OF_TRUNCATION):
         rule = "truncated"
     elif "checksum" in said:
         rule = "checksum"

@@ -170,6 +170,8 @@ def _record(
     name = source.read_at(at + LOCAL.size, name_nbytes)
     if entry is not None and name != entry.name:  # one of them is damaged: the directory goes by
         name, method = entry.name, entry.method  # what was written last
+    sizes = iter(_wide(source.read_at(start - extra_nbytes, extra_nbytes)))
+    nbytes, stored = [next(sizes, n) if n == SATURATED_32 else n for n in (nbytes, stored)]
     local = _Mark(start, crc32, stored, nbytes)
     marks = [m for m in (entry, descriptors.get(start), local) if m is not None and _says(m)]
     empty = not marks and entry is None and not fields[2] & 0x08

@@ -69,7 +69,7 @@ def look_into(source: Source) -> Archive | None:
     is_checked = is_zip or inside is not source  # a tar archive has none, a stream has one
     found = Archive(inside, "zip" if is_zip else "tar", is_checked)
     found.findings += _twice(members)
-    found.findings += _of_zip(inside) if is_zip else _of_tar(inside, members)
+    found.findings += check_zip(inside) if is_zip else _of_tar(inside, members)
     for member in members:
         _open(found, member, source.name)
     return found
@@ -103,7 +103,7 @@ def _twice(members: Sequence[Member]) -> Iterator[Finding]:
         seen.add(member.name)
 
 
-def _of_zip(source: Source) -> Iterator[Finding]:
+def check_zip(source: Source) -> Iterator[Finding]:
     """Yield where headers contradict the directory, and bytes that no member takes."""
     archive = ZipFile(file_of(source))
     spans: list[tuple[int, int]] = []
@@ -114,7 +114,7 @@ def _of_zip(source: Source) -> Iterator[Finding]:
             continue
         spans.append((info.header_offset, start + info.compress_size))
     yield from _between(source, sorted(spans), archive)
-    yield from _end_of_zip(source, archive)
+    yield from _endcheck_zip(source, archive)
 
 
 def _header(source: Source, info: ZipInfo) -> tuple[int, str]:
@@ -170,7 +170,7 @@ def _descriptor(source: Source, at: int) -> bool:
     return source.read_at(at, 4) == DESCRIPTOR_MAGIC
 
 
-def _end_of_zip(source: Source, archive: ZipFile) -> Iterator[Finding]:
+def _endcheck_zip(source: Source, archive: ZipFile) -> Iterator[Finding]:
     """Yield how the end record contradicts the directory, and what follows it."""
     at = source.size - END.size - len(archive.comment)
     magic, disk, start_disk, here, count, nbytes, offset, _ = END.unpack(

@@ -51,9 +51,13 @@ _OF_TORCH: Final = ("data.pkl", "constants.pkl", "archive_format")
 # Of torch as well, but called as files of others may be: they count where no checkpoint is found.
 _BESIDE_PICKLE: Final = ("version", "byteorder", ".format_version")
 _TRUNCATED: Final = "the file is truncated"
-_ENDS: Final = ("unexpected end of data", "bad subsequent header")  # of tarfile's messages
+_ENDS: Final = (
+    "unexpected end of data",
+    "bad subsequent header",
+    "empty header",
+)  # of tarfile's messages
 _OTHER: Final = "zip and tar archives have members, also compressed ones"
-_BROKEN: Final = (
+BROKEN: Final = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, NotImplementedError, EOFError,
     RuntimeError, ValueError, OSError, OverflowError,
 )  # fmt: skip
@@ -244,7 +248,7 @@ def members_of(source: Source) -> list[Member] | None:
         block = source.read_at(0, TAR_BLOCK) if source.size >= TAR_BLOCK else b""
         if any(block) and is_tar_header(block):
             return list(_of_tar(source))
-    except _BROKEN as error:  # RecursionError is a RuntimeError
+    except BROKEN as error:  # RecursionError is a RuntimeError
         raise _damaged(source, error) from error
     return None
 
@@ -305,7 +309,7 @@ def _opened(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo, nam
             if info.compress_type == zipfile.ZIP_STORED:
                 return PartSource(source, _data_start(source, info), info.file_size, name=name)
             found = spooled(stream, source, name)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise _damaged(source, error) from error
     if found.size != info.file_size:
         found.close()

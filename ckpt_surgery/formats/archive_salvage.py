@@ -58,17 +58,17 @@ def open_left(path: str) -> Source | None:
 
 
 def _of_zip(source: Source) -> Iterator[tuple[str, Opener]]:
-    for record in _outer(find_records(source)):
+    for record in outer(find_records(source)):
         left = source.size - record.start
         stored = left if record.stored_nbytes is None else min(record.stored_nbytes, left)
         label = f"{source.name}{SEPARATOR}{record.name}"
         if record.method == STORED:
             yield record.name, partial(PartSource, source, record.start, stored, name=label)
         elif record.method == DEFLATED:
-            yield record.name, partial(_inflated, source, record, stored, label)
+            yield record.name, partial(inflated, source, record, stored, label)
 
 
-def _outer(found: Sequence[FoundRecord]) -> Iterator[FoundRecord]:
+def outer(found: Sequence[FoundRecord]) -> Iterator[FoundRecord]:
     """Yield the members among records: those that lie inside no other one."""
     end = 0
     for record in found:
@@ -77,7 +77,7 @@ def _outer(found: Sequence[FoundRecord]) -> Iterator[FoundRecord]:
             end = record.start + (record.stored_nbytes or 0)
 
 
-def _inflated(source: Source, record: FoundRecord, stored: int, label: str) -> Source:
+def inflated(source: Source, record: FoundRecord, stored: int, label: str) -> Source:
     """Return what a record inflates to, up to the place where it ends or is damaged."""
     raw = _Pieces(_inflating(source, record, stored))
     return spooled(cast("IO[bytes]", io.BufferedReader(raw, CHUNK)), source, label)

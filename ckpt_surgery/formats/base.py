@@ -167,6 +167,11 @@ class Format(ABC):
         del checkpoint
         return iter(())
 
+    def is_around(self, checkpoint: Checkpoint) -> bool:
+        """Say whether `checkpoint` is that of a file in an archive of files, which was read."""
+        del checkpoint
+        return False
+
     def records(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ByteRange]]:
         """Return the parts of the file that are stored as they are, with their checksums if any.
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DOWNLOAD: Final = "the download may have failed"
 _READABLE: Final = "what torch.save, torch.jit.save and safetensors wrote can be read"
 _OTHER_ARCHIVE: Final = "the zip archive is damaged, or another program's and not torch.save's"
-_DECOMPRESS: Final = "decompress it first: {} -dc FILE | ckpt COMMAND"
+_TRUNCATED: Final = "the file is truncated"
 _HDF5: Final = "read it with h5py, and write its arrays with numpy.savez or safetensors"
 _GGUF: Final = (
     "the package 'gguf' reads it (gguf.GGUFReader, gguf.dequantize); transformers loads it with "
@@ -44,10 +44,11 @@ _FLAX: Final = "flax.serialization.msgpack_restore reads it; write its arrays wi
 _TFLITE: Final = "tf.lite.Interpreter(FILE).get_tensor gives its arrays"
 # What files that are no checkpoints begin with, for a helpful message.
 _OTHER_FORMATS: Final = (
-    (b"\x1f\x8b", "gzip data", _DECOMPRESS.format("gzip")),
-    (b"BZh", "bzip2 data", _DECOMPRESS.format("bzip2")),
-    (b"\xfd7zXZ", "xz data", _DECOMPRESS.format("xz")),
-    (b"\x28\xb5\x2f\xfd", "zstd data", _DECOMPRESS.format("zstd")),
+    # a stream that is long enough to hold anything is read
+    (b"\x1f\x8b", "the start of gzip data", _TRUNCATED),
+    (b"BZh", "the start of bzip2 data", _TRUNCATED),
+    (b"\xfd7zXZ", "the start of xz data", _TRUNCATED),
+    (b"\x28\xb5\x2f\xfd", "the start of zstd data", _TRUNCATED),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "extract it first"),
     (b"\x89HDF", "an HDF5 file (Keras writes them)", _HDF5),
     (b"GGUF", "a GGUF file of llama.cpp", _GGUF),
@@ -76,6 +77,8 @@ _ONNX: Final = re.compile(rb"\x08[\x01-\x1f][\x12\x3a]")  # its version, then pr
 _FLAX_MAP: Final = re.compile(  # a map, whose first key is a short text
     rb"(?:[\x81-\x8f]|\xde..|\xdf....)(?:[\xa1-\xbf]|\xd9.)[\w./ -]+", re.DOTALL
 )
+_SAFETENSORS_SUFFIX: Final = ".safetensors"
+_SAFETENSORS_SIZE: Final = 8  # bytes that say how long its header is
 _TEXT: Final = re.compile(rb"[\t\n\r\x20-\x7e]+")
 
 
@@ -221,6 +224,22 @@ def _is_json(file: Source) -> bool:
     return isinstance(found, dict | list)
 
 
+def _unended_pickle(file: Source) -> CkptError:
+    """Return the error for what begins as a pickle and does not end as one."""
+    from ckpt_surgery.pickles import TruncatedPickleError, parse
+
+    hint = _DOWNLOAD
+    try:
+        parse(file.read_at(0, min(file.size, DEFAULT_LIMITS.pickle_bytes)))
+    except TruncatedPickleError:
+        hint = f"{_TRUNCATED}: {_DOWNLOAD}"
+    except ReadError:
+        pass
+    return UnknownFormatError(
+        "a plain pickle, not a file of torch.save, that does not end as one", hint=hint
+    )
+
+
 def _unknown(file: Source) -> CkptError:
     """Return the error for a file of no format, which says what it looks like."""
     if file.name.endswith(_PART_SUFFIX):
@@ -236,15 +255,16 @@ def _unknown(file: Source) -> CkptError:
 
         if (found := describe_archive(file)) is not None:
             return found
+    if file.name.endswith(_SAFETENSORS_SUFFIX) and file.size <= _SAFETENSORS_SIZE:
+        what = f"{file.size} bytes are too few for the header of a safetensors file"
+        return DamagedFileError(what, hint=_TRUNCATED)
     start = file.read_at(0, min(file.size, 64))
     text = start.removeprefix(_BYTE_ORDER_MARK).lstrip()
     for magic, what, hint in _OTHER_FORMATS:
         if text.startswith(magic):
             return UnknownFormatError(f"this is {what}", hint=hint or _READABLE)
     if start[:1] == b"\x80" and start[1:2] in {b"\0", b"\1", b"\2", b"\3", b"\4", b"\5"}:
-        return UnknownFormatError(
-            "a plain pickle, not a file of torch.save, that does not end as one", hint=_DOWNLOAD
-        )
+        return _unended_pickle(file)
     if _ONNX.match(start):
         return UnknownFormatError("this looks like an ONNX model", hint=_ONNX_HINT)
     if start[4:8] == b"TFL3":

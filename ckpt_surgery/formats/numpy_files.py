@@ -10,17 +10,20 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import prod
 from typing import IO, Final, cast
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Tensor
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, MemorySource, Source, looks_like_zip
+from ckpt_surgery.formats.archive_members import BROKEN
 from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.compressed import SourceFile
 from ckpt_surgery.pickles import Limits
+from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.arrays import array_tensor, dtype_of_code
 from ckpt_surgery.torch_objects.kinds import role_of
 
@@ -33,7 +36,9 @@ _HEADER: Final = re.compile(
     re.DOTALL,
 )
 _LOCAL_HEADER: Final = 30
-_SUFFIX: Final = ".npy"
+_NO_END: Final = "file is not a zip file"  # as `zipfile` calls it
+_TRUNCATED: Final = "the file is truncated"
+ARRAY_SUFFIX: Final = ".npy"
 _ALONE: Final = "arr_0"
 _ARRAY: Final = "numpy.ndarray of "
 _OBJECTS: Final = "objects"
@@ -62,6 +67,13 @@ class Npy(Format):
         return _pickles(checkpoint)
 
 
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files in an archive by their names, each with the checksum that the archive has of it."""
+
+    files: tuple[tuple[str, ByteRange], ...]
+
+
 class Npz(Format):
     """A zip archive of arrays."""
 
@@ -75,7 +87,7 @@ class Npz(Format):
             return False
         start = source.read_at(0, min(source.size, 1 << 12))
         length = int.from_bytes(start[26:28], "little")
-        return start[_LOCAL_HEADER : _LOCAL_HEADER + length].endswith(_SUFFIX.encode())
+        return start[_LOCAL_HEADER : _LOCAL_HEADER + length].endswith(ARRAY_SUFFIX.encode())
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the arrays; those that are compressed are decompressed into memory.
@@ -84,11 +96,22 @@ class Npz(Format):
         `LimitExceededError` for members that are far more than the file.
         """
         del limits
-        return _checkpoint(self.name, source, _members(source))
+        members = list(_members(source))
+        files = _Files(tuple((f"{name}{ARRAY_SUFFIX}", data) for name, data in members))
+        return replace(_checkpoint(self.name, source, members), container=files)
 
     def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
-        """Yield an error for each array of objects."""
-        return _pickles(checkpoint)
+        """Yield an error for each array of objects, and what of the archive is not as it says."""
+        from ckpt_surgery.formats.archive_check import check_zip
+
+        yield from _pickles(checkpoint)
+        yield from check_zip(checkpoint.file)
+
+    def records(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ByteRange]]:
+        """Return the files in the archive, which has a checksum of each."""
+        del self
+        container = checkpoint.container
+        return container.files if isinstance(container, _Files) else ()
 
 
 def _pickles(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -106,26 +129,33 @@ def _pickles(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _members(source: Source) -> Iterator[tuple[str, ByteRange]]:
     room = max(1 << 30, 100 * source.size)
     seen: set[str] = set()
+    entry: str | None = None
     try:
         with zipfile.ZipFile(cast("IO[bytes]", io.BufferedReader(SourceFile(source)))) as archive:
             for member in archive.infolist():
-                if not member.filename.endswith(_SUFFIX) or member.filename in seen:
+                if not member.filename.endswith(ARRAY_SUFFIX) or member.filename in seen:
                     raise DamagedFileError("is no array, or there twice", entry=member.filename)
                 seen.add(member.filename)
+                entry = member.filename
                 room -= member.file_size
                 if room < 0:
                     raise LimitExceededError("its members are far more than the file")
-                yield member.filename.removesuffix(_SUFFIX), _content(source, archive, member)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
-        raise DamagedFileError(
-            f"the zip archive is damaged: {str(error).lower()}", path=source.name
-        ) from error
+                yield member.filename.removesuffix(ARRAY_SUFFIX), _content(source, archive, member)
+    except BROKEN as error:
+        said = str(error).lower()
+        if said == _NO_END:
+            raise DamagedFileError(
+                "the archive has no end record", path=source.name, hint=_TRUNCATED
+            ) from error
+        what = f"the zip archive is damaged: {said}"
+        raise DamagedFileError(what, path=source.name, entry=entry) from error
 
 
 def _content(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ByteRange:
     if member.compress_type != zipfile.ZIP_STORED:
         data = archive.read(member)
-        return ByteRange(MemorySource(data, name=source.name, origin=source), 0, len(data))
+        memory = MemorySource(data, name=source.name, origin=source)
+        return ByteRange(memory, 0, len(data), crc32=member.CRC)
     archive.open(member).close()  # compares the local header with the directory
     header = source.read_at(member.header_offset, _LOCAL_HEADER)
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
@@ -133,13 +163,11 @@ def _content(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
     return ByteRange(source, start, member.file_size, crc32=member.CRC)
 
 
-def _checkpoint(
-    name: str, source: Source, arrays: Iterator[tuple[str, ByteRange]] | list[tuple[str, ByteRange]]
-) -> Checkpoint:
+def _checkpoint(name: str, source: Source, arrays: Sequence[tuple[str, ByteRange]]) -> Checkpoint:
     entries: list[Entry] = []
     others: list[Other] = []
     for key, data in arrays:
-        tensor = _array(key, data)
+        tensor = array_of(key, data)
         if isinstance(tensor, Tensor):
             entries.append(Entry(key, tensor, role_of(key, tensor)))
         else:
@@ -173,14 +201,16 @@ def _header(key: str, said: bytes) -> tuple[str, bool, tuple[int, ...]]:
     return code, found["columns"] == "True", tuple(map(int, sizes))
 
 
-def _array(key: str, data: ByteRange) -> Tensor | str:
+def array_of(key: str, data: ByteRange) -> Tensor | str:
     """Return the tensor of an ``.npy`` file, or what its elements are if torch has no such type."""
     start = data.slice(0, min(12, data.nbytes)).read() if data.nbytes else b""
     wide = start[6:7] in {b"\2", b"\3"}
     begin = 12 if wide else 10
     length = int.from_bytes(start[8:begin], "little")
-    if not start.startswith(_MAGIC) or length > min(_LONGEST_HEADER, data.nbytes - begin):
+    if not start.startswith(_MAGIC) or length > _LONGEST_HEADER:
         raise DamagedFileError("is no array of numpy", entry=key)
+    if data.nbytes < begin + length:
+        raise DamagedFileError("ends inside the header of the array", entry=key, hint=_TRUNCATED)
     code, columns, shape = _header(key, data.slice(begin, length).read())
     dtype = dtype_of_code(code[1:])
     if dtype is None:
@@ -190,4 +220,6 @@ def _array(key: str, data: ByteRange) -> Tensor | str:
         return array_tensor(shape, dtype, rest, key=key, columns=columns, big=code[0] == ">")
     except DamagedFileError as error:
         error.entry = key
+        if rest.nbytes < prod(shape) * dtype.itemsize:
+            error.hint = _TRUNCATED
         raise

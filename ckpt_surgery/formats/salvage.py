@@ -30,6 +30,7 @@ from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_structs import STORED
 from ckpt_surgery.formats.archive_salvage import Opener, left_members, only_checkpoint
 from ckpt_surgery.formats.compressed import is_compressed, left_of
+from ckpt_surgery.formats.record_salvage import read_damaged_records
 from ckpt_surgery.formats.safetensors import Safetensors
 from ckpt_surgery.formats.script_salvage import is_script, read_damaged_script
 from ckpt_surgery.formats.tar_salvage import read_damaged_tar
@@ -97,6 +98,8 @@ def read_damaged(source: Source, limits: Limits = DEFAULT_LIMITS) -> Salvaged:
     """
     if is_compressed(source):
         return _read_stream(source, limits)
+    if (left := _read_records(source, limits)) is not None:
+        return left
     members = {} if TorchTar().sniff(source) else left_members(source)
     if members:
         return _read_member(source, members, limits)
@@ -112,7 +115,7 @@ def read_damaged(source: Source, limits: Limits = DEFAULT_LIMITS) -> Salvaged:
 
 def _read_file(source: Source, limits: Limits) -> Salvaged | None:
     if looks_like_zip(source):
-        return _read_zip(source, limits)
+        return _read_records(source, limits) or _read_zip(source, limits)
     if Safetensors().sniff(source):
         return _read_safetensors(source, limits)
     if TorchLegacy().sniff(source):
@@ -120,6 +123,14 @@ def _read_file(source: Source, limits: Limits) -> Salvaged | None:
     if TorchTar().sniff(source):
         return _read_tar(source, limits)
     return None
+
+
+def _read_records(source: Source, limits: Limits) -> Salvaged | None:
+    """Read what is left of an archive whose records are tensors; None for any other file."""
+    left = read_damaged_records(source, limits)
+    if left is None:
+        return None
+    return Salvaged(left.checkpoint, lambda storage: storage.nbytes, left.notes, left.lost)
 
 
 def _read_stream(source: Source, limits: Limits) -> Salvaged:

@@ -8,14 +8,16 @@ archive. The program is not read, and not written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Storage, Tensor
+from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.dtypes import BY_NAME, UNTYPED, DType
 from ckpt_surgery.errors import DamagedFileError, ReadError
-from ckpt_surgery.fileio import PartSource, Source, ZipArchive, ZipRecord, looks_like_zip
+from ckpt_surgery.fileio import ByteRange, PartSource, Source, ZipArchive, ZipRecord, looks_like_zip
+from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.formats.torch_zip import archive_of
@@ -23,7 +25,7 @@ from ckpt_surgery.pickles import Limits
 
 _MARK: Final = "archive_format"
 _MARKED: Final = b"pt2"
-_WEIGHTS: Final = "data/weights/"
+WEIGHTS: Final = "data/weights/"
 _CONFIG: Final = "_weights_config.json"
 _SMALL: Final = 1 << 16  # bytes
 _LOCAL_HEADER: Final = 30
@@ -74,38 +76,73 @@ class TorchExport(Format):
         archive = archive_of(source)
         if archive is None:
             return _of_member(source, _old_weights(source), limits)
-        configs = [record for record in archive.records if _is_config(record.name)]
+        configs = [record for record in archive.records if is_config(record.name)]
         if not configs:
             whole = [
-                r for r in archive.records if r.name.startswith(_WEIGHTS) and r.name[-3:] == ".pt"
+                r for r in archive.records if r.name.startswith(WEIGHTS) and r.name[-3:] == ".pt"
             ]
             if len(whole) != 1:
                 raise ReadError(_NO_WEIGHTS, path=source.name, hint=_OPENED_BY)
             data = whole[0].data
             part = PartSource(source, data.offset, data.nbytes, name=source.name)
             return _of_member(source, part, limits)
-        weights = _Weights(archive)
-        found = [
-            weights.state_dict(record, limits, "" if len(configs) == 1 else _model(record))
-            for record in configs
-        ]
+        found, weights = describe_weights(archive, configs, limits)
         return Checkpoint(
             format=self.name,
             # a part of the file, so that the program is not replaced by its weights
             sources=(PartSource(source, 0, source.size, name=source.name),),
             root=None,
-            state_dicts=tuple(found),
+            state_dicts=found,
             notes=(_NOTE, *weights.notes),
             unwritable=weights.unwritable,
         )
 
+    def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        """Yield what of the archive is damaged, and where it is not as torch writes it."""
+        from ckpt_surgery.formats import torch_zip_check
 
-def _is_config(name: str) -> bool:
-    return name.startswith(_WEIGHTS) and name.endswith(_CONFIG)
+        if self.is_around(checkpoint):
+            yield from registry.get(checkpoint.format).check(checkpoint)
+            return
+        yield from torch_zip_check.check_compressed(checkpoint)
+        yield from torch_zip_check.check(checkpoint)
+
+    def is_around(self, checkpoint: Checkpoint) -> bool:
+        """Say whether the weights are a file of ``torch.save`` in the archive."""
+        return checkpoint.format != self.name
+
+    def records(self, checkpoint: Checkpoint) -> Sequence[tuple[str, ByteRange]]:
+        """Return the records of the archive, the program's, too."""
+        from ckpt_surgery.formats import torch_zip_check
+
+        if self.is_around(checkpoint):
+            return registry.get(checkpoint.format).records(checkpoint)
+        own = {data.offset: data for _, data in super().records(checkpoint)}  # as tensors have it
+        found = torch_zip_check.records(checkpoint)
+        return [(name, own.get(data.offset, data)) for name, data in found]
+
+
+def describe_weights(
+    archive: ZipArchive, configs: Sequence[ZipRecord], limits: Limits
+) -> tuple[tuple[StateDict, ...], _Weights]:
+    """Return the state dict of each description, and what is to be said of all; raises as `read`
+    does.
+    """
+    weights = _Weights(archive)
+    found = [
+        weights.state_dict(record, limits, "" if len(configs) == 1 else _model(record))
+        for record in configs
+    ]
+    return tuple(found), weights
+
+
+def is_config(name: str) -> bool:
+    """Say whether a record describes the weights of a model."""
+    return name.startswith(WEIGHTS) and name.endswith(_CONFIG)
 
 
 def _model(record: ZipRecord) -> str:
-    return record.name.removeprefix(_WEIGHTS).removesuffix(_CONFIG)
+    return record.name.removeprefix(WEIGHTS).removesuffix(_CONFIG)
 
 
 def _is_old(source: Source) -> bool:
@@ -192,9 +229,9 @@ class _Weights:
 
     def _storage(self, key: str, dtype: DType, device: str, name: str) -> Storage:
         if key not in self._storages:
-            record = self._archive.get(_WEIGHTS + key)
+            record = self._archive.get(WEIGHTS + key)
             if record is None:
-                raise DamagedFileError(f"the record '{_WEIGHTS}{key}' is missing", entry=name)
+                raise DamagedFileError(f"the record '{WEIGHTS}{key}' is missing", entry=name)
             untyped = dtype.storage_class is None
             stored = UNTYPED if untyped else dtype
             self._storages[key] = Storage(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
+from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.base import Format
@@ -24,6 +25,7 @@ from ckpt_surgery.torch_objects.tensor_calls import build
 
 _MEMBERS: Final = frozenset({"sys_info", "pickle", "tensors", "storages"})
 _BLOCK: Final = 512
+_TRUNCATED: Final = "the file is truncated"
 _MAX_PAX_BYTES: Final = 1 << 16
 _PAX_DIGITS: Final = 6
 _PAX_NAMES: Final = frozenset({b"path", b"linkpath", b"size", b"hdrcharset"})
@@ -46,7 +48,25 @@ class TorchTar(Format):
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the file; raises as `_read_tar` does."""
-        return _read_tar(source, limits)
+        try:
+            return _read_tar(source, limits)
+        except DamagedFileError as error:
+            if error.hint is None and not _has_end(source):
+                error.hint = _TRUNCATED
+            raise
+
+    def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
+        """Yield an error for an archive that stops before its end; all members are in it."""
+        if not _has_end(checkpoint.file):
+            yield Finding("error", "the archive has no end", None, _TRUNCATED, "truncated")
+
+
+def _has_end(file: Source) -> bool:
+    """Say whether the file closes with the two blocks of zeros that end a tar archive."""
+    end = 2 * _BLOCK
+    if file.size < end or file.size % _BLOCK:
+        return False
+    return not any(file.read_at(file.size - end, end))
 
 
 def _looks_like_tar(file: Source) -> bool:

@@ -112,7 +112,9 @@ def _verdicts(
     """
     inspection = _Inspection(file, checks, threads, progress)
     described = inspection.described()
-    if described[-1] is not None and not source_is_directory(file):
+    format_, checkpoint, unknown = described
+    is_around = format_ is not None and checkpoint is not None and format_.is_around(checkpoint)
+    if (unknown is not None or is_around) and not source_is_directory(file):
         from ckpt_surgery.ops.verify_archive import of_archive
 
         def inspect(member: Source, checks: Checks, *, is_covered: bool) -> Verdict:

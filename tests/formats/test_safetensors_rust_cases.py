@@ -153,7 +153,7 @@ def test_header_too_small(file: Path) -> None:
     file.write_bytes(b"")
     refused(file, UnknownFormatError, "is empty")
     file.write_bytes(bytes(7))
-    refused(file, UnknownFormatError, "not a checkpoint")
+    refused(file, DamagedFileError, "7 bytes are too few")
 
 
 def test_invalid_header_length(file: Path) -> None:

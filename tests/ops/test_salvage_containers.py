@@ -126,6 +126,9 @@ def test_torch_tar_cut_at_every_border_of_a_storage(shared_dir: Path, tmp_path: 
             for name, tensor in checkpoint.tensors:
                 assert tensor.storage is not None
                 assert b"".join(map(bytes, tensor.storage.data.chunks())) == numbers[name]
+    for cut in (1024, 6000, len(data) - 1100, len(data) - 1):  # between members, and in the end
+        path.write_bytes(data[:cut])
+        assert rules(path) == {"truncated"}
     path.write_bytes(data[:6000])
     with pytest.raises(DamagedFileError, match="its member 'tensors' is missing"):
         salvaged(path, tmp_path)
