@@ -1,10 +1,13 @@
-"""Where the command starts: from here on an interrupt gives no traceback.
+"""Where the command starts: from its import on an interrupt gives no traceback.
 
-Nothing is imported before that but what the interpreter has anyway.
+Only what starts the command imports it, since that sets the handler. Nothing is imported before
+but what the interpreter has anyway: `signal`, with the `enum` that it needs, takes longer than all
+that comes before it.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # what `signal` wraps, a part of the interpreter
 import os
 
 TYPE_CHECKING = False
@@ -24,17 +27,13 @@ def leave_interrupted(_number: int = 0, _frame: FrameType | None = None) -> NoRe
     os._exit(_INTERRUPTED)
 
 
-try:
-    import signal
-except KeyboardInterrupt:
-    leave_interrupted()
+# a process that was started in the background ignores them
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, leave_interrupted)
 
 
 def run() -> NoReturn:
     """Run the command line in a process of its own; `boundary` takes interrupts over."""
-    # a process that was started in the background ignores them
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, leave_interrupted)
     from ckpt_surgery.cli import main
 
     main.run()

@@ -232,7 +232,7 @@ sys.addaudithook(hook)
 
 
 @pytest.mark.parametrize("line", [["inspect", "net.pth"], ["strip", "--help"]])
-@pytest.mark.parametrize("imports", [2, 3, 4, 5, 7, *range(10, 160, 16)])
+@pytest.mark.parametrize("imports", [1, 2, 3, 4, 5, 7, *range(10, 160, 16)])
 def test_an_interrupt_while_the_command_starts_gives_no_traceback(
     folder, environment, tmp_path, line, imports
 ):
