@@ -72,12 +72,15 @@ def check_adaptations(items: Sequence[FitItem], rules: Sequence[AdaptRule]) -> N
     """Raise UsageError if one of `rules` adapts none of the items, those of all state dicts."""
     for rule in rules:
         if not any(_applies(rule, item) for item in items):
-            raise UsageError(f"'{rule.option}' applies to nothing", hint=_of_use(items))
+            raise UsageError(f"'{rule.option}' applies to nothing", hint=_of_use(items, rule))
 
 
-def _of_use(items: Sequence[FitItem]) -> str:
-    """Return what adapts the items that an adaptation did not."""
+def _of_use(items: Sequence[FitItem], rule: AdaptRule) -> str:
+    """Return what adapts the items that `rule` did not."""
     misfits = [i for i in items if i.status == "initial" and i.source_shape not in (None, i.shape)]
+    lying = [i for i in misfits if rule.kind == "interpolate" and i.may_lie_on_a_grid]
+    if lying:
+        return _about_grid(lying[0], rule)
     kinds = dict.fromkeys(kind for item in misfits for kind in item.would_adapt)
     if kinds:
         return f"what does not fit would take --adapt {' or '.join(kinds)}"
@@ -88,6 +91,17 @@ def _of_use(items: Sequence[FitItem]) -> str:
     if any(item.adaptation is not None for item in items):
         return "all that differs in shape is adapted otherwise"
     return "no tensor of the checkpoint differs in shape from the target's"
+
+
+def _about_grid(item: FitItem, rule: AdaptRule) -> str:
+    """Say of positions that lie on no square what the grid is to be."""
+    if rule.grids is None:
+        return f"'{item.name}' may lie on a grid that is not square: add --grid HEIGHTxWIDTH"
+    old = (item.source_shape or item.shape)[-2]
+    return (
+        f"'{item.name}' has {item.shape[-2]} positions and the checkpoint's {old}, class tokens "
+        f"and the like among them, which is not the grid {rule.grids}"
+    )
 
 
 def _refuse_initial(initial: Sequence[str], permitted: Callable[[str], bool]) -> None:

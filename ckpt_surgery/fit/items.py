@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from ckpt_surgery.fit.adaptations import Adaptation, Kind, looks_transposed
+from ckpt_surgery.fit.adaptations import Adaptation, Kind, looks_transposed, may_lie_on_a_grid
 from ckpt_surgery.fit.fills import Fill
 from ckpt_surgery.models.target import Shape, TensorSpec
 from ckpt_surgery.startup.lazy_dataclass import dataclass
@@ -73,6 +73,14 @@ class FitItem:
         if self.status != "initial" or shape is None or self.would_adapt:
             return False
         return looks_transposed(shape, self.shape)
+
+    @property
+    def may_lie_on_a_grid(self) -> bool:
+        """Whether it is initial, and positions whose grids ``interpolate`` needs to be told."""
+        shape = self.source_shape
+        if self.status != "initial" or shape is None or self.fill is not None:
+            return False
+        return may_lie_on_a_grid(self.name, shape, self.shape)
 
     @property
     def is_verbatim(self) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ckpt_surgery.fit.adaptations import may_lie_on_a_grid
 from ckpt_surgery.fit.items import FitItem
 from ckpt_surgery.names.fold import fold_names
 
@@ -55,10 +54,7 @@ def _containers(name: str) -> tuple[str, str]:
 def grid_notes(items: Iterable[FitItem]) -> Iterator[str]:
     """Say how positions on a grid that is not square are interpolated."""
     for item in items:
-        shape = item.source_shape
-        if item.status != "initial" or shape is None or item.fill is not None:
-            continue
-        if may_lie_on_a_grid(item.name, shape, item.shape):
+        if item.may_lie_on_a_grid:
             yield (
                 f"'{item.name}' may lie on a grid that is not square: --adapt interpolate with "
                 "--grid HEIGHTxWIDTH carries it over"
@@ -98,8 +94,9 @@ def input_notes(items: Iterable[FitItem]) -> Iterator[str]:
         layer = item.name.removesuffix(".weight")
         more = item.shape[1] > shape[1]
         ways = ("first", "zero") if more else ("mean", "repeat")
+        count = f"{item.shape[1]} input channel{'s' * (item.shape[1] != 1)}"
         yield (
-            f"'{item.name}' loses its filters, since it has {item.shape[1]} input channels instead "
-            f"of {shape[1]}: --fill {layer}={ways[0]} or {ways[1]} "
+            f"'{item.name}' loses its filters, since it has {count} instead of {shape[1]}: "
+            f"--fill {layer}={ways[0]} or {ways[1]} "
             + ("keeps those of the old ones" if more else "makes the new ones of the old")
         )

@@ -302,7 +302,11 @@ def test_positions_are_interpolated_to_a_grid_that_is_no_square(fit):
     torch.save({"pos_embed": torch.randn(1, 17, 4), "x": torch.zeros(1)}, "vit.pth")
     torch.save({"pos_embed": torch.zeros(1, 25, 4), "x": torch.zeros(1)}, "wide.pth")
     line = ("--like", "wide.pth", "--adapt", "interpolate")
-    assert "applies to nothing" in fit(*line, "-o", "o.pth", code=2, file="vit.pth").stderr
+    refused = fit(*line, "-o", "o.pth", code=2, file="vit.pth").stderr
+    assert "'--adapt interpolate' applies to nothing" in refused
+    assert "'pos_embed' may lie on a grid that is not square: add --grid" in refused
+    refused = fit(*line, "--grid", "5x6", "-o", "o.pth", code=2, file="vit.pth").stderr
+    assert "'pos_embed' has 25 positions and the checkpoint's 17" in refused
     fit(*line, "--grid", "4x6", "--initial", "none", "-o", "o.pth", file="vit.pth")
     assert torch.equal(load()["pos_embed"][:, 0], load("vit.pth")["pos_embed"][:, 0])
     refused = fit("--like", "wide.pth", "--grid", "4x6", "-o", "p.pth", code=2, file="vit.pth")

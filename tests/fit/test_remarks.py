@@ -73,7 +73,8 @@ def test_thousands_of_suspects_are_said_in_one_line() -> None:
     [
         (4, (), "--fill conv1=first or zero keeps those of the old ones"),
         (4, ["kaiming"], "--fill conv1=first or zero"),
-        (1, (), "--fill conv1=mean or repeat"),
+        (1, (), "has 1 input channel instead of 3: --fill conv1=mean or repeat"),
+        (2, (), "has 2 input channels instead of 3: --fill conv1=mean or repeat"),
         (4, ["conv1=kaiming"], None),
         (4, ["conv1=first"], None),
         (3, (), None),
