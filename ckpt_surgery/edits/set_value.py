@@ -73,11 +73,12 @@ def _require_no_tensors(
             hint="'ckpt edit' changes what tensors hold",
         )
     if next(iter(TensorReader().below(node, set())), None) is not None:
+        others = [s for s in checkpoint.state_dicts if not f"{s.path}/".startswith(f"{path}/")]
         raise PlanError(
             "it holds tensors, which a plain value would remove",
             path=checkpoint.file.name,
             entry=path,
-            hint="'--delete' removes it",
+            hint="'--delete' removes it" if others else None,
         )
 
 

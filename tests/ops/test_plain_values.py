@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ckpt_surgery import CkptError, SetRequest, get_value, list_values, set_values
+from ckpt_surgery import CkptError, PlanError, SetRequest, get_value, list_values, set_values
 from ckpt_surgery.cli.main import cli
 
 
@@ -305,6 +305,16 @@ def test_get_says_why_there_is_no_value(path, said, training):
     result = ckpt("get", training, path)
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize(("alone", "hint"), [(True, None), (False, "'--delete' removes it")])
+def test_what_holds_tensors_is_no_place_for_a_value(alone, hint, tmp_path):
+    """That '--delete' removes it is said where that leaves a model."""
+    models = {"a": {"w": torch.ones(1)}} | ({} if alone else {"b": {"w": torch.ones(1)}})
+    torch.save(models, tmp_path / "x.pth")
+    with pytest.raises(PlanError, match="it holds tensors") as refused:
+        set_values(tmp_path / "x.pth", tmp_path / "o.pth", {"a": 1})
+    assert refused.value.hint == hint
 
 
 def test_python2_texts_and_numbers_are_values(tmp_path):
