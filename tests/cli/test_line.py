@@ -8,6 +8,7 @@ from click.shell_completion import BashComplete
 
 from ckpt_surgery.cli.line import refuse_swallowed_options
 from ckpt_surgery.cli.main import COMMANDS, cli
+from ckpt_surgery.cli.spellings import spellings
 from ckpt_surgery.errors import UsageError
 
 _LINE = click.Context(cli, info_name="ckpt")
@@ -47,6 +48,18 @@ def test_no_option_takes_an_option_for_its_value(name, spelling, nargs, swallowe
             assert "write ''" in hint
             joint = "=" if spelling.startswith("--") else ""
             assert (f"{spelling}{joint}{swallowed}" in hint) == (given == 0)
+
+
+@pytest.mark.parametrize("name", COMMANDS.keys() - {"completion"})
+def test_every_option_of_the_command_is_refused_as_the_value_of_every_other(name):
+    command = _command(name)
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    swallowed = [word for o in options for word in (*spellings(o), *o.secondary_opts)]
+    valued = [o for o in options if not (o.is_flag or o.count)]
+    for spelling, nargs in [(word, o.nargs) for o in valued for word in spellings(o)]:
+        for word in swallowed:
+            with pytest.raises(UsageError, match=f"'{spelling}' lacks a value"):
+                command.make_context(name, [spelling, *["x"] * (nargs - 1), word], parent=_LINE)
 
 
 @pytest.mark.parametrize(("name", "spelling", "nargs"), list(_valued()))
