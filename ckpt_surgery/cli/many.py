@@ -18,6 +18,7 @@ from ckpt_surgery.cli.base import color_of
 from ckpt_surgery.cli.boundary import REFUSED, say_failure
 from ckpt_surgery.cli.failing import error_line
 from ckpt_surgery.cli.fields import name_options
+from ckpt_surgery.cli.files import read_for_options
 from ckpt_surgery.cli.inputs import sources_of
 from ckpt_surgery.cli.options import output_of
 from ckpt_surgery.errors import CkptError, PathLike, UsageError
@@ -201,8 +202,11 @@ def _refuse_for_many(ctx: click.Context) -> None:
 def _outputs(ctx: click.Context, sources: Sequence[PathLike | Source]) -> list[Output]:
     """Return the output of each file.
 
-    Raises `UsageError` for a template that gives two files one name, or one of the inputs.
+    Raises `UsageError` for a template that gives two files one name, `WriteError` for one that
+    gives the name of a file that is read.
     """
+    from ckpt_surgery.fileio.distinct import INPUT, OUTPUT, Role, require_distinct
+
     template: str | None = ctx.params["output_template"]
     ctx.params["output"] = template
     base = output_of(ctx)
@@ -210,7 +214,6 @@ def _outputs(ctx: click.Context, sources: Sequence[PathLike | Source]) -> list[O
         return [base] * len(sources)
     paths = [_expanded(template, _name(source)) for source in sources]
     seen: dict[str, str] = {}
-    inputs = {os.path.realpath(_name(source)): _name(source) for source in sources}
     for path, source in zip(paths, sources, strict=True):
         real, name = os.path.realpath(path), _name(source)
         if real in seen:
@@ -218,17 +221,14 @@ def _outputs(ctx: click.Context, sources: Sequence[PathLike | Source]) -> list[O
                 f"'--output-template': '{path}' would be the output of '{seen[real]}' and '{name}'",
                 hint="{parent} is the folder of the input, {name} its whole name",
             )
-        if real in inputs:
-            raise UsageError(
-                f"'--output-template': '{path}', for '{name}', is an input",
-                hint="give -i to replace the inputs",
-            )
         if not os.path.isdir(os.path.dirname(real)):  # noqa: PTH112, PTH120 - of many files
             raise UsageError(
                 f"'--output-template': the directory of '{path}' does not exist",
                 hint=f"mkdir -p '{os.path.dirname(path)}'",  # noqa: PTH120
             )
         seen[real] = name
+    read = [*(Role(INPUT, source) for source in sources), *read_for_options(ctx)]
+    require_distinct([Role(OUTPUT, path) for path in paths], read)
     return [replace(base, path=path) for path in paths]
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, find_ties
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.formats import read
 from ckpt_surgery.matching.comparison import Comparison, compare
 from ckpt_surgery.models.specs import Build, ModelSpec, Value, parse_settings
@@ -90,6 +91,15 @@ class Aim:
     def sources(self) -> tuple[Source, ...]:
         """What the target was read from; empty for a model."""
         return () if self.checkpoint is None else self.checkpoint.sources
+
+    @property
+    def code(self) -> tuple[Role, ...]:
+        """The files that say what a model is; empty for a file."""
+        if self.spec is None:
+            return ()
+        from ckpt_surgery.models.code import code_of
+
+        return code_of(self.spec, self.module)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -149,13 +149,18 @@ def _timm(spec: ModelSpec) -> _Builder:
     return build
 
 
+def configuration_of(spec: ModelSpec) -> Path:
+    """Return the file of a configuration of transformers, which may stand for its directory."""
+    file = Path(spec.name)
+    return file / "config.json" if file.is_dir() else file
+
+
 def _transformers(spec: ModelSpec) -> _Builder:
     """Return what builds the model of a ``config.json``, of the class that it names.
 
     The argument `architecture` names another class; all others are fields of the configuration.
     """
-    file = Path(spec.name)
-    file = file / "config.json" if file.is_dir() else file
+    file = configuration_of(spec)
     try:
         said = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ckpt_surgery.errors import MissingDependencyError, PathLike, about_file
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.distinct import INPUT, OUTPUT, Role, require_distinct
 from ckpt_surgery.formats import read
 from ckpt_surgery.ops.hash import file_digest, model_digests
 from ckpt_surgery.ops.lineage import EditRecord, require_output
@@ -27,6 +28,7 @@ def bill_of_materials(
     sources: Sequence[PathLike | Source],
     *,
     record: PathLike | None = None,
+    output: PathLike | None = None,
     progress: ProgressBar | None = None,
 ) -> str:
     """Return the JSON document of CycloneDX 1.6 about models, one component each.
@@ -34,13 +36,19 @@ def bill_of_materials(
     It has SHA-256 of each file, and the digest of each model in it, its format, element types and
     counts as properties. With `record`, which an edit wrote as ``--record``, the only one of
     `sources` is its output: the inputs are ancestors in its pedigree, the plan is a note there.
+    `output` is where the document will be written, which is not done here.
 
-    Raises `ReadError` for what cannot be read and `MissingDependencyError` without the library.
+    Raises `ReadError` for what cannot be read, `WriteError` if that is the output, and
+    `MissingDependencyError` without the library.
     """
     edits = None if record is None else EditRecord.read(record)
+    outputs = [] if output is None else [Role(OUTPUT, output)]
     components: list[Any] = []
     for source in sources:
         with read(source) as checkpoint, about_file(checkpoint.file.name):
+            require_distinct(
+                outputs, [Role(INPUT, file) for file in checkpoint.sources], may_replace=False
+            )
             if edits is not None:
                 require_output(checkpoint.file.name, edits.outputs.values())
             components.append(_component(checkpoint, edits, progress))

@@ -78,7 +78,7 @@ def fit(
     if asked.emit_map is not None:
         target = replace(target, beside=(*target.beside, Role("'--emit-map'", asked.emit_map)))
     with read(source) as checkpoint, opened(asked) as aim:
-        target.refuse_inputs([*checkpoint.sources, *aim.sources])
+        target.refuse_inputs([*checkpoint.sources, *aim.sources], aim.code)
         inputs = Inputs([] if aim.checkpoint is None else [aim.checkpoint])
         fitting = prepare(asked, checkpoint, aim, inputs, output=target)
         if asked.emit_map is not None:

@@ -10,6 +10,7 @@ from ckpt_surgery.checkpoint.description import StateDict
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.distinct import INPUT, OUTPUT, Role, require_distinct
 from ckpt_surgery.formats import read
 from ckpt_surgery.freeze.build import FreezeRecipe
 from ckpt_surgery.freeze.live import FreezePlan
@@ -62,27 +63,34 @@ def freeze_plan(
     model: ModelSpec | None = None,
     at: str | None = None,
     epoch: int = 0,
+    output: PathLike | None = None,
 ) -> FreezePlanReport:
     """Return the plan that `recipe` makes for the checkpoint in
     `source`, or for `model`, or for both.
 
     With a model the plan is the model's: its structure is known, and nothing is guessed; a file
     beside it is compared with it. Without one, `at` says which state dict of the file is meant if
-    there are several. `epoch` is what the plan shows as frozen.
+    there are several. `epoch` is what the plan shows as frozen. `output` is where the plan will be
+    written, which is not done here.
 
     Raises `UsageError` for a rule that takes nothing, options that contradict each other, or a
-    file that has nothing in common with the model, and what `read` and the model's code raise.
+    file that has nothing in common with the model, `WriteError` if a file that is read is the
+    output, and what `read` and the model's code raise.
     """
     if source is None and model is None:
         raise UsageError("there is neither a file nor a model to plan for", hint="give --model")
     inputs: list[str] = []
     state_dict: StateDict | None = None
+    outputs = [] if output is None else [Role(OUTPUT, output)]
     if source is not None:
         with read(source) as checkpoint:
+            require_distinct(
+                outputs, [Role(INPUT, file) for file in checkpoint.sources], may_replace=False
+            )
             inputs.append(checkpoint.file.name)
             state_dict = _the_model(choose_state_dicts(checkpoint, [] if at is None else [at]))
     if model is not None:
-        plan = _plan_for_model(model, recipe, state_dict)
+        plan = _plan_for_model(model, recipe, state_dict, outputs)
         inputs.append(str(model))
     else:
         assert state_dict is not None  # noqa: S101  # there is a source
@@ -103,7 +111,7 @@ def _the_model(found: Sequence[StateDict]) -> StateDict:
 
 
 def _plan_for_model(
-    spec: ModelSpec, recipe: FreezeRecipe, state_dict: StateDict | None
+    spec: ModelSpec, recipe: FreezeRecipe, state_dict: StateDict | None, outputs: Sequence[Role]
 ) -> FreezePlan:
     from ckpt_surgery.compute.elements import require_torch
 
@@ -111,8 +119,10 @@ def _plan_for_model(
     from ckpt_surgery.freeze.live import inventory_of
     from ckpt_surgery.models.asking import asking
     from ckpt_surgery.models.building import build_module
+    from ckpt_surgery.models.code import code_of
 
     module = build_module(spec)
+    require_distinct(outputs, code_of(spec, module))
     with asking(f"'{spec}' cannot be described"):
         inventory = inventory_of(module)
     plan = FreezePlan.build(inventory, recipe)

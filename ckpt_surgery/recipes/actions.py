@@ -127,4 +127,5 @@ class Fit:
         request = self.request
         name = None if request.like is None else str(request.like)
         aim = find_target(request, work.__getitem__)
+        work.code += aim.code
         return prepare(request, checkpoint, aim, work.inputs, name).planned

@@ -143,6 +143,7 @@ def _mismatch(state_dict: StateDict, target: TargetRequest, work: Work) -> Itera
     from ckpt_surgery.matching.target_source import describe, find_target
 
     aim = find_target(target, work.__getitem__)
+    work.code += aim.code
     found = aim.compare(describe(state_dict))
     if found.exit_code:
         wrong = [

@@ -56,7 +56,8 @@ def apply_recipe(recipe: Recipe, *, computing: Computing | None = None) -> Apply
             last = steps[-1].name
         outputs = _distinct([replace(each, name=each.name or last) for each in recipe.outputs])
         for each in outputs:
-            each.output.refuse_inputs(work.sources, recipe.read, may_replace=False)
+            also_read = [*recipe.read, *work.code]
+            each.output.refuse_inputs(work.sources, also_read, may_replace=False)
         written = [_write(each, work, steps, computing) for each in outputs]
         return ApplyReport(named, tuple(steps), tuple(written), tuple(notes), nbytes)
 

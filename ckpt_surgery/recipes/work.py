@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.fileio.distinct import Role
 from ckpt_surgery.formats import read
 from ckpt_surgery.writing.settle import settle
 
@@ -22,8 +23,12 @@ class _Item:
 
 @dataclass(slots=True)
 class Work:
-    """Checkpoints by name. Files that no name stands for are opened when they are asked for."""
+    """Checkpoints by name. Files that no name stands for are opened when they are asked for.
 
+    `code` are the files of the models that steps built.
+    """
+
+    code: list[Role] = field(default_factory=list)
     _items: dict[str, _Item] = field(default_factory=dict)
     _files: Inputs = field(default_factory=lambda: Inputs(read=read))
     _inputs: Inputs | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +13,21 @@ import click
 import pytest
 import torch
 
+from ckpt_surgery import Output, convert
 from ckpt_surgery.cli.files import refuse_inputs_as_outputs
 from ckpt_surgery.cli.main import COMMANDS, cli
 from ckpt_surgery.cli.types import CheckpointFile, InputFile, OutputFile
 from ckpt_surgery.errors import WriteError
+from ckpt_surgery.formats.base import LayoutOptions
 
 _LINE = click.Context(cli, info_name="ckpt")
 _LINKS = {
     "itself": lambda link, file: link.parent / file.name,
     "symbolic": lambda link, file: link.symlink_to(file) or link,
     "hard": lambda link, file: link.hardlink_to(file) or link,
+    "relative": lambda _, file: os.path.relpath(file),
+    "roundabout": lambda _, file: file.parent / ".." / file.parent.name / "." / file.name,
+    "through a folder": lambda link, file: link.symlink_to(".") or link / file.name,
 }
 
 
@@ -79,6 +86,7 @@ def test_no_output_is_an_input(name, output, read, link, tmp_path):
             assert caught.value.hint
 
 
+PART = "parts/model-00001-of-00002.safetensors"
 FIT = ["fit", "net.pth", "--like", "other.pth", "-o", "o.pth"]
 LINES = {
     "the record is another file of a merge": (
@@ -121,6 +129,60 @@ LINES = {
         ["strip", "net.pth", "--keys-from", "names.txt", "-o", "names.txt"],
         "the output is the file of '--keys-from'",
     ),
+    "a template is the list of names": (
+        [
+            "strip",
+            "net.pth",
+            "--keys-from",
+            "names.txt",
+            "--output-template",
+            "names.txt",
+            "--format",
+            "torch-zip",
+        ],
+        "'names.txt': the output is the file of '--keys-from'",
+    ),
+    "a template is a link to another input": (
+        ["rename", "net.pth", "other.pth", "--add-prefix", "m", "--output-template", "hard-{name}"],
+        "'hard-net.pth': the output is the input",
+    ),
+    "the plan is a part of the file": (
+        ["freeze-plan", "parts", "--emit", "json", "-o", PART],
+        "the output is the input",
+    ),
+    "the output is a part of what it is like": (
+        ["fit", "net.pth", "--like", "parts", "-o", PART],
+        "the output is the input",
+    ),
+    "the map is the model": (
+        ["fit", "net.pth", "--model", "our_net:make", "-o", "o.pth", "--emit-map", "our_net.py"],
+        "'our_net.py': '--emit-map' is the code of '--model'",
+    ),
+    "the output is the code of a layer": (
+        [
+            "fit",
+            "net.pth",
+            "--model",
+            "our_net:make",
+            "-o",
+            "our_layers.py",
+            "--format",
+            "torch-zip",
+        ],
+        "'our_layers.py': the output is the code of '--model'",
+    ),
+    "the plan is the model": (
+        ["freeze-plan", "--model", "our_net:make", "--emit", "python", "-o", "our_net.py"],
+        "'our_net.py': the output is the code of '--model'",
+    ),
+    "an output of the recipe is the model": (
+        ["apply", "model.toml"],
+        "'our_net.py': the output is the code of '--model'",
+    ),
+    "an output of the recipe is what is to load into": (
+        ["apply", "loads.toml"],
+        "'our_layers.py': the output is the code of '--model'",
+    ),
     "the plan is the file": (
         ["freeze-plan", "net.pth", "--emit", "json", "-o", "net.pth"],
         "the output is the input",
@@ -143,11 +205,41 @@ _RECIPES = {
     "itself.toml": (_STRIP, "itself.toml"),
     "list.toml": ('strip = { keys-from = "names.txt" }', "names.txt"),
     "expected.toml": ('expect = { matches = { like = "other.pth" } }', "other.pth"),
+    "model.toml": ('fit = { model = "our_net:make", initial = [] }', "our_net.py"),
+    "loads.toml": ('expect = { matches = { model = "our_net:make" } }', "our_layers.py"),
+}
+
+
+_CODE = {
+    "our_layers.py": """
+import torch
+
+class Layers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(4, 4)
+        self.head = torch.nn.Linear(4, 4, bias=False)
+        self.head.weight = self.fc.weight
+        self.blocks = torch.nn.Sequential(*(
+            torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=False), torch.nn.BatchNorm2d(4))
+            for _ in range(2)
+        ))
+""",
+    "our_net.py": "from our_layers import Layers\ndef make(): return Layers()\n",
 }
 
 
 @pytest.fixture
-def files(folder):
+def files(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    for name, text in _CODE.items():
+        (folder / name).write_text(text)
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py"), raising=False)
+    (folder / "hard-net.pth").hardlink_to(folder / "net.pth")
+    sharded = {f"{i}.weight": torch.zeros(64) for i in range(2)} | torch.load(folder / "net.pth")
+    torch.save(sharded, folder / "sharded.pth")
+    convert("sharded.pth", Output("parts", options=LayoutOptions(max_shard_size=600),
+                                  format="safetensors-index", allow_loss=True))  # fmt: skip
     other = folder / "other.pth"
     other.write_bytes((folder / "net.pth").read_bytes())
     (folder / "link.pth").symlink_to("net.pth")
@@ -263,3 +355,24 @@ def test_a_directory_with_an_input_in_it_is_not_replaced(folder, invoke):
         assert done.exit_code == 2
         assert "'parts': is a directory, and the input lies in it" in done.stderr
     assert snapshot(folder) == before
+
+
+def test_a_bill_of_materials_is_written_over_no_part_of_a_model(files, invoke):
+    pytest.importorskip("cyclonedx", reason="an extra")
+    before = snapshot(files)
+    done = invoke("bom", "parts", "-o", PART, "--force")
+    assert (done.exit_code, "the output is the input" in done.stderr) == (2, True)
+    assert snapshot(files) == before
+
+
+def test_the_configuration_of_a_model_is_read_too(files, invoke):
+    pytest.importorskip("transformers", reason="another project")
+    (files / "gpt").mkdir()
+    small = {"n_layer": 1, "n_embd": 4, "n_head": 1, "vocab_size": 8, "n_positions": 4}
+    said = json.dumps({"model_type": "gpt2", "bos_token_id": 0, "eos_token_id": 0, **small})
+    (files / "gpt" / "config.json").write_text(said)
+    torch.save({"wte.weight": torch.zeros(8, 4)}, files / "gpt.pth")
+    line = ["fit", "gpt.pth", "--model", "hf:gpt", "--dry-run", "--force"]
+    done = invoke(*line, "--emit-map", "gpt/config.json")
+    assert "'--emit-map' is the configuration of '--model'" in done.stderr
+    assert (files / "gpt" / "config.json").read_text() == said

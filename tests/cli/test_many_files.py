@@ -85,7 +85,7 @@ def test_rename_edit_and_convert_give_each_file_a_name_of_its_own(runs, invoke):
         (["-i", "--record", "log.json"], "'--record' is for one file"),
         (["-i", "--output-template", "{stem}"], "contradict each other"),
         (["--output-template", "{stem}.new"], "would be the output of"),
-        (["--output-template", "{parent}/{name}"], "is an input"),
+        (["--output-template", "{parent}/{name}"], "the output is the input"),
         (["--output-template", "{stom}"], "has a placeholder that there is not"),
         (["--output-template", "{parent.__class__}"], "has a placeholder that there is not"),
         (["--output-template", "{stem"], "has a placeholder that there is not"),

@@ -70,12 +70,13 @@ def bom(
     if force and output is None:
         raise UsageError("'--force' is about the output of '-o'")
     bar = None if quiet else progress_bar(color=color_of(ctx))
-    text = bill_of_materials(sources, record=record, progress=bar) + "\n"
-    if output in {None, "-"}:
+    place = None if output == "-" else output
+    text = bill_of_materials(sources, record=record, output=place, progress=bar) + "\n"
+    if place is None:
         sys.stdout.write(text)
         return 0
     from ckpt_surgery.fileio.atomic import atomic_output
 
-    with atomic_output(str(output), force=force) as sink:
+    with atomic_output(place, force=force) as sink:
         sink.write(text.encode())
     return 0

@@ -223,7 +223,12 @@ def freeze_plan(ctx: click.Context, /, **_: Any) -> int:
     model = model_of(ctx)
     source = None if given["file"] is None and model is not None else source_of(ctx)
     report = verb.freeze_plan(
-        source, _recipe(ctx), model=model, at=one_at(ctx), epoch=given["epoch"] or 0
+        source,
+        _recipe(ctx),
+        model=model,
+        at=one_at(ctx),
+        epoch=given["epoch"] or 0,
+        output=given["output"],
     )
     if given["output"] is not None:
         write_unless_same(
