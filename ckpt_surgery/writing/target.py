@@ -100,7 +100,7 @@ def require_held(
     raise LossyEditError(
         f"{target.title} cannot hold {listed}" + (f"; and {more} more" if more > 0 else ""),
         path=checkpoint.file.name,
-        hint=_way_out(target, losses, has_sidecar),
+        hint=_way_out(checkpoint, target, losses, has_sidecar),
     )
 
 
@@ -108,20 +108,32 @@ def _said(loss: Loss) -> str:
     return f"'{loss.path}' ({loss.what})" if loss.path else loss.what
 
 
-def _way_out(target: Format, losses: Sequence[Loss], has_sidecar: bool) -> str:
+def _way_out(
+    checkpoint: Checkpoint, target: Format, losses: Sequence[Loss], has_sidecar: bool
+) -> str:
     parts = {loss.part for loss in losses}
     ways = []
     if "state_dict" in parts:
         ways.append("--state-dict-only --at PATH writes one state dict")
     elif parts == {"other"}:
         ways.append("--state-dict-only writes the weights alone")
-        if not has_sidecar:
-            ways.append("--sidecar FILE.json keeps plain values")
     if "state_dict" not in parts:
+        if not has_sidecar and (parts == {"other"} or _has_values(checkpoint, losses)):
+            ways.append("--sidecar FILE.json keeps plain values")
         ways.append("--allow-loss leaves out what is listed")
     if target.name != registry.DEFAULT:
         ways.append(f"--format {registry.DEFAULT} holds everything")
     return ", ".join(ways)
+
+
+def _has_values(checkpoint: Checkpoint, losses: Sequence[Loss]) -> bool:
+    """Say whether an entry of a state dict that is no tensor is among the losses."""
+    lost = {loss.path for loss in losses if loss.part == "entry"}
+    return any(
+        entry.tensor is None and join_path(state_dict.path, entry.name) in lost
+        for state_dict in checkpoint.state_dicts
+        for entry in state_dict.entries
+    )
 
 
 def require_honoured(target: Format, options: LayoutOptions) -> None:

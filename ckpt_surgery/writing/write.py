@@ -262,14 +262,21 @@ def _beside(checkpoint: Checkpoint, output: Output, losses: Sequence[Loss]) -> d
         return {}
     from ckpt_surgery.torch_objects.plain import NotPlainError, as_json
 
-    lost = {loss.path for loss in losses if loss.part == "other" and loss.refused}
+    lost = {loss.path for loss in losses if loss.part in {"other", "entry"} and loss.refused}
+    places = [(other.path, other.node) for other in checkpoint.others]
+    for state_dict in checkpoint.state_dicts:  # a step count may stand among the weights
+        places += (
+            (join_path(state_dict.path, entry.name), entry.node)
+            for entry in state_dict.entries
+            if entry.tensor is None
+        )
     values: dict[str, Any] = {}
-    for other in checkpoint.others:
-        if other.path in lost:
+    for path, node in places:
+        if path in lost:
             with suppress(NotPlainError):
-                values[other.path] = as_json(other.node)
+                values[path] = as_json(node)
     if not values:
-        raise UsageError("'--sidecar': nothing plain lies beside the weights that it could hold")
+        raise UsageError("'--sidecar': there is nothing plain that it could hold")
     return values
 
 

@@ -324,6 +324,30 @@ class TestLosses:
         with pytest.raises(WriteError, match="'--sidecar' is the input"):
             convert(path, Output(tmp_path / "q.safetensors", sidecar=path, force=True))
 
+    def test_plain_values_among_the_weights_go_into_the_sidecar(self, tmp_path: Path) -> None:
+        tensors = {name: torch.ones(2) for name in "abc"}
+        path = save({"w": {**tensors, "step": 5, "sizes": [1, 2]}}, tmp_path / "in.pth")
+        out, beside = tmp_path / "o.safetensors", tmp_path / "beside.json"
+        with pytest.raises(LossyEditError, match="'w/step'") as refused:
+            convert(path, out)
+        assert "--sidecar FILE.json" in str(refused.value.hint)
+        report = convert(path, Output(out, sidecar=beside))
+        assert json.loads(beside.read_text()) == {"w/step": 5, "w/sizes": [1, 2]}
+        assert "in the sidecar: w/step, w/sizes" in report.warnings
+        assert_loads(out, tensors)
+
+    @pytest.mark.parametrize("extra", [{"sparse": torch.eye(2).to_sparse()}, {"odd": {1, 2}}])
+    def test_what_is_not_plain_among_the_weights_stays_a_loss(
+        self, tmp_path: Path, extra: dict[str, Any]
+    ) -> None:
+        path = save({"a": torch.ones(2), "step": 5, **extra}, tmp_path / "in.pth")
+        out, beside = tmp_path / "o.safetensors", tmp_path / "beside.json"
+        with pytest.raises(LossyEditError, match=next(iter(extra))) as refused:
+            convert(path, Output(out, sidecar=beside))
+        assert "'step'" not in refused.value.message
+        assert "--sidecar" not in str(refused.value.hint)
+        assert [file.name for file in tmp_path.iterdir()] == ["in.pth"]
+
     @pytest.mark.parametrize(
         "value", [float("nan"), {1: 2}, {"a": {"b": {3}}}, [torch.ones(1)], 1j], ids=repr
     )
