@@ -20,6 +20,7 @@ from ckpt_surgery.names.rewrite import (
     RewriteRule,
     StripPrefix,
     Substitute,
+    Within,
     find_collisions,
     parse_name_map,
     require_changes,
@@ -300,6 +301,21 @@ def test_no_rules_change_nothing(names):
     assert rewrite(names, []) == rewrite(names, [])
     assert rewrite(names, []).names == tuple(names)
     assert find_collisions(names, names) == []
+
+
+@pytest.mark.parametrize(("keep", "new"), [(False, ["x.a", "b", "x.c"]), (True, ["a", "x.b", "c"])])
+def test_rule_within_a_selection_leaves_other_names(keep, new):
+    rule = Within(AddPrefix("x"), selection(name=["a", "c"], keep=keep))
+    found = rewrite(["a", "b", "c"], [rule])
+    assert (list(found.names), found.changed) == (new, (1 if keep else 2,))
+    assert rule.to_dict().keys() == {"rule", "prefix", "except" if keep else "within"}
+
+
+def test_only_a_rule_may_not_make_a_name_that_is_no_text():
+    broken = "a\udc80"
+    assert rewrite([broken, "b"], [AddPrefix("x")]).names == (f"x.{broken}", "x.b")
+    with pytest.raises(UsageError, match="makes names that are no text"):
+        rewrite(["a", "b"], [Replace("b", "\udc80")])
 
 
 def test_collisions_name_all_sources():
