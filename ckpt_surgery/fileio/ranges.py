@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import field
 from typing import Final, Protocol, runtime_checkable
 
 from ckpt_surgery.errors import DamagedFileError
@@ -63,9 +64,9 @@ class ByteRange:
     """`nbytes` bytes of `source` from byte `offset` on.
 
     `crc32` is their checksum as the file states it (0: none was computed, as torch writes it when
-    told so), `whole` the range with a checksum that this one is a part of. What is read from the
-    first to the last byte is compared with its checksum. Raises DamagedFileError if the range is
-    not inside the source.
+    told so), `whole` the range with a checksum that this one is a part of, `record` what an archive
+    calls it. What is read from the first to the last byte is compared with its checksum. Raises
+    DamagedFileError if the range is not inside the source.
     """
 
     source: Source
@@ -73,6 +74,7 @@ class ByteRange:
     nbytes: int
     crc32: int | None = None
     whole: ByteRange | None = None
+    record: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         require_inside(self.source, self.offset, self.nbytes)
@@ -107,6 +109,7 @@ class ByteRange:
             raise DamagedFileError(
                 f"the checksum of the bytes is {found:08x}, and the file says {self.crc32:08x}",
                 path=self.source.name,
+                entry=self.record or None,
                 hint="some of its bytes were changed: 'ckpt verify' says which are",
             )
 

@@ -90,7 +90,7 @@ def read_zip(file: Source) -> ZipArchive:
         if compressed and not (is_torchscript and name.startswith("code/")):
             raise _damaged(file, "the record is compressed", entry.name)
         crc32 = None if compressed else entry.crc32
-        data = ByteRange(file, start, entry.stored_nbytes, crc32)
+        data = ByteRange(file, start, entry.stored_nbytes, crc32, record=name)
         records.append(
             ZipRecord(name, data, compressed, entry.nbytes, entry.crc32, entry.header_offset)
         )

@@ -88,7 +88,9 @@ def _open(archive: Archive, member: Member, name: str) -> None:
         return
     archive.files.setdefault(member.name, file)
     if member.is_stored and member.crc32 is not None:
-        archive.sums.append((member.name, ByteRange(file, 0, file.size, member.crc32)))
+        archive.sums.append(
+            (member.name, ByteRange(file, 0, file.size, member.crc32, record=member.name))
+        )
 
 
 def _finding(severity: Severity, message: str, entry: str | None, rule: Rule) -> Finding:

@@ -160,7 +160,7 @@ def _content(source: Source, archive: zipfile.ZipFile, member: zipfile.ZipInfo) 
     header = source.read_at(member.header_offset, _LOCAL_HEADER)
     name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     start = member.header_offset + _LOCAL_HEADER + name + extra
-    return ByteRange(source, start, member.file_size, crc32=member.CRC)
+    return ByteRange(source, start, member.file_size, crc32=member.CRC, record=member.filename)
 
 
 def _checkpoint(name: str, source: Source, arrays: Sequence[tuple[str, ByteRange]]) -> Checkpoint:

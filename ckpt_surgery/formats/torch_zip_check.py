@@ -8,7 +8,7 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.checkpoint.findings import Finding, finding_of
-from ckpt_surgery.errors import ReadError
+from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, ByteSource, Source, ZipArchive, read_zip
 from ckpt_surgery.fileio.zip_structs import LOCAL
 from ckpt_surgery.fileio.zip_write import ZipLayout, lay_out
@@ -73,7 +73,10 @@ def check(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _promise(archive: ZipArchive) -> bool:
     """Return whether torch may compute where storages lie instead of asking the directory."""
     record = archive.get(_VERSION)
-    return record is not None and record.read(_SMALL) != _WITHOUT_PROMISE
+    try:
+        return record is not None and record.read(_SMALL) != _WITHOUT_PROMISE
+    except DamagedFileError:  # its checksum is compared with those of all records
+        return False
 
 
 def _hidden(archive: ZipArchive, container: Container | None) -> Iterator[Finding]:

@@ -54,8 +54,7 @@ def tensor_digest(name: str, tensor: Tensor, advance: _Advance) -> str:
                     sha256.update(chunk)
                     advance(len(chunk))
     except CkptError as error:
-        if error.entry is None:
-            error.entry = name
+        error.entry = name  # which says more than that of a record
         raise
     return sha256.hexdigest()
 

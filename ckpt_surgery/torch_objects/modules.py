@@ -32,6 +32,8 @@ from ckpt_surgery.torch_objects.storages import text
 
 _SPECTRAL_NORM_HOOK: Final = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
 _SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._version
+_SAVING: Final = frozenset({"state_dict", "_save_to_state_dict", "get_extra_state"})
+"""Methods that make a state dict."""
 _SHOWN_NAMES: Final = 5
 
 
@@ -166,6 +168,9 @@ class _Reader:
             for hook in _hooks(fields, which):
                 if _spectral_norm_name(hook) is None:
                     self._hooked[prefix[:-1] or "the model itself"] = None
+        if not _SAVING.isdisjoint(fields):  # an attribute of the instance, which comes first
+            self._hooked[prefix[:-1] or "the model itself"] = None
+            self.missing[prefix[:-1] or "the model itself"] = None
 
 
 def _fields_of(node: Object) -> dict[str, Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import zlib
@@ -166,11 +167,49 @@ USES: dict[str, Callable[[Path, Path], object]] = {
 }
 
 
+COMMANDS = {
+    "cast": ("convert", "FILE", "--dtype", "float64", "-o", "out.pth"),
+    "cast to safetensors": ("convert", "FILE", "--dtype", "float64", "-o", "out.safetensors"),
+    "numbers": ("edit", "FILE", "--scale", "a=2", "-o", "out.pth"),
+    "places of elements": ("edit", "FILE", "--flip", "a=0", "-o", "out.pth"),
+    "a target of another type": (
+        "fit",
+        "FILE",
+        "--like",
+        "FILE",
+        "--dtype",
+        "f64",
+        "-o",
+        "out.pth",
+    ),
+    "numbers and their distances": ("diff", "FILE", "GOOD", "--values"),
+    "statistics": ("inspect", "FILE", "--stats"),
+    "while it is copied": ("convert", "FILE", "--verify", "-o", "out.safetensors"),
+}
+
+
+@pytest.mark.parametrize("use", COMMANDS)
+def test_commands_name_the_damaged_record(use: str, tmp_path: Path) -> None:
+    path, good = damaged(tmp_path / "w.pth"), tmp_path / "good.pth"
+    save({"a": torch.zeros(3000), "b": torch.ones(3000).half()}, good)
+    names = {"FILE": path, "GOOD": good}
+    words = [
+        str(names.get(word, tmp_path / word if word.startswith("out.") else word))
+        for word in COMMANDS[use]
+    ]
+    done = CliRunner().invoke(cli, [*words, "--json"])
+    assert done.exit_code == 2
+    error = json.loads(done.stdout)["error"]
+    assert (error["kind"], error["entry"]) == ("DamagedFileError", "data/0")
+    assert sorted(tmp_path.iterdir()) == [good, path]
+
+
 @pytest.mark.parametrize("use", USES)
 def test_flipped_byte_of_a_tensor_is_damage_where_all_are_read(use: str, tmp_path: Path) -> None:
     path, out = damaged(tmp_path / "w.pth"), tmp_path / "out.pth"
-    with pytest.raises(CkptError, match="the checksum of the bytes is"):
+    with pytest.raises(CkptError, match="the checksum of the bytes is") as caught:
         USES[use](path, out)
+    assert caught.value.entry == "data/0"
     assert list(tmp_path.iterdir()) == [path]
 
 

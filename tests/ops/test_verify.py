@@ -120,6 +120,15 @@ def test_a_flipped_byte_is_found_and_its_tensors_named(weights: Path) -> None:
     assert verify([weights]).exit_code == 1
 
 
+@pytest.mark.parametrize("record", [".format_version", "version", ".data/serialization_id"])
+def test_flipped_byte_of_a_small_record_is_found(record: str, weights: Path) -> None:
+    data = read_zip(MemorySource(weights.read_bytes(), name="w.pth")).get(record)
+    assert data is not None
+    patched(weights, data.data.offset, b"7")
+    assert {f.entry for f in verdict(weights).findings if f.rule == "checksum"} == {record}
+    assert verify([weights]).exit_code == 1
+
+
 def test_many_tensors_in_a_damaged_storage_are_counted(tmp_path: Path) -> None:
     base = torch.arange(50.0)
     path = save({f"w{i}": base[i:] for i in range(9)}, tmp_path / "w.pth")

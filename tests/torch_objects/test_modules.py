@@ -341,6 +341,15 @@ def test_hook_is_named(pre: bool, tmp_path: Path) -> None:
     assert note == "hooks that may change the state dict are not run: '1'"
 
 
+@pytest.mark.parametrize("name", ["state_dict", "_save_to_state_dict", "get_extra_state"])
+def test_attribute_that_hides_what_makes_a_state_dict_is_named(name: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    setattr(model[1], name, some_hook)
+    checkpoint = read_back(model, tmp_path / "model.pt")
+    assert checkpoint.notes == ("hooks that may change the state dict are not run: '1'",)
+    assert only(checkpoint).missing == ("1",)
+
+
 def test_module_made_by_code_is_left_out(tmp_path: Path) -> None:
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
     model = nn.Sequential(nn.Linear(2, 2), graph)
