@@ -14,6 +14,7 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 if TYPE_CHECKING:
     import torch
 
+_HALF: Final = 1 << 63
 _CONVERTED: Final = "float8"  # of these torch can compute nothing but a conversion
 
 
@@ -113,15 +114,30 @@ def _counted(piece: torch.Tensor, smallest: float) -> ValueCounts:
     if str(piece.dtype).startswith(f"torch.{_CONVERTED}"):
         piece = piece.float()
     numbers = piece.numel()
-    zeros = numbers - int(piece.count_nonzero())
     if not piece.dtype.is_floating_point:
-        low, high = torch.aminmax(piece.to(torch.uint8) if piece.dtype is torch.bool else piece)
-        return ValueCounts(numbers, zeros=zeros, low=float(low), high=float(high))
+        low, high = _bounds(piece)
+        return ValueCounts(numbers, zeros=numbers - int((piece != 0).sum()), low=low, high=high)
+    zeros = numbers - int(piece.count_nonzero())
     nan = int(piece.isnan().sum())
     infinite = int(piece.isinf().sum())
     subnormal = int((piece.abs() < smallest).sum()) - zeros
     known = piece[~piece.isnan()] if nan else piece
     if not known.numel():
         return ValueCounts(numbers, nan)
-    low, high = torch.aminmax(known)
-    return ValueCounts(numbers, nan, infinite, zeros, subnormal, float(low), float(high))
+    least, most = torch.aminmax(known)
+    return ValueCounts(numbers, nan, infinite, zeros, subnormal, float(least), float(most))
+
+
+def _bounds(piece: torch.Tensor) -> tuple[int, int]:
+    """Return the least and the largest of whole numbers, exactly.
+
+    torch compares unsigned ones of 16 bits and more as nothing but what they convert to.
+    """
+    import torch
+
+    wider = {torch.bool: torch.uint8, torch.uint16: torch.int32, torch.uint32: torch.int64}
+    if piece.dtype is torch.uint64:  # with the first bit turned they are in the order of int64
+        low, high = torch.aminmax(piece.view(torch.int64) ^ -_HALF)
+        return int(low) + _HALF, int(high) + _HALF
+    low, high = torch.aminmax(piece.to(wider.get(piece.dtype, piece.dtype)))
+    return int(low), int(high)

@@ -83,6 +83,11 @@ def added() -> Iterator[Format]:
     yield from (get(name) for name in _added() if name not in FORMATS)
 
 
+def names() -> list[str]:
+    """Return the names of all formats, those of other packages included."""
+    return [*FORMATS, *(name for name in _added() if name not in FORMATS)]
+
+
 def writable() -> list[str]:
     """Return the names of the formats that can be written, those of other packages included."""
     return [*_WRITABLE, *(each.name for each in added() if each.is_writable)]

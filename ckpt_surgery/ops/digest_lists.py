@@ -20,6 +20,7 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.digest import PREFIX, model_digest
 from ckpt_surgery.writing.output import ProgressBar
 
+_TAGGED: Final = re.compile(r"(\\?)SHA256 \((.+)\) = ([0-9a-fA-F]{64})")  # sha256sum --tag
 _LINE: Final = re.compile(r"(\\?)((?:ckpt1:)?[0-9a-fA-F]{64})(?: [ *]|\t)(.+)")
 
 
@@ -51,7 +52,8 @@ class DigestList:
         """Read lines as those of ``sha256sum``: a digest, two spaces and what it is of.
 
         That is a file, or ``FILE#PATH`` for a state dict or a tensor in it. Digits alone are
-        SHA-256 of a whole file. Raises `ReadError` for a line of another form.
+        SHA-256 of a whole file, which may be written as with ``--tag``. Raises `ReadError` for a
+        line of another form.
         """
         return cls(name, tuple(_parse_lines(text, name)))
 
@@ -113,7 +115,7 @@ def _parse_lines(text: str, list_name: str) -> Iterator[DigestLine]:
     if not wanted:
         raise ReadError("the list is empty", path=list_name)
     for number, line in wanted:
-        match = _LINE.fullmatch(line.rstrip("\r"))
+        match = _LINE.fullmatch(_TAGGED.sub(r"\1\3  \2", line.rstrip("\r")))
         if match is None:
             raise ReadError(
                 f"'{line[:60]}' is no digest followed by a name",

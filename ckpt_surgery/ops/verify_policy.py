@@ -12,6 +12,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.dtypes import named
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.formats import registry
 from ckpt_surgery.names import near
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
@@ -141,8 +142,12 @@ def _policy(document: Mapping[str, Any]) -> Policy:
     for dtype, known in types.items():
         if known is None:
             raise ValueError(f"'{dtype}' in tensors.dtypes is no element type of torch")
+    formats = _texts(file, "file", "formats")
+    for each in formats or ():
+        if each not in registry.names():
+            raise ValueError(f"'{each}' in file.formats is no format that ckpt reads")
     return Policy(
-        formats=_texts(file, "file", "formats"),
+        formats=formats,
         max_size=_size(file.get("max_size")),
         checksums=_flag(file, "file", "checksums"),
         weights_only=_flag(file, "file", "weights_only"),

@@ -196,6 +196,14 @@ def test_lines_in_crlf_and_capital_letters(tmp_path: Path) -> None:
     assert check_digests(text, list_name="list").exit_code == 0
 
 
+def test_lines_as_sha256sum_writes_them_with_tags(tmp_path: Path) -> None:
+    path = save(weights(), tmp_path / "w.pth")
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+    for digits, code in ((right, 0), ("0" * 64, 1)):
+        line = f"SHA256 ({path}) = {digits}\n"
+        assert check_digests(line, list_name="list").exit_code == code
+
+
 def test_a_changed_tensor_is_found_in_what_holds_it(trained: Path) -> None:
     before = listed(trained)
     changed = weights()

@@ -78,6 +78,7 @@ def test_checksums_that_are_required(tmp_path: Path) -> None:
         ("[tensors]\ndtypes = 'float32'", "tensors.dtypes is not a list of texts"),
         ("[tensors]\ndtypes = ['float33']", "'float33' in tensors.dtypes is no element type"),
         ("[tensors]\nnames = ['(']", "unterminated subpattern"),
+        ("[file]\nformats = ['torch-zap']", "'torch-zap' in file.formats is no format"),
         ("[tensors]\nmax_count = -1", "tensors.max_count is not a number"),
         ("[tensors]\nmax_count = true", "tensors.max_count is not a number"),
         ("[file]\nchecksums = 1", "file.checksums is neither true nor false"),
