@@ -129,10 +129,10 @@ def _click_message(error: click.ClickException) -> tuple[str, str | None]:
     message = message[:1].lower() + message[1:].removesuffix(".")
     context: click.Context | None = getattr(error, "ctx", None)
     hint = _option_elsewhere(error, context)
-    if hint is None and near:
+    if near:
         from ckpt_surgery.names.suggest import did_you_mean
 
-        hint = did_you_mean(near)
+        hint = " ".join(filter(None, (did_you_mean(near), hint)))
     if hint is None and context is not None:
         hint = f"see '{context.command_path} --help'"
     return message, hint

@@ -9,6 +9,7 @@ from typing import ClassVar, Final
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
+from ckpt_surgery.errors import PlanError
 from ckpt_surgery.pickles import Global, Node, Object, PersistentId, own_text, walk
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import device_name
@@ -35,7 +36,18 @@ class SetDevice(Edit):
     new: str
 
     def apply(self, checkpoint: Checkpoint, inputs: Inputs) -> Checkpoint:  # noqa: ARG002
-        """Return the checkpoint with the other device in its place."""
+        """Return the checkpoint with the other device in its place.
+
+        Raises `PlanError` if nothing was saved on the device: the plan is another file's.
+        """
+        found = _devices(checkpoint)
+        if self.old not in found:
+            listed = ", ".join(f"'{name}'" for name in found)
+            raise PlanError(
+                f"nothing in it was saved on '{self.old}', which is to be '{self.new}'",
+                path=checkpoint.file.name,
+                hint=f"it was saved on: {listed}" if found else None,
+            )
         moved = {
             here: self.new if there == self.old else there
             for here, there in checkpoint.devices.items()
@@ -61,6 +73,13 @@ class SetDevice(Edit):
 
 def plan_device(checkpoint: Checkpoint, device: str) -> list[SetDevice]:
     """Say of every tensor that it was saved on `device`, wherever it was."""
+    return [
+        SetDevice(name, device) for name in _devices(checkpoint) if name not in _NOWHERE | {device}
+    ]
+
+
+def _devices(checkpoint: Checkpoint) -> dict[str, None]:
+    """Return the devices that tensors were saved on, by what is said of them by now."""
     found: dict[str, None] = {}
     for node in walk(checkpoint.root, replaced=checkpoint.replaced):
         if isinstance(node, PersistentId) and isinstance(node.target, Storage):
@@ -71,8 +90,7 @@ def plan_device(checkpoint: Checkpoint, device: str) -> list[SetDevice]:
         for part in tensor.strided_parts():
             if part.storage is not None:
                 found.setdefault(part.storage.device)
-    now = dict.fromkeys(checkpoint.devices.get(name, name) for name in found)
-    return [SetDevice(name, device) for name in now if name not in _NOWHERE | {device}]
+    return dict.fromkeys(checkpoint.devices.get(name, name) for name in found)
 
 
 def _argument(node: Node) -> Node | None:

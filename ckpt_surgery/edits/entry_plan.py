@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckpt_surgery.checkpoint.description import Checkpoint
+from ckpt_surgery.checkpoint.description import Checkpoint, join_path
 from ckpt_surgery.checkpoint.select import RuleCount
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.drop import DropOther
@@ -148,9 +148,10 @@ def _unmatched(checkpoint: Checkpoint, rule: EntryRule) -> UsageError:
     entries = Entries(checkpoint)
     known = [place.path for top in entries.top() for place in (top, *entries.below(top))]
     meant = ", ".join(f"'{path}'" for path in near(rule.text, known))
-    names = {name for s in checkpoint.state_dicts for name in s.names}
-    if rule.text in names:
-        hint = f"it is a name among the weights: --name {rule.text}"
+    own = {name: name for s in checkpoint.state_dicts for name in s.names}
+    own |= {join_path(s.path, name): name for s in checkpoint.state_dicts for name in s.names}
+    if rule.text in own:
+        hint = f"it is a name among the weights: --name {own[rule.text]}"
     else:
         hint = f"near it: {meant}" if meant else "'ckpt inspect' lists the entries"
     return UsageError(f"'{rule.option}' matches nothing", path=checkpoint.file.name, hint=hint)

@@ -101,7 +101,8 @@ class Format(ABC):
     `of_directories` says that its checkpoints are directories and not files, `honours` which
     `LayoutOptions` it carries out, `keeps_provenance` that it keeps that of a checkpoint,
     `keeps_modules` that a pickled module stays one in it, and `keeps_checksums` that it keeps
-    those of storages that are copied, so that damage stays to be seen.
+    those of storages that are copied, so that damage stays to be seen. `is_flat` says that it is
+    one state dict, and has no dictionary around it.
     """
 
     name: ClassVar[str]
@@ -113,6 +114,7 @@ class Format(ABC):
     keeps_provenance: ClassVar[bool] = False
     keeps_modules: ClassVar[bool] = False
     keeps_checksums: ClassVar[bool] = False
+    is_flat: ClassVar[bool] = False
 
     @property
     def is_writable(self) -> bool:

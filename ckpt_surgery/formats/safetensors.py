@@ -68,6 +68,7 @@ class Safetensors(Format):
     name = "safetensors"
     title = "a safetensors file"
     keeps_provenance = True
+    is_flat = True
     suffixes = (".safetensors",)
     honours = frozenset({"metadata", "duplicate_ties"})
 

@@ -38,6 +38,7 @@ _MOST_NAMED: Final = 3
 class _Sharded(Format):
     """What indices of safetensors files and of torch's files have in common."""
 
+    is_flat = True
     shard_suffix: str
     stem: str
     shard_format: str

@@ -121,6 +121,11 @@ def run_factory(
             raise ConstructionError(
                 f"'{spec}' returned {_a(type(model).__name__)}, not a torch.nn.Module"
             )
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ConstructionError(
+                f"'{spec}' returned a TorchScript module, which cannot be asked what it would load",
+                hint="save it, and give the archive, or its state dict, with --like",
+            )
         apply_settings(model, spec.settings)
     return model
 

@@ -50,18 +50,18 @@ _SPELLINGS: Final[tuple[tuple[re.Pattern[str], _Replacement], ...]] = tuple(
         (r"^(.*mask_head)\.mask_fcn(\d+)\.(weight|bias)$",
          lambda match: f"{match[1]}.{int(match[2]) - 1}.0.{match[3]}"),
         # torch.nn.utils.weight_norm, now torch.nn.utils.parametrizations.weight_norm
-        (r"^(.*)\.weight_g$", r"\1.parametrizations.weight.original0"),
-        (r"^(.*)\.weight_v$", r"\1.parametrizations.weight.original1"),
+        (r"^(|.*\.)weight_g$", r"\1parametrizations.weight.original0"),
+        (r"^(|.*\.)weight_v$", r"\1parametrizations.weight.original1"),
         # norms of models that were converted from TensorFlow
-        (r"^(.*)\.gamma$", r"\1.weight"),
-        (r"^(.*)\.beta$", r"\1.bias"),
+        (r"^(|.*\.)gamma$", r"\1weight"),
+        (r"^(|.*\.)beta$", r"\1bias"),
     )
 )  # fmt: skip
 
 
 # A part that every old spelling has: most names are told apart by one search.
 _OLD_PARTS: Final = re.compile(
-    r"denselayer|mlp\.linear_|rpn\.head\.conv|fpn\.|head\.conv|mask_fcn|\.weight_[gv]$|\.gamma$|\.beta$"
+    r"denselayer|mlp\.linear_|rpn\.head\.conv|fpn\.|head\.conv|mask_fcn|(?:^|\.)(?:weight_[gv]|gamma|beta)$"
 )
 
 

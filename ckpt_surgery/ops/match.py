@@ -13,7 +13,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
 from ckpt_surgery.formats.torch_zip import TorchZip
 from ckpt_surgery.matching.comparison import Comparison
-from ckpt_surgery.matching.correspondence import AmbiguousMatchError, correspond
+from ckpt_surgery.matching.correspondence import AmbiguousMatchError, Level, correspond
 from ckpt_surgery.matching.layouts import layouts_of
 from ckpt_surgery.matching.request import MatchRequest
 from ckpt_surgery.matching.target_source import Aim, Described, describe, opened
@@ -83,13 +83,19 @@ def _spelled_otherwise(source: Described, aim: Aim, compared: Comparison) -> str
         return None
     if max(len(source.specs), len(aim.target.tensors)) > _MOST_NAMES:
         return None
-    try:
-        pairs = correspond(source.specs, aim.target.tensors, upgraded=aim.upgraded(source)).pairs
-    except AmbiguousMatchError:
-        return None
-    found = [pair for pair in pairs if pair.target in lost]
-    if not found:
-        return None
-    ways = ", ".join(dict.fromkeys(pair.how for pair in found))
-    names = "1 of these names is" if len(found) == 1 else f"{len(found):,} of these names are"
-    return f"{names} only spelled otherwise ({ways}): 'ckpt fit' pairs them"
+    level: Level
+    for level, command in (("prefix", "ckpt fit"), ("suffix", "ckpt fit --match suffix")):
+        try:
+            pairs = correspond(
+                source.specs, aim.target.tensors, level=level, upgraded=aim.upgraded(source)
+            ).pairs
+        except AmbiguousMatchError:
+            continue
+        # what only ends alike may be anything
+        found = [pair for pair in pairs if pair.target in lost and pair.how != "suffix"]
+        if found:
+            ways = ", ".join(dict.fromkeys(pair.how for pair in found))
+            count = f"{len(found):,} of these names"
+            names = f"{count} are" if len(found) > 1 else "1 of these names is"
+            return f"{names} only spelled otherwise ({ways}): '{command}' pairs them"
+    return None

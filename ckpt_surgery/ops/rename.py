@@ -12,8 +12,9 @@ from ckpt_surgery.edits.follow import with_all_in_step
 from ckpt_surgery.edits.narrow_plan import narrowed
 from ckpt_surgery.edits.plan import Plan, Planned, followed_by
 from ckpt_surgery.edits.rename_plan import plan_rename
-from ckpt_surgery.errors import PathLike, UsageError
+from ckpt_surgery.errors import PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
+from ckpt_surgery.formats import registry
 from ckpt_surgery.names.rewrite import RewriteRule
 from ckpt_surgery.ops.run import edit
 from ckpt_surgery.reports.edits import EditReport
@@ -90,4 +91,22 @@ def rename(
         request = RenameRequest(request, **choices)
     elif choices:
         raise TypeError("the request says it all; make another with dataclasses.replace")
-    return edit("rename", source, output, request.plan)
+    asked = request
+
+    def build(checkpoint: Checkpoint) -> Planned:
+        if asked.wrap is not None:
+            _require_dictionaries(checkpoint)
+        return asked.plan(checkpoint)
+
+    return edit("rename", source, output, build)
+
+
+def _require_dictionaries(checkpoint: Checkpoint) -> None:
+    """Raise `PlanError` if the format that is to be written is one state dict and no more."""
+    written = registry.get(checkpoint.format)
+    if written.is_flat:
+        raise PlanError(
+            f"{written.title} has no dictionary around its tensors",
+            path=checkpoint.file.name,
+            hint="-o FILE.pth writes a format that has; --add-prefix puts a prefix before names",
+        )

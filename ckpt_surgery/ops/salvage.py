@@ -146,6 +146,8 @@ def damage(source: Source) -> Iterator[Finding]:
     for part in bad[:_MOST]:
         rule: Rule = "truncated" if part.state == "cut" else "checksum"
         yield Finding("error", _SAID[part.state], part.name, None, rule, part.record.start)
+    if len(bad) > _MOST:
+        yield Finding("error", f"{len(bad) - _MOST:,} more records are not whole", rule="damaged")
     whole = sum(part.state == "whole" for part in parts)
     unchecked = sum(part.state == "unchecked" for part in parts)
     if whole + unchecked:

@@ -18,7 +18,7 @@ from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.edits.set_value import SetValue
 from ckpt_surgery.errors import PathLike, PlanError, UsageError, about_file
 from ckpt_surgery.fileio import Source
-from ckpt_surgery.formats import read
+from ckpt_surgery.formats import read, registry
 from ckpt_surgery.formats.safetensors import METADATA
 from ckpt_surgery.names.entries import EntryRule
 from ckpt_surgery.names.literals import toml_string, toml_value
@@ -189,6 +189,13 @@ def _edit(checkpoint: Checkpoint, path: str, value: str, *, like_type: bool) -> 
         return SetValue(path, value, like_type)
     key = path.removeprefix(f"{METADATA}/")
     text = _toml(value)
+    if "metadata" not in registry.get(checkpoint.format).honours:
+        where = f"a file of '{checkpoint.format}' has no texts beside the tensors"
+        hint = "'-o FILE.safetensors' has a place for them"
+        if key == path:
+            where = f"'{path}' is not there, and what would hold it are the weights"
+            hint = "'ckpt rename --wrap model' puts a dictionary around them"
+        raise PlanError(where, path=checkpoint.file.name, entry=path, hint=hint)
     if key in {path, ""} or not isinstance(text, str):
         raise PlanError(
             f"a file of '{checkpoint.format}' holds texts beside the tensors, and nothing else",

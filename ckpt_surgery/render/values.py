@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.literals import toml_key, toml_value
 from ckpt_surgery.render.lists import in_one_line, show_warnings, written_to
+from ckpt_surgery.render.said import OF_FILES, said_of
 from ckpt_surgery.render.text import nbytes, printable, visible
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Form: TypeAlias = Literal["plain", "toml", "json"]
 _MOST_SHOWN = 200  # characters of a value for people
 _MOST_NAMES = 20
+_SAID = OF_FILES - {"set-metadata"}  # which the values are
 
 
 def value_line(value: Any, form: Form) -> str:
@@ -51,8 +53,16 @@ def show(report: SetReport, screen: Screen) -> None:
     """Print what became of each value, and where it was written."""
     for change in report.values:
         screen.line(_changed(change))
+    most = screen.most(_MOST_NAMES)
+    if report.removed:
+        screen.line(f"removed: {in_one_line(report.removed, most)}")
+    gone = [path for path in report.dropped if path not in {c.path for c in report.values}]
+    if gone:
+        screen.line(f"removed beside them: {in_one_line(gone, most)}")
     if report.carried:
-        screen.line(f"carried over: {in_one_line(report.carried, screen.most(_MOST_NAMES))}")
+        screen.line(f"carried over: {in_one_line(report.carried, most)}")
+    for line in said_of(report.plan, _SAID):
+        screen.line(line)
     show_warnings(report.warnings, screen)
     size = f"{nbytes(report.nbytes_before)} -> {nbytes(report.nbytes_after)}"
     if report.output is None:

@@ -24,7 +24,7 @@ def show(report: VerifyReport, screen: Screen) -> None:
     for verdict in report.verdicts:
         fails = verdict.fails(strict=report.strict)
         screen.line(f"{printable(verdict.file)}: {_answer(verdict)}", "bold" if fails else "green")
-        for finding, style in _listed(verdict):
+        for finding, style in _listed(verdict, screen.most(_MOST)):
             screen.line(f"  {finding}", style)
         for line in _facts(verdict):
             screen.line(f"  {line}")
@@ -42,16 +42,16 @@ def _answer(verdict: Verdict) -> str:
     return f"{'OK, ' if not verdict.count('error') else ''}{', '.join(found) or 'whole'} ({what})"
 
 
-def _listed(verdict: Verdict) -> Iterator[tuple[str, str]]:
+def _listed(verdict: Verdict, most: int) -> Iterator[tuple[str, str]]:
     """Yield each finding as a line and its style; of many of one kind only the first ones."""
     order = {"error": 0, "warning": 1, "note": 2}
     findings = sorted(verdict.findings, key=lambda f: (order[f.severity], f.rule))
     for (severity, rule), group in groupby(findings, key=lambda f: (f.severity, f.rule)):
         listed = list(group)
-        for finding in listed[:_MOST]:
+        for finding in listed[:most]:
             yield _line(finding), _STYLES[severity]
-        if len(listed) > _MOST:
-            yield f"… and {len(listed) - _MOST:,} more of {rule} (--json lists all)", "dim"
+        if len(listed) > most:
+            yield f"… and {len(listed) - most:,} more of {rule} (--json lists all)", "dim"
         hints = dict.fromkeys(f.hint for f in listed if f.hint is not None)
         yield from ((f"hint: {printable(hint, _LONGEST)}", "dim") for hint in hints)
 
@@ -91,9 +91,10 @@ def _show_salvaged(report: SalvageReport, screen: Screen) -> None:
         screen.line(f"warning: {printable(warning, _LONGEST)}", WARNING)
     if report.lost:
         screen.line(f"lost: {len(report.lost):,}")
-        for each in report.lost[:_MOST]:
+        most = screen.most(_MOST)
+        for each in report.lost[:most]:
             screen.line(f"  {printable(each.path)}: {printable(each.why)}")
-        if len(report.lost) > _MOST:
-            screen.line(f"  … and {len(report.lost) - _MOST:,} more (--json lists all)")
+        if len(report.lost) > most:
+            screen.line(f"  … and {len(report.lost) - most:,} more (--json lists all)")
     if report.output is not None:
         screen.line(f"written to {printable(report.output)}", "bold")

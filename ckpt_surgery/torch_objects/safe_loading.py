@@ -194,7 +194,8 @@ def _cure(checkpoint: Checkpoint, found: list[_Blamed], *, nowhere: bool) -> str
     if checkpoint.unwritable or (nowhere and not found):
         return _alone(_TENSORS_ALONE, weights)
     if among:
-        module = checkpoint.format == "torch-module" and not any(each.path for each in found)
+        weights_at = {each.path for each in checkpoint.state_dicts}
+        module = checkpoint.format == "torch-module" and all(p.path in weights_at for p in found)
         return _CONVERT if module else _alone(_TENSORS_ALONE, weights)
     plain = " --plain" if any(each.simple for each in found) else ""
     paths = list(dict.fromkeys(each.path for each in found if not each.simple))

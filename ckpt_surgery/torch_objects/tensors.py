@@ -307,7 +307,7 @@ def _nested(reader: TensorReader, call: Call) -> Tensor:
         raise wrong_form(call.node)
     # The shape is ragged: only the number of tensors is known without reading bytes.
     shape = (parts[1].shape[0],)
-    return Tensor(shape, parts[0].dtype, (), layout="nested", parts=parts, node=call.node)
+    return replace(_of_parts(shape, parts, call), layout="nested")
 
 
 def _jagged(reader: TensorReader, call: Call) -> Tensor:
@@ -315,7 +315,13 @@ def _jagged(reader: TensorReader, call: Call) -> Tensor:
     if len(parts) < 2 or not parts[1].shape:
         raise wrong_form(call.node)
     shape = (max(parts[1].shape[0] - 1, 0),)
-    return Tensor(shape, parts[0].dtype, (), layout="jagged", parts=parts, node=call.node)
+    return replace(_of_parts(shape, parts, call), layout="jagged")
+
+
+def _of_parts(shape: tuple[int, ...], parts: tuple[Tensor, ...], call: Call) -> Tensor:
+    """Return a tensor whose elements are those of its first part."""
+    first = parts[0]
+    return Tensor(shape, first.dtype, (), device=first.device, parts=parts, node=call.node)
 
 
 def _wrapper(_: TensorReader, call: Call) -> Tensor:

@@ -152,7 +152,7 @@ class Output:
                 fields=("hash_name",),
             )
         name = Path(self.path).name
-        if _HASH_IN_NAME.search(without_hash(Path(self.path).stem) + "."):
+        if _HASH_IN_NAME.search(without_hash(Path(self.path).stem)):
             raise UsageError(
                 f"'hash_name': torch.hub would take a part of '{name}' for the hash",
                 fields=("hash_name",),

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ckpt_surgery.render.screen import Screen
+
 
 def damaged(source, out):
     data = bytearray(source.read_bytes())
@@ -78,11 +80,14 @@ def test_salvage(bad, invoke):
     assert document["salvaged"]["lost"][0]["path"] == "w"
 
 
-def test_many_lost_tensors_are_counted(folder, invoke):
+def test_many_lost_tensors_are_counted_on_a_terminal_alone(folder, invoke, monkeypatch):
     torch.save({f"w{i}": torch.ones(64) * i for i in range(30)}, "many30.pth")
     data = (folder / "many30.pth").read_bytes()
     (folder / "cut30.pth").write_bytes(data[: len(data) // 5])
     done = invoke("verify", "cut30.pth", "--salvage", "rest.pth")
+    assert "more (--json lists all)" not in done.stdout
+    monkeypatch.setattr(Screen, "most", lambda _, number: number)
+    done = invoke("verify", "cut30.pth", "--salvage", "rest2.pth")
     assert "more (--json lists all)" in done.stdout
 
 
@@ -102,8 +107,12 @@ def test_values_policy_and_digests(folder, invoke):
     assert done.exit_code == 1
 
 
-def test_many_findings_of_one_kind_are_folded(folder, invoke):
+def test_many_findings_of_one_kind_are_folded_on_a_terminal_alone(folder, invoke, monkeypatch):
     torch.save({f"w{i}": torch.tensor([float("nan")]) for i in range(50)}, "nans.pth")
+    done = invoke("verify", "nans.pth", "--values")
+    assert done.stdout.count("error: not-finite") == 50
+    assert "more of" not in done.stdout
+    monkeypatch.setattr(Screen, "most", lambda _, number: number)
     done = invoke("verify", "nans.pth", "--values")
     assert done.stdout.count("error: not-finite") == 20
     assert "… and 30 more of not-finite (--json lists all)" in done.stdout

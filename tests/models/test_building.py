@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,20 @@ def test_a_module_that_fails_to_import_is_a_construction_error(
     with pytest.raises(kind, match=message):
         build_target("a_bad_module:make")
     sys.modules.pop("a_bad_module", None)
+
+
+@pytest.mark.parametrize("build", ["meta", "real"])
+def test_a_torchscript_module_is_refused_with_what_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str
+) -> None:
+    lines = "import torch\n\n\ndef net():\n    return torch.jit.script(torch.nn.Linear(2, 2))\n"
+    (tmp_path / "scripted_net.py").write_text(lines, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated
+        with pytest.raises(ConstructionError, match="returned a TorchScript module") as refused:
+            build_module(ModelSpec("scripted_net:net", {}, (), build))
+    assert "--like" in str(refused.value.hint)
 
 
 def test_a_callable_without_a_signature_is_called() -> None:
