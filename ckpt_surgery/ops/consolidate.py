@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
+from ckpt_surgery.checkpoint.description import Checkpoint, Tensor, join_path
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.finish import finishing
+from ckpt_surgery.edits.narrow import OnlyStateDict
+from ckpt_surgery.edits.narrow_plan import the_one
 from ckpt_surgery.edits.plan import Plan
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.formats import read
@@ -39,6 +41,8 @@ def consolidate(
     *,
     axes: Sequence[AxisRule | str] = (),
     edits: Plan | None = None,
+    state_dict_only: bool = False,
+    at: Sequence[str] = (),
 ) -> ConsolidateReport:
     """Write one checkpoint from the files that ranks saved, or from a directory of them.
 
@@ -46,11 +50,12 @@ def consolidate(
     parameters, LLaMA's ``consolidated.NN.pth``, Megatron-LM's tensor parallelism, ZeRO checkpoints
     of DeepSpeed, whose weights in float32 are taken, and any others with `axes`, which say how
     tensors are joined (``"**.wq.weight=0"``). Nothing of the files is run, and memory does not grow
-    with them. `edits` are applied to what was put together.
+    with them. `edits` are applied to what was put together; with `state_dict_only` one state dict
+    of that is written alone, the one at `at` if there are several.
 
-    Raises `UsageError` if it is not known how tensors are joined, `ReadError` for bad or missing
-    files, `LossyEditError` for what the output's format cannot hold and `WriteError` for a bad
-    output.
+    Raises `UsageError` if it is not known how tensors are joined, or which state dict is meant,
+    `ReadError` for bad or missing files, `LossyEditError` for what the output's format cannot hold
+    and `WriteError` for a bad output.
     """
     rules = [each if isinstance(each, AxisRule) else AxisRule.parse(each) for each in axes]
     named = (
@@ -61,11 +66,16 @@ def consolidate(
     target = output if isinstance(output, Output) else Output(output)
     if target.in_place:
         raise UsageError("the files of ranks are not replaced in place", fields=("in_place",))
+    if at and not state_dict_only:
+        raise UsageError("'at' is for 'state_dict_only'", fields=("at", "state_dict_only"))
     target.check()
     with ExitStack() as opened:
         writer, found = _consolidated(named, rules, opened)
         before, more = found.checkpoint, edits or Plan()
         edited = more.apply(for_output(before, Output(dry_run=True))) if more.edits else before
+        if state_dict_only:
+            found, only = _narrowed(found, edited, at)
+            edited, more = only.apply(edited), Plan((*more.edits, *only.edits))
         ready = for_output(edited, target)
         finished, last = finishing(ready, target, "consolidate", more.edits)
         written = write(finished, target, inputs=before.sources)
@@ -106,6 +116,17 @@ def _consolidated(
         return "fairscale", _flat(tensors, checkpoints, others)
     found = consolidate_ranks(ranks, rules, is_llama=files.writer == "llama")
     return files.writer, _with_losses(checkpoints[0], found)
+
+
+def _narrowed(
+    found: Consolidated, edited: Checkpoint, at: Sequence[str]
+) -> tuple[Consolidated, Plan]:
+    """Return what is said of the one state dict that is written, and the edit that narrows."""
+    chosen, said = the_one(edited, at)
+    names = {join_path(chosen.path, name) for name, _ in chosen.tensors}
+    joined = {name: each for name, each in found.joined.items() if name in names}
+    narrowed = replace(found, joined=joined, notes=(*found.notes, *said))
+    return narrowed, Plan((OnlyStateDict(chosen.path),))
 
 
 def _with_losses(first: Checkpoint, found: Consolidated) -> Consolidated:

@@ -82,3 +82,16 @@ def test_every_field_of_an_error_has_an_option() -> None:
         for name in (option.name, *(o.removeprefix("--").replace("-", "_") for o in option.opts))
     }
     assert set(_PARAMETERS.values()) <= names
+
+
+def test_an_option_that_a_command_lacks_is_advised_of_another(
+    invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"a": torch.zeros(2)}, "epoch": 1}, "a.pth")
+    for line, way in (
+        (["set", "a.pth", "epoch=2"], "'ckpt convert --state-dict-only' writes"),
+        (["convert", "a.pth"], "hint: --state-dict-only writes"),
+    ):
+        result = invoke(*line, "-o", "out.safetensors")
+        assert (result.exit_code, way in result.stderr) == (2, True), result.stderr

@@ -124,6 +124,39 @@ def test_files_can_be_named_in_any_order_and_format(saved, tmp_path):
     assert torch.equal(loaded["both"], WHOLE["both"])
 
 
+def test_the_weights_can_be_written_alone(saved, tmp_path):
+    out, again = tmp_path / "w.safetensors", tmp_path / "again.safetensors"
+    report = consolidate(saved, out, state_dict_only=True)
+    from safetensors.torch import load_file
+
+    loaded = load_file(out)
+    assert all(torch.equal(loaded[name], whole) for name, whole in WHOLE.items())
+    assert report.dropped == ("epoch", "rank")
+    assert report.to_dict()["plan"][1:2] == [{"edit": "only-state-dict", "path": "model"}]
+    assert {each.name for each in report.joined} == {
+        f"model/{n}" for n in (*WHOLE, "tied", "plain")
+    }
+    consolidate(saved, again, state_dict_only=True, at=["model"])
+    assert again.read_bytes() == out.read_bytes()
+    for choices, said in (
+        ({"at": ["model"]}, "'at' is for 'state_dict_only'"),
+        ({"at": ["ema"], "state_dict_only": True}, "'at ema': no state dict there"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            consolidate(saved, tmp_path / "no.pth", **choices)
+
+
+def test_what_is_joined_beside_the_weights_is_not_said_of_them_alone(tmp_path):
+    for rank in range(2):
+        optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+        state = {"model": {"w": torch.ones(2)}, "optimizer": optimizer}
+        torch.save(state, tmp_path / f"rank{rank}.pt")
+    axes = ["**=0"]
+    assert len(consolidate(tmp_path, Output(dry_run=True), axes=axes).joined) == 2
+    report = consolidate(tmp_path, Output(dry_run=True), axes=axes, state_dict_only=True)
+    assert [each.name for each in report.joined] == ["model/w"]
+
+
 def test_what_the_output_asks_for_is_done(tmp_path):
     for rank in range(2):
         args = argparse.Namespace(rank=0)
