@@ -34,7 +34,7 @@ _ALL: Final = ("layout", *KINDS)  # the first is carried out before: see `layout
 ChannelMethod = Literal["repeat", "mean", "zero", "first"]
 CHANNEL_METHODS: tuple[ChannelMethod, ...] = get_args(ChannelMethod)
 
-_Grid = Literal["tokens", "table", "map", "axis"]
+_Grid = Literal["tokens", "table", "map", "last", "axis"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class Adaptation:
 
     `rows` are pairs (row of the target, row of the source). `grid` says what is interpolated:
     ``tokens`` (1, prefix + h·w, dim), ``table`` (h·w + extra, heads), ``map`` (1, dim, h, w),
-    ``axis`` (length, dim). `prefix_tokens` of them (a table's extra rows) are not on the grid;
-    `old_size` and `new_size` are the grids of tokens and tables.
+    ``last`` (1, h, w, dim), ``axis`` (length, dim). `prefix_tokens` of them (a table's extra
+    rows) are not on the grid; `old_size` and `new_size` are the grids of tokens and tables.
     """
 
     kind: Kind
@@ -234,6 +234,8 @@ def _apply_rule(
         fits = _differs_only_at(1, source, target) and 3 <= len(source) <= 5
         fits = fits and not _POSITION.search(name)  # (1, tokens, dim) is no convolution
         return Adaptation("channels", rule.method, rule.scaled) if fits else None
+    if _RELATIVE_TABLE.search(name) or _RELATIVE_AXIS.search(name):
+        return None  # the leading ones of so many distances are others of fewer
     if rule.kind == "rows":
         fits = _differs_only_at(0, source, target)
         return Adaptation("rows", rows=_rows(name, source, target, classes)) if fits else None
@@ -316,6 +318,8 @@ def _interpolation(
         return None
     if len(source) == 4 and source[:2] == target[:2]:
         return Adaptation("interpolate", grid="map")
+    if len(source) == 4 and (source[0], source[3]) == (target[0], target[3]):
+        return Adaptation("interpolate", grid="last")  # SAM
     if len(source) in (2, 3) and source[-1] == target[-1] and set(source[:-2]) <= {1}:
         # 1 is a class token, 2 a distillation token as well (DeiT), 5 a class token, four registers
         return _resampled("tokens", find_grids(source[-2], target[-2], (0, 1, 2, 5), grids))

@@ -53,12 +53,14 @@ def _containers(name: str) -> tuple[str, str]:
 
 def grid_notes(items: Iterable[FitItem]) -> Iterator[str]:
     """Say how positions on a grid that is not square are interpolated."""
-    for item in items:
-        if item.may_lie_on_a_grid:
-            yield (
-                f"'{item.name}' may lie on a grid that is not square: --adapt interpolate with "
-                "--grid HEIGHTxWIDTH carries it over"
-            )
+    lying = [item.name for item in items if item.may_lie_on_a_grid]
+    if lying:
+        yield (
+            f"{_folded(lying)} may lie on a grid that is not square: --adapt interpolate with "
+            "--grid HEIGHTxWIDTH carries "
+            + ("it over" if len(lying) == 1 else "them over")
+            + ", if as many class tokens stand before both"
+        )
 
 
 def suspect_notes(items: Sequence[FitItem]) -> Iterator[str]:

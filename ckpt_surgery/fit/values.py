@@ -151,6 +151,9 @@ def _interpolate(how: Adaptation, source: Tensor, shape: Shape) -> Tensor:
         result = functional.interpolate(rows, size=shape[0], mode="linear")[0].T
     elif how.grid == "map":
         result = _resample(values, shape[2], shape[3])
+    elif how.grid == "last":
+        image = values.permute(0, 3, 1, 2)
+        result = _resample(image, shape[1], shape[2]).permute(0, 2, 3, 1)
     elif how.grid == "table":
         result = _resample_table(values, how)
     else:

@@ -102,6 +102,10 @@ def test_positions_of_an_unknown_grid_are_told_how_to_go_there() -> None:
     assert "--adapt interpolate with --grid HEIGHTxWIDTH" in note
     assert plan(source, target, ["interpolate"], grid="4x6").notes == ()
     assert plan(source, target, fill=["pos_embed=zeros"]).notes == ()
+    tables = [f"blocks.{number}.relative_position_bias_table" for number in range(12)]
+    wide = dict.fromkeys(tables, (35 * 23, 4))
+    (note,) = plan({"x": (1,)} | dict.fromkeys(tables, (9, 4)), {"x": (1,)} | wide).notes
+    assert note.startswith("'blocks.{0..11}.relative_position_bias_table' may lie on a grid")
 
 
 def test_as_many_positions_on_another_grid_are_interpolated_too() -> None:

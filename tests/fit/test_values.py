@@ -229,6 +229,14 @@ def test_a_map_of_positions_is_resampled() -> None:
     torch.testing.assert_close(found[0].permute(1, 2, 0), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_map_whose_positions_come_first_is_resampled() -> None:
+    """As Segment Anything keeps it: (1, h, w, dim)."""
+    source = torch.randn(1, 8, 8, 6)
+    found = adapted("pos_embed", source, (1, 12, 12, 6))
+    expected = resampled_grid(source[0], 12, antialias=True)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("old", "new"), [(7, 12), (8, 7)])
 @pytest.mark.parametrize("extra", [0, 3])
 def test_relative_position_tables_are_resampled(old: int, new: int, extra: int) -> None:

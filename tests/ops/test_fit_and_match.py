@@ -428,6 +428,28 @@ def test_ties_come_out_as_the_target_has_them(tmp_path):
         assert torch.equal(found["b"], weight.to(found["b"].dtype))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "int8", "bool", "complex64"])
+def test_copied_is_bit_for_bit_and_all_else_is_a_cast_that_is_listed(tmp_path, dtype):
+    kinds = ["float32", "bfloat16", "float64", "int64", "int8", "bool", "complex64"]
+    saved = {kind: (torch.arange(6.0) / 2).to(getattr(torch, kind)) for kind in kinds}
+    saved["nan"] = torch.tensor([torch.nan, -0.0], dtype=torch.float32)
+    saved["transposed"] = torch.arange(12.0).reshape(3, 4).T
+    torch.save(saved, tmp_path / "a.pth")
+    wanted = {k: torch.zeros(v.shape, dtype=getattr(torch, dtype)) for k, v in saved.items()}
+    torch.save(wanted, tmp_path / "b.pth")
+    output = ckpt.Output(tmp_path / "o.pth", allow_loss=True)
+    report = ckpt.fit(tmp_path / "a.pth", output, like=tmp_path / "b.pth").to_dict()
+    found = load(tmp_path / "o.pth")
+    copied, cast = report["copied"], report["cast"]
+    assert {*copied, *cast} == {k for k in saved if k != "complex64" or dtype == k}
+    assert cast == [each["name"] for each in report["casts"]]
+    for name, value in saved.items():
+        assert (name in copied) == (value.dtype == found[name].dtype)
+        if name in copied:
+            same = [t.contiguous().view(torch.uint8) for t in (value, found[name])]
+            assert torch.equal(*same)
+
+
 @pytest.mark.parametrize("both", [True, False])
 def test_a_tied_model_gets_what_load_state_dict_would_leave_in_it(tmp_path, both):
     torch.manual_seed(1)
