@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import CKPT, MB, Command, Result, Target, compare, in_turn
+from benchmark_measure import CKPT, MB, Command, Result, Target, compare, in_turn
 
 TENSORS = 10_000
 MAKE_MANY = """

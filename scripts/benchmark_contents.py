@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import CKPT, CKPT_EDIT, MB, Command, Result, Target, compare, in_turn
+from benchmark_measure import CKPT, CKPT_EDIT, MB, Command, Result, Target, compare, in_turn
 
 _TURN = """
 import sys, torch

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import CKPT, TORCH_LIST, Command, Result, Target, compare, in_turn
+from benchmark_measure import CKPT, TORCH_LIST, Command, Result, Target, compare, in_turn
 
 from ckpt_surgery.cli.main import COMMANDS
 
