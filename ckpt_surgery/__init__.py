@@ -75,7 +75,8 @@ if TYPE_CHECKING:
     from ckpt_surgery.ops.salvage import salvage
     from ckpt_surgery.ops.strip import StripRequest, strip
     from ckpt_surgery.ops.values import SetRequest, get_value, list_values, set_values
-    from ckpt_surgery.ops.verify import Checks, verify
+    from ckpt_surgery.ops.verify import verify
+    from ckpt_surgery.ops.verify_checks import Checks
     from ckpt_surgery.ops.verify_policy import Policy, parse_policy
     from ckpt_surgery.pickles import Limits
     from ckpt_surgery.reports.adapters import AdapterReport
@@ -87,9 +88,8 @@ if TYPE_CHECKING:
     from ckpt_surgery.reports.inspection import InspectReport
     from ckpt_surgery.reports.merging import MergeReport
     from ckpt_surgery.reports.verification import SalvageReport, VerifyReport
+    from ckpt_surgery.startup.version import __version__
     from ckpt_surgery.writing.output import Output
-
-__version__ = "0.1.0"
 
 # Where each public name comes from; imported when it is first used, so that `import ckpt_surgery`
 # and the command line start at once.
@@ -159,10 +159,9 @@ _HOMES = {
     ),
     "ckpt_surgery.ops.salvage": ("salvage",),
     "ckpt_surgery.ops.values": ("SetRequest", "get_value", "list_values", "set_values"),
-    "ckpt_surgery.ops.verify": (
-        "Checks",
-        "verify",
-    ),
+    "ckpt_surgery.ops.verify": ("verify",),
+    "ckpt_surgery.ops.verify_checks": ("Checks",),
+    "ckpt_surgery.startup.version": ("__version__",),
     "ckpt_surgery.ops.verify_policy": (
         "Policy",
         "parse_policy",

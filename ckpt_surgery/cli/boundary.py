@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
-from ckpt_surgery.cli.start import leave_interrupted
 from ckpt_surgery.errors import CkptError
 from ckpt_surgery.render.color import ERROR, HINT, PLAIN, ColorChoice, wants_color
 from ckpt_surgery.render.text import printable, shorten, visible
@@ -221,6 +220,14 @@ def _escape_what_cannot_be_encoded(stream: TextIO | None) -> None:
             reconfigure(errors="backslashreplace")
 
 
+_ends_at_once: list[Callable[[int, FrameType | None], Any]] = []
+
+
+def take_over_from(handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Let an interrupt that `handler` would end at once be an exception while a command runs."""
+    _ends_at_once.append(handler)
+
+
 @contextmanager
 def _ending_signals_raise() -> Iterator[None]:
     """SIGTERM and a lost terminal as exceptions, unless someone (nohup) wants them otherwise.
@@ -237,7 +244,7 @@ def _ending_signals_raise() -> Iterator[None]:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                 changed[number] = signal.signal(number, end)
-        if signal.getsignal(signal.SIGINT) is leave_interrupted:
+        if signal.getsignal(signal.SIGINT) in _ends_at_once:
             changed[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -152,7 +152,7 @@ def _matches(pattern: str) -> list[str]:
 
 def _checkpoints_in(folder: str) -> Iterator[str]:
     """Yield files by their suffixes; what lies in several, once: by its index or directory."""
-    from ckpt_surgery.formats.sharded import INDEX_SUFFIX
+    from ckpt_surgery.formats.sharded_index import INDEX_SUFFIX
 
     for parent, _, files in os.walk(folder):
         if _METADATA in files and any(file.endswith(_PART_SUFFIX) for file in files):
@@ -171,7 +171,7 @@ def _checkpoints_in(folder: str) -> Iterator[str]:
 def _shards_of(index: str) -> set[str]:
     """Return the files that an index names; none if it is something else."""
     from ckpt_surgery.fileio import FileSource
-    from ckpt_surgery.formats.sharded import read_index
+    from ckpt_surgery.formats.sharded_index import read_index
 
     with suppress(ReadError):
         source = FileSource.open(index)

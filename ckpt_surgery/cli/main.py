@@ -166,7 +166,7 @@ class _LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from ckpt_surgery import __version__
+        from ckpt_surgery.startup.version import __version__
 
         click.echo(f"ckpt {__version__}")
         ctx.exit()

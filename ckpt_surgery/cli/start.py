@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130  # as shells count an end by SIGINT
 
 
-def leave_interrupted(_number: int = 0, _frame: FrameType | None = None) -> NoReturn:
+def _leave_interrupted(_number: int = 0, _frame: FrameType | None = None) -> NoReturn:
     """Handle SIGINT where nothing is half done: say so and leave at once."""
     try:  # noqa: SIM105 - contextlib would be one more import before there is a handler
         os.write(2, b"error: interrupted\n")
@@ -29,11 +29,12 @@ def leave_interrupted(_number: int = 0, _frame: FrameType | None = None) -> NoRe
 
 # a process that was started in the background ignores them
 if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-    _signal.signal(_signal.SIGINT, leave_interrupted)
+    _signal.signal(_signal.SIGINT, _leave_interrupted)
 
 
 def run() -> NoReturn:
-    """Run the command line in a process of its own; `boundary` takes interrupts over."""
-    from ckpt_surgery.cli import main
+    """Run the command line in a process of its own; `boundary` takes interrupts over meanwhile."""
+    from ckpt_surgery.cli import boundary, main
 
+    boundary.take_over_from(_leave_interrupted)
     main.run()

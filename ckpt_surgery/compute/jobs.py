@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ckpt_surgery.compute.casts import CastTally
@@ -131,19 +130,3 @@ class JobBytes:
             view = data.numpy().data
             for start in range(0, view.nbytes, size):
                 yield view[start : start + size]
-
-
-@contextmanager
-def scheduled(sources: Iterable[object], computing: Computing) -> Iterator[None]:
-    """Compute the jobs among `sources` ahead, in this order, for the thread that is here.
-
-    Without any nothing is started or imported.
-    """
-    jobs = [source.job for source in sources if isinstance(source, JobBytes)]
-    if not jobs:
-        yield
-        return
-    from ckpt_surgery.compute.scheduler import Stream
-
-    with Stream(jobs, threads=computing.workers, memory=computing.room):
-        yield

@@ -12,8 +12,8 @@ from ckpt_surgery.dtypes import BY_NAME, NAMES, named
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.cast import Cast, is_castable, kind_of, require_no_scale
 from ckpt_surgery.edits.plan import Plan, Planned
-from ckpt_surgery.edits.value_rules import selection_rule
-from ckpt_surgery.edits.values import remarks
+from ckpt_surgery.edits.remarks import remarks
+from ckpt_surgery.edits.rule_texts import selection_rule
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.startup.lazy_dataclass import dataclass

@@ -9,7 +9,7 @@ from typing import Final
 from ckpt_surgery.checkpoint.description import StateDict
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.folds import Branch, FoldBranches, FoldSpectralNorm, FoldWeightNorm
-from ckpt_surgery.edits.value_rules import captured, selection_rule, target_name
+from ckpt_surgery.edits.rule_texts import captured, selection_rule, target_name
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _OPTION: Final = re.compile(r":(?=(?:eps|dim)=)")

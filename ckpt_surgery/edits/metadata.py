@@ -10,7 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Other
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.errors import PlanError
-from ckpt_surgery.formats.safetensors import METADATA
+from ckpt_surgery.formats.safetensors_header import METADATA
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 

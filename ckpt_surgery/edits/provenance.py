@@ -34,7 +34,7 @@ def provenance(
 
     The files that it took from, `sources` beside the checkpoint's own, are read for their digests.
     """
-    from ckpt_surgery import __version__
+    from ckpt_surgery.startup.version import __version__
 
     # a directory has no bytes but those of its files, which are sources themselves
     own = dict.fromkeys(each for each in [*checkpoint.sources, *sources] if each.size)

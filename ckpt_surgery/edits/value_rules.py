@@ -11,6 +11,7 @@ from ckpt_surgery.dtypes import named
 from ckpt_surgery.edits.arithmetic import Add, Fill, Scale
 from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.edits.cast import Cast, require_no_scale
+from ckpt_surgery.edits.fold_rules import FOLD_RULES
 from ckpt_surgery.edits.layers import Layers
 from ckpt_surgery.edits.parts import Concat, Split
 from ckpt_surgery.edits.rearrange import (
@@ -26,16 +27,12 @@ from ckpt_surgery.edits.rearrange import (
     Unsqueeze,
 )
 from ckpt_surgery.edits.rename import Rename, RenameModule
+from ckpt_surgery.edits.rule_texts import captured, selection_rule, target_name
 from ckpt_surgery.edits.share import Copy, Tie, Untie
 from ckpt_surgery.errors import UsageError
-from ckpt_surgery.names import Rule, RuleKind
 from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
-_KINDS: Final[dict[str, RuleKind]] = {
-    "pattern": "pattern", "prefix": "prefix", "glob": "glob", "name": "name",
-}  # fmt: skip
-_GLOB_SIGNS: Final = re.compile(r"[*?\[]")
 _NUMBER: Final = re.compile(r"\d+")
 
 
@@ -70,20 +67,6 @@ class ValueRule:
     def to_dict(self) -> dict[str, object]:
         """Return the rule as reports have it."""
         return {"rule": self.option, "text": self.text}
-
-
-def selection_rule(text: str, names: Sequence[str]) -> Rule:
-    """Return the rule that a selection in a text means.
-
-    ``glob:``, ``pattern:``, ``prefix:`` and ``name:`` say it; otherwise it is a glob if it has
-    its signs, a name if there is one, else a prefix.
-    """
-    kind, colon, rest = text.partition(":")
-    if colon and kind in _KINDS:
-        return Rule(_KINDS[kind], rest)
-    if _GLOB_SIGNS.search(text):
-        return Rule("glob", text)
-    return Rule("name" if text in names else "prefix", text)
 
 
 def _selected(state_dict: StateDict, text: str) -> Iterator[str]:
@@ -219,41 +202,6 @@ def _alternatives(text: str) -> list[str]:
     return text.split(",")
 
 
-def captured(text: str, names: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the names that a glob or ``pattern:RE`` matches, with what its stars or groups took."""
-    if text.startswith("pattern:"):
-        try:
-            regex = re.compile(text.removeprefix("pattern:"))
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from error
-    else:
-        glob = re.escape(text.removeprefix("glob:").removeprefix("name:"))
-        parts = re.sub(r"\\\*\\\*|\\\*", lambda m: "(.*)" if len(m[0]) > 2 else "([^.]*)", glob)
-        regex = re.compile(parts)
-    for name in names:
-        if match := regex.fullmatch(name):
-            yield name, match.groups()
-
-
-def target_name(name: str, text: str, groups: tuple[str, ...]) -> str:
-    r"""Return the name that a result gets.
-
-    Stars and ``\1`` stand for what was captured; a text without takes the place of as many
-    segments at the end of `name` as it has itself, but after ``name:`` that of the whole.
-    """
-    if text in {"", "name:"}:
-        raise ValueError("a name is empty")
-    if text.startswith("name:"):
-        return text.removeprefix("name:")
-    if "*" in text or re.search(r"\\\d", text):
-        waiting = iter(groups)
-        filled = re.sub(r"\*\*?", lambda _: next(waiting, ""), text)
-        return re.sub(r"\\(\d)", lambda m: ("", *groups)[int(m[1])], filled)
-    segments = name.split(".")
-    kept = segments[: max(len(segments) - len(text.split(".")), 0)]
-    return ".".join([*kept, text])
-
-
 def _pairs(
     make: Callable[[str, str, str], Edit],
 ) -> Callable[[ValueRule, StateDict], Iterator[Edit]]:
@@ -330,8 +278,6 @@ def _renumber(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
 
 
 def _fold(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
-    from ckpt_surgery.edits.fold_rules import FOLD_RULES
-
     return FOLD_RULES[rule.option](rule.text, state_dict)
 
 

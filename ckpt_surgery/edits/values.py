@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
@@ -13,7 +13,7 @@ from ckpt_surgery.compute.elements import can_load, load_elements
 from ckpt_surgery.compute.jobs import JobBytes
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import DType
-from ckpt_surgery.edits.base import BatchEdit, Edit
+from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_there
 from ckpt_surgery.errors import PlanError
@@ -72,7 +72,7 @@ class ValueEdit(BatchEdit):
             for edit in edits:
                 require_there(state_dict.path, [edit.name], entries)
                 entry = entries[edit.name]
-                key = (_identity(entry.tensor), replace(edit, state_dict="", name=""))
+                key = (identity_of(entry.tensor), replace(edit, state_dict="", name=""))
                 if key not in made:
                     made[key] = edit.tensor(tensor_of(state_dict.path, entry))
                 entries[edit.name] = replace(entry, tensor=made[key], node=None)
@@ -81,59 +81,11 @@ class ValueEdit(BatchEdit):
         return edit_state_dicts(run, checkpoint, change)
 
 
-def _identity(tensor: Tensor | None) -> object:
+def identity_of(tensor: Tensor | None) -> object:
     """Return what is equal for tensors that are the same elements of one storage."""
     if tensor is None or tensor.storage is None:
         return id(tensor)
     return id(tensor.storage), tensor.offset, tensor.shape, tensor.stride
-
-
-def _broken_ties(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
-    """Return what to say of names that are tied to an edited one and not edited themselves."""
-    changed = {edit.name for edit in edits if isinstance(edit, ValueEdit)}
-    if not changed:
-        return []
-    tied: dict[object, list[str]] = {}
-    for name, tensor in state_dict.tensors:
-        tied.setdefault(_identity(tensor), []).append(name)
-    return [
-        f"'{name}' is no longer tied to '{other}', which stays as it is"
-        for names in tied.values()
-        if any(each in changed for each in names)
-        for other in names
-        if other not in changed
-        for name in [next(each for each in names if each in changed)]
-    ]
-
-
-def remarks(state_dict: StateDict, edits: Iterable[Edit]) -> list[str]:
-    """Return what to say of edited tensors and of those tied to them: what they are no longer."""
-    every = list(edits)
-    found = [edit for edit in every if isinstance(edit, ValueEdit)]
-    alone = [name for edit in every for name in _made_anew(edit)]
-    if not found and not alone:
-        return []
-    from ckpt_surgery.formats.traits import computed_anew, listed, overlapping
-
-    entries = {entry.name: entry for entry in state_dict.entries if entry.tensor is not None}
-    names = dict.fromkeys(edit.name for edit in found if edit.name in entries)
-    own = dict.fromkeys([*names, *(name for name in alone if name in entries)])
-    paths = [(join_path(state_dict.path, name), entries[name]) for name in own]
-    views = [name for name in overlapping(state_dict.tensors) if name in names]
-    apart = [f"no longer views that share bytes: {listed(views)}"] if views else []
-    return [*_broken_ties(state_dict, found), *apart, *computed_anew(paths)]
-
-
-def _made_anew(edit: Edit) -> Sequence[str]:
-    """Return the names that others are made of, or that get bytes of their own."""
-    from ckpt_surgery.edits.parts import Concat, Split
-    from ckpt_surgery.edits.share import Copy, Untie
-
-    if isinstance(edit, Copy):
-        return (edit.old,)
-    if isinstance(edit, Concat):
-        return edit.names
-    return (edit.name,) if isinstance(edit, Split | Untie) else ()
 
 
 def tensor_of(path: str, entry: Entry) -> Tensor:

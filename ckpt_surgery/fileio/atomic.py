@@ -17,9 +17,9 @@ from typing import Final
 
 from ckpt_surgery.errors import PathLike, WriteError
 from ckpt_surgery.fileio.file_sink import FileSink, StreamSink
+from ckpt_surgery.fileio.os_errors import cannot, reported
 from ckpt_surgery.fileio.sink import Progress, Sink
-from ckpt_surgery.fileio.sources import Source, cannot, is_at
-from ckpt_surgery.fileio.write_errors import reported
+from ckpt_surgery.fileio.sources import Source, is_at
 
 _NAME_MAX: Final = 255  # bytes of a file name on the common file systems
 _CREATE_FLAGS: Final = (

@@ -25,9 +25,9 @@ from ckpt_surgery.fileio.atomic import (
 )
 from ckpt_surgery.fileio.directory import require_below
 from ckpt_surgery.fileio.file_sink import FileSink
+from ckpt_surgery.fileio.os_errors import reported
 from ckpt_surgery.fileio.sink import Progress, Sink
 from ckpt_surgery.fileio.sources import Source, is_at
-from ckpt_surgery.fileio.write_errors import reported
 
 _OpenFile: TypeAlias = Callable[[str], AbstractContextManager[Sink]]
 """Opens a new file of the directory by its relative name, to be written and then closed."""

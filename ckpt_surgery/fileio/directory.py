@@ -9,7 +9,8 @@ from pathlib import PurePath, PurePosixPath
 from typing import Final
 
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError, PathLike, ReadError
-from ckpt_surgery.fileio.sources import FileIdentity, FileSource, cannot
+from ckpt_surgery.fileio.os_errors import cannot
+from ckpt_surgery.fileio.sources import FileIdentity, FileSource
 
 _MOST_FILES: Final = 100_000
 """Files that are listed: a checkpoint has thousands, a wrong directory any number."""

@@ -8,11 +8,11 @@ from time import perf_counter
 
 from ckpt_surgery.fileio.buffers import COALESCE, ReadBuffer, WriteBuffer
 from ckpt_surgery.fileio.kernel_copy import KernelCopier
+from ckpt_surgery.fileio.os_errors import cannot_write
 from ckpt_surgery.fileio.pace import BY_KERNEL, WINDOW, Pace
 from ckpt_surgery.fileio.ranges import ByteRange, ByteSource
 from ckpt_surgery.fileio.reservation import Reservation, require_space
 from ckpt_surgery.fileio.sink import Progress, copy_chunks
-from ckpt_surgery.fileio.write_errors import cannot_write
 
 
 class StreamSink:

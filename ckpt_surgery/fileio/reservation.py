@@ -8,7 +8,7 @@ import stat
 
 from ckpt_surgery.errors import WriteError
 from ckpt_surgery.fileio.kernel_copy import is_on_disk
-from ckpt_surgery.fileio.write_errors import SPACE_HINT, reported
+from ckpt_surgery.fileio.os_errors import SPACE_HINT, reported
 
 
 def require_space(fd: int, nbytes: int, *, name: str) -> None:

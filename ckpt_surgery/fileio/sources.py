@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, Final, Protocol, TypeAlias
 
 from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
+from ckpt_surgery.fileio.os_errors import cannot
 
 FileIdentity: TypeAlias = tuple[int, int]
 """A file of this system whatever it is called: its device and its number there."""
@@ -325,12 +326,6 @@ def _copied(stream: BinaryIO | io.RawIOBase, name: str) -> int:
     from ckpt_surgery.fileio.spool import spool  # seldom needed
 
     return spool(stream, name)
-
-
-def cannot(what: str, error: Exception) -> str:
-    """Return the message for `error`, raised while `what` was tried, in our style."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return f"cannot {what}: {reason.lower()}"
 
 
 if hasattr(os, "pread"):

@@ -7,11 +7,12 @@ import os
 import select
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from ckpt_surgery.errors import ReadError
-from ckpt_surgery.fileio.ranges import CHUNK
-from ckpt_surgery.fileio.sources import cannot
+from ckpt_surgery.fileio.os_errors import cannot
+
+_AT_ONCE: Final = 1 << 20
 
 
 def spool(stream: BinaryIO | io.RawIOBase, name: str) -> int:
@@ -37,7 +38,7 @@ def spool(stream: BinaryIO | io.RawIOBase, name: str) -> int:
 def _pieces(stream: BinaryIO | io.RawIOBase, name: str) -> Iterator[bytes]:
     while True:
         try:
-            data = stream.read(CHUNK)
+            data = stream.read(_AT_ONCE)
         except (OSError, ValueError) as error:  # ValueError: the stream is closed
             raise ReadError(cannot("be read", error), path=name) from error
         if data is None:  # a pipe that somebody made non-blocking, and that is empty

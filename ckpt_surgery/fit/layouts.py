@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
-from ckpt_surgery.edits.value_rules import ValueRule, captured
+from ckpt_surgery.edits.rule_texts import captured
+from ckpt_surgery.edits.value_rules import ValueRule
 from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.fit.decided import Decided
 from ckpt_surgery.matching.layout_shapes import Step

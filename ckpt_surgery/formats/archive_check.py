@@ -26,8 +26,8 @@ from ckpt_surgery.fileio.zip_structs import (
     SATURATED_16,
     SATURATED_32,
 )
-from ckpt_surgery.formats.archive_members import Member, file_of, is_of_torch, members_of
-from ckpt_surgery.formats.compressed import decompressed, is_compressed
+from ckpt_surgery.formats.archive_members import Member, is_of_torch, members_of
+from ckpt_surgery.formats.streams import decompressed, file_of, is_compressed
 from ckpt_surgery.formats.tar_header import TAR_BLOCK
 
 _DESCRIPTORS: Final = (12, 16, 20, 24)  # bytes, with and without signature, of 32 and 64 bits

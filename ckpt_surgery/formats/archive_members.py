@@ -9,7 +9,6 @@ lies; one that is deflated, and a compressed archive, become an anonymous tempor
 
 from __future__ import annotations
 
-import io
 import lzma
 import os
 import tarfile
@@ -17,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import IO, TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.errors import (
     CkptError,
@@ -29,7 +28,8 @@ from ckpt_surgery.errors import (
 from ckpt_surgery.fileio import ByteRange, FileSource, PartSource, Source, looks_like_zip
 from ckpt_surgery.fileio.member import MemberSource
 from ckpt_surgery.fileio.zip_structs import LOCAL_MAGIC
-from ckpt_surgery.formats.compressed import SourceFile, decompressed, is_compressed, spooled
+from ckpt_surgery.formats import registry
+from ckpt_surgery.formats.streams import decompressed, file_of, is_compressed, spooled
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import DEFAULT_LIMITS
 from ckpt_surgery.startup.lazy_dataclass import dataclass
@@ -225,13 +225,12 @@ def _readable(members: list[Member]) -> Iterator[str]:
 
 
 def _holds_tensors(member: Member) -> bool:
-    from ckpt_surgery.formats.detect import find_format
     from ckpt_surgery.formats.torch_zip import forget_archive
 
     try:
         source = member.opened(member.name)
-        found = find_format(source)
-        if found.name in _ONLY_LEADS:
+        found = registry.recognised(source)
+        if found is None or found.name in _ONLY_LEADS:
             return False
         return any(True for _ in found.read(source, DEFAULT_LIMITS).all_tensors)
     except CkptError:
@@ -290,11 +289,6 @@ def _of_zip(source: Source) -> Iterator[Member]:
                 info.CRC,
                 is_encrypted=locked,
             )
-
-
-def file_of(source: Source) -> IO[bytes]:
-    """Return a source as a file object, for the standard library's readers."""
-    return cast("IO[bytes]", io.BufferedReader(SourceFile(source)))
 
 
 def _opened(source: Source, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Source:

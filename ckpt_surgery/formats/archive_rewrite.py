@@ -25,8 +25,7 @@ from ckpt_surgery.fileio import ByteRange, Bytes, ByteSource, FileSource, Source
 from ckpt_surgery.fileio.atomic import atomic_output
 from ckpt_surgery.fileio.file_sink import FileSink
 from ckpt_surgery.fileio.sink import Progress, Sink
-from ckpt_surgery.formats.archive_members import file_of
-from ckpt_surgery.formats.compressed import is_compressed
+from ckpt_surgery.formats.streams import file_of, is_compressed
 from ckpt_surgery.formats.tar_header import TAR_BLOCK
 
 _MOST_OCTAL: Final = 8**11

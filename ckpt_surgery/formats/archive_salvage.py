@@ -16,7 +16,7 @@ from ckpt_surgery.fileio import CHUNK, FileSource, PartSource, Source, looks_lik
 from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
 from ckpt_surgery.fileio.zip_structs import DEFLATED, STORED
 from ckpt_surgery.formats.archive_members import SEPARATOR, is_of_torch
-from ckpt_surgery.formats.compressed import is_compressed, left_of, spooled
+from ckpt_surgery.formats.streams import is_compressed, left_of, spooled
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 
 _STORAGE: Final = re.compile(r"[^/]+/(?:data|constants)/\d+")  # of torch's own

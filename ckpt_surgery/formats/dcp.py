@@ -26,7 +26,8 @@ from ckpt_surgery.formats.dcp_metadata import (
     TensorItem,
     read_metadata,
 )
-from ckpt_surgery.formats.torch_zip import PICKLE, read_torch_zip
+from ckpt_surgery.formats.torch_zip import read_torch_zip
+from ckpt_surgery.formats.torch_zip_container import PICKLE
 from ckpt_surgery.pickles import Dict, Limits, Node, PersistentId
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.row_major import row_major

@@ -25,7 +25,8 @@ from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import MemorySource, Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.safetensors import A_PART, METADATA, OF_DCP, OF_RANKS, Safetensors
+from ckpt_surgery.formats.safetensors import A_PART, OF_DCP, OF_RANKS, Safetensors
+from ckpt_surgery.formats.safetensors_header import METADATA
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 from ckpt_surgery.torch_objects.kinds import role_of

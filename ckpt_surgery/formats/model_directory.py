@@ -11,7 +11,8 @@ from ckpt_surgery.errors import ReadError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.sharded import INDEX_SUFFIX, SafetensorsIndex, TorchIndex, read_sharded
+from ckpt_surgery.formats.sharded import SafetensorsIndex, TorchIndex, read_sharded
+from ckpt_surgery.formats.sharded_index import INDEX_SUFFIX
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.pickles import Limits
 
@@ -53,7 +54,7 @@ class ModelDirectory(Format):
 
         Raises `ReadError` if there are several, and what reading it raises.
         """
-        from ckpt_surgery.formats.detect import find_format
+        from ckpt_surgery.formats.recognise import find_format
 
         if not isinstance(source, DirectorySource):
             raise ReadError("is no directory", path=source.name)

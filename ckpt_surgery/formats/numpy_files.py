@@ -21,7 +21,7 @@ from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, MemorySource, Source, looks_like_zip
 from ckpt_surgery.formats.archive_members import BROKEN
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.compressed import SourceFile
+from ckpt_surgery.formats.streams import SourceFile
 from ckpt_surgery.pickles import Limits
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.arrays import array_tensor, dtype_of_code

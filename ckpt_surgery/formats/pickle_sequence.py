@@ -19,6 +19,11 @@ from ckpt_surgery.pickles import (
     parse,
 )
 
+MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
+"""The first pickle of a file of torch before 1.6."""
+PROTOCOL_VERSION: Final = 1001
+"""The second."""
+
 _FIRST_WINDOW: Final = 1 << 20
 _GROWTH: Final = 4
 

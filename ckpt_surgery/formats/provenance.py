@@ -36,7 +36,7 @@ def _command(step: Mapping[str, Any]) -> Any:
 
 
 def _kept(checkpoint: Checkpoint) -> str:
-    from ckpt_surgery.formats.torch_zip import Container
+    from ckpt_surgery.formats.torch_zip_container import Container
 
     if isinstance(checkpoint.container, Container):
         record = checkpoint.container.find(RECORD)

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import Final
 
 from ckpt_surgery.errors import CkptError, UsageError
+from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats.base import Format
 
 GROUP: Final = "ckpt_surgery.formats"
@@ -73,12 +74,12 @@ def get(name: str) -> Format:
     return _loaded[name]
 
 
-def built_in() -> Iterator[Format]:
+def _built_in() -> Iterator[Format]:
     """Yield the formats of the table in the order in which a file is offered to them."""
     yield from map(get, FORMATS)
 
 
-def added() -> Iterator[Format]:
+def _of_packages() -> Iterator[Format]:
     """Yield the formats that installed packages add."""
     yield from (get(name) for name in _added() if name not in FORMATS)
 
@@ -88,9 +89,17 @@ def names() -> list[str]:
     return [*FORMATS, *(name for name in _added() if name not in FORMATS)]
 
 
+def recognised(source: Source, *, is_directory: bool = False) -> Format | None:
+    """Return the first format that recognises `source`; None if none does."""
+    for candidate in chain(_built_in(), _of_packages()):
+        if candidate.of_directories == is_directory and candidate.sniff(source):
+            return candidate
+    return None
+
+
 def writable() -> list[str]:
     """Return the names of the formats that can be written, those of other packages included."""
-    return [*_WRITABLE, *(each.name for each in added() if each.is_writable)]
+    return [*_WRITABLE, *(each.name for each in _of_packages() if each.is_writable)]
 
 
 def of_suffix(suffix: str) -> Format | None:
@@ -100,7 +109,7 @@ def of_suffix(suffix: str) -> Format | None:
     """
     if not suffix:
         return None
-    for each in chain(built_in(), added()):
+    for each in chain(_built_in(), _of_packages()):
         if suffix in each.suffixes and each.is_writable:
             return each
     if suffix in _OF_OTHERS:

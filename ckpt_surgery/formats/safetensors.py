@@ -25,12 +25,16 @@ from ckpt_surgery.dtypes import BY_SAFETENSORS, FOUR_BITS, UNTYPED, DType
 from ckpt_surgery.errors import DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
+from ckpt_surgery.formats.safetensors_header import (
+    MAX_HEADER_BYTES,
+    METADATA,
+    Original,
+    is_alias,
+    is_unicode,
+)
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import role_of
-
-MAX_HEADER_BYTES: Final = 100_000_000
-METADATA: Final = "__metadata__"
 
 _SIZE_BYTES: Final = 8
 _ALIGNMENT: Final = 8
@@ -49,17 +53,6 @@ A_PART: Final = (
     "the directory has the whole ones"
 )
 _TRUNCATED: Final = "the file is truncated"
-_FRAMEWORK: Final = "format"
-"""The key of ``__metadata__`` that names the writer's framework, and is no alias of a tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Original:
-    """A file as it was read, which is written again if its entries and metadata are the same."""
-
-    file: ByteRange
-    entries: tuple[Entry, ...]
-    metadata: Mapping[str, str] | None
 
 
 class Safetensors(Format):
@@ -163,11 +156,6 @@ def _aliases(
     return aliases, rest if rest or not aliases else None
 
 
-def is_alias(key: str, value: str, names: Container[str]) -> bool:
-    """Return whether an item of ``__metadata__`` says that `key` is tied to the tensor `value`."""
-    return value in names and key not in names and key != _FRAMEWORK
-
-
 def _read_header(file: Source, limits: Limits) -> bytes:
     """Return the header, which the data follows."""
     if file.size < _SIZE_BYTES:
@@ -220,17 +208,6 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if isinstance(string, str) and not is_unicode(string):
                 raise ValueError("a string holds a lone surrogate")
     return found
-
-
-def is_unicode(string: str) -> bool:
-    """Return whether `string` has no lone surrogate, which JSON can spell and UTF-8 cannot."""
-    if string.isascii():
-        return True
-    try:
-        string.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:

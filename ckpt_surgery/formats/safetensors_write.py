@@ -21,7 +21,7 @@ from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats.base import FileLayout, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.provenance import KEY as PROVENANCE
-from ckpt_surgery.formats.safetensors import (
+from ckpt_surgery.formats.safetensors_header import (
     MAX_HEADER_BYTES,
     METADATA,
     Original,

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import field, replace
-from typing import Final, Literal
+from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
 from ckpt_surgery.errors import DamagedFileError, ReadError
@@ -25,43 +24,23 @@ from ckpt_surgery.fileio import (
     looks_like_zip,
 )
 from ckpt_surgery.fileio.padded import PaddedSource
-from ckpt_surgery.fileio.record_sums import crc32_of
-from ckpt_surgery.fileio.zip_salvage import FoundRecord, find_records
-from ckpt_surgery.fileio.zip_structs import STORED
 from ckpt_surgery.formats.archive_salvage import Opener, left_members, only_checkpoint
-from ckpt_surgery.formats.compressed import is_compressed, left_of
 from ckpt_surgery.formats.record_salvage import read_damaged_records
 from ckpt_surgery.formats.safetensors import Safetensors
+from ckpt_surgery.formats.salvage_parts import Part, parts_of
 from ckpt_surgery.formats.script_salvage import is_script, read_damaged_script
+from ckpt_surgery.formats.streams import is_compressed, left_of
 from ckpt_surgery.formats.tar_salvage import read_damaged_tar
 from ckpt_surgery.formats.torch_legacy import TorchLegacy, storage_places
 from ckpt_surgery.formats.torch_tar import TorchTar
-from ckpt_surgery.formats.torch_zip import (
-    PICKLE,
-    STORAGE_FOLDER,
-    read_torch_zip,
-)
+from ckpt_surgery.formats.torch_zip import read_torch_zip
+from ckpt_surgery.formats.torch_zip_container import PICKLE, STORAGE_FOLDER
 from ckpt_surgery.formats.traits import OWN_RECORDS
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits, Node, PersistentId, parse
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id
 
-_State = Literal["whole", "unchecked", "cut", "damaged"]
-_STATES: Final[tuple[_State, ...]] = ("whole", "unchecked", "cut", "damaged")
 _BYTE_ORDER: Final = "byteorder"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A record and how much of it is left.
-
-    It is ``whole`` if its checksum says so, ``unchecked`` if it has none, ``cut`` if it has no end
-    and ``damaged`` if its bytes are not those of its checksum.
-    """
-
-    name: str
-    record: FoundRecord
-    state: _State
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,61 +130,6 @@ def _read_member(source: Source, members: Mapping[str, Opener], limits: Limits) 
                 found[name] = left
     name = only_checkpoint(source, list(found))
     return replace(found[name], notes=(f"of '{name}' in the archive", *found[name].notes))
-
-
-def parts_of(source: Source) -> list[Part]:
-    """Return the records of an archive with their states; of each name the best one."""
-    found: dict[str, Part] = {}
-    for part in _parts(source, find_records(source)):
-        known = found.get(part.name)
-        if known is None or _STATES.index(part.state) < _STATES.index(known.state):
-            found[part.name] = part
-    return list(found.values())
-
-
-def _parts(source: Source, records: Sequence[FoundRecord]) -> Iterator[Part]:
-    root = next((r.name.partition("/")[0] for r in records if r.name.endswith(f"/{PICKLE}")), None)
-    named = [r for r in records if root is not None and r.name.startswith(f"{root}/")]
-    ends = {id(r): _end(source, r) for r in named}
-    stored = [r for r in named if ends[id(r)] is not None and r.method == STORED]
-    ranges = [ByteRange(source, r.start, r.stored_nbytes or 0) for r in stored]
-    computed = dict(zip(map(id, stored), crc32_of(ranges), strict=True))
-    for record in named:
-        name = record.name[len(root or "") + 1 :]
-        if ends[id(record)] is None:
-            yield Part(name, record, "cut")
-        elif record.stored_nbytes == 0:
-            yield Part(name, record, "whole")
-        elif not any(record.crc32):
-            yield Part(name, record, "unchecked")
-        else:
-            crc32 = computed.get(id(record))
-            crc32 = _inflated_crc32(source, record) if crc32 is None else crc32
-            yield Part(name, record, "whole" if crc32 in record.crc32 else "damaged")
-
-
-def _end(source: Source, record: FoundRecord) -> int | None:
-    """Return the byte at which the record's data ends; None if that
-    is not known or not in the file.
-    """
-    if record.stored_nbytes is None or record.start + record.stored_nbytes > source.size:
-        return None
-    return record.start + record.stored_nbytes
-
-
-def _inflated_crc32(source: Source, record: FoundRecord) -> int | None:
-    """Return the checksum of what a compressed record decodes to, None if it does not."""
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    crc32 = 0
-    for chunk in ByteRange(source, record.start, record.stored_nbytes or 0).chunks():
-        data: bytes = bytes(chunk)
-        while data:
-            try:
-                crc32 = zlib.crc32(inflate.decompress(data, 1 << 20), crc32)
-            except zlib.error:
-                return None
-            data = inflate.unconsumed_tail
-    return crc32
 
 
 def _read_zip(source: Source, limits: Limits) -> Salvaged:

@@ -9,13 +9,13 @@ from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.fileio import ByteRange, MemorySource, Source, ZipArchive, ZipRecord
 from ckpt_surgery.fileio.padded import PaddedSource
 from ckpt_surgery.fileio.zip_structs import DEFLATED
-from ckpt_surgery.formats.torch_zip import CONSTANTS, PICKLE, STORAGE_FOLDER
+from ckpt_surgery.formats.torch_zip_container import CONSTANTS, PICKLE, STORAGE_FOLDER
 from ckpt_surgery.formats.torchscript import read_torchscript
 from ckpt_surgery.pickles import Global, Limits, Object, parse
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id
 
 if TYPE_CHECKING:
-    from ckpt_surgery.formats.salvage import Part
+    from ckpt_surgery.formats.salvage_parts import Part
 
 _CODE: Final = "code/"
 _OWN: Final = "__torch__"

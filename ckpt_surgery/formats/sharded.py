@@ -8,28 +8,28 @@ files stay below its directory, every tensor lies in one file and in the one tha
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
-from ckpt_surgery.errors import DamagedFileError, LimitExceededError, ReadError
+from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats import registry
 from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.dcp_safetensors import require_whole
-from ckpt_surgery.formats.safetensors import A_PART, OF_DCP, is_alias
-from ckpt_surgery.formats.strict_json import load_object
+from ckpt_surgery.formats.safetensors import A_PART, OF_DCP
+from ckpt_surgery.formats.sharded_index import (
+    ShardIndex,
+    Sharding,
+    index_ties,
+    looks_like_index,
+    read_index,
+)
 from ckpt_surgery.pickles import Limits
-from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import role_of
 
-_MAX_INDEX_BYTES: Final = 64 << 20
-"""An index has some hundred bytes a tensor; the largest published ones have 10 MB."""
-
-INDEX_SUFFIX: Final = ".index.json"
-_WEIGHT_MAP: Final = "weight_map"
 _METADATA: Final = "__metadata__"
 _SAFETENSORS: Final = ".safetensors"
 _MOST_NAMED: Final = 3
@@ -45,7 +45,7 @@ class _Sharded(Format):
 
     def sniff(self, source: Source) -> bool:
         """Say whether it is an index whose files are of this kind."""
-        if not _looks_like_index(source):
+        if not looks_like_index(source):
             return False
         try:
             files = read_index(source).files
@@ -108,74 +108,13 @@ class TorchIndex(_Sharded):
         return torch_losses(checkpoint)
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """What an index says: the file of each tensor, and what it knows of all of them."""
-
-    weight_map: Mapping[str, str]
-    metadata: Mapping[str, Any]
-
-    @property
-    def total_size(self) -> int | None:
-        """The bytes of all tensors, None if it does not say."""
-        total = self.metadata.get("total_size")
-        return int(total) if isinstance(total, int | float) else None
-
-    @property
-    def files(self) -> list[str]:
-        """The names of the shards, sorted, as they are numbered."""
-        return sorted(set(self.weight_map.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """How a checkpoint was split: its index, and each shard by its name as it was read.
-
-    `index` is the name of the index, `file` its bytes, `weight_map` and `metadata` what it says.
-    `others` are those of all shards in one.
-    """
-
-    index: str
-    weight_map: Mapping[str, str]
-    metadata: Mapping[str, Any]
-    file: ByteRange
-    shards: tuple[tuple[str, Checkpoint], ...]
-    others: tuple[Other, ...]
-
-
-def _looks_like_index(source: Source) -> bool:
-    """Say whether `source` is a JSON object with a weight map; reads at most what an index has."""
-    if not 0 < source.size <= _MAX_INDEX_BYTES:
-        return False
-    if not source.read_at(0, min(source.size, 64)).lstrip().startswith(b"{"):
-        return False
-    return f'"{_WEIGHT_MAP}"'.encode() in source.read_at(0, source.size)
-
-
-def read_index(source: Source) -> _Index:
-    """Return what the index says. Raises `DamagedFileError` if it is not of an index's form."""
-    if source.size > _MAX_INDEX_BYTES:
-        raise LimitExceededError(
-            f"the index has {source.size} bytes, more than {_MAX_INDEX_BYTES}", path=source.name
-        )
-    found = load_object(source.read_at(0, source.size), path=source.name, what="the index")
-    weight_map, metadata = found.get(_WEIGHT_MAP), found.get("metadata")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) for file in weight_map.values()
-    ):
-        raise DamagedFileError(
-            f"'{_WEIGHT_MAP}' does not map names of tensors to names of files", path=source.name
-        )
-    return _Index(weight_map, metadata if isinstance(metadata, dict) else {})
-
-
 def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: str) -> Checkpoint:
     """Describe the shards that the index in `source` names, which lie in `folder`, as one.
 
     Raises `DamagedFileError` if a shard is missing or leads out of the folder, if a tensor is in
     two shards, or not where the index says, and what reading a shard raises.
     """
-    from ckpt_surgery.formats.detect import find_format
+    from ckpt_surgery.formats.recognise import find_format
 
     index = read_index(source)
     shards: list[tuple[str, Checkpoint]] = []
@@ -207,7 +146,7 @@ def read_sharded(source: Source, folder: DirectorySource, limits: Limits, name: 
 
 
 def _entries(
-    source: Source, index: _Index, shards: Sequence[tuple[str, Checkpoint]]
+    source: Source, index: ShardIndex, shards: Sequence[tuple[str, Checkpoint]]
 ) -> tuple[Entry, ...]:
     """Return the entries of all shards in order, each where the index says."""
     found: dict[str, str] = {}
@@ -233,21 +172,12 @@ def _entries(
     return tuple(entries)
 
 
-def _with_aliases(entries: tuple[Entry, ...], index: _Index) -> tuple[Entry, ...]:
+def _with_aliases(entries: tuple[Entry, ...], index: ShardIndex) -> tuple[Entry, ...]:
     """Add the names that the index says are tied to another, as huggingface_hub writes it."""
     tensors = {entry.name: entry.tensor for entry in entries}
     ties = index_ties(index.metadata, tensors)
     added = [(alias, tensors[name]) for alias, name in ties.items()]
     return (*entries, *(Entry(alias, t, role_of(alias, t)) for alias, t in added if t is not None))
-
-
-def index_ties(metadata: Mapping[str, Any], names: Container[str]) -> dict[str, str]:
-    """Return the tied names among an index's metadata, each with the name of what is written."""
-    return {
-        key: value
-        for key, value in metadata.items()
-        if isinstance(value, str) and is_alias(key, value, names)
-    }
 
 
 def _state_dict(source: Source, file: str, shard: Checkpoint) -> StateDict:
@@ -281,7 +211,7 @@ def _metadata(source: Source, shards: Sequence[tuple[str, Checkpoint]]) -> tuple
 
 
 def _notes(
-    index: _Index, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
+    index: ShardIndex, checkpoint: Checkpoint, shards: Sequence[tuple[str, Checkpoint]]
 ) -> Iterator[str]:
     unnamed = _unnamed(index, checkpoint)
     if unnamed:
@@ -298,7 +228,7 @@ def _notes(
         yield from (f"{file}: {note}" for note in shard.notes if note != A_PART)
 
 
-def _unnamed(index: _Index, checkpoint: Checkpoint) -> list[str]:
+def _unnamed(index: ShardIndex, checkpoint: Checkpoint) -> list[str]:
     """Return names that the index does not have; one that is tied to another need not be in it."""
     names = index.weight_map
     if all(name in names for name, _ in checkpoint.tensors):

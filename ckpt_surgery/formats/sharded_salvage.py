@@ -9,10 +9,11 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, St
 from ckpt_surgery.errors import ReadError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.directory import DirectorySource
-from ckpt_surgery.formats.detect import find_format
 from ckpt_surgery.formats.model_directory import index_in
+from ckpt_surgery.formats.recognise import find_format
 from ckpt_surgery.formats.salvage import Salvaged, read_damaged
-from ckpt_surgery.formats.sharded import SafetensorsIndex, TorchIndex, read_index
+from ckpt_surgery.formats.sharded import SafetensorsIndex, TorchIndex
+from ckpt_surgery.formats.sharded_index import read_index
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Limits
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 

@@ -20,7 +20,7 @@ from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats.base import FileLayout, Format, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.safetensors_write import tied_names
-from ckpt_surgery.formats.sharded import INDEX_SUFFIX, Sharding, index_ties
+from ckpt_surgery.formats.sharded_index import INDEX_SUFFIX, Sharding, index_ties
 from ckpt_surgery.formats.traits import lost_traits
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 

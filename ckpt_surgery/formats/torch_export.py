@@ -167,7 +167,7 @@ def _old_weights(source: Source) -> Source:
 
 def _of_member(source: Source, member: Source, limits: Limits) -> Checkpoint:
     """Describe a file of ``torch.save`` in the archive."""
-    from ckpt_surgery.formats.detect import find_format
+    from ckpt_surgery.formats.recognise import find_format
 
     found = find_format(member).read(member, limits)
     if not isinstance(member, PartSource):

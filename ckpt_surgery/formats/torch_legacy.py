@@ -15,7 +15,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, Source
 from ckpt_surgery.formats.base import Format, Layout, LayoutOptions, Loss
-from ckpt_surgery.formats.pickle_sequence import PickleSequence
+from ckpt_surgery.formats.pickle_sequence import MAGIC_NUMBER, PROTOCOL_VERSION, PickleSequence
 from ckpt_surgery.formats.tar_header import TAR_BLOCK, is_tar_header
 from ckpt_surgery.pickles import (
     DEFAULT_LIMITS,
@@ -31,9 +31,6 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.calls import sizes, steps
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import StorageId, parse_storage_id, text
-
-MAGIC_NUMBER: Final = 0x1950A86A20F9469CFC6C
-PROTOCOL_VERSION: Final = 1001
 
 _LONGEST_MAGIC: Final = 64
 """More bytes than a pickle of the magic number takes in any protocol."""

@@ -17,7 +17,7 @@ from ckpt_surgery.fileio import Bytes, ByteSource
 from ckpt_surgery.fileio.sink import Sink
 from ckpt_surgery.formats import torch_zip_layout
 from ckpt_surgery.formats.base import FileLayout, Layout, Loss
-from ckpt_surgery.formats.torch_legacy import MAGIC_NUMBER, PROTOCOL_VERSION
+from ckpt_surgery.formats.pickle_sequence import MAGIC_NUMBER, PROTOCOL_VERSION
 from ckpt_surgery.formats.traits import lost_traits
 from ckpt_surgery.pickles import Dict, Node
 from ckpt_surgery.pickles.emit import emit

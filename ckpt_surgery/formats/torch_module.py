@@ -31,6 +31,6 @@ class TorchModule(Format):
 
     def read(self, source: Source, limits: Limits) -> Checkpoint:
         """Describe the file as its container's format does."""
-        from ckpt_surgery.formats.detect import find_format
+        from ckpt_surgery.formats.recognise import find_format
 
         return find_format(source).read(source, limits)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import DamagedFileError, ReadError, UnknownFormatError
 from ckpt_surgery.fileio import (
-    Bytes,
     ByteSource,
     Source,
     ZipArchive,
@@ -17,8 +16,14 @@ from ckpt_surgery.fileio import (
     read_zip,
 )
 from ckpt_surgery.formats.base import Format
+from ckpt_surgery.formats.torch_zip_container import (
+    CONSTANTS,
+    PICKLE,
+    SERIALIZATION_ID,
+    STORAGE_FOLDER,
+    Container,
+)
 from ckpt_surgery.pickles import Limits, Node, Parsed, PersistentId, parse
-from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.storages import parse_storage_id
 
@@ -29,56 +34,7 @@ if TYPE_CHECKING:
     from ckpt_surgery.fileio import ByteRange
     from ckpt_surgery.formats.base import Layout, LayoutOptions, Loss
 
-PICKLE = "data.pkl"
-CONSTANTS = "constants.pkl"
-SERIALIZATION_ID = ".data/serialization_id"
-STORAGE_FOLDER = "data/"
 _SMALL = 1 << 16  # bytes; a record such as `version` that is longer is an attack
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """What an archive has beside its pickle and its storages, and in which order.
-
-    `before` and `after` are the records around the storages, by their names below `root`;
-    `storages` those that the pickle refers to, in the order of the archive; `idle` the records
-    that look like storages but that nothing refers to.
-    """
-
-    root: str
-    before: tuple[tuple[str, ByteSource], ...]
-    storages: tuple[Storage, ...]
-    after: tuple[tuple[str, ByteSource], ...]
-    idle: tuple[tuple[str, ByteSource], ...] = ()
-    original: tuple[tuple[str, ByteSource], ...] = ()
-
-    def find(self, name: str) -> ByteSource | None:
-        return next((data for known, data in (*self.before, *self.after) if known == name), None)
-
-    @property
-    def promises_layout(self) -> bool:
-        """Whether torch may compute where the storages lie instead of asking the directory."""
-        return self.find(".format_version") is not None
-
-    @property
-    def alignment(self) -> int:
-        """The number of bytes that every record's start is a multiple of."""
-        record = self.find(".storage_alignment")
-        return 64 if record is None else int(content(record))
-
-
-# The records of torch 2.13 around a pickle and its storages.
-MODERN = Container(
-    root="archive",
-    before=(
-        (PICKLE, Bytes(b"")),
-        (".format_version", Bytes(b"1")),
-        (".storage_alignment", Bytes(b"64")),
-        ("byteorder", Bytes(b"little")),
-    ),
-    storages=(),
-    after=(("version", Bytes(b"3\n")), (SERIALIZATION_ID, Bytes(b""))),
-)
 
 
 class TorchZip(Format):
@@ -343,8 +299,3 @@ def _container(archive: ZipArchive, storages: StorageRecords) -> Container:
             before.append(item)
     original = tuple((record.name, record.data) for record in archive.records)
     return Container(archive.root, tuple(before), tuple(used), tuple(after), tuple(idle), original)
-
-
-def content(source: ByteSource) -> bytes:
-    """Return all bytes of a small record."""
-    return b"".join(source.chunks())

@@ -12,7 +12,7 @@ from ckpt_surgery.errors import DamagedFileError, ReadError
 from ckpt_surgery.fileio import ByteRange, ByteSource, Source, ZipArchive, read_zip
 from ckpt_surgery.fileio.zip_structs import LOCAL
 from ckpt_surgery.fileio.zip_write import ZipLayout, lay_out
-from ckpt_surgery.formats.torch_zip import Container
+from ckpt_surgery.formats.torch_zip_container import Container
 
 _MOST_PLACES: Final = 20
 """Places of one file that are listed one by one."""

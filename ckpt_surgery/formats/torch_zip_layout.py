@@ -12,7 +12,7 @@ from ckpt_surgery.fileio.zip_write import Derived, ZipLayout, lay_out
 from ckpt_surgery.formats.base import FileLayout, Layout, LayoutOptions, Loss
 from ckpt_surgery.formats.provenance import RECORD
 from ckpt_surgery.formats.serialization_id import serialization_id
-from ckpt_surgery.formats.torch_zip import (
+from ckpt_surgery.formats.torch_zip_container import (
     MODERN,
     PICKLE,
     SERIALIZATION_ID,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
 from ckpt_surgery.fileio import Bytes, ByteSource
-from ckpt_surgery.formats.torch_zip import PICKLE, SERIALIZATION_ID, Container
+from ckpt_surgery.formats.torch_zip_container import PICKLE, SERIALIZATION_ID, Container
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.rebuild import is_module_state, lower_state_dict
 

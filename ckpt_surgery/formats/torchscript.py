@@ -19,13 +19,8 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Other, StateDict
 from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.fileio import Source, ZipArchive, read_zip
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.torch_zip import (
-    CONSTANTS,
-    StorageRecords,
-    archive_of,
-    is_torchscript,
-    not_in_graph,
-)
+from ckpt_surgery.formats.torch_zip import StorageRecords, archive_of, is_torchscript, not_in_graph
+from ckpt_surgery.formats.torch_zip_container import CONSTANTS
 from ckpt_surgery.formats.torchscript_code import Declaration, declarations
 from ckpt_surgery.pickles import Dict, Global, Limits, Node, Object, parse, walk
 from ckpt_surgery.torch_objects.kinds import type_name

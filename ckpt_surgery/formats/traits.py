@@ -132,7 +132,7 @@ def _devices(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _records(checkpoint: Checkpoint) -> Iterator[str]:
     """Say what an archive holds that torch did not put there."""
-    from ckpt_surgery.formats.torch_zip import Container
+    from ckpt_surgery.formats.torch_zip_container import Container
 
     container = checkpoint.container
     if not isinstance(container, Container):

@@ -13,7 +13,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Tensor
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.formats import read
 from ckpt_surgery.formats.detect import is_checkpoint_directory
-from ckpt_surgery.formats.sharded import INDEX_SUFFIX
+from ckpt_surgery.formats.sharded_index import INDEX_SUFFIX
 from ckpt_surgery.names import near
 
 _SUFFIXES: Final = (".pt", ".pth", ".tar", ".ckpt", ".bin", ".pkl", ".safetensors")

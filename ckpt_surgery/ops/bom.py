@@ -68,7 +68,7 @@ def _document(components: Sequence[Any]) -> str:
 
 
 def _tool() -> Any:
-    from ckpt_surgery import __version__
+    from ckpt_surgery.startup.version import __version__
 
     component = _library("cyclonedx.model.component")
     kind = component.ComponentType.APPLICATION

@@ -15,9 +15,9 @@ from ckpt_surgery.edits.follow import following, with_those_inside
 from ckpt_surgery.edits.lineage import Lineage
 from ckpt_surgery.edits.names_elsewhere import names_left_behind_by
 from ckpt_surgery.edits.plan import Plan, Planned
+from ckpt_surgery.edits.remarks import remarks
 from ckpt_surgery.edits.rename import RenameModule
 from ckpt_surgery.edits.value_rules import ValueRule
-from ckpt_surgery.edits.values import remarks
 from ckpt_surgery.errors import PathLike, PlanError, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.names.metadata import strip_metadata

@@ -73,7 +73,8 @@ def merge_recipe(
 ) -> MergeReport:
     """Carry out a recipe: a TOML file, mergekit's YAML, or a `MergeRecipe`; otherwise `merge`."""
     from ckpt_surgery.merge.planner import Policies
-    from ckpt_surgery.merge.recipe import MergeRecipe, read_recipe
+    from ckpt_surgery.merge.recipe import MergeRecipe
+    from ckpt_surgery.merge.recipe_file import read_recipe
 
     target = output if isinstance(output, Output) else Output(output)
     target.check()

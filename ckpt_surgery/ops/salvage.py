@@ -15,9 +15,11 @@ from ckpt_surgery.errors import DamagedFileError, PathLike, ReadError
 from ckpt_surgery.fileio import Source, looks_like_zip
 from ckpt_surgery.fileio.directory import DirectorySource
 from ckpt_surgery.formats.base import Loss
-from ckpt_surgery.formats.compressed import notes_on
-from ckpt_surgery.formats.detect import opened, source_is_directory
-from ckpt_surgery.formats.salvage import Salvaged, parts_of, read_damaged
+from ckpt_surgery.formats.detect import opened
+from ckpt_surgery.formats.recognise import source_is_directory
+from ckpt_surgery.formats.salvage import Salvaged, read_damaged
+from ckpt_surgery.formats.salvage_parts import parts_of
+from ckpt_surgery.formats.streams import notes_on
 from ckpt_surgery.reports.verification import Lost, SalvageReport
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import without
@@ -49,7 +51,7 @@ def salvage(source: PathLike | Source, output: Output) -> SalvageReport:
         kept = without(found.checkpoint, lost)
         tensors = [name for name, _ in kept.tensors]
         if not tensors:
-            any_at_all = any(True for _ in found.checkpoint.tensors)
+            any_at_all = found.lost or any(True for _ in found.checkpoint.tensors)
             why = "none of its tensors is whole" if any_at_all else _NO_STATE_DICT
             raise DamagedFileError(why, path=file.name)
         if any(found.right_nbytes(storage) < storage.nbytes for storage in _storages(kept)):

@@ -19,7 +19,7 @@ from ckpt_surgery.edits.set_value import SetValue
 from ckpt_surgery.errors import PathLike, PlanError, UsageError, about_file
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read, registry
-from ckpt_surgery.formats.safetensors import METADATA
+from ckpt_surgery.formats.safetensors_header import METADATA
 from ckpt_surgery.names.entries import EntryRule
 from ckpt_surgery.names.literals import toml_string, toml_value
 from ckpt_surgery.names.suggest import near_hint

@@ -22,22 +22,22 @@ from ckpt_surgery.fileio.member import require_whole_members
 from ckpt_surgery.fileio.parallel import shown
 from ckpt_surgery.fileio.record_sums import crc32_of
 from ckpt_surgery.formats.base import Format
-from ckpt_surgery.formats.detect import find_format, opened, source_is_directory
+from ckpt_surgery.formats.detect import opened
 from ckpt_surgery.formats.other_formats import other_formats
 from ckpt_surgery.formats.pickle_scan import FoundPickle, find_pickles
-from ckpt_surgery.formats.torch_zip import PICKLE, forget_archive
-from ckpt_surgery.ops.digest_lists import DigestList
-from ckpt_surgery.ops.proofs import Proofs, proved
+from ckpt_surgery.formats.recognise import find_format, source_is_directory
+from ckpt_surgery.formats.torch_zip import forget_archive
+from ckpt_surgery.formats.torch_zip_container import PICKLE
+from ckpt_surgery.ops.proofs import proved
 from ckpt_surgery.ops.salvage import damage, shard_damage
+from ckpt_surgery.ops.verify_checks import Checks
 from ckpt_surgery.ops.verify_digests import DigestChecks
-from ckpt_surgery.ops.verify_policy import Policy
 from ckpt_surgery.pickles import DEFAULT_LIMITS
 from ckpt_surgery.pickles.risk import Risk, classify_all, classify_path
 from ckpt_surgery.pickles.weights_only import refusal
 from ckpt_surgery.reports import Failure
 from ckpt_surgery.reports.verification import Checksums, Verdict, VerifyReport, WeightsOnly
 from ckpt_surgery.startup.collector import collector_paused
-from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.writing.output import ProgressBar
 
 if TYPE_CHECKING:
@@ -50,26 +50,6 @@ _WITHOUT_WEIGHTS_ONLY: Final = {
     "torchscript": "it is a TorchScript archive, which is a program",
     "torch-tar": "it is an archive of torch 0.1, which only the unsafe way reads",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Checks:
-    """What is to be checked beside the file's structure, its checksums and the names in it.
-
-    `values` looks at every element, and imports torch. `require_checksums` makes it an error that
-    bytes have no checksum, `strict` every warning one. `digests` are those of which the file must
-    have one: ``ckpt1:…`` of a model, or SHA-256 of the whole file; `lists` say more of them, of
-    which all that are about the file must be right. `policy` says what is allowed, `proofs` are
-    signatures that it is to have.
-    """
-
-    values: bool = False
-    require_checksums: bool = False
-    strict: bool = False
-    digests: Sequence[str] = ()
-    lists: Sequence[DigestList] = ()
-    policy: Policy | None = None
-    proofs: Proofs | None = None
 
 
 def verify(

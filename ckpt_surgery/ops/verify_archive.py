@@ -12,8 +12,8 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.parallel import shown
 from ckpt_surgery.fileio.record_sums import crc32_of
 from ckpt_surgery.formats.archive_check import Archive, look_into
-from ckpt_surgery.formats.detect import find_format
 from ckpt_surgery.formats.pickle_scan import find_pickles
+from ckpt_surgery.formats.recognise import find_format
 from ckpt_surgery.formats.torch_zip import forget_archive
 from ckpt_surgery.ops.hash import file_digest
 from ckpt_surgery.pickles.risk import Risk, classify_all
@@ -21,7 +21,7 @@ from ckpt_surgery.reports.verification import Checksums, Verdict
 from ckpt_surgery.writing.output import ProgressBar
 
 if TYPE_CHECKING:
-    from ckpt_surgery.ops.verify import Checks
+    from ckpt_surgery.ops.verify_checks import Checks
 
 _ONLY_LEADS: Final = frozenset({"safetensors-index", "torch-index", "compressed"})
 _SHA256: Final = "sha256:"

@@ -11,7 +11,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.errors import CkptError, ReadError
 from ckpt_surgery.fileio import Source
-from ckpt_surgery.formats.detect import source_is_directory
+from ckpt_surgery.formats.recognise import source_is_directory
 from ckpt_surgery.ops.digest_lists import DigestLine, DigestList, find_models
 from ckpt_surgery.ops.hash import file_digest, model_digests
 from ckpt_surgery.torch_objects.digest import PREFIX

@@ -45,7 +45,7 @@ def envelope(
     `inputs` are the names of the files that were read, `output` is that of the file that was
     written, None if none was. ``schemas/`` beside this module describes every document.
     """
-    from ckpt_surgery import __version__
+    from ckpt_surgery.startup.version import __version__
 
     return {
         "schema": _SCHEMA,

@@ -11,8 +11,10 @@ from contextlib import suppress
 from typing import Final
 
 from ckpt_surgery.dtypes import BY_NAME
+from ckpt_surgery.errors import DamagedFileError
 from ckpt_surgery.pickles import NO_STATE, ByteString, Global, Node, Object
 from ckpt_surgery.torch_objects.calls import Call, device_name
+from ckpt_surgery.torch_objects.numpy_scalars import SCALARS, numpy_scalar
 
 _BUILT_IN: Final = ("builtins", "__builtin__")
 _CONSTRUCTORS: Final[dict[str, Callable[..., Node]]] = {
@@ -24,7 +26,6 @@ _CONSTRUCTORS: Final[dict[str, Callable[..., Node]]] = {
     "unicode": str,
     "complex": complex,
 }
-_NUMPY: Final = ".multiarray.scalar"
 _ENCODE: Final = "_codecs.encode"
 _CODECS: Final = frozenset({"latin1", "latin-1", "utf-8", "utf8", "ascii"})
 _LONGEST: Final = 1000  # characters of a text that a number or key is made of
@@ -70,7 +71,10 @@ def _made(key: Object, call: Call) -> Node:
         return _encoded(key)
     if module in _BUILT_IN and name in _CONSTRUCTORS:
         return _constructed(key, _CONSTRUCTORS[name], call.all_settled())
-    return _of_numpy(key) if key.name.endswith(_NUMPY) else key
+    if key.name in SCALARS:
+        with suppress(DamagedFileError):  # nothing that numpy wrote so: it stays what it is
+            return numpy_scalar(key)
+    return key
 
 
 def _encoded(node: Node) -> Node:
@@ -94,10 +98,3 @@ def _constructed(key: Object, make: Callable[..., Node], args: tuple[Node, ...])
         value = make(*given)
         return value.real if isinstance(value, complex) and not value.imag else value
     return key
-
-
-def _of_numpy(key: Object) -> Node:
-    """Return the number or text that numpy makes of bytes."""
-    from ckpt_surgery.torch_objects.simple import plain_form  # rare
-
-    return plain_form(key)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
+from ckpt_surgery.compute.ahead import scheduled
 from ckpt_surgery.compute.casts import Cast, CastCount, tallies_of
-from ckpt_surgery.compute.jobs import Computing, scheduled
+from ckpt_surgery.compute.jobs import Computing
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import PartSource, Source
 from ckpt_surgery.fileio.atomic import atomic_output, stream_output

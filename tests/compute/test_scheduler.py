@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from ckpt_surgery.compute.jobs import Computing, Job, JobBytes, scheduled
+from ckpt_surgery.compute.ahead import scheduled
+from ckpt_surgery.compute.jobs import Computing, Job, JobBytes
 from ckpt_surgery.compute.scheduler import Stream
 from ckpt_surgery.errors import UsageError
 

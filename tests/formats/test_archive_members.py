@@ -27,7 +27,7 @@ from ckpt_surgery import (
     strip,
 )
 from ckpt_surgery.cli.main import cli
-from ckpt_surgery.formats import archive_members, compressed
+from ckpt_surgery.formats import archive_members, streams
 
 STATE = {"w": torch.arange(1000.0), "b": torch.ones(3)}
 
@@ -71,7 +71,7 @@ ARCHIVES = {
 @pytest.mark.parametrize("kind", ARCHIVES)
 @pytest.mark.parametrize("in_memory", [16, 1 << 20])
 def test_member_is_read_as_the_file_that_it_is(kind, in_memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(compressed, "_IN_MEMORY", in_memory)
+    monkeypatch.setattr(streams, "_IN_MEMORY", in_memory)
     archive = ARCHIVES[kind](tmp_path / "model.mar")
     before = archive.read_bytes()
     member = f"{archive}:models/policy.pth"

@@ -24,7 +24,7 @@ from ckpt_surgery import (
     selection,
     strip,
 )
-from ckpt_surgery.formats import compressed
+from ckpt_surgery.formats import streams
 from ckpt_surgery.writing.output import Output
 
 STATE = {"w": torch.arange(1000.0), "b": torch.ones(3)}
@@ -37,7 +37,7 @@ def zstd(data: bytes) -> bytes:
 @pytest.mark.parametrize("in_memory", [0, 1 << 20])
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
 def test_stream_is_read_as_what_it_holds(compress, in_memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(compressed, "_IN_MEMORY", in_memory)
+    monkeypatch.setattr(streams, "_IN_MEMORY", in_memory)
     plain, packed = tmp_path / "w.pth", tmp_path / "w.pth.packed"
     torch.save(STATE, plain)
     packed.write_bytes(compress(plain.read_bytes()))
@@ -93,7 +93,7 @@ def test_header_of_zstd_that_makes_no_sense_is_damage(tmp_path):
 
 
 def test_stream_that_is_far_more_than_it_seems_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(compressed, "_ALWAYS", 1 << 16)
+    monkeypatch.setattr(streams, "_ALWAYS", 1 << 16)
     path = tmp_path / "bomb.gz"
     path.write_bytes(gzip.compress(bytes(8 << 20)))
     with pytest.raises(LimitExceededError, match="far more than it is"):

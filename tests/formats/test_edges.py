@@ -11,7 +11,7 @@ import torch
 from ckpt_surgery import LossyEditError, Output, convert, read
 from ckpt_surgery.errors import LimitExceededError, ReadError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats import sharded
+from ckpt_surgery.formats import sharded_index
 from ckpt_surgery.formats.base import LayoutOptions
 from ckpt_surgery.formats.salvage import read_damaged
 from ckpt_surgery.formats.torch_zip_check import check
@@ -65,9 +65,9 @@ def test_an_index_of_exactly_the_most_bytes_is_read(
     )
     (index,) = (tmp_path / "d").glob("*.index.json")
     size = index.stat().st_size
-    monkeypatch.setattr(sharded, "_MAX_INDEX_BYTES", size)
+    monkeypatch.setattr(sharded_index, "_MAX_INDEX_BYTES", size)
     with read(index) as checkpoint:
         assert [name for name, _ in checkpoint.tensors] == ["w", "v"]
-    monkeypatch.setattr(sharded, "_MAX_INDEX_BYTES", size - 1)
+    monkeypatch.setattr(sharded_index, "_MAX_INDEX_BYTES", size - 1)
     with pytest.raises((LimitExceededError, ReadError)):
         read(index)

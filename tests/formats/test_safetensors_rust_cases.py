@@ -25,7 +25,7 @@ from ckpt_surgery.errors import (
     UnknownFormatError,
 )
 from ckpt_surgery.formats.base import LayoutOptions
-from ckpt_surgery.formats.safetensors import MAX_HEADER_BYTES
+from ckpt_surgery.formats.safetensors_header import MAX_HEADER_BYTES
 
 # A small but valid file: {"test":{"dtype":"I32","shape":[2,2],"data_offsets":[0,16]}}
 TEST = b'{"test":{"dtype":"I32","shape":[2,2],"data_offsets":[0,16]}}'

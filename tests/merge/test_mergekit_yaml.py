@@ -16,7 +16,7 @@ from ckpt_surgery.formats import read
 from ckpt_surgery.merge import mergekit_yaml
 from ckpt_surgery.merge.layered import _evaluate
 from ckpt_surgery.merge.mergekit_yaml import _from_config
-from ckpt_surgery.merge.recipe import read_recipe
+from ckpt_surgery.merge.recipe_file import read_recipe
 from ckpt_surgery.ops.merge import merge_recipe
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.write import write

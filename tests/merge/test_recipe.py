@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from ckpt_surgery.errors import CkptError, ReadError, UsageError
 from ckpt_surgery.merge.method import find
 from ckpt_surgery.merge.recipe import (
-    _MAX_BYTES,
     MergeInput,
     MergeRecipe,
     Override,
-    _parse_selector,
-    _parse_toml,
+    parse_selector,
     parse_weight_for,
-    read_recipe,
 )
+from ckpt_surgery.merge.recipe_file import _MAX_BYTES, _parse_toml, read_recipe
 
 FULL = """
 method = "ties"
@@ -180,7 +178,7 @@ def test_weights_for_a_selection_on_the_command_line():
     for wrong in ("prefix:layer4", "layer4=1,2", "prefix:=1", "prefix:a=1,x", "prefix:a="):
         with pytest.raises(UsageError):
             parse_weight_for(wrong)
-    assert _parse_selector("all") == ("all", "")
+    assert parse_selector("all") == ("all", "")
 
 
 def test_a_recipe_from_code_is_checked_too():
@@ -201,7 +199,7 @@ def test_any_text_is_a_recipe_or_an_error_of_ours(text):
 def test_reading_a_recipe_imports_no_torch():
     code = (
         "import sys\n"
-        "from ckpt_surgery.merge.recipe import _parse_toml\n"
+        "from ckpt_surgery.merge.recipe_file import _parse_toml\n"
         f"_parse_toml({FULL!r})\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )

@@ -19,7 +19,7 @@ from ckpt_surgery.ops.bom import bill_of_materials
 from ckpt_surgery.ops.lineage import EditRecord
 from ckpt_surgery.ops.proofs import Proofs
 from ckpt_surgery.ops.signing import ForgedError, check_signature, check_statement, sign
-from ckpt_surgery.ops.verify import Checks
+from ckpt_surgery.ops.verify_checks import Checks
 
 model_signing = framework("model_signing")
 ec = framework("cryptography.hazmat.primitives.asymmetric.ec")

@@ -25,7 +25,7 @@ from torch_checks import quiet, save
 from ckpt_surgery import digest, verify
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.fileio import MemorySource, read_zip
-from ckpt_surgery.ops.verify import Checks
+from ckpt_surgery.ops.verify_checks import Checks
 from ckpt_surgery.reports.verification import Verdict
 
 

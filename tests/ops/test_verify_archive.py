@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from ckpt_surgery import digest, verify
 from ckpt_surgery.cli.main import cli
 from ckpt_surgery.ops.digest_lists import DigestList
-from ckpt_surgery.ops.verify import Checks
+from ckpt_surgery.ops.verify_checks import Checks
 from ckpt_surgery.ops.verify_policy import parse_policy
 from ckpt_surgery.reports.verification import Verdict
 

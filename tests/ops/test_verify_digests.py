@@ -16,7 +16,7 @@ from ckpt_surgery import verify
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.fileio import MemorySource
 from ckpt_surgery.ops.digest_lists import DigestList
-from ckpt_surgery.ops.verify import Checks
+from ckpt_surgery.ops.verify_checks import Checks
 from ckpt_surgery.ops.verify_digests import _digest_in_name, is_digest
 from ckpt_surgery.reports.verification import Verdict
 

@@ -19,9 +19,10 @@ from ckpt_surgery import digest
 from ckpt_surgery.errors import UnknownFormatError
 from ckpt_surgery.fileio import ByteRange, MemorySource
 from ckpt_surgery.formats.archive_check import Archive, look_into
-from ckpt_surgery.formats.detect import find_format
+from ckpt_surgery.formats.recognise import find_format
 from ckpt_surgery.ops.digest_lists import DigestList
-from ckpt_surgery.ops.verify import Checks, verify
+from ckpt_surgery.ops.verify import verify
+from ckpt_surgery.ops.verify_checks import Checks
 from ckpt_surgery.pickles import DEFAULT_LIMITS
 from ckpt_surgery.render.hashing import write_digests
 from ckpt_surgery.reports.verification import VerifyReport

@@ -38,7 +38,8 @@ from ckpt_surgery.checkpoint.description import contiguous_strides
 from ckpt_surgery.dtypes import BY_SAFETENSORS, UNTYPED
 from ckpt_surgery.fileio import ByteRange, FileSource, MemorySource
 from ckpt_surgery.formats.base import LayoutOptions
-from ckpt_surgery.formats.safetensors import METADATA, Safetensors
+from ckpt_surgery.formats.safetensors import Safetensors
+from ckpt_surgery.formats.safetensors_header import METADATA
 from ckpt_surgery.formats.safetensors_write import tied_names
 from ckpt_surgery.pickles import DEFAULT_LIMITS
 from ckpt_surgery.writing.write import write

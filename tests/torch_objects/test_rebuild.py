@@ -33,7 +33,7 @@ from ckpt_surgery.edits.drop import Drop, DropOther
 from ckpt_surgery.edits.rename import RenameModule
 from ckpt_surgery.errors import LossyEditError
 from ckpt_surgery.fileio import Bytes, FileSource
-from ckpt_surgery.formats.torch_zip import MODERN, Container
+from ckpt_surgery.formats.torch_zip_container import MODERN, Container
 from ckpt_surgery.pickles import ByteString, Dict, Global, Object, PersistentId, parse
 from ckpt_surgery.torch_objects.rebuild import Lowered, lower, lower_state_dict
 from ckpt_surgery.writing.write import write

@@ -20,6 +20,7 @@ from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.ops.digest_lists import DigestList
 from ckpt_surgery.ops.proofs import Proofs
+from ckpt_surgery.ops.verify_checks import Checks
 from ckpt_surgery.ops.verify_digests import is_digest
 from ckpt_surgery.ops.verify_policy import parse_policy
 from ckpt_surgery.render.plain import to_json, write_json, write_jsonl
@@ -129,11 +130,11 @@ def verify(ctx: click.Context, /, **_: Any) -> int:
     return report.exit_code
 
 
-def _checks(ctx: click.Context) -> verb.Checks:
+def _checks(ctx: click.Context) -> Checks:
     given = ctx.params
     policy = given["policy"]
     against = given["against_hash"]
-    return verb.Checks(
+    return Checks(
         values=given["values"],
         require_checksums=given["require_checksums"],
         strict=given["strict"],
@@ -183,8 +184,8 @@ def _print(ctx: click.Context, report: VerifyReport) -> None:
         for each in report.each():
             write_jsonl(each, sys.stdout)
     elif ctx.params["sarif"]:
-        from ckpt_surgery import __version__
         from ckpt_surgery.render.sarif import to_sarif
+        from ckpt_surgery.startup.version import __version__
 
         sys.stdout.write(to_json(to_sarif(report, __version__)) + "\n")
     else:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.errors import PlanError, UsageError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats.safetensors import METADATA
+from ckpt_surgery.formats.safetensors_header import METADATA
 from ckpt_surgery.formats.strict_json import load_object
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 

@@ -10,7 +10,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateD
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.dtypes import DType
 from ckpt_surgery.fileio import Source
-from ckpt_surgery.formats.safetensors import METADATA
+from ckpt_surgery.formats.safetensors_header import METADATA
 from ckpt_surgery.merge.lora.parts import PEFT_PREFIX
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
