@@ -117,4 +117,7 @@ def _kind(error: BaseException, code: int) -> str:
 def _names(given: Mapping[str, Any]) -> list[str]:
     """Return the input files that the line names."""
     one = given.get("file")
-    return [one] if one is not None else [str(name) for name in given.get("files") or ()]
+    if one is not None:
+        return [one]
+    words = given.get("words") or ("",)  # lora: what to do, then files
+    return [str(name) for name in given.get("files") or words[1:]]

@@ -43,17 +43,14 @@ class FreezePlanReport:
         """
         document = self.plan.to_dict()
         notices = document.pop("warnings")
-        return {
-            **document,
-            **envelope(
-                "freeze-plan",
-                exit_code=self.exit_code,
-                inputs=self.inputs,
-                output=self.output,
-                warnings=[each["message"] for each in notices],
-            ),
-            "notices": notices,
-        }
+        shared = envelope(
+            "freeze-plan",
+            exit_code=self.exit_code,
+            inputs=self.inputs,
+            output=self.output,
+            warnings=[each["message"] for each in notices],
+        )
+        return {**shared, **document, **shared, "notices": notices}
 
 
 def freeze_plan(

@@ -44,7 +44,9 @@ def _report(command: str, before: Checkpoint, planned: Planned, written: Written
     after = written.checkpoint
     edits = planned.plan.edits
     renames = [edit for edit in edits if isinstance(edit, Rename)]
-    moved = {(planned.plan.path_after(edit.state_dict), edit.new) for edit in renames}
+    paths = list(dict.fromkeys(edit.state_dict for edit in renames))
+    homes = dict(zip(paths, planned.plan.paths_after(paths), strict=True))
+    moved = {(homes[edit.state_dict], edit.new) for edit in renames}
     return EditReport(
         command=command,
         inputs=(before.file.name,),

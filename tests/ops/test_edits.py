@@ -17,6 +17,7 @@ from torch import nn
 from torch_checks import assert_same, assert_torch_reads, load, plain_tensors, save
 
 from ckpt_surgery import AddPrefix, Output, convert, inspect, read, rename, selection, strip
+from ckpt_surgery.edits.base import Edit
 from ckpt_surgery.errors import LossyEditError, UsageError, WriteError
 from ckpt_surgery.fileio import FileSource
 from ckpt_surgery.reports.edits import EditReport
@@ -392,3 +393,20 @@ def test_views_of_a_state_dict_taken_alone_keep_their_storages(tmp_path: Path) -
     convert(path, tmp_path / "out.pth", state_dict_only=True)
     found = list(plain_tensors(load(tmp_path / "out.pth")))
     assert {t.untyped_storage().nbytes() for t in found} == {40}
+
+
+def test_renaming_many_names_does_not_ask_every_edit_of_every_name(tmp_path, monkeypatch):
+    """The work of 500 renamings is that of 500, not of their square."""
+    torch.save({f"layers.{i}.weight": torch.zeros(1) for i in range(500)}, tmp_path / "f.pth")
+    asked = 0
+
+    def path_after(self: Edit, path: str) -> str | None:
+        nonlocal asked
+        asked += 1
+        return path
+
+    monkeypatch.setattr(Edit, "path_after", path_after)
+    output = Output(tmp_path / "g.pth")
+    report = rename(tmp_path / "f.pth", output, [AddPrefix("net.")])
+    assert (len(report.renamed), report.kept) == (500, ())
+    assert asked <= 500
