@@ -26,7 +26,7 @@ class _CastJob(Job):
     def __init__(self, tensor: Tensor, dtype: DType, tally: CastTally) -> None:
         parts = 2 if dtype.kind == "complex" else 1
         self._tensor, self._dtype = tensor, dtype
-        self.tally = tally
+        self.tally, self.made_of = tally, (tensor,)
         self.numel, self.itemsize = tensor.numel * parts, dtype.itemsize // parts
         if tensor.storage is not None:
             self.big_endian = tensor.storage.big_endian

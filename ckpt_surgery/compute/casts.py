@@ -133,7 +133,7 @@ class CastTally:
                 f"not all numbers fit the element type {self._cast.target}: {count.words}",
                 path=self.path,
                 entry=self.name,
-                hint="--allow-loss writes them nevertheless; another --dtype may hold them",
+                hint="--allow-loss writes them nevertheless; another element type may hold them",
             )
         if self.most is not None and count.loss > self.most:
             raise LossyEditError(
@@ -155,9 +155,33 @@ class CastTally:
 
 
 def tallies_of(sources: Iterable[object]) -> list[CastTally]:
-    """Return the tallies of what is computed among the sources of bytes, each once."""
-    found = (getattr(source, "tally", None) for source in sources)
-    return list(dict.fromkeys(tally for tally in found if isinstance(tally, CastTally)))
+    """Return the tallies of what is computed among the sources of bytes, each once.
+
+    What is made of something computed comes after the tallies of that.
+    """
+    found: dict[CastTally, None] = {}
+    seen: set[int] = set()
+    for source in sources:
+        waiting = [source]
+        lower: list[CastTally] = []
+        while waiting:
+            each = waiting.pop()
+            if id(each) in seen:
+                continue
+            seen.add(id(each))
+            tally = getattr(each, "tally", None)
+            if isinstance(tally, CastTally):
+                lower.append(tally)
+            waiting += _beneath(each)
+        found.update(dict.fromkeys(reversed(lower)))
+    return list(found)
+
+
+def _beneath(source: object) -> list[object]:
+    """Return the sources of bytes that one reads: what it is a view of, or computed from."""
+    storages = (tensor.storage for tensor in getattr(source, "made_of", ()))
+    read = [storage.data for storage in storages if storage is not None]
+    return [*read, *(getattr(source, each) for each in ("source", "data") if hasattr(source, each))]
 
 
 def _share(loss: float) -> str:

@@ -8,7 +8,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ckpt_surgery.compute.casting import round_to
+from ckpt_surgery.compute.rearrange import Count
+from ckpt_surgery.compute.rounding import rounded
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 _WORK: Final = torch.float64
@@ -48,6 +49,7 @@ def sum_of_branches(
     shape: Sequence[int],
     dim: int,
     dtype: torch.dtype,
+    count: Count,
 ) -> Tensor:
     """Return one kernel of `shape` that does what all branches do together, rounded once.
 
@@ -63,7 +65,7 @@ def sum_of_branches(
         for axis in range(2, len(shape)):
             inner = inner.narrow(axis, (shape[axis] - each.shape[axis]) // 2, each.shape[axis])
         inner += each
-    return round_to(total, dtype)
+    return rounded(total, dtype, count, [kernel for kernel in kernels if kernel is not None])
 
 
 def _by_channel(kernel: Tensor, factor: Tensor, dim: int) -> Tensor:
@@ -81,7 +83,10 @@ def _by_channel(kernel: Tensor, factor: Tensor, dim: int) -> Tensor:
 
 
 def sum_of_offsets(
-    biases: Sequence[Tensor | None], norms: Sequence[Normalisation | None], dtype: torch.dtype
+    biases: Sequence[Tensor | None],
+    norms: Sequence[Normalisation | None],
+    dtype: torch.dtype,
+    count: Count,
 ) -> Tensor:
     """Return the bias that all branches have together, rounded once."""
     total = None
@@ -93,23 +98,24 @@ def sum_of_offsets(
             total = each if total is None else total + each
     if total is None:
         raise ValueError("no branch has a bias")
-    return round_to(total, dtype)
+    return rounded(total, dtype, count, [bias for bias in biases if bias is not None])
 
 
-def weight_normed(magnitude: Tensor, direction: Tensor) -> Tensor:
+def weight_normed(magnitude: Tensor, direction: Tensor, count: Count) -> Tensor:
     """Return ``g·v/‖v‖``, the norm over all axes in which `magnitude` has one element."""
     g, v = magnitude.to(_WORK), direction.to(_WORK)
     if not g.dim():
-        return round_to(g * v / torch.linalg.vector_norm(v), direction.dtype)
+        exact = g * v / torch.linalg.vector_norm(v)
+        return rounded(exact, direction.dtype, count, [magnitude, direction])
     axes = [axis for axis in range(v.dim()) if g.shape[axis] == 1]
     # an axis of one element is its own; all of one element are normed over none of them
     norms = v.square().sum(axes, keepdim=True).sqrt() if axes else v.abs()
-    return round_to(g * (v / norms), direction.dtype)
+    return rounded(g * (v / norms), direction.dtype, count, [magnitude, direction])
 
 
-def spectrally_normed(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
+def spectrally_normed(weight: Tensor, u: Tensor, v: Tensor, dim: int, count: Count) -> Tensor:
     """Return the weight through ``uᵀWv``, its largest singular value as it was last estimated."""
     wide = weight.to(_WORK)
     matrix = wide.movedim(dim, 0).flatten(1)
     sigma = torch.dot(u.to(_WORK), matrix @ v.to(_WORK))
-    return round_to(wide / sigma, weight.dtype)
+    return rounded(wide / sigma, weight.dtype, count, [weight, u, v])

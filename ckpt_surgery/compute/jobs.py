@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ckpt_surgery.compute.casts import CastTally
@@ -15,6 +15,8 @@ from ckpt_surgery.startup.lazy_dataclass import dataclass
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ckpt_surgery.checkpoint.description import Tensor as Described
 
 DEFAULT_MEMORY: Final = 64 << 20
 """Bytes of results that may wait to be written."""
@@ -67,7 +69,8 @@ class Job(ABC):
 
     `run_size` are the elements computed at once, `workspace` the bytes that the job holds from
     `begin` on until its last run, `big_endian` how its result is to be stored. `scheduler` is what
-    computes it ahead at the moment, if anything does; `tally` counts what its numbers lose.
+    computes it ahead at the moment, if anything does; `tally` counts what its numbers lose, and
+    those that it is `made_of` may have tallies of their own.
     """
 
     numel: int
@@ -77,6 +80,7 @@ class Job(ABC):
     big_endian: bool = False
     scheduler: _Scheduler | None = None
     tally: CastTally | None = None
+    made_of: Sequence[Described] = ()
 
     @property
     def nbytes(self) -> int:
@@ -118,6 +122,11 @@ class JobBytes:
     def tally(self) -> CastTally | None:
         """What counts the numbers that are lost."""
         return self.job.tally
+
+    @property
+    def made_of(self) -> Sequence[Described]:
+        """The tensors that it is computed from."""
+        return self.job.made_of
 
     def chunks(self, size: int = CHUNK) -> Iterator[bytes | memoryview]:
         """Yield the bytes in order, computed now; raises whatever computing raises."""

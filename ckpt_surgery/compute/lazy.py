@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,14 @@ class _LazyBytes:
     """The elements of the tensor that `compute` makes, row-major; made anew on every reading.
 
     `nbytes` is what they take, known beforehand. With `big_endian` every number's bytes are
-    turned round. `tally` is what `compute` tells what its numbers lose.
+    turned round. `tally` is what `compute` tells what its numbers lose, `made_of` what it reads.
     """
 
     nbytes: int
     compute: Callable[[], torch.Tensor]
     big_endian: bool = False
     tally: CastTally | None = None
+    made_of: Sequence[Tensor] = ()
 
     @property
     def crc32(self) -> None:
@@ -69,19 +70,21 @@ def computed_tensor(
     big_endian: bool = False,
     tally: CastTally | None = None,
     workspace: int | None = None,
+    made_of: Sequence[Tensor] = (),
 ) -> Tensor:
     """Return the description of a contiguous tensor of its own storage,
     whose elements `compute` makes.
 
-    `device` is where it is said to lie. With `workspace`, the bytes that it takes meanwhile, it is
+    `device` is where it is said to lie. `made_of` are the tensors that `compute` reads: they may
+    be computed, too, and lose numbers. With `workspace`, the bytes that it takes meanwhile, it is
     computed ahead, in any thread.
     """
     untyped = dtype.storage_class is None
     plain = Tensor(shape, dtype, contiguous_strides(shape))
-    data: ByteSource = _LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally)
+    data: ByteSource = _LazyBytes(dtype.nbytes(plain.numel), compute, big_endian, tally, made_of)
     if workspace is not None:
         job = ElementJob(compute, shape, dtype, workspace)
-        job.big_endian, job.tally = big_endian, tally
+        job.big_endian, job.tally, job.made_of = big_endian, tally, made_of
         data = JobBytes(job)
     stored = UNTYPED if untyped else dtype
     storage = Storage(key, stored, device, data, untyped=untyped, big_endian=big_endian)

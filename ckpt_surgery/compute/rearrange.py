@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ckpt_surgery.compute.casting import round_to, torch_dtype, work_dtype
+from ckpt_surgery.compute.casting import cast, torch_dtype, work_dtype
+from ckpt_surgery.compute.casts import CastCount
+from ckpt_surgery.compute.rounding import rounded
 from ckpt_surgery.dtypes import DType
+
+Count: TypeAlias = Callable[[CastCount], None]
+"""What is told what an element type does to computed numbers."""
 
 
 def taken(values: Tensor, dim: int, indices: Sequence[int]) -> Tensor:
@@ -16,45 +22,56 @@ def taken(values: Tensor, dim: int, indices: Sequence[int]) -> Tensor:
     return values.index_select(dim, torch.tensor(indices, dtype=torch.int64))
 
 
-def padded(values: Tensor, dim: int, size: int, fill: float) -> Tensor:
+def padded(values: Tensor, dim: int, size: int, fill: float, count: Count) -> Tensor:
     """Return `values` with `dim` filled up at its end to `size` elements."""
     shape = list(values.shape)
     shape[dim] = size - shape[dim]
-    more = torch.full(shape, fill, dtype=torch.float64).to(values.dtype)
+    exact = torch.full(shape, fill, dtype=torch.float64)
+    more = rounded(exact, values.dtype, count, [exact])
     return torch.cat([values, more], dim)
 
 
-def repeated(values: Tensor, dim: int, times: int, *, mean: bool) -> Tensor:
+def repeated(values: Tensor, dim: int, times: int, count: Count, *, mean: bool) -> Tensor:
     """Return `values` `times` over along `dim`; with `mean` divided by that number."""
     together = torch.cat([values] * times, dim)
-    return scaled(together, 1 / times) if mean else together
+    return scaled(together, 1 / times, count) if mean else together
 
 
-def scaled(values: Tensor, factor: float) -> Tensor:
+def scaled(values: Tensor, factor: float, count: Count) -> Tensor:
     """Return `values` times `factor`, rounded once to their own type."""
-    return _rounded(values, lambda exact: exact * factor)
+    return _changed(values, lambda exact: exact * factor, count)
 
 
-def shifted(values: Tensor, amount: float) -> Tensor:
+def shifted(values: Tensor, amount: float, count: Count) -> Tensor:
     """Return `values` plus `amount`, rounded once to their own type."""
-    return _rounded(values, lambda exact: exact + amount)
+    return _changed(values, lambda exact: exact + amount, count)
 
 
-def _rounded(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+def _changed(values: Tensor, change: Callable[[Tensor], Tensor], count: Count) -> Tensor:
+    """Return changed numbers in their own type. Integers beyond 2⁵³ are counted as rounded."""
     if values.is_complex():
-        return change(values.to(torch.complex128)).to(values.dtype)
-    exact = change(values.to(work_dtype([values.dtype])))
-    return round_to(exact, values.dtype)
+        work = torch.complex128
+    elif values.is_floating_point():
+        work = work_dtype([values.dtype])
+    else:
+        work = torch.float64
+        if values.itemsize > 4:
+            count_wide = cast(values, work)[1]
+            return rounded(change(values.to(work)), values.dtype, lambda c: count(c + count_wide))
+    return rounded(change(values.to(work)), values.dtype, count, [values])
 
 
-def drawn(shape: Sequence[int], dtype: DType, how: str, value: float, seed: int) -> Tensor:
+def drawn(
+    shape: Sequence[int], dtype: DType, how: str, value: float, seed: int, count: Count
+) -> Tensor:
     """Return new elements: ``constant`` `value`, or ``normal`` with `value` as the deviation."""
     target = torch_dtype(dtype)
     if how == "constant":
-        return torch.full(tuple(shape), value, dtype=torch.float64).to(target)
+        exact = torch.full(tuple(shape), value, dtype=torch.float64)
+        return rounded(exact, target, count, [exact])
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
-    return round_to(values * value, target)
+    return rounded(values * value, target, count)
 
 
 def part_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 from ckpt_surgery.compute.casting import before_rounding, cast, count_cast, real_view
 from ckpt_surgery.compute.casts import CastCount
+from ckpt_surgery.compute.spans import spans
+
+_PIECE: Final = 1 << 18
+"""Elements rounded and measured at a time."""
 
 _HALF: Final = 0.5
 """A relative error below it says that no element became zero, infinite or NaN."""
@@ -28,6 +33,34 @@ def converted(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, CastCount]:
     wide = values.float() if values.dtype.itemsize < 4 else values
     result = before_rounding(wide, dtype).to(dtype)
     return result, _measured(wide, result)
+
+
+def rounded(
+    exact: Tensor,
+    dtype: torch.dtype,
+    count: Callable[[CastCount], None],
+    made_of: Sequence[Tensor] = (),
+) -> Tensor:
+    """Return computed numbers in their element type, each rounded once, and tell `count` of it.
+
+    Where all that they are `made_of` are finite, those that are not have become so.
+    """
+    flat = exact.reshape(-1)
+    result = torch.empty(flat.shape, dtype=dtype)
+    found = CastCount()
+    for start, stop in spans(0, flat.numel(), _PIECE):
+        result[start:stop], each = converted(flat[start:stop], dtype)
+        found += each
+    if not _is_finite(flat) and all(_is_finite(each) for each in made_of):
+        found += CastCount(infinite=int((~flat.isfinite()).sum()))
+    count(found)
+    return result.reshape(exact.shape)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Return whether all numbers are finite; types of one byte have no test of their own."""
+    wide = values.float() if values.is_floating_point() and values.itemsize < 2 else values
+    return bool(wide.isfinite().all())
 
 
 def _measured(before: Tensor, after: Tensor) -> CastCount:

@@ -13,11 +13,12 @@ from math import prod
 from typing import ClassVar, Self
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.compute.casts import CastTally
 from ckpt_surgery.compute.lazy import computed_tensor
 from ckpt_surgery.edits.base import BatchEdit
 from ckpt_surgery.edits.inputs import Inputs
 from ckpt_surgery.edits.places import edit_state_dicts, require_distinct, require_there
-from ckpt_surgery.edits.values import Elements, elements_of, require_plain, tensor_of
+from ckpt_surgery.edits.values import Elements, elements_of, require_plain, tally_of, tensor_of
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
@@ -120,21 +121,29 @@ class FoldBranches(_Fold):
         big_endian = largest.storage is not None and largest.storage.big_endian
         channels = _channels(largest, norms, self.dim)
 
+        tallies = {name: tally_of(self.state_dict, name, largest) for name in self.results}
+
         def kernel() -> Elements:
             from ckpt_surgery.compute.casting import torch_dtype
             from ckpt_surgery.compute.folding import sum_of_branches
 
             loaded = [None if k is None else elements_of(k) for k in kernels]
             dtype = torch_dtype(largest.dtype)
-            return sum_of_branches(loaded, self._loaded(norms), largest.shape, self.dim, dtype)
+            count = tallies[self.weight].add
+            return sum_of_branches(
+                loaded, self._loaded(norms), largest.shape, self.dim, dtype, count
+            )
 
         def bias() -> Elements:
             from ckpt_surgery.compute.casting import torch_dtype
             from ckpt_surgery.compute.folding import sum_of_offsets
 
             loaded = [None if b is None else elements_of(b) for b in biases]
-            return sum_of_offsets(loaded, self._loaded(norms), torch_dtype(largest.dtype))
+            dtype, count = torch_dtype(largest.dtype), tallies[self.bias].add
+            return sum_of_offsets(loaded, self._loaded(norms), dtype, count)
 
+        normed = (tensor for norm in norms if norm is not None for tensor in norm)
+        read = [each for each in (*kernels, *biases, *normed) if each is not None]
         shapes = ((self.weight, largest.shape, kernel), (self.bias, (channels,), bias))
         made = [
             Entry(
@@ -147,6 +156,8 @@ class FoldBranches(_Fold):
                         key=name,
                         device=largest.device,
                         big_endian=big_endian,
+                        tally=tallies[name],
+                        made_of=read,
                     ),
                     requires_grad=largest.requires_grad,
                 ),
@@ -272,12 +283,14 @@ class FoldWeightNorm(_Fold):
                 entry=join_path(self.state_dict, self.magnitude),
             )
 
+        tally = tally_of(self.state_dict, self.name, v)
+
         def compute() -> Elements:
             from ckpt_surgery.compute.folding import weight_normed
 
-            return weight_normed(elements_of(g), elements_of(v))
+            return weight_normed(elements_of(g), elements_of(v), tally.add)
 
-        return [_like(v, self.name, compute)], set(used)
+        return [_like(v, self.name, compute, tally, (g, v))], set(used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,12 +324,15 @@ class FoldSpectralNorm(_Fold):
                 hint="of a transposed convolution the rows are dimension 1: add :dim=1",
             )
 
+        tally = tally_of(self.state_dict, self.name, weight)
+
         def compute() -> Elements:
             from ckpt_surgery.compute.folding import spectrally_normed
 
-            return spectrally_normed(elements_of(weight), elements_of(u), elements_of(v), self.dim)
+            loaded = (elements_of(weight), elements_of(u), elements_of(v))
+            return spectrally_normed(*loaded, self.dim, tally.add)
 
-        return [_like(weight, self.name, compute)], set(used)
+        return [_like(weight, self.name, compute, tally, (weight, u, v))], set(used)
 
 
 def _floats(path: str, names: Sequence[str], known: Mapping[str, Entry]) -> list[Tensor]:
@@ -329,7 +345,13 @@ def _floats(path: str, names: Sequence[str], known: Mapping[str, Entry]) -> list
     return found
 
 
-def _like(tensor: Tensor, name: str, compute: Callable[[], Elements]) -> Entry:
+def _like(
+    tensor: Tensor,
+    name: str,
+    compute: Callable[[], Elements],
+    tally: CastTally,
+    made_of: Sequence[Tensor],
+) -> Entry:
     big_endian = tensor.storage is not None and tensor.storage.big_endian
     made = computed_tensor(
         tensor.shape,
@@ -338,6 +360,8 @@ def _like(tensor: Tensor, name: str, compute: Callable[[], Elements]) -> Entry:
         key=name,
         device=tensor.device,
         big_endian=big_endian,
+        tally=tally,
+        made_of=made_of,
     )
     return Entry(
         name,

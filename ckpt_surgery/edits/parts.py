@@ -169,6 +169,7 @@ class Concat(BatchEdit):
             device=first.device,
             big_endian=big_endian,
             workspace=2 * sum(tensor.nbytes for tensor in tensors),
+            made_of=tensors,
         )
         return replace(made, requires_grad=first.requires_grad, is_parameter=first.is_parameter)
 

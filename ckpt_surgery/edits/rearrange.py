@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import ClassVar, Literal
 
+from ckpt_surgery.compute.casts import CastCount
 from ckpt_surgery.edits.values import Elements, ValueEdit, dimension
 from ckpt_surgery.errors import PlanError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
@@ -99,7 +101,9 @@ class Unsqueeze(ValueEdit):
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the sizes with a one among them."""
-        dim = dimension(self.dim, (*shape, 1))
+        if not -len(shape) - 1 <= self.dim <= len(shape):
+            raise PlanError(f"no axis can be put in before axis {self.dim} of {list(shape)}")
+        dim = self.dim % (len(shape) + 1)
         return (*shape[:dim], 1, *shape[dim:])
 
     def compute(self, values: Elements) -> Elements:
@@ -181,6 +185,7 @@ class Pad(ValueEdit):
     """Fill an axis up at its end to `size`; an optimizer's moments get zeros."""
 
     kind: ClassVar[str] = "pad"
+    counts: ClassVar[bool] = True
     dim: int
     size: int
     fill: float = 0.0
@@ -194,9 +199,13 @@ class Pad(ValueEdit):
 
     def compute(self, values: Elements) -> Elements:
         """Return the padded elements."""
+        return self.counted(values, lambda _: None)
+
+    def counted(self, values: Elements, count: Callable[[CastCount], None]) -> Elements:
+        """Return the padded elements, and tell `count` if the element type does not hold `fill`."""
         from ckpt_surgery.compute.rearrange import padded
 
-        return padded(values, self.dim % values.dim(), self.size, self.fill)
+        return padded(values, self.dim % values.dim(), self.size, self.fill, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +218,7 @@ class Repeat(ValueEdit):
 
     kind: ClassVar[str] = "repeat"
     moments: ClassVar[Literal["move", "anew", "stay"]] = "anew"
+    counts: ClassVar[bool] = True
     dim: int
     times: int
     mean: bool = False
@@ -222,6 +232,10 @@ class Repeat(ValueEdit):
 
     def compute(self, values: Elements) -> Elements:
         """Return the repeated elements."""
+        return self.counted(values, lambda _: None)
+
+    def counted(self, values: Elements, count: Callable[[CastCount], None]) -> Elements:
+        """Return the repeated elements, and tell `count` which the element type does not hold."""
         from ckpt_surgery.compute.rearrange import repeated
 
-        return repeated(values, self.dim, self.times, mean=self.mean)
+        return repeated(values, self.dim, self.times, count, mean=self.mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from math import isfinite
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import StateDict
@@ -85,8 +86,36 @@ def _parts(rule: ValueRule, default: str | None = None) -> tuple[str, str]:
     return rule.text, default
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is no whole number") from None
+
+
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.split(r"[,x]", text.strip("()[] ")))
+    return tuple(_integer(part) for part in re.split(r"[,x]", text.strip("()[] ")))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is no number") from None
+
+
+def _finite(text: str) -> float:
+    if not isfinite(number := _number(text)):
+        raise ValueError(f"'{text}' is no finite number")
+    return number
+
+
+def _fields(value: str, least: int, most: int) -> list[str]:
+    """Return what stands between the colons of a value."""
+    fields = value.split(":")
+    if not least <= len(fields) <= most:
+        raise ValueError(f"'{value}' is not of that form")
+    return fields
 
 
 def _each(
@@ -111,25 +140,26 @@ def _transpose(path: str, name: str, value: str) -> Edit:
 
 
 def _take(path: str, name: str, value: str) -> Edit:
-    dim, _, indices = value.partition(":")
-    return Take(path, name, int(dim), _integers(indices))
+    dim, indices = _fields(value, 2, 2)
+    return Take(path, name, _integer(dim), _integers(indices))
 
 
 def _slice(path: str, name: str, value: str) -> Edit:
-    dim, start, stop = value.split(":")
-    return Slice(path, name, int(dim), int(start) if start else None, int(stop) if stop else None)
+    dim, *ends = _fields(value, 3, 3)
+    start, stop = (_integer(end) if end else None for end in ends)
+    return Slice(path, name, _integer(dim), start, stop)
 
 
 def _pad(path: str, name: str, value: str) -> Edit:
-    dim, size, *fill = value.split(":")
-    return Pad(path, name, int(dim), int(size), *map(float, fill[:1]))
+    dim, size, *fill = _fields(value, 2, 3)
+    return Pad(path, name, _integer(dim), _integer(size), *map(_number, fill))
 
 
 def _repeat(path: str, name: str, value: str) -> Edit:
-    dim, times, *mean = value.split(":")
+    dim, times, *mean = _fields(value, 2, 3)
     if mean not in ([], ["mean"]):
         raise ValueError(f"'{':'.join(mean)}' is no way to repeat")
-    return Repeat(path, name, int(dim), int(times), mean=bool(mean))
+    return Repeat(path, name, _integer(dim), _integer(times), mean=bool(mean))
 
 
 def _fill(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
@@ -140,11 +170,11 @@ def _fill(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
         if how in known and not number:
             yield Fill(state_dict.path, name, "constant", known[how])
         elif how == "constant" and number:
-            yield Fill(state_dict.path, name, "constant", float(number))
+            yield Fill(state_dict.path, name, "constant", _number(number))
         elif how == "normal":
             deviation, _, seed = number.partition(":")
-            drawn = int(seed) if seed else rule.seed
-            yield Fill(state_dict.path, name, "normal", float(deviation or 1), drawn)
+            drawn = _integer(seed) if seed else rule.seed
+            yield Fill(state_dict.path, name, "normal", _finite(deviation or "1"), drawn)
         else:
             raise ValueError(f"'{value}' is no way to fill")
 
@@ -166,9 +196,9 @@ def _split(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
             state_dict.path,
             name,
             names,
-            int(options.get("dim", 0)),
+            _integer(options.get("dim", "0")),
             _integers(options["sizes"]) if "sizes" in options else (),
-            int(options["heads"]) if "heads" in options else None,
+            _integer(options["heads"]) if "heads" in options else None,
         )
 
 
@@ -189,8 +219,8 @@ def _concat(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
             state_dict.path,
             tuple(names),
             target_name(names[0], target, groups),
-            int(options.get("dim", 0)),
-            int(options["heads"]) if "heads" in options else None,
+            _integer(options.get("dim", "0")),
+            _integer(options["heads"]) if "heads" in options else None,
         )
 
 
@@ -246,7 +276,7 @@ def _layers(rule: ValueRule, state_dict: StateDict) -> Iterator[Edit]:
     order: list[int] = []
     for part in value.split(","):
         first, dash, last = part.strip().partition("-")
-        numbers = range(int(first), int(last if dash else first) + 1)
+        numbers = range(_integer(first), _integer(last if dash else first) + 1)
         if not numbers:
             raise ValueError(f"'{part}' is no range from the smaller to the larger number")
         order += numbers
@@ -286,15 +316,15 @@ _RULES: Final[dict[str, Callable[[ValueRule, StateDict], Iterator[Edit]]]] = {
     "transpose": _each(_transpose, "0,1"),
     "permute": _each(lambda path, name, value: Permute(path, name, _integers(value))),
     "reshape": _each(lambda path, name, value: Reshape(path, name, _integers(value))),
-    "squeeze": _each(lambda path, name, value: Squeeze(path, name, int(value))),
-    "unsqueeze": _each(lambda path, name, value: Unsqueeze(path, name, int(value))),
-    "flip": _each(lambda path, name, value: Flip(path, name, int(value))),
+    "squeeze": _each(lambda path, name, value: Squeeze(path, name, _integer(value))),
+    "unsqueeze": _each(lambda path, name, value: Unsqueeze(path, name, _integer(value))),
+    "flip": _each(lambda path, name, value: Flip(path, name, _integer(value))),
     "take": _each(_take),
     "slice": _each(_slice),
     "pad": _each(_pad),
     "repeat": _each(_repeat),
-    "scale": _each(lambda path, name, value: Scale(path, name, float(value))),
-    "add": _each(lambda path, name, value: Add(path, name, float(value))),
+    "scale": _each(lambda path, name, value: Scale(path, name, _finite(value))),
+    "add": _each(lambda path, name, value: Add(path, name, _finite(value))),
     "fill": _fill,
     "split": _split,
     "concat": _concat,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, join_path
+from ckpt_surgery.compute.casts import CastCount, CastTally
 from ckpt_surgery.compute.element_job import ElementJob
 from ckpt_surgery.compute.elements import can_load, load_elements
 from ckpt_surgery.compute.jobs import JobBytes
@@ -29,10 +31,12 @@ class ValueEdit(BatchEdit):
 
     `moments` says what becomes of those that an optimizer has of the parameter: where numbers only
     get another place they ``move``, where numbers change they begin ``anew``, and where only the
-    element type does they ``stay``, since an optimizer casts them when it loads them.
+    element type does they ``stay``, since an optimizer casts them when it loads them. `counts` says
+    that numbers are computed, which the element type may not hold: `counted` tells which.
     """
 
     moments: ClassVar[Literal["move", "anew", "stay"]] = "move"
+    counts: ClassVar[bool] = False
     state_dict: str
     name: str
 
@@ -43,6 +47,10 @@ class ValueEdit(BatchEdit):
     @abstractmethod
     def compute(self, values: Elements) -> Elements:
         """Return what becomes of the elements; the result may be a view."""
+
+    def counted(self, values: Elements, count: Callable[[CastCount], None]) -> Elements:  # noqa: ARG002 - nothing is lost
+        """Return what `compute` does, and tell `count` what the element type did to numbers."""
+        return self.compute(values)
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """Return the changed tensor, whose elements are computed when they are written.
@@ -55,7 +63,11 @@ class ValueEdit(BatchEdit):
         except PlanError as error:
             error.entry = error.entry or join_path(self.state_dict, self.name)
             raise
-        return lazily(tensor, shape, tensor.dtype, self.compute, self.name)
+        if not self.counts:
+            return lazily(tensor, shape, tensor.dtype, self.compute, self.name)
+        tally = tally_of(self.state_dict, self.name, tensor)
+        compute = partial(self.counted, count=tally.add)
+        return lazily(tensor, shape, tensor.dtype, compute, self.name, tally)
 
     @classmethod
     def apply_all(
@@ -117,14 +129,23 @@ def require_strided(path: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def tally_of(path: str, name: str, tensor: Tensor) -> CastTally:
+    """Return what counts the numbers that the element type of a tensor does not hold."""
+    return CastTally(join_path(path, name), tensor.dtype.name, tensor.dtype.name, tensor.numel)
+
+
 def lazily(
     tensor: Tensor,
     shape: tuple[int, ...],
     dtype: DType,
     compute: Callable[[Elements], Elements],
     name: str,
+    tally: CastTally | None = None,
 ) -> Tensor:
-    """Return a tensor of `shape` that `compute` makes of the elements of `tensor` when written."""
+    """Return a tensor of `shape` that `compute` makes of the elements of `tensor` when written.
+
+    `compute` tells the `tally`, if there is one, what its numbers lose.
+    """
     big_endian = tensor.storage is not None and tensor.storage.big_endian
     made = computed_tensor(
         shape,
@@ -133,7 +154,9 @@ def lazily(
         key=name,
         device=tensor.device,
         big_endian=big_endian,
+        tally=tally,
         workspace=tensor.nbytes,
+        made_of=(tensor,),
     )
     return replace(made, requires_grad=tensor.requires_grad, is_parameter=tensor.is_parameter)
 

@@ -199,6 +199,7 @@ class _Values:
             device=self._device,
             big_endian=self._big_endian,
             tally=tally,
+            made_of=() if source is None or source.tensor is None else (source.tensor,),
         )
         if source is not None and source.tensor is not None:
             own = source.tensor

@@ -34,7 +34,12 @@ class AdaptMoment:
 
         big_endian = moment.storage is not None and moment.storage.big_endian
         return computed_tensor(
-            self.shape, moment.dtype, compute, device=moment.device, big_endian=big_endian
+            self.shape,
+            moment.dtype,
+            compute,
+            device=moment.device,
+            big_endian=big_endian,
+            made_of=(moment,),
         )
 
 

@@ -61,7 +61,7 @@ class MethodJob(MergeJob):
 
     def __init__(self, task: Task, shape: tuple[int, ...], *, big_endian: bool = False) -> None:
         self._task = task
-        self.tally = task.tally
+        self.tally, self.made_of = task.tally, task.everything
         self._dtype = casting.real_dtype(casting.torch_dtype(task.dtype))
         self._shape = (*shape, 2) if task.dtype.kind == "complex" else shape
         self.numel = prod(self._shape)
@@ -106,6 +106,7 @@ class _WholeJob(MergeJob):
         self.run_size = max(self.numel, 1)
         self.workspace = 2 * sum(each.nbytes for each in inputs) + 2 * _WORKING * self.numel
         self.big_endian = big_endian
+        self.made_of = inputs
 
     def begin(self) -> None:
         return None

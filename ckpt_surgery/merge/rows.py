@@ -106,6 +106,7 @@ def gathered(own: Tensor, tensors: Sequence[Tensor], like: Tensor, rows: Sequenc
         partial(_gathered, own, tuple(tensors), shape, like, tuple(rows)),
         workspace=2 * nbytes,
         big_endian=like.storage is not None and like.storage.big_endian,
+        made_of=(own, *tensors),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, Other, StateDict, Storage
 from ckpt_surgery.errors import LossyEditError
@@ -26,6 +27,8 @@ from ckpt_surgery.torch_objects.module_nodes import is_module
 from ckpt_surgery.torch_objects.python2 import modern_texts
 from ckpt_surgery.torch_objects.storages import parse_storage_id, text
 from ckpt_surgery.torch_objects.tensor_calls import build, relocated
+
+_STORAGE: Final = "storage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ class _StorageNaming:
     keys: dict[Storage, str] = field(default_factory=dict)
     _classes: dict[str, Global] = field(default_factory=dict)
     _locations: dict[str, str] = field(default_factory=dict)
+    _kind: Node = None
 
     def persistent_id(self, node: PersistentId) -> Node:
         storage = node.target
@@ -80,12 +84,20 @@ class _StorageNaming:
             self.keys[storage] = key
         pid = None if storage.device in self.devices else node.pid
         if isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[3], str):
-            if pid[5:] == self.end and pid[2] == key and pid[4] == storage.numel:
+            is_same = pid[5:] == self.end and pid[2] == key and pid[4] == storage.numel
+            if is_same and self._kind is not _STORAGE:
+                self._kind = self._kind or pid[0]
                 return pid
-            kind = pid[0] if isinstance(pid[0], str) else "storage"  # one object in all of them
+            kind = self._shared_kind(pid[0])
             return (kind, pid[1], key, pid[3], storage.numel, *self.end)
-        location = self._location(storage)
-        return ("storage", self._class(storage), key, location, storage.numel, *self.end)
+        kind, location = self._shared_kind(), self._location(storage)
+        return (kind, self._class(storage), key, location, storage.numel, *self.end)
+
+    def _shared_kind(self, own: Node = None) -> str:
+        """Return the text ``storage``: one object in all ids, as torch has it, the first one."""
+        if not isinstance(self._kind, str):
+            self._kind = own if isinstance(own, str) else _STORAGE
+        return self._kind
 
     def _location(self, storage: Storage) -> str:
         location = self.devices.get(storage.device, storage.device)

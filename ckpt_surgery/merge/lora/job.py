@@ -93,6 +93,7 @@ class LoraJob(MergeJob):
         self.run_size = max(RUN // self._columns, 1) * self._columns
         self.big_endian = own.storage is not None and own.storage.big_endian
         self._counts = self.tally = CastTally(name, own.dtype.name, own.dtype.name, own.numel)
+        self.made_of = (own, *(tensor for each in factors for tensor in each.tensors))
         self.rounding = RoundingTally(name)
         self.workspace = sum(_WORKING * t.numel for each in factors for t in each.tensors)
         self.workspace += 0 if own.is_contiguous else own.nbytes
