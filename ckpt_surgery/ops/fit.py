@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, join_path
 from ckpt_surgery.checkpoint.select import choose_state_dicts
@@ -48,6 +48,9 @@ from ckpt_surgery.training.averages import find_averages
 from ckpt_surgery.writing.output import Output
 from ckpt_surgery.writing.target import for_output
 from ckpt_surgery.writing.write import left_out, write
+
+_SAME_NUMBERS: Final = ("squeeze", "reshape")
+"""Adaptations that do what a layout would have done."""
 
 
 def fit(
@@ -339,11 +342,11 @@ def _plan(
                 f"'{item.source}' is no plain tensor, so it can only be copied as it is",
                 hint=f"the target wants {item.dtype} {list(item.shape)}",
             )
-    adapted = {(i.name, i.adaptation.kind) for i in plan.items if i.adaptation is not None}
+    whole = {i.name for i in plan.items if i.adaptation and i.adaptation.kind in _SAME_NUMBERS}
     open_ones = (
         each
         for each in decided
-        if each.is_applied or any((n, each.layout.how) not in adapted for n in each.layout.targets)
+        if each.is_applied or each.layout.how != "reshape" or {*each.layout.targets} - whole
     )
     return Fitted(state_dict.path, state_dict.kind, found, plan, tuple(open_ones))
 

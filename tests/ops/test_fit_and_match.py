@@ -623,5 +623,11 @@ def test_a_convolution_and_the_linear_layer_that_does_the_same(tmp_path):
         made = copy.deepcopy(layers)
         made[target].load_state_dict({k[4:]: v for k, v in load(out).items()})
         torch.testing.assert_close(made["conv"](image).flatten(1), made["linear"](image.flatten(1)))
+    torch.save({"head.weight": torch.rand(5, 8, 1, 1)}, tmp_path / "point")
+    torch.save({"head.weight": torch.rand(5, 8)}, tmp_path / "matrix")
+    report = ckpt.fit(
+        tmp_path / "point", tmp_path / "m", like=tmp_path / "matrix", adapt=["squeeze"]
+    )
+    assert report.to_dict()["layouts"] == []
     report = ckpt.fit(tmp_path / "conv", tmp_path / "not", like=tmp_path / "linear")
     assert [each["how"] for each in report.to_dict()["layouts"]] == ["reshape"]
