@@ -17,8 +17,9 @@ from ckpt_surgery.formats.pickle_scan import with_dangers
 from ckpt_surgery.formats.torch_legacy import TorchLegacy
 from ckpt_surgery.formats.torch_zip import not_in_graph
 from ckpt_surgery.pickles import Limits, Node, Object, PersistentId, parse, walk
-from ckpt_surgery.torch_objects.arrays import array_note, bytes_of, with_tensors
+from ckpt_surgery.torch_objects.arrays import array_note, with_tensors
 from ckpt_surgery.torch_objects.find import assemble
+from ckpt_surgery.torch_objects.numpy_values import numpy_bytes
 
 _PROTOCOLS = b"\2\3\4\5"
 _OF_DCP = "torch.distributed.checkpoint.metadata.Metadata"
@@ -94,7 +95,7 @@ def _resolve_storages(root: Node, source: Source, limits: Limits) -> int:
 
 def _storage(call: Object, key: str, source: Source, limits: Limits) -> PersistentId:
     """Return a reference to the storage whose file the argument of `call` is."""
-    data = bytes_of(call.args[0]) if isinstance(call.args, tuple) and call.args else None
+    data = numpy_bytes(call.args[0]) if isinstance(call.args, tuple) and call.args else None
     if data is None:
         raise DamagedFileError("a storage is not given as bytes", entry=f"storage {key}")
     try:

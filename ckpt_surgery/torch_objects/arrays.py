@@ -12,13 +12,14 @@ from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor, contiguous_strides
 from ckpt_surgery.dtypes import BY_NAME, DType
-from ckpt_surgery.errors import DamagedFileError
+from ckpt_surgery.errors import CkptError, DamagedFileError
 from ckpt_surgery.fileio import Bytes, ByteSource
-from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, Global, Limits, Node, Object, walk
+from ckpt_surgery.pickles import NO_STATE, Dict, Global, Limits, Node, Object, walk
 from ckpt_surgery.pickles import PersistentId as Reference
-from ckpt_surgery.torch_objects.calls import sizes
+from ckpt_surgery.torch_objects.calls import Call, sizes
 from ckpt_surgery.torch_objects.find import assemble
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.numpy_values import numpy_bytes, numpy_code
 from ckpt_surgery.torch_objects.row_major import row_major
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensor_calls import build
@@ -111,7 +112,11 @@ def with_tensors(root: Node, limits: Limits) -> int:
             if not isinstance(value, Object):
                 continue
             if id(value) not in made:
-                tensor = _tensor(_unnamed(value), str(len(made)))
+                try:
+                    tensor = _tensor(_unnamed(value), str(len(made)))
+                except CkptError as error:
+                    error.entry = error.entry or text(items[place - 1])
+                    raise
                 if tensor is None:
                     continue
                 made[id(value)] = build(Reference(None, tensor.storage), tensor)
@@ -137,46 +142,20 @@ def _tensor(node: Object, key: str) -> Tensor | None:
         kind = node.args[0] if node.args else None
         if not isinstance(kind, Global) or kind.qualified != "numpy.ndarray":
             return None
-        _, shape, described, columns, data = node.state
+        call = Call(node, node.state, node.changed)
+        _, shape, described, columns, data = call.all_settled()
+        if isinstance(data, Object) and data.name.endswith(".bytearray"):  # numpy wants bytes
+            return None
     elif node.name in _FROM_BUFFER and node.state is NO_STATE and len(node.args) == 4:
-        data, described, shape, order = node.args
+        data, described, shape, order = Call(node, node.args, node.at).all_settled()
         columns = text(order) == "F"
     else:
         return None
-    known, content = _dtype(described), bytes_of(data)
-    if known is None or content is None or not isinstance(shape, tuple):
+    known, content = numpy_code(described), numpy_bytes(data)
+    dtype = None if known is None else dtype_of_code(known[1])
+    if known is None or dtype is None or content is None:
         return None
-    dims = sizes(shape)
-    if len(dims) != len(shape):
+    if not isinstance(shape, tuple) or not isinstance(columns, bool):
         return None
-    dtype, big = known
-    return array_tensor(dims, dtype, Bytes(content), key=key, columns=columns is True, big=big)
-
-
-def _dtype(node: Node) -> tuple[DType, bool] | None:
-    """Return the type that a ``numpy.dtype`` is, and whether it is big-endian."""
-    if not isinstance(node, Object) or node.name != "numpy.dtype" or not node.args:
-        return None
-    state, code = node.state, text(node.args[0]) if isinstance(node.args, tuple) else None
-    if code is None or not isinstance(state, tuple) or len(state) < 2:
-        return None
-    dtype = dtype_of_code(code)
-    return None if dtype is None else (dtype, text(state[1]) == _BIG)
-
-
-def bytes_of(node: Node) -> bytes | None:
-    """Return bytes, however the protocol spells them."""
-    if isinstance(node, bytes | bytearray):
-        return bytes(node)
-    if isinstance(node, ByteString):
-        return node.data
-    if isinstance(node, Object) and isinstance(node.args, tuple):
-        kind = node.name.rpartition(".")[2]
-        if kind in {"bytes", "bytearray"} and not node.args:
-            return b""
-        first = node.args[0] if node.args else None
-        if node.name == "_codecs.encode" and isinstance(first, str):
-            return first.encode("latin-1", "replace")
-        if kind == "bytearray" and isinstance(first, bytes):
-            return first
-    return None
+    dims, big = sizes(shape), known[0] == _BIG
+    return array_tensor(dims, dtype, Bytes(content), key=key, columns=columns, big=big)

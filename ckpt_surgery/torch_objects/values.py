@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 from ckpt_surgery.pickles import NO_STATE, ByteString, Dict, List, Node, Object, own_text
 from ckpt_surgery.torch_objects.kinds import type_name
 from ckpt_surgery.torch_objects.mappings import mapping_pairs, state_of, with_items
+from ckpt_surgery.torch_objects.numpy_values import numpy_bytes, numpy_code
 from ckpt_surgery.torch_objects.storages import text
 
 _SCALAR: Final = ".multiarray.scalar"
@@ -184,27 +184,14 @@ def _packed(node: Node) -> tuple[str, bytes] | None:
         return None
     if not isinstance(node.args, tuple) or len(node.args) != 2:
         return None
-    dtype, data = node.args[0], _raw(node.args[1])
-    if not isinstance(dtype, Object) or dtype.name != "numpy.dtype" or data is None:
+    known, data = numpy_code(node.args[0]), numpy_bytes(node.args[1])
+    if known is None or data is None:
         return None
-    code = text(dtype.args[0]) if isinstance(dtype.args, tuple) and dtype.args else None
-    order = text(dtype.state[1]) if isinstance(dtype.state, tuple) and len(dtype.state) > 1 else "<"
-    form = _CODES.get(code or "")
+    order, code = known
+    form = _CODES.get(code)
     if form is None or struct.calcsize(form) != len(data):
         return None
     return (">" if order == ">" else "<") + form, data
-
-
-def _raw(node: Node) -> bytes | None:
-    """Return the bytes that a node is, or that protocol 2 spells as a text in Latin-1."""
-    if isinstance(node, bytes):
-        return node
-    if isinstance(node, ByteString):
-        return node.data
-    if isinstance(node, Object) and node.name == "_codecs.encode" and isinstance(node.args, tuple):
-        with suppress(UnicodeEncodeError):
-            return (text(node.args[0]) or "").encode("latin-1") if node.args else None
-    return None
 
 
 def _bytes_like(old: Node, data: bytes) -> Node:
