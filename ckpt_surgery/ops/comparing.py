@@ -79,7 +79,13 @@ class Comparer:
         return [self._state_dict(pair, each) for pair, each in zip(pairs, matched, strict=True)]
 
     def decide(self, found: Sequence[_Compared]) -> None:
-        """Find out of each pair whether the values are equal, as far as that is wanted."""
+        """Find out of each pair whether the values are equal, as far as that is wanted.
+
+        Numbers may be equal whose bits are not, zeros and NaN: if no tolerance is asked for, bytes
+        decide of these, as they do without `values`.
+        """
+        if self.structure:
+            return
         for each in found:
             if each.has_one_form and each.a.device == each.b.device == _META:
                 each.status = "equal"
@@ -90,9 +96,7 @@ class Comparer:
                     each.status = "equal" if known else "differs"
         if self.values:
             self._measure([each for each in found if not each.by_checksum])
-        if not self.structure:
-            undecided = [e for e in found if e.has_one_form and e.status == "unknown"]
-            self._read(undecided)
+        self._read([e for e in found if e.has_one_form and e.status == "unknown"])
 
     def _read(self, found: Sequence[_Compared]) -> None:
         """Compare bytes, in threads."""
@@ -131,9 +135,12 @@ class Comparer:
                 advance=tally,
             )
         for key, distance in measured.items():
-            if distance is not None:
-                wanted[key].distance = distance
-                wanted[key].status = _status(distance, exact=not (self.rtol or self.atol))
+            if distance is None:
+                continue
+            wanted[key].distance = distance
+            exact = not (self.rtol or self.atol)
+            if distance.changed or not exact or not wanted[key].has_one_form:
+                wanted[key].status = _status(distance, exact=exact)
 
     def _state_dict(self, pair: Paired, found: Sequence[_Compared]) -> StateDictDiff:
         entries_a, entries_b = pair.entries()
@@ -262,7 +269,8 @@ class Comparer:
             if _is_below_one(path, tops) or not (old is None or new is None or old != new):
                 continue
             if path in pairs:
-                if pairs[path].status not in {"equal", "close"} or not pairs[path].has_one_form:
+                is_same = self.structure or pairs[path].status in {"equal", "close"}
+                if not (is_same and pairs[path].has_one_form):
                     yield TreeChange(path, "changed", _shown(old), _shown(new))
             else:
                 change: Change = "added" if old is None else "removed" if new is None else "changed"
@@ -345,7 +353,7 @@ def _change(each: _Compared, *, attributes: bool, structure: bool) -> TensorChan
         kinds.append("requires_grad")
     if attributes and a.is_parameter != b.is_parameter:
         kinds.append("class")
-    compared = each.has_one_form and not (structure and each.status == "unknown")
+    compared = each.has_one_form and not structure
     if (compared or each.distance is not None) and each.status != "equal":
         kinds.append("values")
     if not kinds:

@@ -22,6 +22,7 @@ class Proofs:
 def proved(verdict: Verdict, proofs: Proofs | None) -> Verdict:
     """Return the verdict with what its signatures say; one that is wrong is an error in it.
 
+    Right ones are of all bytes, so that nothing is left to say of bytes without a checksum.
     Raises `ReadError` for a key or a signature that cannot be read.
     """
     if proofs is None:
@@ -40,4 +41,5 @@ def proved(verdict: Verdict, proofs: Proofs | None) -> Verdict:
             said.append(check(verdict.file, file, proofs.public_key).to_dict())
         except ForgedError as error:
             wrong.append(Finding("error", error.message, str(file), rule="signature"))
-    return replace(verdict, findings=(*verdict.findings, *wrong), proofs=tuple(said))
+    known = [each for each in verdict.findings if wrong or each.rule != "no-checksum"]
+    return replace(verdict, findings=(*known, *wrong), proofs=tuple(said))

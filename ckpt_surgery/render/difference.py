@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TreeChange,
     )
 
+_SAME_NUMBERS: Final = "equal numbers of other bits (zeros or NaN)"
 _MOST_LINES: Final = 40  # of one kind, on a terminal
 _MOST_FOLDED: Final = 5000  # names that are folded
 _BAR: Final = 30  # cells of the longest bar
@@ -181,6 +182,8 @@ def _what(change: TensorChange) -> str:
         parts.append(" -> ".join(names))
     if change.distance is not None and change.distance.changed:
         parts.append(_distance(change.distance, close=change.status == "close"))
+    elif change.distance is not None and change.status == "differs":
+        parts.append(_SAME_NUMBERS)
     elif "values" in change.kinds:
         parts.append("values differ" if change.status != "unknown" else "values not compared")
     return ", ".join(parts)

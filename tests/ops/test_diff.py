@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 import torch
 from archives import GENERATIONS, generation, rewrite
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -20,6 +21,7 @@ from torch.utils.serialization import config
 from torch_checks import quiet, save
 
 from ckpt_surgery import DiffReport, DiffRequest, Output, ReadError, UsageError, diff, strip
+from ckpt_surgery.cli.main import cli
 from ckpt_surgery.fileio import ByteRange, FileSource
 from ckpt_surgery.ops.strip import StripRequest
 
@@ -222,8 +224,6 @@ def test_there_are_thirty() -> None:
 def test_exactly_the_edit_is_reported(name: str, values: bool, tmp_path: Path) -> None:
     edit, expected = EDITS[name]
     a, b = pair(edit, tmp_path)
-    if values and name == "another sign of zero":
-        expected = []  # the numbers are equal
     report = diff(a, b, DiffRequest(values=values))
     found = summary(report)
     if values:  # numbers of two types are compared, too
@@ -335,6 +335,30 @@ def test_without_checksums_bytes_are_compared(tmp_path: Path) -> None:
         a = save({"w": torch.arange(9.0), "v": torch.ones(2)}, tmp_path / "a.pth")
         b = save({"w": torch.arange(9.0), "v": torch.zeros(2)}, tmp_path / "b.pth")
     assert summary(diff(a, b)) == [("values", "v")]
+
+
+def test_equal_numbers_of_other_bits_differ_unless_a_tolerance_is_asked_for(tmp_path: Path) -> None:
+    """Zeros have a sign and NaN has a payload, which `hash` sees as well."""
+    whole = torch.tensor([1.0, 0.0, float("nan")])
+    bits = whole.view(torch.int32)
+    for at, mask in ((1, -(2**31)), (2, 5)):
+        other = bits.clone()
+        other[at] ^= mask
+        save_file({"w": whole.clone(), "v": whole}, tmp_path / "a.safetensors")
+        save_file({"w": whole, "v": other.view(torch.float32)}, tmp_path / "b.safetensors")
+        files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+        for request in (DiffRequest(), DiffRequest(values=True)):
+            assert summary(diff(*files, request)) == [("values", "v")]
+        assert diff(*files, DiffRequest(values=True, atol=1e-9)).exit_code == 0
+        found = CliRunner().invoke(cli, ["diff", "--values", *map(str, files)])
+        assert "v: equal numbers of other bits" in found.stdout
+
+
+def test_structure_is_blind_to_checksums(tmp_path: Path) -> None:
+    a = save({"m": {"w": torch.ones(9)}, "state": [torch.ones(2)]}, tmp_path / "a.pth")
+    b = save({"m": {"w": torch.zeros(9)}, "state": [torch.zeros(2)]}, tmp_path / "b.pth")
+    assert diff(a, b).exit_code == 1
+    assert diff(a, b, DiffRequest(structure=True)).exit_code == 0
 
 
 def test_structure_reads_nothing(tmp_path: Path, reads: list[int]) -> None:

@@ -13,7 +13,7 @@ import torch
 from frameworks import framework
 from torch_checks import save
 
-from ckpt_surgery import StripRequest, selection, strip, verify
+from ckpt_surgery import StripRequest, convert, selection, strip, verify
 from ckpt_surgery.errors import MissingDependencyError, ReadError, WriteError
 from ckpt_surgery.ops.bom import bill_of_materials
 from ckpt_surgery.ops.lineage import EditRecord
@@ -89,6 +89,18 @@ def test_what_model_signing_signs_is_verified_here() -> None:
     config = model_signing.signing.Config().use_elliptic_key_signer(private_key="key.pem")
     config.sign("net.pth", "net.sig")
     assert check_signature("net.pth", "net.sig", "key.pub").kind == "signature"
+
+
+def test_a_right_signature_is_of_bytes_without_a_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    convert("net.pth", path)
+    sign(path, "key.pem")
+    found = {}
+    for name in ("key", "other"):
+        checks = Checks(proofs=Proofs(f"{name}.pub", f"{path}.sig"), require_checksums=True)
+        (verdict,) = verify([path], checks).verdicts
+        found[name] = {finding.rule for finding in verdict.findings}
+    assert found == {"key": set(), "other": {"no-checksum", "signature"}}
 
 
 def test_a_signature_is_of_the_bytes_whatever_the_file_is_called() -> None:
