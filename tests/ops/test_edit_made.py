@@ -228,6 +228,36 @@ def test_untied_names_have_the_same_state(tmp_path):
     assert torch.equal(turned["state"][0]["exp_avg"], states[0]["exp_avg"].t())
 
 
+def test_what_was_its_own_already_changes_no_optimizer(tmp_path):
+    model = nn.ParameterDict({"a": torch.randn(4, 4), "b": torch.randn(3)})
+    before = {"model": model.state_dict(), "optimizer": trained("adam", model).state_dict()}
+    torch.save(before, tmp_path / "in.pth")
+    result = ckpt("edit", tmp_path / "in.pth", "--clone", "a", "-o", tmp_path / "o.pth", "--json")
+    assert json.loads(result.stdout)["optimizers"] == []
+    found = torch.load(tmp_path / "o.pth", weights_only=True)["optimizer"]
+    assert_same(found, before["optimizer"])
+
+
+@pytest.mark.parametrize("scaled", [[], ["a"], ["b"], ["a", "b"]])
+def test_what_is_made_of_a_part_that_began_anew_begins_anew(scaled, tmp_path):
+    model = nn.ParameterDict({name: torch.randn(2, 4) for name in "abc"})
+    before = {"model": model.state_dict(), "optimizer": trained("adam", model).state_dict()}
+    rules = [word for name in scaled for word in ("--scale", f"{name}=2")]
+    found = edited(before, tmp_path, *rules, "--concat", "{a,b}=ab", "--optimizer", "reset")
+    assert list(found["optimizer"]["state"]) == ([1] if scaled else [0, 1])
+
+
+@pytest.mark.parametrize("to", ["a", "b"])
+def test_what_is_tied_to_numbers_that_began_anew_begins_anew(to, tmp_path):
+    model = nn.ParameterDict({name: torch.randn(2, 4) for name in "abc"})
+    before = {"model": model.state_dict(), "optimizer": trained("adam", model).state_dict()}
+    name = "ab".replace(to, "")
+    rules = ("--scale", f"{to}=2", "--tie", f"{name}={to}", "--optimizer", "reset")
+    found = edited(before, tmp_path, *rules)["optimizer"]
+    assert (found["param_groups"][0]["params"], list(found["state"])) == ([0, 1], [1])
+    assert_same(found["state"][1], before["optimizer"]["state"][2])
+
+
 def test_layers_that_come_again_have_the_state_of_theirs(tmp_path):
     net = nn.ModuleDict({"l": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))})
     before = {"model": net.state_dict(), "optimizer": trained("adam", net).state_dict()}
