@@ -24,12 +24,14 @@ from ckpt_surgery.training.parameters import Inventory
 class _Ancestry:
     """The old names that an entry is made of, and the steps that made it, by their numbers.
 
-    `anew`: its numbers are others by now, which no state follows.
+    `anew`: its numbers are others by now, which no state follows. `tied`: it is one with its
+    source, whose state goes on for both.
     """
 
     sources: tuple[str, ...]
     steps: tuple[int, ...] = ()
     anew: bool = False
+    tied: bool = False
 
 
 class Lineage:
@@ -53,7 +55,7 @@ class Lineage:
             case ValueEdit(name=name) if edit.moments == "move":
                 now[name] = self._after([name], edit)
             case ValueEdit(name=name) if edit.moments == "anew":
-                now[name] = replace(now[name], anew=True)
+                now[name] = replace(now[name], anew=True, tied=False)
             case Split(name=name, names=names):
                 made = self._after([name], edit)
                 del now[name]
@@ -65,17 +67,16 @@ class Lineage:
                 now[new] = made
             case Rename(old=old, new=new):
                 if old in now:  # else it is no tensor
-                    now[new] = self._after([old], edit)
+                    now[new] = replace(self._after([old], edit), tied=now[old].tied)
                     del now[old]
             case Copy(old=old, new=new):
                 now[new] = self._after([old], edit)
             case Tie(name=name, to=to):
-                if now[to].steps or now[to].anew:
-                    now[name] = self._after([to], edit)
-                else:
-                    now.pop(name, None)  # it is one with the other, whose state goes on
+                tied = now[to].tied or not (now[to].steps or now[to].anew)
+                now[name] = replace(self._after([to], edit), tied=tied)
             case Untie(name=name):
                 self._untied.add(name)
+                now[name] = replace(now[name], tied=False)
             case Layers():
                 self._stack(edit)
             case FoldBranches() | FoldWeightNorm() | FoldSpectralNorm():
@@ -105,7 +106,7 @@ class Lineage:
 
     def _copied(self, ancestry: _Ancestry, edit: Layers, old: str, new: str) -> _Ancestry:
         self._steps.append(Copy(edit.state_dict, old, new))
-        return replace(ancestry, steps=(*ancestry.steps, len(self._steps) - 1))
+        return replace(ancestry, steps=(*ancestry.steps, len(self._steps) - 1), tied=False)
 
     @property
     def anew(self) -> list[str]:
@@ -120,7 +121,7 @@ class Lineage:
         for name, each in self._now.items():
             if each.anew:
                 found[name] = None
-            elif each.steps and self._goes_on(name, each, uses):
+            elif each.steps and not each.tied and self._goes_on(name, each, uses):
                 found[name] = each.sources[0]
         return found
 
@@ -131,7 +132,7 @@ class Lineage:
         uses = self._uses()
         shared = Counter(self._firsts.values())
         for name, each in self._now.items():
-            if each.anew or not (each.steps or name in self._untied):
+            if each.anew or each.tied or not (each.steps or name in self._untied):
                 continue
             if self._goes_on(name, each, uses):
                 edits = tuple(e for e in self._of(each) if isinstance(e, ValueEdit))
@@ -148,7 +149,8 @@ class Lineage:
         return alone and whole and name not in self._untied
 
     def _uses(self) -> Counter[str]:
-        return Counter(source for each in self._now.values() for source in each.sources)
+        own = (each for each in self._now.values() if not each.tied)
+        return Counter(source for each in own for source in each.sources)
 
     def _of(self, ancestry: _Ancestry) -> Iterator[Edit]:
         return (self._steps[number] for number in ancestry.steps)

@@ -258,6 +258,43 @@ def test_what_is_tied_to_numbers_that_began_anew_begins_anew(to, tmp_path):
     assert_same(found["state"][1], before["optimizer"]["state"][2])
 
 
+@pytest.mark.parametrize(
+    ("rules", "params", "like"),
+    [
+        ("--scale b=2", 3, {0: 0, 2: 2}),
+        ("--untie b", 3, {0: 0, 1: 0, 2: 2}),
+        ("--untie b --scale b=2", 3, {0: 0, 2: 2}),
+        ("--copy b=e", 3, {0: 0, 1: 0, 2: 2}),
+        ("--tie d=b", 2, {0: 0, 1: 2}),
+        ("--concat b=f", 3, {0: 0, 1: 0, 2: 2}),
+    ],
+)
+def test_rules_go_on_from_a_tie(rules, params, like, tmp_path):
+    """What is tied has the other's state: while it is one with it, and as its own from then on."""
+    names = "abcd" if "d=b" in rules else "abc"
+    model = nn.ParameterDict({name: torch.randn(2, 4) for name in names})
+    before = {"model": model.state_dict(), "optimizer": trained("adam", model).state_dict()}
+    words = ("--tie", "b=a", *rules.split(), "--optimizer", "reset")
+    found = edited(before, tmp_path, *words)["optimizer"]
+    assert found["param_groups"][0]["params"] == list(range(params))
+    assert list(found["state"]) == list(like)
+    for new, old in like.items():
+        assert_same(found["state"][new], before["optimizer"]["state"][old])
+
+
+def test_what_is_tied_and_turned_has_the_state_of_the_other_turned(tmp_path):
+    model = nn.ParameterDict({name: torch.randn(2, 4) for name in "ab"})
+    before = {"model": model.state_dict(), "optimizer": trained("adam", model).state_dict()}
+    found = edited(before, tmp_path, "--tie", "b=a", "--transpose", "b")["optimizer"]["state"]
+    own = before["optimizer"]["state"][0]
+    assert_same(found[0], own)
+    assert torch.equal(found[1]["exp_avg"], own["exp_avg"].t())
+    parts = edited(before, tmp_path, "--tie", "b=a", "--split", "b=x,y")["optimizer"]["state"]
+    assert torch.equal(torch.cat([parts[1]["exp_avg"], parts[2]["exp_avg"]]), own["exp_avg"])
+    both = edited(before, tmp_path, "--tie", "b=a", "--concat", "{a,b}=d")["optimizer"]["state"]
+    assert torch.equal(both[0]["exp_avg"], own["exp_avg"].repeat(2, 1))
+
+
 def test_layers_that_come_again_have_the_state_of_theirs(tmp_path):
     net = nn.ModuleDict({"l": nn.ModuleList(nn.Linear(2, 2) for _ in range(3))})
     before = {"model": net.state_dict(), "optimizer": trained("adam", net).state_dict()}
