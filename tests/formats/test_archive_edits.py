@@ -318,6 +318,20 @@ def test_member_that_is_not_as_its_checksum_says_is_refused(method, tmp_path):
     assert path.read_bytes() == data
 
 
+def test_stream_of_gzip_with_a_field_before_its_name_gets_no_name(tmp_path):
+    path, whole = tmp_path / "m.tar.gz", io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        info = tarfile.TarInfo("w.pth")
+        info.size = len(ALLENNLP["weights.th"])
+        archive.addfile(info, io.BytesIO(ALLENNLP["weights.th"]))
+    plain = gzip.compress(whole.getvalue(), mtime=7)
+    field = struct.pack("<H", 5) + b"AB\1\0C"
+    path.write_bytes(plain[:3] + b"\x0c" + plain[4:10] + field + b"name.tar\0" + plain[10:])
+    strip(f"{path}:w.pth", IN_PLACE, selection(name="b"))
+    assert path.read_bytes()[3] & 0x0C == 0
+    assert [name for name, _ in read(f"{path}:w.pth").tensors] == ["w"]
+
+
 def test_stream_of_gzip_that_is_damaged_is_refused(tmp_path):
     path = tarred(tmp_path / "m.tar.gz", "w:gz")
     data = bytearray(path.read_bytes())

@@ -194,6 +194,13 @@ def test_what_it_cannot_hold_is_refused(value, said, tmp_path):
     assert not (tmp_path / "dcp").exists()
 
 
+def test_a_file_that_is_empty_loses_nothing(tmp_path):
+    for value, said in (({}, []), ({"a": {}, "b": 1}, ["an empty dictionary (a) is left out"])):
+        torch.save(value, tmp_path / "in.pth")
+        report = convert(tmp_path / "in.pth", as_dcp(tmp_path / f"d{len(said)}"))
+        assert [w.partition(":")[0] for w in report.warnings if "empty" in w] == said
+
+
 def test_lists_are_taken_apart_as_torch_does(tmp_path):
     state = {
         "a": [[1, 2], [3]],

@@ -148,6 +148,8 @@ def test_a_header_that_contradicts_the_directory_is_told(field: int, tmp_path: P
     """Version, flags, time, checksum, sizes and name, where most readers look at few of them."""
     path = _local(zipped(tmp_path / "m.zip"), field, b"\x51")
     assert ("error", "damaged", "notes") in found(path)
+    what = "has another name than in the directory" if field == 30 else "contradicts the directory"
+    assert what in verdicts(path)[0].findings[0].message
 
 
 def test_the_end_of_a_zip_archive_is_compared(tmp_path: Path) -> None:
@@ -157,12 +159,14 @@ def test_the_end_of_a_zip_archive_is_compared(tmp_path: Path) -> None:
     assert found(path) == {("error", "damaged", None)}
 
 
-def test_bytes_between_members_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nbytes", [6, 12, 16, 20, 24, 30])
+def test_bytes_between_members_are_told(nbytes: int, tmp_path: Path) -> None:
+    """Also as many as a data descriptor has, which begins with its signature."""
     path = tmp_path / "m.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("w.pth", FILES["m/policy.pth"])
         assert archive.fp is not None
-        archive.fp.write(b"hidden")
+        archive.fp.write(b"x" * nbytes)
         archive.start_dir = archive.fp.tell()
     assert found(path) == {("warning", "hidden-bytes", None)}
 
@@ -201,6 +205,8 @@ def test_a_tar_archive_that_ends_early_or_goes_on(tmp_path: Path) -> None:
         notes = archive.getmember("notes")
     path.write_bytes(data[: notes.offset_data + 512])
     assert ("error", "truncated", None) in found(path)
+    path.write_bytes(data[: notes.offset_data + 512 + 1024])  # the least end that there may be
+    assert found(path) == {("note", "no-checksum", None)}
     path.write_bytes(data)
     patched(path, notes.offset + 3, b"X")  # the checksum of the header is wrong: readers stop
     assert ("error", "damaged", None) in found(path)
