@@ -11,7 +11,7 @@ Tried from the safest to the boldest, and no bolder than asked:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from ckpt_surgery.matching.alignment import AmbiguousMatchError, align_in_order, ambiguous
@@ -148,7 +148,8 @@ def _best_rewrite(
     candidates = [_unwrapping(shapes, wanted), *_prefixes(shapes, wanted)]
     best = _choose([exact, *candidates], shapes, wanted, preferred=2)
     if level == "suffix":
-        best = _choose([best, *_infixes(shapes, wanted)], shapes, wanted, preferred=1)
+        enough = max(_score(best, shapes, wanted) + 1, (min(len(shapes), len(wanted)) + 1) // 2)
+        best = _choose([best, *_infixes(shapes, wanted, enough)], shapes, wanted, preferred=1)
     return best
 
 
@@ -164,10 +165,7 @@ def _choose(
     Raises AmbiguousMatchError if two of the others are best and disagree. One that explains less
     than half of the smaller side is a coincidence.
     """
-    scores = [
-        sum(shapes[old] == wanted[new] for old, new in rewrite.renames.items())
-        for rewrite in candidates
-    ]
+    scores = [_score(rewrite, shapes, wanted) for rewrite in candidates]
     best = max(scores)
     winner = scores.index(best)
     if winner > 0 and 2 * best < min(len(shapes), len(wanted)):
@@ -177,6 +175,10 @@ def _choose(
             if score == best:
                 _refuse_disagreement(candidates[winner].renames, rival.renames)
     return candidates[winner]
+
+
+def _score(rewrite: _Rewrite, shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> int:
+    return sum(shapes[old] == wanted[new] for old, new in rewrite.renames.items())
 
 
 def _refuse_disagreement(one: Mapping[str, str], other: Mapping[str, str]) -> None:
@@ -269,26 +271,38 @@ def _common_prefixes(names: Mapping[str, str]) -> list[str]:
     return [prefix for prefix, rest in _subtrees(names) if len(rest) == count]
 
 
-def _infixes(shapes: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Iterator[_Rewrite]:
-    """Yield one segment removed from all names of one side, wherever it occurs."""
-    for segment in _segments(shapes):
+def _infixes(
+    shapes: Mapping[str, Shape], wanted: Mapping[str, Shape], enough: int
+) -> Iterator[_Rewrite]:
+    """Yield one segment removed from all names of one side, wherever it occurs.
+
+    Not those with which fewer than `enough` names could agree, as `_choose` would not take them:
+    of thousands of names each may have a segment of its own.
+    """
+    enough -= len(shapes.keys() & wanted.keys())  # those that agree whatever goes
+    for segment in _segments(shapes, wanted, enough):
         pairs = ((name, _without(segment, name)) for name in shapes)
         found = ((old, new) for old, new in pairs if new in wanted)
         yield _Rewrite(f"segment '{segment}' removed", _one_to_one(found))
-    for segment in _segments(wanted):
+    for segment in _segments(wanted, shapes, enough):
         pairs = ((_without(segment, name), name) for name in wanted)
         found = ((old, new) for old, new in pairs if old in shapes)
         yield _Rewrite(f"segment '{segment}' inserted", _one_to_one(found))
 
 
-def _segments(names: Iterable[str]) -> list[str]:
-    found = Counter(
-        segment
-        for name in names
-        for segment in dict.fromkeys(name.split(".", _DEEPEST)[:-1])
-        if not segment.isdigit()
-    )
-    return [segment for segment, _ in found.most_common(_MOST_INFIXES)]
+def _segments(names: Iterable[str], others: Container[str], enough: int) -> list[str]:
+    """Return the most frequent segments before the last ones of `names`.
+
+    Only those of at least `enough` names that are not among `others` already.
+    """
+    found: Counter[str] = Counter()
+    useful: Counter[str] = Counter()
+    for name in names:
+        segments = {s: 1 for s in name.split(".", _DEEPEST)[:-1] if not s.isdigit()}
+        found.update(segments)
+        if name not in others:
+            useful.update(segments)
+    return [each for each, _ in found.most_common(_MOST_INFIXES) if useful[each] >= enough]
 
 
 def _without(segment: str, name: str) -> str:
@@ -307,26 +321,22 @@ def _by_suffix(source: Sequence[TensorSpec], target: Sequence[TensorSpec]) -> li
     for spec in source:
         for suffix in _suffixes(spec.name):
             by_suffix[suffix, spec.shape].append(spec.name)
-    best: dict[str, list[str]] = {}
+    whole = {(spec.name, spec.shape) for spec in source}
+    claimed: dict[str, list[str]] = defaultdict(list)
     for spec in target:
         for suffix in _suffixes(spec.name):
-            candidates = [
-                name
-                for name in by_suffix.get((suffix, spec.shape), ())
-                if "." in suffix or suffix in (name, spec.name)
-            ]
+            candidates = by_suffix.get((suffix, spec.shape), [])
+            if "." not in suffix and suffix != spec.name:  # 'weight' is that of thousands
+                candidates = [suffix] if (suffix, spec.shape) in whole else []
+            if len(candidates) > 1:
+                raise ambiguous(spec.name, candidates)
             if candidates:
-                best[spec.name] = candidates
+                claimed[candidates[0]].append(spec.name)
                 break
-    claimed: dict[str, list[str]] = defaultdict(list)
-    for new, candidates in best.items():
-        if len(candidates) > 1:
-            raise ambiguous(new, candidates)
-        claimed[candidates[0]].append(new)
     for old, news in claimed.items():
         if len(news) > 1:
             raise ambiguous(old, news)
-    return [(candidates[0], new) for new, candidates in best.items()]
+    return [(old, new) for old, (new,) in claimed.items()]
 
 
 def _suffixes(name: str) -> Iterator[str]:

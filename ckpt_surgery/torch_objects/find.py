@@ -43,7 +43,14 @@ from ckpt_surgery.torch_objects.mappings import (
     state_of,
 )
 from ckpt_surgery.torch_objects.module_nodes import is_module
-from ckpt_surgery.torch_objects.places import SHOWN_PATH, Place, children, distinct, is_empty
+from ckpt_surgery.torch_objects.places import (
+    SHOWN_PATH,
+    Place,
+    children,
+    distinct,
+    holds_more,
+    is_empty,
+)
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.torch_objects.tensors import TensorReader
 from ckpt_surgery.torch_objects.training_state import (
@@ -212,7 +219,9 @@ class _Survey:
         return [
             place.child(name, child)
             for name, child, _ in children(node)
-            if known.get(id(child)) is None and self._tensor(child, place, name) is None
+            if holds_more(child)
+            and known.get(id(child)) is None
+            and self._tensor(child, place, name) is None
         ]
 
     def _tensor(self, node: Node, place: Place, name: str) -> Tensor | None:

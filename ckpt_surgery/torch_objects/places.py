@@ -92,6 +92,16 @@ def children(node: Node) -> Iterator[tuple[str, Node, Node]]:
                 yield printed_key(key), child, key
 
 
+def holds_more(node: Node) -> bool:
+    """Return whether `node` may lead to others: numbers, texts and what is empty do not.
+
+    A file may have millions of them, none of which needs a place of its own.
+    """
+    if isinstance(node, Object):
+        return True
+    return bool(node.items if isinstance(node, Dict) else isinstance(node, (list, tuple)) and node)
+
+
 def is_empty(node: Dict | Object | list[Node] | tuple[Node, ...]) -> bool:
     """Return whether a container holds nothing that could be a
     state dict: there may be millions.

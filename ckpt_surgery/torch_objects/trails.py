@@ -10,6 +10,7 @@ from ckpt_surgery.pickles import DEFAULT_LIMITS, NO_STATE, Dict, Node, Object, P
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.kinds import printed_key
 from ckpt_surgery.torch_objects.mappings import mapping_pairs
+from ckpt_surgery.torch_objects.places import holds_more
 
 _CONTAINERS = (Dict, Object, PersistentId, list, tuple)
 
@@ -41,7 +42,7 @@ class Trail:
 def trails(
     root: Node, *, replaced: Mapping[int, Node], without: Container[int] = frozenset()
 ) -> Iterator[tuple[Trail, Node]]:
-    """Yield each object at and below `root` once, with the first way to it.
+    """Yield each object at and below `root` once, with the first way to it; no empty container.
 
     `replaced` maps the identity of a node to what takes its place. Nodes whose identity is in
     `without` are left out with all below them. What a call is made of counts as the object itself.
@@ -68,7 +69,7 @@ def trails(
 def _below(trail: Trail, node: Node, replaced: Mapping[int, Node]) -> Iterator[tuple[Trail, Node]]:
     if isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
-            if isinstance(child, _CONTAINERS):
+            if _may_hold(child):
                 yield trail.child(str(index)), child
     elif isinstance(node, PersistentId):
         yield trail, node.pid
@@ -93,5 +94,10 @@ def _items(trail: Trail, node: Dict) -> Iterator[tuple[Trail, Node]]:
     for key, child in mapping_pairs(node) or ():
         if isinstance(key, _CONTAINERS):
             yield trail, key
-        if isinstance(child, _CONTAINERS):
+        if _may_hold(child):
             yield trail.child(printed_key(key)), child
+
+
+def _may_hold(node: Node) -> bool:
+    """Return whether a node is an object or may lead to one: millions of empty ones may not."""
+    return holds_more(node) or isinstance(node, PersistentId)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckpt_surgery.errors import UsageError
+from ckpt_surgery.matching import correspondence
 from ckpt_surgery.matching.alignment import align_in_order
 from ckpt_surgery.matching.correspondence import (
     LEVELS,
@@ -253,6 +254,31 @@ def test_the_longest_suffix_pairs_what_is_left() -> None:
 def test_one_common_segment_is_no_suffix() -> None:
     ours, theirs = specs("a.weight", "x"), specs("b.weight", "y")
     assert correspond(ours, theirs, level="suffix").pairs == ()
+
+
+def test_a_segment_that_few_names_have_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying it costs a look at every name; of thousands each may have a segment of its own."""
+    tried: list[str] = []
+    original = correspondence._without
+    monkeypatch.setattr(
+        correspondence, "_without", lambda s, name: tried.append(s) or original(s, name)
+    )
+    ours = specs(*(f"l{i}.w" for i in range(20)))
+    theirs = specs(*(f"m.k{i}.w" for i in range(20)))
+    assert correspond(ours, theirs, level="suffix").pairs == ()
+    assert set(tried) == {"m"}
+    tried.clear()
+    assert len(correspond(ours, ours, level="suffix").pairs) == 20
+    assert tried == []
+
+
+def test_a_name_that_is_one_segment_is_a_suffix_of_those_that_end_in_it() -> None:
+    """A segment that both end in is none, however many do."""
+    many = specs(*(f"l{i}.w" for i in range(50)), "b", "z.c")
+    found = correspond(many, specs("x.y.b", "c", "k.w"), level="suffix")
+    assert [(pair.source, pair.target) for pair in found.pairs] == [("b", "x.y.b"), ("z.c", "c")]
+    with pytest.raises(AmbiguousMatchError, match=r"'w' could correspond to 'l0\.w', 'l1\.w'"):
+        correspond(many, specs("w"), level="suffix")
 
 
 def test_equally_long_suffixes_are_ambiguous() -> None:

@@ -27,6 +27,7 @@ from ckpt_surgery.torch_objects.kinds import (
     plain_value,
     type_name,
 )
+from ckpt_surgery.torch_objects.places import Place
 
 
 def net() -> nn.Sequential:
@@ -258,6 +259,19 @@ def test_nesting_by_state_is_limited_too(tmp_path: Path) -> None:
         assert assemble(root, sources=(file,), format="x", names=(), limits=Limits(depth=40)).others
         with pytest.raises(LimitExceededError, match="objects are nested more than 20 deep"):
             assemble(root, sources=(file,), format="x", names=(), limits=Limits(depth=20))
+
+
+def test_what_leads_nowhere_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers, texts and what is empty may be there in millions, a byte each."""
+    made: list[str] = []
+    original = Place.child
+    monkeypatch.setattr(
+        Place, "child", lambda self, name, node: made.append(name) or original(self, name, node)
+    )
+    value = {"log": [None, 1, "text", [], {}, (), {"w": torch.ones(2)}], "epoch": 3}
+    checkpoint = read_value(value, tmp_path / "f.pt")
+    assert [s.path for s in checkpoint.state_dicts] == ["log/6"]
+    assert made == ["log", "6"]
 
 
 def test_name_that_stands_twice_is_refused(tmp_path: Path) -> None:

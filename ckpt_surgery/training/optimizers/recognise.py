@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Final, Protocol, TypeAlias
 
 from ckpt_surgery.checkpoint.description import join_path
-from ckpt_surgery.pickles import Dict, Node, Object
+from ckpt_surgery.pickles import Node
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.torch_objects.mappings import mapping_length, mapping_pairs
+from ckpt_surgery.torch_objects.places import holds_more
 from ckpt_surgery.torch_objects.storages import text
 from ckpt_surgery.training.optimizers.items import Items
 
@@ -45,7 +46,6 @@ _TELLING: Final = {"ns_steps": "Muon", "history_size": "LBFGS", "beta2_decay": "
 # What only one optimizer of torch has among its group's options, for those without state yet.
 _OPTIONS: Final = {"dampening": "SGD", "betas": "Adam", "alpha": "RMSprop", "rho": "Adadelta"}
 _LONGEST_NUMBER: Final = 18  # digits; no optimizer has as many parameters
-_CONTAINERS: Final = (list, tuple, Dict, Object)
 
 
 class _TensorLike(Protocol):
@@ -305,9 +305,9 @@ def _plain(node: Node) -> str | int | float | bool | None:
 def _children(node: Node) -> list[tuple[str, Node]]:
     """Return the containers in a container; scalars lead nowhere, and there may be millions."""
     if isinstance(node, (list, tuple)):
-        return [(str(i), child) for i, child in enumerate(node) if isinstance(child, _CONTAINERS)]
+        return [(str(i), child) for i, child in enumerate(node) if holds_more(child)]
     return [
         (name, value)
         for key, value in mapping_pairs(node) or ()
-        if isinstance(value, _CONTAINERS) and (name := text(key)) is not None
+        if holds_more(value) and (name := text(key)) is not None
     ]
