@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ckpt_surgery.checkpoint.description import Checkpoint, StateDict
+from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
 from ckpt_surgery.errors import UsageError
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ckpt_surgery.names import Chosen, Selection
 
 
+SAVE_STATE_DICT: Final = "save the model's state_dict() with torch"
+_MOST_MISSING: Final = 5  # names in a message
 # Objects whose weights are not among their attributes: graphs, and quantised modules by themselves.
 _CODED: Final = ("torch.fx.", "torch.ao.nn.", "torch.nn.quantized.", "torch.nn.intrinsic.")
 
@@ -56,6 +58,29 @@ def choose_state_dicts(checkpoint: Checkpoint, at: Sequence[str]) -> list[StateD
     return [by_path[path] for path in wanted]
 
 
+def require_whole(checkpoint: Checkpoint, state_dicts: Iterable[StateDict], what: str) -> None:
+    """Raise `UsageError` for a model whose state dict was not read in full.
+
+    `what` is said of what is missing, such as "cannot be compared".
+    """
+    missing = missing_of(state_dicts)
+    if missing:
+        said = missing_said(missing, what)
+        raise UsageError(said, path=checkpoint.file.name, hint=SAVE_STATE_DICT)
+
+
+def missing_of(state_dicts: Iterable[StateDict]) -> list[str]:
+    """Return the paths of what only the code of modules would put into their state dicts."""
+    return [join_path(each.path, name) for each in state_dicts for name in each.missing]
+
+
+def missing_said(missing: Sequence[str], what: str) -> str:
+    """Say `what` of what is missing, and name the first of it."""
+    shown = ", ".join(f"'{name}'" for name in missing[:_MOST_MISSING])
+    more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
+    return f"what only the code of modules unpacks or adds {what}: {shown}{more}"
+
+
 def _without_state_dict(checkpoint: Checkpoint) -> UsageError:
     """Return the error for a file without a state dict, which names a module that is but code."""
     coded = next((o for o in checkpoint.others if o.type.startswith(_CODED)), None)
@@ -67,7 +92,7 @@ def _without_state_dict(checkpoint: Checkpoint) -> UsageError:
             f"there is no state dict in it: {place} is of {coded.type}, and only the code of that "
             "unpacks its weights"
         )
-        hint = "save the model's state_dict() with torch"
+        hint = SAVE_STATE_DICT
     return UsageError(message, path=checkpoint.file.name, hint=hint)
 
 

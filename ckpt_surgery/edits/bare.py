@@ -47,7 +47,7 @@ class OnlyTensors(Edit):
             checkpoint,
             root=None,
             container=None,
-            state_dicts=(StateDict("", state_dict.kind, entries),),
+            state_dicts=(StateDict("", state_dict.kind, entries, missing=state_dict.missing),),
             globals=(),
             moved={},
             replaced={},

@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, Tensor, find_ties
+from ckpt_surgery.checkpoint.select import require_whole
 from ckpt_surgery.errors import LossyEditError, PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.fileio.distinct import Role
@@ -245,6 +246,7 @@ def aim_at_file(checkpoint: Checkpoint) -> Aim:
             hint="write one alone: ckpt convert --state-dict-only --at PATH" if models else None,
         )
     (state_dict,) = models
+    require_whole(checkpoint, models, "would be no part of the target")
     found = describe(state_dict)
     return Aim(
         Target(

@@ -103,7 +103,7 @@ def _properties(checkpoint: Checkpoint, progress: ProgressBar | None) -> list[An
     tensors = [tensor for _, tensor in checkpoint.tensors]
     types = Counter(tensor.dtype.name for tensor in tensors)
     digests = model_digests(checkpoint, progress=progress)
-    paths = [each.path for each in checkpoint.state_dicts]
+    paths = [each.path for each in checkpoint.state_dicts if not each.missing]
     said = {
         "format": checkpoint.format,
         "tensors": str(len(tensors)),

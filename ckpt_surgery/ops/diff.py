@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import field, replace
 
 from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.checkpoint.select import choose_state_dicts, require_whole
 from ckpt_surgery.errors import PathLike, UsageError
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -68,6 +68,8 @@ def diff(
     with ExitStack() as stack:
         first, second = (stack.enter_context(read(source)) for source in (a, b))
         sides = [_narrowed(each, request.at) for each in (first, second)]
+        for side in sides:
+            require_whole(side, side.state_dicts, "cannot be compared")
         pairs = pair_state_dicts(*sides, renames=request.renames)
         _require_known(request.renames, first)
         comparer = Comparer(

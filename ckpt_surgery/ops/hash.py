@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
-from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.checkpoint.select import choose_state_dicts, require_whole
 from ckpt_surgery.errors import CkptError, PathLike, UsageError, about_file
 from ckpt_surgery.fileio import CHUNK, ByteRange, Source
 from ckpt_surgery.fileio.member import require_whole_members
@@ -69,6 +69,7 @@ def _hash_models(
     with read(source) as checkpoint, about_file(checkpoint.file.name):
         require_whole_members(checkpoint.sources)
         chosen = choose_state_dicts(checkpoint, at)
+        require_whole(checkpoint, chosen, "has no digest")
         wanted = {
             join_path(each.path, name): (name, tensor)
             for each in chosen
@@ -142,14 +143,15 @@ def file_digest(file: Source, progress: ProgressBar | None = None) -> str:
 def model_digests(
     checkpoint: Checkpoint, threads: int | None = None, progress: ProgressBar | None = None
 ) -> list[str]:
-    """Return the digest of every state dict of a checkpoint."""
+    """Return the digest of every state dict of a checkpoint that was read in full."""
+    whole = [each for each in checkpoint.state_dicts if not each.missing]
     wanted = {
         join_path(each.path, name): (name, tensor)
-        for each in checkpoint.state_dicts
+        for each in whole
         for name, tensor in each.tensors
     }
     digests = _tensor_digests(wanted, threads, progress)
-    return [_model(checkpoint, each, digests).digest for each in checkpoint.state_dicts]
+    return [_model(checkpoint, each, digests).digest for each in whole]
 
 
 def _hash_files(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint
-from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.checkpoint.select import choose_state_dicts, require_whole
 from ckpt_surgery.errors import PathLike
 from ckpt_surgery.fileio import Source
 from ckpt_surgery.formats import read
@@ -41,6 +41,7 @@ def match(
     asked = MatchRequest(**choices) if request is None else request
     with read(source) as checkpoint:
         chosen = choose_state_dicts(checkpoint, asked.at)
+        require_whole(checkpoint, chosen, "cannot be compared")
         with opened(asked) as aim:
             matched = []
             notes: list[str] = []

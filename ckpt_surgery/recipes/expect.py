@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING, Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, Tensor, join_path
-from ckpt_surgery.checkpoint.select import choose_state_dicts
+from ckpt_surgery.checkpoint.select import choose_state_dicts, missing_of, missing_said
 from ckpt_surgery.dtypes import NAMES, named
 from ckpt_surgery.edits.plan import Plan, Planned
 from ckpt_surgery.errors import PlanError, UsageError
@@ -142,6 +142,9 @@ def _mismatch(state_dict: StateDict, target: TargetRequest, work: Work) -> Itera
     """Say what keeps a state dict from loading strictly, if anything does."""
     from ckpt_surgery.matching.target_source import describe, find_target
 
+    if state_dict.missing:
+        yield missing_said(missing_of([state_dict]), "cannot be compared")
+        return
     aim = find_target(target, work.__getitem__)
     work.code += aim.code
     found = aim.compare(describe(state_dict))

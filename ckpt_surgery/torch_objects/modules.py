@@ -32,9 +32,16 @@ from ckpt_surgery.torch_objects.storages import text
 
 _SPECTRAL_NORM_HOOK: Final = "torch.nn.utils.spectral_norm.SpectralNormStateDictHook"
 _SPECTRAL_NORM_VERSION: Final = 1  # torch.nn.utils.spectral_norm.SpectralNorm._version
-_SAVING: Final = frozenset({"state_dict", "_save_to_state_dict", "get_extra_state"})
-"""Methods that make a state dict."""
+_SAVE_NOTHING: Final = frozenset(  # whose state_dict() is {} and leaves out their children
+    {
+        "torch.ao.pruning.sparsifier.utils.FakeSparsity",
+        "torch.ao.pruning._experimental.pruner.parametrization.FakeStructuredSparsity",
+    }
+)
 _SHOWN_NAMES: Final = 5
+_ITSELF: Final = "the model itself"
+_METHODS: Final = ("state_dict", "_save_to_state_dict", "get_extra_state")
+"""Methods that make a state dict. An attribute of the instance comes before that of the class."""
 
 
 class UnreadableModuleError(DamagedFileError):
@@ -70,6 +77,7 @@ def read_module(
     tree = ModuleTree(path, describe, limits)
     reader = _Reader(tree)
     tree.walk(node, reader.enter)
+    reader.note_empty()
     state_dict = replace(tree.state_dict(kind, node), missing=tuple(reader.missing))
     return ModuleReading(state_dict, class_name_of(node), tuple(reader.reasons()))
 
@@ -88,6 +96,7 @@ class _Reader:
         default_factory=dict
     )  # modules whose weights only code can tell
     _hooked: dict[str, None] = field(default_factory=dict)
+    _own_methods: dict[str, None] = field(default_factory=dict)
     _skipped: dict[str, None] = field(default_factory=dict)
     _savers: Savers = field(default_factory=Savers)
 
@@ -95,11 +104,15 @@ class _Reader:
         """Record what the module itself holds; returns its children."""
         fields = _fields_of(node)
         self.tree.spend(len(fields), prefix)
-        self._note_class(class_name_of(node), prefix)
-        for name in self._savers.added(node, fields):
-            self.missing[(prefix + name).removesuffix(".") or "the model itself"] = None
+        class_name = class_name_of(node)
+        self._note_class(class_name, prefix)
+        if class_name in _SAVE_NOTHING:
+            return iter(())
+        for name in self._savers.added(node, fields) if not saves_itself(class_name) else ():
+            self.missing[(prefix + name).removesuffix(".") or _ITSELF] = None
         self._note_hooks(fields, prefix)
-        self.tree.metadata[prefix[:-1]] = _local_metadata(class_name_of(node), fields)
+        self._note_own_methods(fields, prefix)
+        self.tree.metadata[prefix[:-1]] = _local_metadata(class_name, fields)
         transient = self._transient(fields, prefix)
         for name, value in self._items(fields, "_parameters", prefix):
             self.tree.add(prefix + name, value, "parameter")
@@ -108,6 +121,12 @@ class _Reader:
                 self.tree.add(prefix + name, value, "buffer")
         return self._children(fields, prefix)
 
+    def note_empty(self) -> None:
+        """Note what has no entry at all, if a class that is not known may hold its weights."""
+        if not self.tree.entries:
+            for name in self._foreign:
+                self.missing[f"{_ITSELF} (by {name[:SHOWN_NAME]})"] = None
+
     def reasons(self) -> Iterator[str]:
         if self._foreign:
             yield f"classes outside torch may change their state dict: {_listed(self._foreign)}"
@@ -115,6 +134,8 @@ class _Reader:
             yield f"these classes change their state dict: {_listed(self._self_saving)}"
         if self._hooked:
             yield f"hooks that may change the state dict are not run: {_listed(self._hooked)}"
+        if self._own_methods:
+            yield f"methods that are attributes are not called: {_listed(self._own_methods)}"
         if self._skipped:
             yield f"modules that only code can make are left out: {_listed(self._skipped)}"
 
@@ -159,7 +180,7 @@ class _Reader:
         if saves_itself(name):
             self._self_saving[name] = None
             if ".quantized." in name:  # its weights are packed, and only its code unpacks them
-                self.missing[prefix[:-1] or "the model itself"] = None
+                self.missing[prefix[:-1] or _ITSELF] = None
         elif not name.startswith(("torch.", "torchvision.")):
             self._foreign[name or "unknown"] = None
 
@@ -167,10 +188,16 @@ class _Reader:
         for which in ("_state_dict_hooks", "_state_dict_pre_hooks"):
             for hook in _hooks(fields, which):
                 if _spectral_norm_name(hook) is None:
-                    self._hooked[prefix[:-1] or "the model itself"] = None
-        if not _SAVING.isdisjoint(fields):  # an attribute of the instance, which comes first
-            self._hooked[prefix[:-1] or "the model itself"] = None
-            self.missing[prefix[:-1] or "the model itself"] = None
+                    name = prefix[:-1] or _ITSELF
+                    self._hooked[name] = None
+                    self.missing[f"{name} (by hooks)"] = None
+
+    def _note_own_methods(self, fields: dict[str, Node], prefix: str) -> None:
+        """Note what is called instead of the methods of the class, being an attribute."""
+        for method in _METHODS:
+            if method in fields:
+                self._own_methods[prefix + method] = None
+                self.missing[f"{prefix[:-1] or _ITSELF} (by its own {method})"] = None
 
 
 def _fields_of(node: Object) -> dict[str, Node]:
@@ -195,7 +222,8 @@ def _local_metadata(class_name: str, fields: dict[str, Node]) -> Dict:
         name = _spectral_norm_name(hook)
         if name is not None:
             versions += [f"{name}.version", _SPECTRAL_NORM_VERSION]
-    items: list[Node] = ["version", version_of(class_name)]
+    own = fields.get("_version")
+    items: list[Node] = ["version", own if type(own) is int else version_of(class_name)]
     return Dict([*items, "spectral_norm", Dict(versions)] if versions else items)
 
 

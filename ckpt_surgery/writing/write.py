@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from ckpt_surgery.checkpoint.description import Checkpoint, join_path
+from ckpt_surgery.checkpoint.select import SAVE_STATE_DICT, missing_of, missing_said
 from ckpt_surgery.compute.ahead import scheduled
 from ckpt_surgery.compute.casts import Cast, CastCount, tallies_of
 from ckpt_surgery.compute.jobs import Computing
@@ -32,8 +33,6 @@ from ckpt_surgery.writing.target import (
     without,
 )
 from ckpt_surgery.writing.verifying import has_checksums, read_through, unchecked_nbytes, verified
-
-_MOST_MISSING: Final = 5  # modules that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +91,11 @@ class Written:
         bare = f"{self.unchecked_nbytes} bytes were copied that have no checksum to compare with"
         unseen = f"checksums are left out: {self.format} has none; --verify compares them first"
         same = f"'{self.output}' holds this already"
+        missing = _missing(self.checkpoint)
         return (
             *left_out,
             *alone,
+            *([missing_said(missing, "is left out")] if missing else []),
             *([beside] if self.sidecar else []),
             *([rounded] if lost else []),
             *([bare] if self.unchecked_nbytes else []),
@@ -241,20 +242,18 @@ def laid_out(
 
 def _require_whole(checkpoint: Checkpoint) -> None:
     """Raise `LossyEditError` for a model whose state dict was not read in full."""
-    missing = [
-        join_path(s.path, name)
-        for s in checkpoint.state_dicts
-        if s.missing and not stays_module(checkpoint, s)
-        for name in s.missing
-    ]
+    missing = _missing(checkpoint)
     if missing:
-        shown = ", ".join(f"'{name}'" for name in missing[:_MOST_MISSING])
-        more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
         raise LossyEditError(
-            f"weights that only the code of their modules unpacks would be lost: {shown}{more}",
+            missing_said(missing, "would be lost"),
             path=checkpoint.file.name,
-            hint="save the model's state_dict() with torch; --allow-loss leaves them out",
+            hint=f"{SAVE_STATE_DICT}; --allow-loss leaves it out",
         )
+
+
+def _missing(checkpoint: Checkpoint) -> list[str]:
+    """Return what no state dict of those that are written has, as its module stays no module."""
+    return missing_of(s for s in checkpoint.state_dicts if not stays_module(checkpoint, s))
 
 
 def _beside(checkpoint: Checkpoint, output: Output, losses: Sequence[Loss]) -> dict[str, Any]:

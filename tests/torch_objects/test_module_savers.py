@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from frameworks import framework
 from torch import nn
-from torch_checks import save
+from torch.ao.pruning.sparsifier.utils import FakeSparsity
+from torch_checks import assert_same, save
 
 import ckpt_surgery as ckpt
 from ckpt_surgery.errors import LossyEditError, UsageError
@@ -31,10 +33,10 @@ class Counting(nn.Module):
 
 
 def is_refused(file: Path, folder: Path, lost: str) -> None:
-    for state_dict_only in (True, False):
-        out = folder / f"out{state_dict_only}.pth"
+    for only in ({}, {"state_dict_only": True}, {"tensors_only": True}):
+        out = folder / "out.pth"
         with pytest.raises(LossyEditError, match=re.escape(f"would be lost: {lost}")):
-            ckpt.convert(file, out, state_dict_only=state_dict_only)
+            ckpt.convert(file, out, **only)
         assert not out.exists()
     ckpt.convert(file, ckpt.Output(folder / "leave.pth", allow_loss=True), state_dict_only=True)
     assert torch.load(folder / "leave.pth")
@@ -105,6 +107,78 @@ def test_of_a_metric_the_states_that_are_saved_are_named(tmp_path: Path) -> None
     file = save(model, tmp_path / "m2.pth")
     ckpt.convert(file, tmp_path / "out.pth", state_dict_only=True)
     assert list(torch.load(tmp_path / "out.pth")) == list(model.state_dict())
+
+
+def some_hook(*_: object) -> None:
+    """Picklable."""
+
+
+def hooked(model: nn.Sequential) -> None:
+    model[1]._register_state_dict_hook(some_hook)
+
+
+def hooked_before(model: nn.Sequential) -> None:
+    model[1].register_state_dict_pre_hook(some_hook)
+
+
+def with_its_own_method(model: nn.Sequential) -> None:
+    model[1].state_dict = some_hook  # type: ignore[method-assign]
+
+
+def with_its_own_saving(model: nn.Sequential) -> None:
+    model[1]._save_to_state_dict = some_hook  # type: ignore[method-assign,assignment]
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (hooked, "'1 (by hooks)'"),
+        (hooked_before, "'1 (by hooks)'"),
+        (with_its_own_method, "'1 (by its own state_dict)'"),
+        (with_its_own_saving, "'1 (by its own _save_to_state_dict)'"),
+    ],
+)
+def test_code_that_the_file_has_on_a_module_is_no_matter_of_luck(
+    change: Callable[[nn.Sequential], None], lost: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    change(model)
+    is_refused(save(model, tmp_path / "m.pth"), tmp_path, lost)
+
+
+class Empty(nn.Module):
+    """Has no entry; of its class nobody knows whether it makes some."""
+
+
+def test_nothing_is_written_of_a_class_that_is_not_known(tmp_path: Path) -> None:
+    file = save(nn.Sequential(Empty()), tmp_path / "m.pth")
+    with pytest.raises(LossyEditError, match=r"would be lost: 'the model itself \(by .*Empty\)'"):
+        ckpt.convert(file, tmp_path / "out.pth")
+    save(nn.Sequential(nn.ReLU()), file)
+    ckpt.convert(file, tmp_path / "out.pth")
+    assert torch.load(tmp_path / "out.pth") == {}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("kind", ["sparsity", "histogram", "fake", "version"])
+def test_what_torch_s_own_code_saves_is_known(kind: str, zipped: bool, tmp_path: Path) -> None:
+    """Of it the container of old has the source, too, which adds nothing that is not known."""
+    quantization = torch.ao.quantization
+    inner: nn.Module = {
+        "sparsity": lambda: FakeSparsity(torch.ones(2)),
+        "histogram": quantization.HistogramObserver,
+        "fake": quantization.FakeQuantize,
+        "version": lambda: nn.Linear(2, 2),
+    }[kind]()
+    if kind == "version":
+        inner._version = 7  # type: ignore[assignment]
+    model = nn.Sequential(inner, nn.Linear(2, 2))
+    file, out = tmp_path / "m.pth", tmp_path / "out.pth"
+    torch.save(model, file, _use_new_zipfile_serialization=zipped)
+    ckpt.convert(file, out)
+    assert_same(torch.load(out), model.state_dict())
+    assert torch.load(out)._metadata == model.state_dict()._metadata  # type: ignore[attr-defined]
 
 
 def test_what_is_no_definition_tells_nothing() -> None:

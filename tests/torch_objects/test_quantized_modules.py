@@ -11,7 +11,11 @@ from torch import nn
 from torch_checks import save
 
 import ckpt_surgery as ckpt
-from ckpt_surgery.errors import LossyEditError
+from ckpt_surgery.errors import LossyEditError, PlanError, UsageError
+from ckpt_surgery.matching.target_source import TargetRequest
+from ckpt_surgery.ops.hash import digest, model_digests
+from ckpt_surgery.recipes.expect import Expect
+from ckpt_surgery.recipes.work import Work
 
 
 def quantized() -> nn.Module:
@@ -21,9 +25,9 @@ def quantized() -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, dtype=torch.qint8)
 
 
-@pytest.mark.parametrize("state_dict_only", [True, False])
+@pytest.mark.parametrize("only", [None, "state_dict_only", "tensors_only"])
 @pytest.mark.parametrize("wrap", [True, False])
-def test_it_is_refused_by_name(wrap: bool, state_dict_only: bool, tmp_path: Path) -> None:
+def test_it_is_refused_by_name(wrap: bool, only: str | None, tmp_path: Path) -> None:
     """An empty state dict was written, and the exit code was 0."""
     value = {"model": quantized(), "epoch": 3} if wrap else quantized()
     with warnings.catch_warnings():
@@ -31,11 +35,42 @@ def test_it_is_refused_by_name(wrap: bool, state_dict_only: bool, tmp_path: Path
         file = save(value, tmp_path / "q.pt")
     out = tmp_path / "out.pt"
     with pytest.raises(
-        LossyEditError, match="weights that only the code of their modules unpacks would be lost"
+        LossyEditError, match="what only the code of modules unpacks or adds would be lost: "
     ) as told:
-        ckpt.convert(file, out, state_dict_only=state_dict_only)
-    assert ("'model/0'" if wrap and not state_dict_only else "'0'") in str(told.value)
+        ckpt.convert(file, out, **({only: True} if only else {}))
+    name = "'model/0'" if wrap and not only else "'0'"
+    assert name in str(told.value)
     assert not out.exists()
+    report = ckpt.convert(file, ckpt.Output(out, allow_loss=True), **({only: True} if only else {}))
+    said = "what only the code of modules unpacks or adds is left out: "
+    assert any(w.startswith(said) and name in w for w in report.warnings)
+
+
+def test_what_is_not_read_is_not_said_to_be_equal(tmp_path: Path) -> None:
+    """Two models had one digest, and no difference: that of no entry at all."""
+    models = tmp_path / "a.pt", tmp_path / "b.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for file in models:
+            save(quantized(), file)
+    plain = save(quantized()[1].state_dict(), tmp_path / "plain.pt")
+    a, b = models
+    for call in (
+        lambda: ckpt.diff(a, b),
+        lambda: ckpt.diff(plain, b),
+        lambda: ckpt.match(a, like=plain),
+        lambda: ckpt.match(plain, like=b),
+        lambda: ckpt.fit(plain, tmp_path / "fitted.pt", like=b),
+    ):
+        with pytest.raises(UsageError, match=r"unpacks or adds .*: '0', '0._packed_params'"):
+            call()
+    hashed = digest([a])
+    assert not hashed.models
+    assert "has no digest: '0'" in hashed.failures[0].message
+    with ckpt.read(a) as checkpoint:
+        assert model_digests(checkpoint) == []
+        with pytest.raises(PlanError, match="cannot be compared: '0'"):
+            Expect(matches=TargetRequest(like=plain)).plan(checkpoint, Work())
 
 
 @pytest.mark.filterwarnings("ignore")
