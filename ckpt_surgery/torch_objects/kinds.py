@@ -32,8 +32,9 @@ _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"}
 
 _STATISTICS = frozenset(
     {"mean", "means", "std", "stds", "var", "count", "min", "max", "median", "n", "eps", "epsilon"}
-    | {"running_mean", "running_var", "running_std"}
+    | {"running_mean", "running_var", "running_std", "mu", "sigma"}
 )
+_STATISTIC_OF = r"(?!weight|bias)[a-z0-9]+(_[a-z0-9]+)*_(mean|std|var)"
 
 
 _SHOWN_TEXT = 200
@@ -70,9 +71,11 @@ def are_statistics(entries: Sequence[Entry]) -> bool:
     used with, not a model of its own.
 
     Such a dictionary (of an input's ``mean`` and ``std``) does not take part in what is done to
-    the model beside it.
+    the model beside it; nor does one of ``target_mean`` and ``target_std``.
     """
-    return all(entry.name in _STATISTICS for entry in entries)
+    return all(
+        entry.name in _STATISTICS or re.fullmatch(_STATISTIC_OF, entry.name) for entry in entries
+    )
 
 
 def kind_of(path: str, names: list[str] | None = None) -> StateDictKind:

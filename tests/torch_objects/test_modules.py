@@ -346,8 +346,8 @@ def test_attribute_that_hides_what_makes_a_state_dict_is_named(name: str, tmp_pa
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     setattr(model[1], name, some_hook)
     checkpoint = read_back(model, tmp_path / "model.pt")
-    assert checkpoint.notes == ("hooks that may change the state dict are not run: '1'",)
-    assert only(checkpoint).missing == ("1",)
+    assert checkpoint.notes == (f"methods that are attributes are not called: '1.{name}'",)
+    assert only(checkpoint).missing == (f"1 (by its own {name})",)
 
 
 def test_module_made_by_code_is_left_out(tmp_path: Path) -> None:

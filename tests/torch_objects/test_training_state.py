@@ -256,6 +256,25 @@ def test_statistics_beside_a_model_are_no_second_model(wrap: Any, tmp_path: Path
     assert (alone.path, alone.names) == ("n", ["mean", "std"])
 
 
+@pytest.mark.parametrize(
+    ("names", "is_model"),
+    [
+        (("target_mean", "target_std"), False),
+        (("obs_rms_mean", "obs_rms_var", "count"), False),
+        (("mu", "sigma"), False),
+        (("weight_mean", "weight_std"), True),  # of a Bayesian layer
+        (("mean", "weight"), True),
+    ],
+)
+def test_statistics_beside_a_model_are_known_by_their_names(
+    names: tuple[str, ...], is_model: bool, tmp_path: Path
+) -> None:
+    beside = {name: torch.ones(2) for name in names}
+    file = save({"model": net().state_dict(), "beside": beside}, tmp_path / "f.pth")
+    found = [each.path for each in ckpt_surgery.inspect(file).state_dicts]
+    assert found == (["model", "beside"] if is_model else ["model"])
+
+
 def test_a_list_of_optimizers_holds_optimizers() -> None:
     assert holds_optimizer(to_nodes([trained()]))
     assert not holds_optimizer(to_nodes([trained(), {}]))
