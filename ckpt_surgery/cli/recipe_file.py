@@ -227,15 +227,27 @@ def _inputs_of(report: Mapping[str, Any]) -> dict[str, str]:
     if report["command"] == "apply" and isinstance(named, dict):
         return {name: _text(file, f"input '{name}'") for name, file in named.items()}
     listed = report.get("inputs")
-    first = report.get("base", listed[0] if isinstance(listed, list) and listed else None)
-    return {"input": _text(first, "the report's input")}
+    files = listed if isinstance(listed, list) else []
+    first = _text(report.get("base", files[0] if files else None), "the report's input")
+    name = _name_of_edited(report)
+    # the plan calls the others by their files; they come in the order of the line
+    return {name if f == first else _text(f, "an input of the report"): f for f in files or [first]}
+
+
+def _name_of_edited(report: Mapping[str, Any]) -> str:
+    """Return how the file is called that the plan is about, as no other is."""
+    name = "input"
+    while name in (report.get("inputs") or ()):
+        name += "_"
+    return name
 
 
 def _steps_of(report: Mapping[str, Any]) -> tuple[Step, ...]:
     if report["command"] != "apply":
         if not isinstance(report.get("plan"), list):
             raise UsageError(f"a report of '{report['command']}' has no plan to apply")
-        return (Step(Apply(Plan.from_dict(report["plan"]), report["command"])),)
+        edits = Apply(Plan.from_dict(report["plan"]), report["command"])
+        return (Step(edits, _name_of_edited(report)),)
     return tuple(
         Step(
             Apply(Plan.from_dict(each.get("plan", [])), _text(each.get("verb"), "'verb'")),

@@ -57,6 +57,11 @@ class Inputs:
         return self._found[file]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What those are called that were asked for, or are known."""
+        return tuple(self._found)
+
+    @property
     def sources(self) -> list[Source]:
         """What is open."""
         return [source for found in self._found.values() for source in found.sources]

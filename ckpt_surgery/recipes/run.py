@@ -59,6 +59,7 @@ def apply_recipe(recipe: Recipe, *, computing: Computing | None = None) -> Apply
             also_read = [*recipe.read, *work.code]
             each.output.refuse_inputs(work.sources, also_read, may_replace=False)
         written = [_write(each, work, steps, computing) for each in outputs]
+        named |= {file: file for file in work.files}
         return ApplyReport(named, tuple(steps), tuple(written), tuple(notes), nbytes)
 
 

@@ -76,6 +76,11 @@ class Work:
         return self._inputs
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The files that were asked for, which no name stands for."""
+        return self._files.names
+
+    @property
     def sources(self) -> Iterator[Source]:
         """What bytes may come from."""
         for item in self._items.values():

@@ -66,7 +66,10 @@ class OutputReport:
 
 @dataclass(frozen=True, slots=True)
 class ApplyReport:
-    """What a recipe did, or would do. `named` are its input files by their names."""
+    """What a recipe did, or would do.
+
+    `named` are its input files by their names; files that steps name stand for themselves.
+    """
 
     named: Mapping[str, str]
     steps: tuple[StepReport, ...]

@@ -350,10 +350,41 @@ def test_a_merge_is_replayed_with_its_other_files(folder: Path) -> None:
     Path("again").mkdir()
     run("apply", "r.json", "-o", "again/m.pth")
     assert Path("again/m.pth").read_bytes() == Path("m.pth").read_bytes()
+    run("apply", "r.json", "b.pth", "a.pth", "-o", "turned.pth")
+    run("merge", "b.pth", "a.pth", "-m", "average", "-o", "wanted.pth")
+    assert Path("turned.pth").read_bytes() == Path("wanted.pth").read_bytes()
+    run("apply", "r.json", "--input", "b.pth=a.pth", "-o", "alone.pth")
+    assert torch.equal(load("alone.pth")["fc.bias"], load("a.pth")["fc.bias"])
     Path("b.pth").unlink()
-    assert "'b.pth': step 1 (merge): cannot be read" in run(
-        "apply", "r.json", "-o", "x.pth", code=2
-    )
+    assert "is not the file that it was" in run("apply", "r.json", "-o", "x.pth", code=2)
+
+
+@pytest.mark.parametrize("line", [
+    ["merge", "a.pth", "b.pth", "-m", "average"],
+    ["merge", "b.pth", "--base", "a.pth", "-m", "task-arithmetic"],
+    ["fit", "a.pth", "--like", "b.pth"],
+    ["apply", "recipe.toml"],
+])  # fmt: skip
+def test_no_other_file_of_a_record_changes_unsaid(line: list[str], folder: Path) -> None:
+    step = '[[steps]]\nmerge = { with = ["b.pth"], method = "average" }'
+    Path("recipe.toml").write_text(f'[inputs]\na = "a.pth"\n{step}')
+    run(*line, "-o", "first.pth", "--record", "r.json")
+    record = json.loads(Path("r.json").read_text())
+    assert set(record["digests"]["inputs"]) == {"a.pth", "b.pth"}
+    run("apply", "r.json", "-o", "second.pth")
+    assert load("second.pth").keys() == load("first.pth").keys()
+    Path("b.pth").write_bytes(Path("a.pth").read_bytes())
+    said = run("apply", "r.json", "-o", "third.pth", code=2)
+    assert "'b.pth': is not the file that it was when this was recorded" in said
+    assert "--input b.pth=FILE" in said
+    run("apply", "r.json", "--input", "b.pth=b.pth", "-o", "third.pth")
+
+
+def test_a_file_may_be_called_as_the_report_s_input(folder: Path) -> None:
+    Path("input").write_bytes(Path("b.pth").read_bytes())
+    run("merge", "a.pth", "input", "-m", "average", "-o", "m.pth", "--record", "r.json")
+    run("apply", "r.json", "-o", "again.pth")
+    assert torch.equal(load("again.pth")["fc.bias"], load("m.pth")["fc.bias"])
 
 
 @pytest.mark.parametrize(
