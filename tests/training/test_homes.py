@@ -40,3 +40,23 @@ def test_a_new_parameter_has_the_home_of_its_like(known, ndims, wanted) -> None:
 
 def test_one_group_takes_what_is_new() -> None:
     assert home([NEW], [2], groups=1) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "wanted"),
+    [
+        (["b.0.w", "b.0.n", "b.1.w", "b.1.n", "b.2.w", "head.w"], [0, 1, 0, 1, NEW, 2], 0),
+        (["b.0.w", "b.0.n", "b.1.w", "b.1.n", "b.2.n", "head.w"], [0, 1, 0, 1, NEW, 2], 1),
+        (["s.0.b.0.w", "s.0.b.1.w", "s.1.b.0.w", "s.1.b.1.w"], [0, 0, 1, NEW], UNCERTAIN),
+        (["b.0.w", "b.1.w", "b.2.w", "head.w"], [0, 1, NEW, 2], UNCERTAIN),  # one a block
+        (["b.0.w", "b.1.w", "head.w"], [0, NEW, 1], UNCERTAIN),  # perhaps as well
+        (["b.0.w", "b.1.w", "b.2.w", "head.w"], [None, None, NEW, 0], UNCERTAIN),  # frozen
+        (["b.0.w", "b.1.w", "b.2.w", "head.w"], [0, UNCERTAIN, NEW, 1], UNCERTAIN),
+        (["a.w", "c.w", "head.w"], [0, NEW, 1], UNCERTAIN),
+    ],
+)
+def test_a_new_block_has_the_homes_of_all_other_blocks(names, known, wanted) -> None:
+    """Where a head has a group of its own, neither axes nor neighbours tell."""
+    own = [None if k == NEW else k for k in known]
+    homes = Homes(own, [k == NEW for k in known], [2] * len(known), 3, names)
+    assert homes.of(known.index(NEW)) == wanted

@@ -202,6 +202,7 @@ class _Alignment:
             [target.source is None and not target.made_of for target in self.targets],
             [target.ndim for target in self.targets],
             len(self._members),
+            [target.name for target in self.targets],
         )
         new: list[list[tuple[int, Member]]] = [[] for _ in self._members]
         added: dict[str, int] = {}

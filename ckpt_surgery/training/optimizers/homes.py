@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Final
@@ -19,19 +19,20 @@ class Homes:
     """The groups of a model's parameters, in its order, and those of the new ones among them.
 
     `known` are the groups of the old ones by position, None of what is in none; `is_new` says which
-    are new, `ndims` how many axes each has; `groups` counts the groups.
+    are new, `ndims` how many axes each has; `groups` counts the groups. `names` may be empty.
     """
 
     known: Sequence[int | None]
     is_new: Sequence[bool]
     ndims: Sequence[int]
     groups: int
+    names: Sequence[str] = ()
 
     def of(self, position: int) -> int | None:
         """Return the group of the new parameter there, None if it is in none, or `UNCERTAIN`.
 
         It is that of all old ones, or of those with as many axes, where groups are split so, or of
-        the nearest old ones on both sides.
+        the nearest old ones on both sides, or of what has its name in all other blocks.
         """
         if len(self._all) == 1 and UNCERTAIN not in self._all:
             return next(iter(self._all))  # everything is treated alike
@@ -42,12 +43,32 @@ class Homes:
         if beside != {None} and self._split is not None:
             return self._split[self.ndims[position] > 1]
         if not 0 < index < len(self._old) or len(beside) != 1:
-            return UNCERTAIN
+            return self._of_its_like(position)
         return beside.pop()
+
+    def _of_its_like(self, position: int) -> int:
+        """Return the group of all that have its name but for the number of a block.
+
+        There have to be two: one alone may have a group for itself.
+        """
+        for place in _numberless(self.names[position]) if self.names else ():
+            homes = self._by_place.get(place, [])
+            if len(homes) > 1:
+                home, *others = dict.fromkeys(homes)
+                return UNCERTAIN if others or home is None else home
+        return UNCERTAIN
 
     @cached_property
     def _old(self) -> list[int]:
         return [position for position, new in enumerate(self.is_new) if not new]
+
+    @cached_property
+    def _by_place(self) -> dict[str, list[int | None]]:
+        found: dict[str, list[int | None]] = {}
+        for position in self._old:
+            for place in _numberless(self.names[position]):
+                found.setdefault(place, []).append(self.known[position])
+        return found
 
     @cached_property
     def _all(self) -> set[int | None]:
@@ -69,3 +90,11 @@ class Homes:
             return None
         (vectors,), (matrices,) = sides
         return None if vectors is None or matrices is None else (vectors, matrices)
+
+
+def _numberless(name: str) -> Iterator[str]:
+    """Yield a name without the number of a block, the outermost first."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdecimal():
+            yield ".".join([*parts[:place], "*", *parts[place + 1 :]])
