@@ -235,14 +235,9 @@ def _outputs(ctx: click.Context, sources: Sequence[PathLike | Source]) -> list[O
 def _expanded(template: str, name: str) -> str:
     """Return the output's path for an input. Raises `UsageError` for an unknown placeholder."""
     path = Path(name)
-    stem, suffix = path.name, ""
-    for _ in range(2):
-        base, end = os.path.splitext(stem)  # noqa: PTH122 - a name, not a path
-        if not base or not end:
-            break
-        stem, suffix = base, end + suffix
-        if suffix not in _SUFFIXES:
-            break
+    last = next((end for end in _SUFFIXES if path.name.endswith(end)), "")
+    stem, first = os.path.splitext(path.name.removesuffix(last))  # noqa: PTH122 - a name, not a path
+    suffix = first + last
     values = {"stem": stem, "suffix": suffix, "name": path.name, "parent": str(path.parent)}
     with suppress(KeyError, ValueError):
         return "".join(

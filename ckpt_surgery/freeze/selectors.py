@@ -16,6 +16,7 @@ from ckpt_surgery.names.suggest import near_hint
 from ckpt_surgery.startup.lazy_dataclass import dataclass
 from ckpt_surgery.training.parameters import Inventory, Parameter
 
+_FIRST, _FIRST_KEYS = "--first ", "--first-keys "
 _GLOB_SIGNS: Final = frozenset("*?[")
 _KINDS: Final[dict[str, RuleKind]] = {"pattern": "pattern", "prefix": "prefix", "glob": "glob"}
 
@@ -246,7 +247,10 @@ def _require_count(
 ) -> None:
     if not 1 <= count <= total:
         nouns = noun if total == 1 else plural or f"{noun}s"
-        raise UsageError(f"'{option}': there are {total} {nouns}", hint=f"give 1 to {total}")
+        hint = f"give 1 to {total}"
+        if noun == "parameter" and option.startswith(_FIRST):
+            hint += f"; {option.replace(_FIRST, _FIRST_KEYS, 1)} counts every key of a state dict"
+        raise UsageError(f"'{option}': there are {total} {nouns}", hint=hint)
 
 
 def _span(inventory: Inventory, name: str, option: str) -> tuple[int, int]:

@@ -152,6 +152,14 @@ def test_what_lies_in_several_files_is_one_checkpoint_of_a_directory(folder, inv
     found = [line.split("  ") for line in result.stdout.splitlines()]
     assert [name for _, name in found] == ["all/dcp/.metadata", "all/hf/beside.pth", index]
     assert {digest for digest, _ in found} == {invoke("hash", "net.pth").stdout.split("  ")[0]}
+    assert invoke("convert", "all", "--output-template", "{stem}.one.pth").exit_code == 0
+    assert held("model.one.pth")
+    assert held("dcp.one.pth") == held("beside.one.pth")
+    kept = Path(index).read_bytes()
+    refused = invoke("rename", "all", "--add-prefix", "x.", "-i")
+    assert f"'{index}': a sharded checkpoint is not replaced in place" in refused.stderr
+    assert Path(index).read_bytes() == kept
+    assert held("all/hf/beside.pth")[0].startswith("x.")
     (first, *_) = sorted(Path("all/hf").glob("*-of-*"))
     first.unlink()
     result = invoke("verify", "all")

@@ -105,6 +105,7 @@ def test_r5_what_is_first_is_counted_in_parameters_not_entries(
     assert frozen(model) == parameters[:45]
     refused = ckpt("freeze-plan", "r18.pth", "--first", str(len(entries)), exit_code=2)
     assert "there are 62 parameters" in refused.output
+    assert f"--first-keys {len(entries)} counts every key" in refused.output
 
 
 class Half(nn.Module):
