@@ -16,6 +16,7 @@ from ckpt_surgery.fileio import Source
 from ckpt_surgery.pickles import NO_STATE, Dict, Global, Limits, Node, Object, parse
 from ckpt_surgery.pickles.emit import emit
 from ckpt_surgery.startup.lazy_dataclass import dataclass
+from ckpt_surgery.torch_objects.calls import Call
 from ckpt_surgery.torch_objects.mappings import named_items, state_of
 
 NAME: Final = ".metadata"
@@ -192,6 +193,8 @@ def _storage(node: Node) -> _Places:
 
 def _item(name: str, node: Node, storage: _Places) -> TensorItem | ObjectItem:
     if isinstance(node, Object) and node.name == _MODULE + "BytesStorageMetadata":
+        if not _is_made_alone(node) or node.state is not NO_STATE:
+            _refuse("an object is described by more than that it is one", name)
         if (name, None) not in storage:
             _refuse("nothing is stored for it", name)
         return ObjectItem(*storage[name, None])
@@ -211,7 +214,8 @@ def _item(name: str, node: Node, storage: _Places) -> TensorItem | ObjectItem:
 
 def _dtype(node: Node, name: str) -> DType:
     """Return the type in ``TensorProperties``, whose state is a tuple, once a dictionary."""
-    if not isinstance(node, Object) or node.name != _MODULE + "TensorProperties":
+    named = isinstance(node, Object) and node.name == _MODULE + "TensorProperties"
+    if not isinstance(node, Object) or not named or not _is_made_alone(node):
         _refuse("no properties of a tensor", name)
     state = state_of(node)
     first = (
@@ -244,20 +248,19 @@ def _paths(
 
 def _fields(node: Node, *classes: str) -> dict[str, Node]:
     """Return the attributes of an object of one of `classes` that nothing but them was given."""
-    if (
-        not isinstance(node, Object)
-        or node.name not in classes
-        or node.op != "NEWOBJ"
-        or node.args != ()
-        or node.items
-        or node.elements
-    ):
+    if not isinstance(node, Object) or node.name not in classes or not _is_made_alone(node):
         found = node.name if isinstance(node, Object) else type(node).__name__
         _refuse(f"'{found[:80]}' stands where '{classes[0].rpartition('.')[2]}' should")
     fields = named_items(state_of(node))
     if fields is None:
         _refuse(f"'{classes[0].rpartition('.')[2]}' has no attributes")
     return fields
+
+
+def _is_made_alone(node: Object) -> bool:
+    """Return whether an object is made without arguments, items and elements."""
+    is_given = node.items is not None or node.elements is not None
+    return node.op == "NEWOBJ" and node.args == () and not is_given
 
 
 def _need(fields: Mapping[str, Node], name: str) -> Node:
@@ -274,9 +277,9 @@ def _named(node: Node) -> dict[str, Node]:
 def _size(node: Node, name: str) -> tuple[int, ...]:
     """Return a ``torch.Size``."""
     if isinstance(node, Object) and node.name == "torch.Size" and node.op == "REDUCE":
-        match node.args:
-            case (tuple() as sizes,) if all(map(_is_size, sizes)):
-                return tuple(int(n) for n in sizes)
+        sizes = Call.plain(node, 1, 1).settled(0)
+        if isinstance(sizes, tuple) and all(map(_is_size, sizes)):
+            return tuple(int(n) for n in sizes if isinstance(n, int))
     return _refuse("no size of a tensor", name)
 
 

@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch_checks import assert_same, quiet
 
 from ckpt_surgery import DamagedFileError, ReadError, UnknownFormatError, convert, inspect
+from ckpt_surgery.pickles import Object, parse, walk
+from ckpt_surgery.pickles.emit import emit
 
 HELPER = Path(__file__).resolve().parents[1] / "support" / "save_dcp.py"
 
@@ -162,6 +164,26 @@ def test_metadata_that_lies_is_refused(change, said, directory):
     with pytest.raises(ReadError) as caught:
         inspect(directory)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["items", "elements", "args"])
+@pytest.mark.parametrize(
+    "name",
+    ["BytesStorageMetadata", "TensorProperties", "TensorStorageMetadata", "MetadataIndex", "Size"],
+)
+def test_metadata_of_objects_that_are_given_more_is_refused(name, given, directory):
+    """Torch refuses items as well, which none of its classes takes, and passes over arguments."""
+    path = directory / ".metadata"
+    root = parse(path.read_bytes()).root
+    nodes = (n for n in walk(root) if isinstance(n, Object) and n.name.endswith(f".{name}"))
+    node = next(nodes)
+    setattr(node, given, ("x", "y") if given == "args" else ["x", 1])
+    path.write_bytes(emit(root))
+    with pytest.raises(DamagedFileError):
+        inspect(directory)
+    if given != "args":
+        with pytest.raises(dcp.CheckpointException), quiet():
+            dcp_to_torch_save(directory, directory.with_suffix(".pth"))
 
 
 def test_directory_without_its_metadata_is_told_as_one(directory):
