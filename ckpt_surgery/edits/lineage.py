@@ -72,7 +72,7 @@ class Lineage:
             case Copy(old=old, new=new):
                 now[new] = self._after([old], edit)
             case Tie(name=name, to=to):
-                tied = now[to].tied or not (now[to].steps or now[to].anew)
+                tied = now[to].tied or not now[to].steps
                 now[name] = replace(self._after([to], edit), tied=tied)
             case Untie(name=name):
                 self._untied.add(name)

@@ -159,7 +159,7 @@ class _Lineage:
         self._by_name = {name: p for p in old for name in p.names}
         self._by_node = {
             id(entry.node): self._by_name[entry.name]
-            for entry in reversed(old_dict.entries)
+            for entry in old_dict.entries
             if entry.node is not None and entry.name in self._by_name
         }
         self._names_of_node = {(entry.name, id(entry.node)) for entry in old_dict.entries}
