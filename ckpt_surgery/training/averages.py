@@ -157,10 +157,22 @@ def _own(average: StateDict, layout: AverageLayout | None) -> tuple[str, ...]:
 
 
 def _companions(checkpoint: Checkpoint, path: str) -> tuple[str, ...]:
-    """Return entries that count the updates of an average beside it: ultralytics' ``updates``."""
-    counter = join_path(path.rpartition("/")[0], "updates")
-    found = next((other for other in checkpoint.others if other.path == counter), None)
-    return (counter,) if found is not None and isinstance(found.value, int) else ()
+    """Return entries beside an average that belong to it: ultralytics' ``updates``.
+
+    In a dictionary that is an average's by its name these are all numbers (a decay).
+    """
+    holder = path.rpartition("/")[0]
+    is_its_own = bool(holder) and kind_of(holder.rpartition("/")[2]) == "ema"
+    return tuple(
+        other.path
+        for other in checkpoint.others
+        if other.path.rpartition("/")[0] == holder
+        and (
+            isinstance(other.value, (int, float))
+            if is_its_own
+            else other.path == join_path(holder, "updates") and isinstance(other.value, int)
+        )
+    )
 
 
 def _original(path: str, averages: Collection[str]) -> str:
