@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -164,8 +164,38 @@ def with_averages(checkpoint: Checkpoint, planned: Planned) -> Planned:
     )
 
 
-def averages_left_behind(before: Checkpoint, after: Checkpoint) -> Iterator[str]:
-    """Yield a sentence for each average that is no state dict and whose model is another now."""
+def averages_in_new_order(
+    checkpoint: Checkpoint, tensors: Mapping[str, Sequence[tuple[str, str | None]]]
+) -> list[UpdateAverage]:
+    """Return the edits that let averages which are no state dicts follow models made anew.
+
+    `tensors` are those of each model by now, by its path: the name, and what the tensor was called
+    before, None if it is not one of the checkpoint's as it was. Of that there is no average, and
+    one that would need it does not follow.
+    """
+    edits = []
+    for average in find_averages(checkpoint):
+        found = tensors.get(average.model or "") if average.model is not None else None
+        if average.place not in {"list", "entry"} or not average.names or found is None:
+            continue
+        whole = [(new, old) for new, old in found if old is not None]
+        if len(whole) < len(found):
+            continue
+        pairs = [(new, average.names[old]) for new, old in whole if old in average.names]
+        named = average.place == "entry"
+        change = {new if named else str(place): old for place, (new, old) in enumerate(pairs)}
+        if change and list(change.items()) != [(old, old) for old in average.names.values()]:
+            edits.append(UpdateAverage(average.path, change))
+    return edits
+
+
+def averages_left_behind(
+    before: Checkpoint, after: Checkpoint, followed: Container[str] = ()
+) -> Iterator[str]:
+    """Yield a sentence for each average that is no state dict and whose model is another now.
+
+    Those at the paths `followed` are, too.
+    """
     if not before.others:
         return
     known = {other.path for other in after.others}
@@ -173,6 +203,8 @@ def averages_left_behind(before: Checkpoint, after: Checkpoint) -> Iterator[str]
     new = {state_dict.path: state_dict for state_dict in after.state_dicts}
     for average in find_averages(before):
         if average.place not in {"list", "entry"} or average.model not in new:
+            continue
+        if average.path in followed:
             continue
         if not any(average.path == path or average.path.startswith(f"{path}/") for path in known):
             continue

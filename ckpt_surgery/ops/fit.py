@@ -12,7 +12,7 @@ from ckpt_surgery.checkpoint.description import Checkpoint, Entry, StateDict, jo
 from ckpt_surgery.checkpoint.select import choose_state_dicts
 from ckpt_surgery.compute.casts import Cast
 from ckpt_surgery.compute.elements import can_load
-from ckpt_surgery.edits.averages_plan import averages_left_behind
+from ckpt_surgery.edits.averages_plan import averages_in_new_order, averages_left_behind
 from ckpt_surgery.edits.convert import conversion
 from ckpt_surgery.edits.finish import finishing
 from ckpt_surgery.edits.follow import following
@@ -185,7 +185,8 @@ def prepare(
     # what lies beside weights that are written alone need not follow them
     beside = replace(checkpoint, others=()) if asked.state_dict_only else checkpoint
     step = optimizers_in_step(beside, result, seen, fitted, aim.target, asked)
-    result = Plan(tuple(following(step))).apply(result)
+    averages = averages_in_new_order(beside, _tensors_by_now(seen, fitted)) if beside.others else []
+    result = Plan((*following(step), *averages)).apply(result)
     left = tuple(_left_out(chosen, result))
     versions = tuple(_versions_left_out(chosen, result))
     alone = _alone(checkpoint, asked)
@@ -196,14 +197,25 @@ def prepare(
         *step.warnings,
     ]
     if beside.others:
-        said += averages_left_behind(beside, result)
+        said += averages_left_behind(beside, result, {each.path for each in averages})
         said += names_left_behind_by(beside, result)
     planned = Planned(
-        Plan((*arranged.edits, *fits.edits, *following(step), *alone)),
+        Plan((*arranged.edits, *fits.edits, *following(step), *averages, *alone)),
         warnings=(*arranged.warnings, *said),
         optimizers=(*arranged.optimizers, *step.changes),
     )
     return _Fitting(arranged, planned, result, tuple(fitted), left)
+
+
+def _tensors_by_now(
+    seen: Sequence[View], fitted: Sequence[Fitted]
+) -> dict[str, list[tuple[str, str | None]]]:
+    """Return the tensors of each fitted state dict: name, and the checkpoint's if it is that."""
+    return {
+        view.path: [(i.name, i.source if i.is_verbatim else None) for i in each.plan.items]
+        for view, each in zip(seen, fitted, strict=True)
+        if not view.prefix
+    }
 
 
 def _alone(checkpoint: Checkpoint, asked: FitRequest) -> tuple[OnlyStateDict, ...]:

@@ -107,3 +107,31 @@ def test_averages_that_are_no_state_dicts_are_said_to_stay(kind: str, tmp_path: 
     (tmp_path / "out.pt").unlink()
     _, report = fitted(value, tmp_path, net())
     assert not report.warnings
+
+
+@pytest.mark.parametrize("names", [["net.b.w", "net.a.w"], ["net.b.w"]])
+def test_a_list_of_averages_is_in_the_order_of_the_fitted_parameters(names, tmp_path):
+    weights = {"a.w": torch.ones(2), "b.w": torch.zeros(3)}
+    shadow = [torch.full((2,), 0.5), torch.full((3,), 0.25)]
+    average = {"decay": 0.9, "num_updates": 2, "shadow_params": shadow}
+    torch.save({"model": weights, "ema": average}, tmp_path / "run.pth")
+    torch.save({n: weights[n.removeprefix("net.")] for n in names}, tmp_path / "like.pth")
+    like = tmp_path / "like.pth"
+    report = ckpt.fit(tmp_path / "run.pth", tmp_path / "out.pth", like=str(like))
+    assert not any("out of step" in each for each in report.warnings)
+    found = torch.load(tmp_path / "out.pth")
+    assert [len(each) for each in found["ema"]["shadow_params"]] == [
+        len(found["model"][name]) for name in names
+    ]
+    assert [each["edit"] for each in report.to_dict()["plan"]] == ["fit", "update-average"]
+
+
+def test_a_list_of_averages_stays_behind_what_is_new_and_that_is_said(tmp_path):
+    weights = {"a.w": torch.ones(2), "b.w": torch.zeros(3)}
+    average = {"decay": 0.9, "shadow_params": [v.clone() for v in weights.values()]}
+    torch.save({"model": weights, "ema": average}, tmp_path / "run.pth")
+    torch.save({"a.w": torch.ones(2), "b.w": torch.ones(5)}, tmp_path / "like.pth")
+    like = str(tmp_path / "like.pth")
+    report = ckpt.fit(tmp_path / "run.pth", tmp_path / "out.pth", like=like)
+    assert any("out of step with its model" in each for each in report.warnings)
+    assert len(torch.load(tmp_path / "out.pth")["ema"]["shadow_params"][1]) == 3

@@ -136,3 +136,34 @@ def test_a_cut_or_fitted_checkpoint_resumes_with_the_moments_of_what_stays(kind,
         assert all(are_equal(held, old[number]) for number, held in new.items())
     assert resumed(cut, kind, tmp_path / "a", classes=0)
     assert resumed(wide, kind, tmp_path / "b", classes=7)["model.model.2.weight"].shape == (7, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_fitted_to_the_names_of_the_network_resumes_bit_for_bit(kind, folder, tmp_path):
+    file, there, back = saved(folder, kind), tmp_path / "there.ckpt", tmp_path / "back.ckpt"
+    torch.save(make().state_dict(), tmp_path / "like.pth")
+    ckpt("rename", file, "--add-prefix", "net", "-o", there)
+    ckpt("fit", there, "--like", tmp_path / "like.pth", "-o", back)
+    wanted = resumed(file, kind, tmp_path / "a")
+    assert are_equal(resumed(back, kind, tmp_path / "b"), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_next_step_of_what_stays_is_that_of_the_whole_file(kind, folder, tmp_path):
+    """Without the head, and with another one, under the same gradients."""
+    file, cut, wide = saved(folder, kind), tmp_path / "cut.ckpt", tmp_path / "wide.ckpt"
+    torch.save(make(classes=7).state_dict(), tmp_path / "like.pth")
+    ckpt("strip", file, "--prefix", "model.2", "-o", cut)
+    ckpt("fit", file, "--like", tmp_path / "like.pth", "-o", wide)
+    nets = []
+    for each, classes in ((file, 3), (cut, 0), (wide, 7)):
+        whole, net = torch.load(each, weights_only=False), make(classes)
+        net.load_state_dict(whole.get("current_model_state", whole["state_dict"]))
+        ((optimizer,), _) = net.configure_optimizers()
+        optimizer.load_state_dict(whole["optimizer_states"][0])
+        for name, parameter in net.named_parameters():
+            parameter.grad = parameter.detach() * (len(name) % 5 - 2.5) + 0.01
+        optimizer.step()
+        nets.append({n: v for n, v in net.state_dict().items() if not n.startswith("model.2.")})
+    assert are_equal(nets[0], nets[1])
+    assert are_equal(nets[0], nets[2])

@@ -129,3 +129,35 @@ def test_other_classes_resume_with_what_stays(file, tmp_path):
          "ema_state_dict", "-o", out)  # fmt: skip
     found = resumed(out, tmp_path / "a", make(classes=7))
     assert found["model.head.weight"].shape == found["ema.module.head.weight"].shape == (7, 4)
+
+
+def test_what_was_fitted_to_the_names_of_the_network_resumes_bit_for_bit(file, tmp_path):
+    there, back = tmp_path / "there.pth", tmp_path / "back.pth"
+    torch.save(make().state_dict(), tmp_path / "like.pth")
+    ckpt("rename", file, "--add-prefix", "net", "-o", there)
+    ckpt("fit", there, "--like", tmp_path / "like.pth", "-o", back)
+    assert are_equal(resumed(back, tmp_path / "a"), resumed(file, tmp_path / "b"))
+
+
+@pytest.mark.parametrize("classes", [None, 7])
+def test_the_next_step_of_what_stays_is_that_of_the_whole_file(classes, file, tmp_path):
+    """Without the head, and with another one, under the same gradients."""
+    out, nets = tmp_path / "out.pth", []
+    other = make(head=False) if classes is None else make(classes)
+    torch.save(other.state_dict(), tmp_path / "like.pth")
+    if classes is None:
+        ckpt("strip", file, "--prefix", "head", "-o", out)
+    else:
+        ckpt("fit", file, "--like", tmp_path / "like.pth", "-o", out)
+    for each, net in ((file, make()), (out, other)):
+        saved = torch.load(each, weights_only=False)
+        swapped = saved.get("ema_state_dict")  # mmengine keeps the weights in training there
+        own = {n.removeprefix("module."): v for n, v in swapped.items() if n != "steps"}
+        net.load_state_dict(own)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        optimizer.load_state_dict(saved["optimizer"])
+        for name, parameter in net.named_parameters():
+            parameter.grad = parameter.detach() * (len(name) % 5 - 2.5) + 0.01
+        optimizer.step()
+        nets.append({n: v for n, v in net.state_dict().items() if not n.startswith("head.")})
+    assert are_equal(*nets)

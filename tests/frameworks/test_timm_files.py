@@ -141,3 +141,32 @@ def test_a_network_without_head_goes_on_as_one_whose_head_was_taken_off_in_timm(
         optimizer.step()
         nets.append(dict(net.state_dict()))
     assert are_equal(nets[1], {n: v for n, v in nets[0].items() if not n.startswith("head.")})
+
+
+@pytest.mark.parametrize("kind", EMAS)
+def test_what_was_fitted_to_the_names_of_the_network_resumes_bit_for_bit(kind, folder, tmp_path):
+    file, there, back = folder / f"{kind}.pth.tar", tmp_path / "there.pth", tmp_path / "back.pth"
+    torch.save(make().state_dict(), tmp_path / "like.pth")
+    ckpt("rename", file, "--add-prefix", "net", "-o", there)
+    ckpt("fit", there, "--like", tmp_path / "like.pth", "-o", back)
+    assert are_equal(resumed(back, kind), resumed(file, kind))
+
+
+def test_after_another_head_the_next_step_of_all_else_is_that_of_the_whole_file(folder, tmp_path):
+    """With the same gradients, through timm's own optimizer and its groups."""
+    file, out = folder / "ModelEmaV3.pth.tar", tmp_path / "nine.pth"
+    torch.save(make(9).state_dict(), tmp_path / "like.pth")
+    ckpt("fit", file, "--like", tmp_path / "like.pth", "-o", out)
+    nets = []
+    for each, classes in ((file, 5), (out, 9)):
+        saved = torch.load(each, weights_only=False)
+        net = make(classes)
+        net.load_state_dict(saved["state_dict"])
+        optimizer = optimizer_of(net)
+        optimizer.load_state_dict(saved["optimizer"])
+        for name, parameter in net.named_parameters():
+            parameter.grad = parameter.detach() * (len(name) % 5 - 2.5) + 0.01
+        optimizer.step()
+        body = {n: v for n, v in net.state_dict().items() if not n.startswith("head.")}
+        nets.append(body)
+    assert are_equal(*nets)
