@@ -8,7 +8,7 @@ option it writes what any reader of sharded safetensors reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ckpt_surgery.checkpoint.description import (
@@ -32,7 +32,7 @@ from ckpt_surgery.pickles import Limits
 from ckpt_surgery.torch_objects.kinds import role_of
 from ckpt_surgery.torch_objects.row_major import row_major
 
-_SHARD: Final = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+_SHARD: Final = re.compile(r"shard-(\d{5})-model-(\d{5})-of-(\d{5})\.safetensors")
 _OFFSETS: Final = "saved_offsets"
 
 
@@ -83,7 +83,10 @@ def put_together(
         root=None,
         state_dicts=(StateDict("", "model", entries),),
         others=(Other(METADATA, "dict", texts),) if texts else (),
-        notes=tuple(note for shard in shards for note in shard.notes if note != A_PART),
+        notes=(
+            *(note for shard in shards for note in shard.notes if note != A_PART),
+            *_gaps(rank_files(source)),
+        ),
     )
 
 
@@ -105,6 +108,21 @@ def require_whole(shard: Checkpoint) -> None:
 def rank_files(source: DirectorySource) -> list[str]:
     """Return the names of the files of ranks in a directory."""
     return [name for name in source.names if _SHARD.fullmatch(name)]
+
+
+def _gaps(files: Sequence[str]) -> Iterator[str]:
+    """Yield which numbers are missing among those that ranks and files have in their names."""
+    found = [tuple(map(int, match.groups())) for name in files if (match := _SHARD.fullmatch(name))]
+    for what, numbers, last in (
+        ("rank", {rank for rank, _, _ in found}, max(rank for rank, _, _ in found)),
+        ("model file", {file for _, file, _ in found}, max(last for _, _, last in found)),
+    ):
+        gone = [str(number) for number in range(1, last + 1) if number not in numbers]
+        if gone:
+            yield (
+                f"nothing is there of {what} {', '.join(gone)}: one that is lost looks like one "
+                "that had nothing to save"
+            )
 
 
 def _places(shard: Checkpoint, metadata: Mapping[str, str]) -> Mapping[str, Any]:

@@ -93,6 +93,18 @@ def test_places_that_lie_are_refused(parts, info, said, saved):
         inspect(saved)
 
 
+def test_ranks_and_files_of_which_nothing_is_there_are_noted(saved):
+    assert inspect(saved).notes == ()
+    second = saved / "shard-00002-model-00001-of-00001.safetensors"
+    second.rename(saved / "shard-00004-model-00003-of-00003.safetensors")
+    assert [note.partition(":")[0] for note in inspect(saved).notes] == [
+        "nothing is there of rank 2, 3",
+        "nothing is there of model file 2",
+    ]
+    (verdict,) = verify([saved]).verdicts
+    assert sum("nothing is there of" in each.message for each in verdict.findings) == 2
+
+
 def test_file_without_places_is_refused(saved):
     name = "shard-00002-model-00001-of-00001.safetensors"
     safetensors.save_file({"rows": torch.ones(1)}, saved / name)
