@@ -248,8 +248,8 @@ class _Survey:
         name = last_part(place.name)
         if place.parent is None or name in _WRAPPERS:
             return False
-        if re.search(NOT_WEIGHTS, name):
-            return True
+        if name.rpartition(".")[2] == "_extra_state" or re.search(NOT_WEIGHTS, name):
+            return True  # what a module's own `get_extra_state` returns is the module's to name
         return self.training.kind(place.name, place.node) is not None
 
     def _take(self, place: Place) -> str | None:

@@ -296,6 +296,12 @@ def test_51_float8_and_extra_state_keep_what_they_are_under_other_names(tmp_path
     assert list(found) == [f"net.{name}" for name in state]
     assert torch.equal(found["net.a.weight"].view(torch.uint8), state["a.weight"].view(torch.uint8))
     assert found["net.a._extra_state"]["amax"] == 3.5
+    state["a._extra_state"] = state["_extra_state"] = {"history": torch.ones(2)}  # tensors alone
+    torch.save(state, tmp_path / "in.pth")
+    ckpt("rename", tmp_path / "in.pth", "--add-prefix", "net", "-o", tmp_path / "alone.pth")
+    found = load(tmp_path / "alone.pth")
+    assert list(found) == [f"net.{name}" for name in state]
+    assert list(found["net._extra_state"]) == list(found["net.a._extra_state"]) == ["history"]
 
 
 # ------------------------------------------------------- the second table: short ways to say it
