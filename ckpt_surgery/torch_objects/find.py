@@ -248,8 +248,8 @@ class _Survey:
         name = last_part(place.name)
         if place.parent is None or name in _WRAPPERS:
             return False
-        if name.rpartition(".")[2] == "_extra_state" or re.search(NOT_WEIGHTS, name):
-            return True  # what a module's own `get_extra_state` returns is the module's to name
+        if _is_extra_state(name) or re.search(NOT_WEIGHTS, name):
+            return True  # the module's own names in it are nobody else's
         return self.training.kind(place.name, place.node) is not None
 
     def _take(self, place: Place) -> str | None:
@@ -379,12 +379,18 @@ def _optimizer_parts(root: Node, training: TrainingStates) -> list[Node]:
     return [v for k, v in mapping_pairs(root) or () if text(k) in OPTIMIZER_PARTS]
 
 
+def _is_extra_state(name: str) -> bool:
+    """Return whether an entry is what a module's own ``get_extra_state`` returns."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
 def _are_weights(node: Node, entries: tuple[Entry, ...]) -> bool:
     """Return whether a mapping is a state dict: it has metadata, or is
-    mostly tensors and wraps none.
+    mostly tensors and wraps none; what modules keep beside theirs does not count.
     """
     if metadata_node(node) is not None:
         return True
     count = sum(entry.tensor is not None for entry in entries)
     wraps = any(e.name in _WRAPPERS and mapping_pairs(e.node) is not None for e in entries)
-    return count * 2 > len(entries) and not wraps
+    extra = sum(e.tensor is None and _is_extra_state(e.name) for e in entries)
+    return count * 2 > len(entries) - extra and not wraps
