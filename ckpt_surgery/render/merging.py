@@ -103,6 +103,8 @@ def _beside(report: MergeReport, most: int) -> Iterator[str]:
     base = printable(report.base)
     if report.carried:
         yield f"carried over from {base}: {in_one_line(report.carried, most)}"
+    if report.removed:
+        yield f"removed: {in_one_line(report.removed, most)}"
     if report.dropped:
         yield f"removed beside them: {in_one_line(report.dropped, most)}"
     yield from said_of(report.plan, OF_FILES)

@@ -46,6 +46,7 @@ VERBS = {
     "merge": "merge IN patch.pth --name gone.weight",
     "merge -m average": "merge IN IN -m average",
     "merge --state-dict-only": "merge IN IN -m average --state-dict-only",
+    "merge to safetensors": "merge IN IN -m average --format safetensors",
     "fit": "fit IN --like like.pth",
     "apply a recipe": "apply recipe.toml --input base=IN",
     "apply a report": "apply REPORT IN",
