@@ -312,7 +312,10 @@ def _loading(found: SafeLoading, most: int) -> str:
         f"{printable(path) or 'the whole file'} ({printable(kind)})" for path, kind in found.entries
     ]
     if len(blamed) > most:
-        blamed = [*blamed[:most], f"{len(blamed) - most:,} more"]
+        others = f"{len(blamed) - most:,} more"
+        blamed = [*blamed[:most], others if found.are_all else f"more than {others}"]
+    elif not found.are_all:
+        blamed = [*blamed, "and others"]
     what = (
         f"refuses {', '.join(blamed)}" if blamed else f"refuses it: {printable(found.reason or '')}"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, StateDict, join_path
@@ -33,6 +34,7 @@ _PLAIN_TENSORS: Final = frozenset(
 _LONG4: Final = 0x8B  # the opcode of numbers of more than 255 bytes, a bit of which is the sign
 _LONG_BITS: Final = 255 * 8
 _LONGEST_NAME: Final = 200  # of a class: each object has its own copy
+_MOST_BLAMED: Final = 100_000  # objects that are listed: a few bytes of a pickle make one
 _MOST_ENTRIES: Final = 3  # that a hint names one by one
 _METADATA: Final = "_metadata"  # of a state dict, which goes where its weights go
 _EASY_PATH: Final = r"[\w./@+,:=-]+"  # no sign of a shell, none of a glob
@@ -47,12 +49,14 @@ class SafeLoading:
 
     If it does not, `entries` are the (path, class) of what is to blame, `reason` says what it is
     in general, and `cure` is the command that writes a file that it takes; None if there is none.
+    `are_all` says that no other entries are to blame.
     """
 
     loads: bool
     entries: tuple[tuple[str, str], ...] = ()
     reason: str | None = None
     cure: str | None = None
+    are_all: bool = True
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -73,7 +77,9 @@ def safe_loading(checkpoint: Checkpoint) -> SafeLoading | None:
     if checkpoint.format not in _PICKLED:
         return None
     try:
-        found = _everywhere(checkpoint, list(_blamed(checkpoint)))
+        blamed = list(islice(_blamed(checkpoint), _MOST_BLAMED + 1))
+        are_all = len(blamed) <= _MOST_BLAMED
+        found = _everywhere(checkpoint, blamed) if are_all else blamed[:_MOST_BLAMED]
     except (DamagedFileError, LimitExceededError):
         return None
     named = next((n for n in checkpoint.globals if not is_allowed_name(n)), None)
@@ -83,7 +89,11 @@ def safe_loading(checkpoint: Checkpoint) -> SafeLoading | None:
     said = opcode if named is None else f"it names '{named[:_LONGEST_NAME]}'"
     reason = found[0].reason if found else said
     entries = tuple(dict.fromkeys((each.path, each.kind) for each in found))
-    return SafeLoading(False, entries, reason, _cure(checkpoint, found, nowhere=named is not None))
+    if not are_all:
+        reason = f"{reason}, and more than {_MOST_BLAMED:,} objects are to blame"
+    elsewhere = named is not None and not found
+    cure = _cure(checkpoint, found, is_known=are_all and not elsewhere)
+    return SafeLoading(False, entries, reason, cure, are_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +195,16 @@ def _is_inside(trail: Trail | None, whole: set[Trail]) -> bool:
     return False
 
 
-def _cure(checkpoint: Checkpoint, found: list[_Blamed], *, nowhere: bool) -> str | None:
-    """Return the command that writes a file which torch takes, with as little lost as possible."""
+def _cure(checkpoint: Checkpoint, found: list[_Blamed], *, is_known: bool) -> str | None:
+    """Return the command that writes a file which torch takes, with as little lost as possible.
+
+    `is_known` says that all that is to blame was found.
+    """
     weights = [s for s in checkpoint.state_dicts if s.kind == "model"] or checkpoint.state_dicts
     if not weights or any(each.missing for each in checkpoint.state_dicts):
         return None  # weights that only code unpacks are in no file that ckpt writes
     among = [each for each in found if _is_among(each.path, checkpoint.state_dicts)]
-    if checkpoint.unwritable or (nowhere and not found):
+    if checkpoint.unwritable or not is_known:
         return _alone(_TENSORS_ALONE, weights)
     if among:
         weights_at = {each.path for each in checkpoint.state_dicts}

@@ -20,6 +20,7 @@ from torch import nn
 import ckpt_surgery as ckpt
 from ckpt_surgery.checkpoint.description import Checkpoint
 from ckpt_surgery.cli.main import cli
+from ckpt_surgery.render import inspection
 from ckpt_surgery.torch_objects import safe_loading as room
 
 NET = nn.Linear(3, 2)
@@ -141,6 +142,23 @@ def test_names_that_nothing_is_left_of_are_refused(monkeypatch: pytest.MonkeyPat
     assert found is not None
     assert (found.reason, found.entries) == ("it names 'os.system'", ())
     assert found.cure == "ckpt convert --tensors-only"
+
+
+def test_of_more_objects_than_are_listed_that_is_said_and_the_cure_cures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few bytes of a pickle make one, and each takes many times that to list."""
+    monkeypatch.setattr(room, "_MOST_BLAMED", 2)
+    save({"m": WEIGHTS, "x": LATER, "y": LATER + LATER, "args": ARGS})
+    found = said_of("in.pth")
+    assert [path for path, _ in found.entries] == ["x", "y"]
+    assert found.reason is not None
+    assert "more than 2 objects are to blame" in found.reason
+    assert "x (datetime.timedelta), y (datetime.timedelta), and others;" in line("in.pth")
+    assert found.cure == "ckpt convert --tensors-only"
+    assert "x (datetime.timedelta), more than 1 more;" in inspection._loading(found, 1)
+    ckpt.convert("in.pth", "out.pth", tensors_only=True)
+    assert torch_takes("out.pth")
 
 
 def test_files_without_a_pickle_say_nothing_and_programs_are_refused() -> None:
