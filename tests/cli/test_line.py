@@ -50,7 +50,7 @@ def test_no_option_takes_an_option_for_its_value(name, spelling, nargs, swallowe
             assert (f"{spelling}{joint}{swallowed}" in hint) == (given == 0)
 
 
-@pytest.mark.parametrize("name", COMMANDS.keys() - {"completion"})
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - {"completion"}))
 def test_every_option_of_the_command_is_refused_as_the_value_of_every_other(name):
     command = _command(name)
     options = [option for option in command.params if isinstance(option, click.Option)]
