@@ -8,14 +8,14 @@ The reference is `legacy_load` in ``torch/serialization.py``, which still reads 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage, Tensor
 from ckpt_surgery.checkpoint.findings import Finding
 from ckpt_surgery.errors import DamagedFileError, ReadError
-from ckpt_surgery.fileio import ByteRange, Source
+from ckpt_surgery.fileio import CHUNK, ByteRange, Source
 from ckpt_surgery.formats.base import Format
 from ckpt_surgery.formats.pickle_sequence import PickleSequence
 from ckpt_surgery.pickles import DEFAULT_LIMITS, Global, Limits, Node, Object, PersistentId
@@ -25,6 +25,7 @@ from ckpt_surgery.torch_objects.tensor_calls import build
 
 _MEMBERS: Final = frozenset({"sys_info", "pickle", "tensors", "storages"})
 _BLOCK: Final = 512
+_END: Final = 2 * _BLOCK
 _TRUNCATED: Final = "the file is truncated"
 _MAX_PAX_BYTES: Final = 1 << 16
 _PAX_DIGITS: Final = 6
@@ -57,16 +58,32 @@ class TorchTar(Format):
 
     def check(self, checkpoint: Checkpoint) -> Iterator[Finding]:
         """Yield an error for an archive that stops before its end; all members are in it."""
-        if not _has_end(checkpoint.file):
+        file = checkpoint.file
+        behind = _behind(data for _, data in tar_members(file))
+        is_whole = file.size - behind >= _END and file.size % _BLOCK == 0
+        if not is_whole and not _after_end(file, behind):
             yield Finding("error", "the archive has no end", None, _TRUNCATED, "truncated")
 
 
 def _has_end(file: Source) -> bool:
     """Say whether the file closes with the two blocks of zeros that end a tar archive."""
-    end = 2 * _BLOCK
-    if file.size < end or file.size % _BLOCK:
+    if file.size < _END or file.size % _BLOCK:
         return False
-    return not any(file.read_at(file.size - end, end))
+    return not any(file.read_at(file.size - _END, _END))
+
+
+def _behind(members: Iterable[ByteRange]) -> int:
+    """Return the byte behind the last member and what fills up its block."""
+    return max(data.offset + -(-data.nbytes // _BLOCK) * _BLOCK for data in members)
+
+
+def _after_end(file: Source, behind: int) -> str:
+    """Return what to say of a file that goes on with more than the zeros that end an archive."""
+    for start in range(behind, file.size, CHUNK):
+        data = file.read_at(start, min(CHUNK, file.size - start))
+        if rest := data.lstrip(b"\0"):
+            return f"{file.size - start - len(data) + len(rest)} bytes follow the archive's end"
+    return ""
 
 
 def _looks_like_tar(file: Source) -> bool:
@@ -95,7 +112,8 @@ def _read_tar(file: Source, limits: Limits = DEFAULT_LIMITS) -> Checkpoint:
     for name in sorted(_MEMBERS - members.keys()):
         raise DamagedFileError("the member is missing", entry=name)
     sequence = small_pickles(members["storages"], limits)
-    return put_together(file, members, sequence, Storages(sequence), limits)
+    more = _after_end(file, _behind(members.values()))
+    return put_together(file, members, sequence, Storages(sequence), limits, more)
 
 
 def small_pickles(member: ByteRange, limits: Limits) -> PickleSequence:
@@ -109,8 +127,12 @@ def put_together(
     sequence: PickleSequence,
     storages: Storages,
     limits: Limits,
+    more: str = "",
 ) -> Checkpoint:
-    """Describe a tar checkpoint of which the `storages` are read, from `sequence`."""
+    """Describe a tar checkpoint of which the `storages` are read, from `sequence`.
+
+    `more` says what the file has beside its members.
+    """
     heads = [sequence, small_pickles(members["tensors"], limits)]
     tensors = _read_tensors(heads[1], storages)
 
@@ -131,7 +153,7 @@ def put_together(
         parsed.root,
         sources=(file,),
         format="torch-tar",
-        unwritable=next(filter(None, map(_not_described, sequences)), ""),
+        unwritable=next(filter(None, map(_not_described, sequences)), more),
         names=[name for sequence in sequences for name in sequence.globals],
         limits=limits,
     )

@@ -23,7 +23,7 @@ from torch_oracle import assert_same_tensors
 from ckpt_surgery.checkpoint.description import Checkpoint, Storage
 from ckpt_surgery.errors import CkptError, DamagedFileError, LimitExceededError
 from ckpt_surgery.fileio import FileSource
-from ckpt_surgery.formats.torch_tar import _looks_like_tar, _read_tar
+from ckpt_surgery.formats.torch_tar import TorchTar, _looks_like_tar, _read_tar
 from ckpt_surgery.pickles import Dict, Global, Limits, PersistentId
 
 MEMBERS = ("sys_info", "pickle", "tensors", "storages")
@@ -271,6 +271,21 @@ def test_what_a_member_has_beside_its_content_is_reported(tmp_path: Path, name: 
     assert check(tmp_path / "a.tar", Archive()).unwritable == ""
     checkpoint = check(tmp_path / "b.tar", Longer())
     assert checkpoint.unwritable == "1 bytes of a member have no meaning"
+
+
+@pytest.mark.parametrize("zeros", [0, 10_240])
+def test_what_follows_the_end_of_the_archive_is_reported(tmp_path: Path, zeros: int) -> None:
+    path = tmp_path / "a.tar"
+    check(path, Archive())
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(zeros))
+    assert _read_tar(FileSource.open(path)).unwritable == ""
+    assert not [*TorchTar().check(_read_tar(FileSource.open(path)))]
+    path.write_bytes(whole + bytes(zeros) + b"more\0")
+    found = _read_tar(FileSource.open(path))
+    assert found.unwritable == "5 bytes follow the archive's end"
+    assert found.notes == (f"an edit would lose something: {found.unwritable}",)
+    assert not [*TorchTar().check(found)]  # it has an end
 
 
 @pytest.mark.parametrize("name", ["pickle", "tensors", "storages"])
