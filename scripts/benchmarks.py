@@ -268,8 +268,11 @@ def make_files(folder: Path, size_gb: float, wanted: str | None) -> tuple[dict[s
     return {"resnet34": small, f"{size_gb:g} GB": large}, large
 
 
-def run(options: argparse.Namespace) -> list[Result]:
-    """Make the files, take all measurements wanted, and remove the files."""
+def run(options: argparse.Namespace) -> tuple[list[Result], int]:
+    """Make the files, take all measurements wanted, and remove the files.
+
+    One that fails is said and spares the others; how many did comes with the results.
+    """
     from benchmark_audit import bench_audit
     from benchmark_containers import bench_containers
     from benchmark_contents import bench_contents
@@ -292,6 +295,7 @@ def run(options: argparse.Namespace) -> list[Result]:
         "lora": lambda: bench_lora(Path(folder), size_gb, 3),
     }
     results: list[Result] = []
+    failed = 0
     with tempfile.TemporaryDirectory(prefix="ckpt-bench-", dir=options.dir) as folder:
         free, needed = shutil.disk_usage(folder).free, int(3.2e9 * size_gb) + 1_000_000_000
         if wanted not in {"parse", "help", "many"} and free < needed:
@@ -302,8 +306,12 @@ def run(options: argparse.Namespace) -> list[Result]:
         for name, benchmark in benchmarks.items():
             if wanted in {None, name}:
                 print(f"measuring {name} …", file=sys.stderr, flush=True)
-                results += benchmark()
-    return results
+                try:
+                    results += benchmark()
+                except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                    print(f"error: {name} not measured: {error}", file=sys.stderr)
+                    failed += 1
+    return results, failed
 
 
 def show(results: Sequence[Result]) -> None:
@@ -364,7 +372,7 @@ def main() -> int:
     compileall.compile_dir(ROOT / "ckpt_surgery", quiet=1)
     load = [os.getloadavg()[0]]
     try:
-        results = run(options)
+        results, failed = run(options)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: not measured: {error}", file=sys.stderr)
         return 2
@@ -376,7 +384,7 @@ def main() -> int:
     else:
         show(results)
         print(f"load of the machine: {load[0]:.2f} before, {load[1]:.2f} after")
-    return 0
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":
