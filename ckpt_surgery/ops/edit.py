@@ -45,15 +45,16 @@ class EditRequest:
     follow where elements are only put elsewhere, also into other tensors; where numbers change,
     `optimizer` says what becomes of their state.
 
-    Raises `UsageError` without rules.
+    Raises `UsageError` without rules, but with `allow_nothing`, for what is asked of the output.
     """
 
     rules: Sequence[ValueRule]
     at: Sequence[str] = ()
     optimizer: _EditOptimizer = "auto"
+    allow_nothing: bool = False
 
     def __post_init__(self) -> None:
-        if not self.rules:
+        if not self.rules and not self.allow_nothing:
             raise UsageError("no rule says what to edit", hint="see 'ckpt edit --help'")
 
     def plan(self, checkpoint: Checkpoint) -> Planned:

@@ -44,15 +44,16 @@ class SetRequest:
 
     What lies at the paths `delete` goes. With `like_type` a value becomes of the kind that the one
     before it was: int, float, a tuple, a number of numpy. Raises `UsageError` if nothing is asked
-    for, or a path is both put and deleted.
+    for, but with `allow_nothing`, and if a path is both put and deleted.
     """
 
     values: Sequence[tuple[str, str]] = ()
     delete: Sequence[str] = ()
     like_type: bool = False
+    allow_nothing: bool = False
 
     def __post_init__(self) -> None:
-        if not self.values and not self.delete:
+        if not self.values and not self.delete and not self.allow_nothing:
             raise UsageError("nothing is to be set", hint="write PATH=VALUE, such as epoch=0")
         for path, _ in self.values:
             if path in self.delete:

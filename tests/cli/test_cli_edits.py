@@ -428,10 +428,10 @@ def test_keep_with_entries_and_names_inverts_both(folder, invoke):
 
 
 def test_plain_values_and_devices_need_no_rule(folder, invoke):
-    for verb in ("strip", "rename", "convert"):
+    for verb in ("strip", "rename", "edit", "set", "convert"):
         done = invoke(verb, "train.pth.tar", "--plain", "--device", "cpu", "-o", f"{verb}.pth")
         assert done.exit_code == 0, done.stderr
         assert "made plain: args (argparse.Namespace)\n" in done.stdout
         assert torch.load(f"{verb}.pth", weights_only=True)["args"] == {"lr": 0.1}
-    for verb in ("strip", "rename"):
+    for verb in ("strip", "rename", "edit", "set"):
         assert invoke(verb, "train.pth.tar", "-o", "none.pth").exit_code == 2

@@ -12,6 +12,7 @@ from ckpt_surgery.cli.inputs import files_argument, many_outputs_options, takes_
 from ckpt_surgery.cli.options import (
     all_of,
     at_option,
+    changes_all,
     output_of,
     output_options,
     report_options,
@@ -131,4 +132,6 @@ def request_of(ctx: click.Context) -> EditRequest:
         ValueRule(name.replace("_", "-"), text, given["seed"])
         for name, text in in_order(ctx, _RULES)
     ]
-    return EditRequest(rules, at=given["at"], optimizer=given["optimizer"])
+    return EditRequest(
+        rules, at=given["at"], optimizer=given["optimizer"], allow_nothing=changes_all(ctx)
+    )

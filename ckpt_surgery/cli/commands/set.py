@@ -9,6 +9,7 @@ import click
 
 from ckpt_surgery.cli.base import Command
 from ckpt_surgery.cli.options import (
+    changes_all,
     input_argument,
     output_of,
     output_options,
@@ -78,4 +79,5 @@ def request_of(ctx: click.Context) -> SetRequest:
         if not equals or not path:
             raise UsageError(f"'{text}' is not of the form PATH=VALUE")
         pairs.append((path, verb.typed(path, value)))
-    return verb.SetRequest(pairs, ctx.params["delete"], ctx.params["like_type"])
+    given = ctx.params
+    return verb.SetRequest(pairs, given["delete"], given["like_type"], changes_all(ctx))
