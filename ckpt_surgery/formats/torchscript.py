@@ -101,8 +101,10 @@ def read_torchscript(
     reader = _Reader(tree, _Code(archive), without_code=without_code)
     if not isinstance(root, Object) or reader.declaration(root) is None:
         raise DamagedFileError("holds no module", path=file.name, entry=_DATA)
+    _require_made_of_classes(root, _DATA, limits)
     tree.walk(root, reader.enter)
     constants, lost_beside = _parse(archive, CONSTANTS, limits)
+    _require_made_of_classes(constants, CONSTANTS, limits)
     unwritable = lost or lost_beside
     if unwritable:
         reader.notes.append(f"an edit would lose something: {unwritable}")
@@ -135,6 +137,18 @@ def _parse(archive: ZipArchive, name: str, limits: Limits) -> tuple[Node, str]:
     data = record.read(limits.pickle_bytes)
     parsed = parse(data, limits=limits, persistent_load=storages.load)
     return parsed.root, not_in_graph(parsed, len(data))
+
+
+def _require_made_of_classes(root: Node, name: str, limits: Limits) -> None:
+    """Raise `DamagedFileError` if an object is made of anything but a class.
+
+    torch.jit does not look at what it is made of, so that it finds objects where a pickle has none.
+    """
+    for node in walk(root, limits=limits):
+        if isinstance(node, Object) and node.op == "NEWOBJ":
+            if isinstance(node.callee, Global) and node.args == ():
+                continue
+            raise DamagedFileError("an object is not made as torch.jit makes them", entry=name)
 
 
 class _Code:

@@ -368,6 +368,24 @@ def test_what_follows_the_end_of_a_pickle_is_told(record: str, tmp_path: Path) -
     assert f"an edit would lose something: {told}" in read(longer).notes
 
 
+@pytest.mark.parametrize("made", [b")\x81}\x81", b"}\x81", b")\x85\x81"])
+def test_objects_that_only_jit_finds_are_refused(made: bytes, tmp_path: Path) -> None:
+    """It pops what an object is made of unseen, so that it may as well be another object."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    whole = script(model, tmp_path / "s.pt")
+
+    def edit(name: str, data: bytes) -> bytes:
+        if name != "data.pkl":
+            return data
+        at = data.rindex(b")\x81")  # the batch norm
+        return data[:at] + made + data[at + 2 :]
+
+    path = edited(whole, tmp_path / "edited.pt", edit)
+    assert [*torch.jit.load(path).state_dict()] == [*model.state_dict()]
+    with pytest.raises(DamagedFileError, match="is not made as torch"):
+        read(path)
+
+
 def test_hooks_that_jit_does_not_look_at_are_refused(tmp_path: Path) -> None:
     """``torch.load`` would give them to the tensor that is written."""
     path = script(Tied(), tmp_path / "model.pt")
